@@ -1,0 +1,49 @@
+"""Attention transfer: train a small network to look where a strong one looks (Zagoruyko & Komodakis, ICLR 2017)."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "attention_map": ".maps",
+    "at_loss": ".maps",
+    "convert_beta": ".maps",
+    "kd_loss": ".methods.distillation",
+    "ActivationTransfer": ".methods",
+    "KnowledgeDistillation": ".methods",
+    "Stage": ".taps",
+    "stages": ".taps",
+    "pair_stages": ".taps",
+    "tap": ".taps",
+    "Transfer": ".transfer",
+    "create_model": ".models",
+    "load_student": ".models",
+    "UserError": ".errors",
+    "RunError": ".errors",
+}
+
+__all__ = ["__version__", *_HOME]
+
+if TYPE_CHECKING:
+    from .errors import RunError, UserError
+    from .maps import at_loss, attention_map, convert_beta
+    from .methods import ActivationTransfer, KnowledgeDistillation
+    from .methods.distillation import kd_loss
+    from .models import create_model, load_student
+    from .taps import Stage, pair_stages, stages, tap
+    from .transfer import Transfer
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOME[name], __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,146 @@
+"""`folder:PATH`: train/ and val/ with a folder of image files a class."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import UserError
+from .decode import decode_into, default_size, fit_boxes
+from .images import ImageSet
+from .source import Source, Split, without_bad
+
+# torchvision.datasets.folder.IMG_EXTENSIONS
+EXTENSIONS = frozenset((".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"))
+BOX_COLUMNS = ("file", "x_min", "y_min", "x_max", "y_max")
+NO_BOX = (0, 0, 0, 0)
+
+Boxes = dict[str, tuple[int, int, int, int]]
+
+
+def open_folder(path: Path, image_size: int | None, on_bad_image: str, want_val: bool) -> Source:
+    """Lists the class folders of `path`; images of any size are resized by the shorter side and centre-cropped.
+
+    Optional files: `classes.csv` (class folder, readable name) and `boxes.csv` (file, x_min, y_min, x_max, y_max in
+    pixels of the upright image, both ends within the box). Raises `UserError` for missing, empty or unequal folders.
+    """
+    folders = class_folders(path, "train")
+    files, labels = list_files(path, "train", folders)
+    size = image_size or default_size(files)
+    names = _class_names(path / "classes.csv")
+    classes = tuple(names.get(folder, folder) for folder in folders)
+    boxes = read_boxes(path / "boxes.csv")
+
+    def split(files: list[Path], labels: Tensor) -> Split:
+        def load(indices: Tensor) -> tuple[ImageSet, int]:
+            chosen = [files[i] for i in indices.tolist()]
+            return _decode(path, chosen, labels[indices], classes, boxes, size, on_bad_image)
+
+        return Split(labels, load)
+
+    train = split(files, labels)
+    if not want_val:
+        return Source(classes, size, train, None)
+    _check_same_classes(path, folders)
+    return Source(classes, size, train, split(*list_files(path, "val", folders)))
+
+
+def class_folders(path: Path, part: str) -> list[str]:
+    """Sorted names of the class folders in `path`/`part`."""
+    folder = path / part
+    if not folder.is_dir():
+        advice = "or cut it from train/ with val_split" if part == "val" else "or check the path"
+        raise UserError(
+            f"{path} has no folder {part}/: expected train/ and val/ with a folder a class; add it, {advice}"
+        )
+    found = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    if not found:
+        raise UserError(f"{folder} is empty: expected a folder of images a class; add them, or check the path")
+    return found
+
+
+def list_files(path: Path, part: str, folders: list[str]) -> tuple[list[Path], Tensor]:
+    """Sorted image files, nested ones too, and their labels int64 (N,)."""
+    files: list[Path] = []
+    counts = []
+    for name in folders:
+        here = path / part / name
+        found = sorted(file for file in here.rglob("*") if file.suffix.lower() in EXTENSIONS and file.is_file())
+        if not found:
+            kinds = ", ".join(sorted(EXTENSIONS))
+            raise UserError(
+                f"the class folder {here} has no images: expected files ending in {kinds}; add or remove it"
+            )
+        files += found
+        counts.append(len(found))
+    return files, torch.repeat_interleave(torch.arange(len(folders)), torch.tensor(counts))
+
+
+def _check_same_classes(path: Path, folders: list[str]) -> None:
+    present = class_folders(path, "val")
+    for name in folders:
+        if name not in present:
+            raise UserError(
+                f"{path / 'val'} lacks the class folder {name!r} of train/: expected the same; add or remove it"
+            )
+    for name in present:
+        if name not in folders:
+            raise UserError(
+                f"{path / 'val'} has a class folder {name!r} that train/ lacks: expected the same; remove it"
+            )
+
+
+def _class_names(path: Path) -> dict[str, str]:
+    """Readable names by class folder; a heading is a row like any other, as no folder has its name."""
+    if not path.is_file():
+        return {}
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        return {row[0].strip(): row[1].strip() for row in csv.reader(file) if len(row) >= 2 and row[1].strip()}
+
+
+def read_boxes(path: Path) -> Boxes | None:
+    """Half-open boxes by file name relative to the data's folder, or None where there is no such file."""
+    if not path.is_file():
+        return None
+    boxes: Boxes = {}
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file)
+        missing = [column for column in BOX_COLUMNS if column not in (reader.fieldnames or ())]
+        if missing:
+            raise UserError(
+                f"{path} lacks the column {missing[0]!r}: expected {', '.join(BOX_COLUMNS)}; add it or delete the file"
+            )
+        for row in reader:
+            try:
+                x0, y0, x1, y1 = (int(row[column]) for column in BOX_COLUMNS[1:])
+            except (TypeError, ValueError):
+                raise UserError(
+                    f"{path}, line {reader.line_num}: expected a file and four whole numbers; correct or delete it"
+                ) from None
+            # In the file both ends belong to the box (a whole 64-pixel image is 0 to 63).
+            boxes[row["file"].replace("\\", "/")] = (x0, y0, x1 + 1, y1 + 1)
+    return boxes
+
+
+def _decode(
+    path: Path,
+    files: list[Path],
+    labels: Tensor,
+    classes: tuple[str, ...],
+    boxes: Boxes | None,
+    size: int,
+    on_bad_image: str,
+) -> tuple[ImageSet, int]:
+    out = np.empty((len(files), size, size, 3), dtype=np.uint8)
+    sizes = decode_into(out, files, lambda i: str(files[i]), on_bad_image)
+    names = tuple(file.relative_to(path).as_posix() for file in files)
+    fitted = None
+    if boxes is not None:
+        known = np.array([boxes.get(name, NO_BOX) for name in names], dtype=np.int64).reshape(-1, 4)
+        fitted = torch.from_numpy(fit_boxes(known, sizes, size))
+    images = ImageSet(torch.from_numpy(out), labels, classes, fitted, names)
+    return without_bad(images, sizes)

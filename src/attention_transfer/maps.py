@@ -1,0 +1,293 @@
+"""Attention maps of activations and the loss over pairs of layers.
+
+Shapes: N batch, C channels, H and W spatial size, M = H·W positions, L tokens, D their width.
+Formulas: Zagoruyko & Komodakis, "Paying More Attention to Attention", ICLR 2017, section 3.1 and Eq. 2.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .errors import UserError, check_choice
+
+KINDS = ("sum", "max")
+AXES = ("space", "channel")
+CONVENTIONS = ("authors", "paper", "caffe")
+RESIZES = ("map", "features", "bilinear")
+EPS = 1e-12
+
+Features = Tensor | Sequence[Tensor] | Mapping[str, Tensor]
+
+
+def attention_map(
+    features: Tensor, kind: str = "sum", p: float = 2.0, normalize: bool = True, axis: str = "space"
+) -> Tensor:
+    """The attention map Q of activations, or Y = Q / max(‖Q‖₂, 1e-12) where `normalize` is true.
+
+    `sum`: Q[n,m] = Σ_c |A[n,c,m]|^p; `max`: max_c |A[n,c,m]|^p (the paper's F_sum, F_sum^p, F_max^p).
+
+    Args:
+        features: A, (N, C, H, W), or tokens (N, L, D) without prefix tokens.
+        kind: `sum` or `max`.
+        p: the exponent, p ≥ 1.
+        normalize: divide by the l2 norm of each sample; an all-zero sample stays zero, with zero gradient.
+        axis: `space`, a map over positions, or `channel`, a map over channels that is reduced over positions.
+
+    Returns:
+        (N, H·W), or (N, L) for tokens; with `axis="channel"` (N, C) or (N, D). float32, or float64 for float64.
+
+    Raises:
+        UserError: (a ValueError) for a wrong shape, dtype, kind, p or axis.
+    """
+    check_map_options(kind, p, axis)
+    q = _reduce(_checked(features, "features"), kind, p, axis).flatten(1)
+    return normalize_map(q) if normalize else q
+
+
+def at_loss(
+    student: Features,
+    teacher: Features,
+    *,
+    kind: str = "sum",
+    p: float = 2.0,
+    convention: str = "authors",
+    resize: str = "map",
+    norm: float = 2.0,
+    axis: str = "space",
+    weights: Sequence[float] | Mapping[str, float] | None = None,
+) -> Tensor:
+    """The attention transfer loss, summed over pairs of layers; D = Y_student − Y_teacher.
+
+    `authors`: mean over N and M of D² (their PyTorch code; β = 1000 goes with it). `paper`: ½ · mean over N of ‖D‖,
+    not squared (Eq. 2). `caffe`: 1/(2N) · Σ D² (EuclideanLoss). `authors` = (2/M) · `caffe`.
+
+    Args:
+        student: the student's features, (N, C, H, W) or (N, L, D): one tensor, a list, or a dict of them.
+        teacher: the teacher's, of the same structure. Channels need not match.
+        kind, p, axis: as in `attention_map`.
+        convention: `authors`, `paper` or `caffe`.
+        resize: what happens where H×W differ. The target is (min H, min W): `map` average-pools the map before it is
+            normalised, `features` average-pools the features, `bilinear` interpolates the map (antialiased).
+        norm: the order of ‖D‖ under `paper`, norm ≥ 1 or `math.inf`.
+        weights: a factor for each pair, a list or a dict like the features; 1 where not given.
+
+    Returns:
+        A scalar, float32 or float64.
+
+    Raises:
+        UserError: (a ValueError) for features that do not pair, and for wrong options.
+    """
+    check_loss_options(kind, p, convention, resize, norm, axis)
+    total: Tensor | None = None
+    for name, s, t, weight in _pairs(student, teacher, weights):
+        ys, yt = paired_maps(s, t, kind=kind, p=p, resize=resize, axis=axis, name=name)
+        term = map_distance(ys, yt, convention, norm)
+        if weight != 1.0:
+            term = term * weight
+        total = term if total is None else total + term
+    if total is None:
+        raise UserError("at_loss got no pair of features: expected at least one")
+    return total
+
+
+def paired_maps(
+    student: Tensor, teacher: Tensor, *, kind: str, p: float, resize: str, axis: str, name: str = "pair"
+) -> tuple[Tensor, Tensor]:
+    """The normalised maps of one pair, brought to one size: two tensors (N, M)."""
+    student, teacher = _checked(student, f"student features of {name}"), _checked(teacher, f"teacher features of {name}")
+    if student.shape[0] != teacher.shape[0]:
+        raise UserError(
+            f"{name}: the student's batch is {student.shape[0]}, the teacher's {teacher.shape[0]}: expected the same images"
+        )
+    if axis == "channel":
+        qs, qt = _reduce(student, kind, p, axis), _reduce(teacher, kind, p, axis)
+        if qs.shape != qt.shape:
+            raise UserError(
+                f"{name}: axis='channel' compares channel by channel, but the student has {qs.shape[1]} channels and "
+                f"the teacher {qt.shape[1]}: use axis='space', whose map does not depend on the number of channels"
+            )
+        return normalize_map(qs), normalize_map(qt)
+    if resize == "features" and _positions(student) != _positions(teacher):
+        size = _common_grid(student, teacher, name)
+        student, teacher = (F.adaptive_avg_pool2d(_as_grid(f, name), size) for f in (student, teacher))
+    qs, qt = _reduce(student, kind, p, axis), _reduce(teacher, kind, p, axis)
+    if _positions(student) != _positions(teacher):
+        size = _common_grid(student, teacher, name)
+        qs, qt = (_resize_map(q.reshape(q.shape[0], 1, *_grid(f, name)), size, resize) for q, f in ((qs, student), (qt, teacher)))
+    return normalize_map(qs.flatten(1)), normalize_map(qt.flatten(1))
+
+
+def map_distance(student: Tensor, teacher: Tensor, convention: str, norm: float = 2.0) -> Tensor:
+    """The loss of one pair of normalised maps (N, M) under a convention: a scalar."""
+    d = student - teacher
+    if convention == "authors":
+        return d.square().mean()
+    if convention == "caffe":
+        return d.square().sum() / (2 * d.shape[0])
+    return row_norm(d, norm).mean() / 2
+
+
+def normalize_map(q: Tensor) -> Tensor:
+    """Y = Q / max(‖Q‖₂, 1e-12), row by row: (N, M) -> (N, M).
+
+    Written so that the gradients of a zero row are zero at every order (the norm's own would be 0/0 at the second).
+    """
+    squared = q.square().sum(1, keepdim=True)
+    above = squared > EPS * EPS
+    return q / torch.where(above, torch.where(above, squared, 1.0).sqrt(), EPS)
+
+
+def row_norm(d: Tensor, order: float = 2.0) -> Tensor:
+    """‖d_n‖ of each row, (N, M) -> (N,), whose gradient at d_n = 0 is 0 and not NaN."""
+    if order == math.inf:
+        return d.abs().amax(1)
+    if order == 1:
+        return d.abs().sum(1)
+    total = _power(d, order).sum(1)
+    positive = total > 0
+    safe = torch.where(positive, total, 1.0)
+    return torch.where(positive, safe.sqrt() if order == 2 else safe.pow(1 / order), 0.0)
+
+
+def convert_beta(beta: float, source: str, target: str, positions: int) -> float:
+    """β of one pair with M = `positions` under another convention with the same loss.
+
+    Only `authors` and `caffe` are multiples of one another (`authors` = (2/M) · `caffe`); `paper` takes the root, so no
+    constant factor leads there.
+
+    Raises:
+        UserError: for `paper`, and for an unknown convention.
+    """
+    for convention in (source, target):
+        check_choice("convention", convention, CONVENTIONS)
+    if source == target:
+        return float(beta)
+    if "paper" in (source, target):
+        raise UserError("no β makes 'paper' equal another convention: it takes ‖D‖, the others ‖D‖²; tune β there anew")
+    return beta * 2 / positions if target == "caffe" else beta * positions / 2
+
+
+def check_map_options(kind: str, p: float, axis: str) -> None:
+    """Raises `UserError` for a kind, exponent or axis that has no map."""
+    check_choice("kind of attention map", kind, KINDS)
+    check_choice("axis", axis, AXES)
+    if not (isinstance(p, (int, float)) and 1 <= p < math.inf):
+        raise UserError(f"p is {p!r}: expected a number p ≥ 1 (below 1 the gradient at 0 does not exist)")
+
+
+def check_loss_options(kind: str, p: float, convention: str, resize: str, norm: float, axis: str) -> None:
+    """Raises `UserError` for an option of `at_loss` that is not one."""
+    check_map_options(kind, p, axis)
+    check_choice("convention", convention, CONVENTIONS)
+    check_choice("resize", resize, RESIZES)
+    if not (isinstance(norm, (int, float)) and norm >= 1):
+        raise UserError(f"norm is {norm!r}: expected a number norm ≥ 1, or math.inf")
+
+
+def _checked(features: Tensor, what: str) -> Tensor:
+    """The features in at least float32: in float16 |A|^p overflows and 1e-12 vanishes."""
+    if not isinstance(features, Tensor):
+        raise UserError(f"{what}: got {type(features).__name__}, expected a tensor (N, C, H, W) or (N, L, D)")
+    if features.ndim not in (3, 4):
+        raise UserError(f"{what}: got shape {tuple(features.shape)}, expected (N, C, H, W) or (N, L, D)")
+    if not features.is_floating_point():
+        raise UserError(f"{what}: got {features.dtype}, expected a floating-point tensor")
+    if 0 in features.shape:
+        raise UserError(f"{what}: got the empty shape {tuple(features.shape)}")
+    return features if features.dtype == torch.float64 else features.float()
+
+
+def _power(a: Tensor, p: float) -> Tensor:
+    """|a|^p with the derivatives at 0 that the method states (the second is 0 where 1 < p < 2)."""
+    if p == 1:
+        return a.abs()
+    if p == 2:
+        return a.square()
+    if p >= 2:
+        return a.abs().pow(p)
+    zero = a == 0
+    return torch.where(zero, 0.0, torch.where(zero, 1.0, a).abs().pow(p))
+
+
+def _reduce(features: Tensor, kind: str, p: float, axis: str) -> Tensor:
+    """Q before normalisation: (N, H, W) or (N, L); with `axis="channel"` (N, C) or (N, D)."""
+    if axis == "channel":
+        features = features.flatten(2) if features.ndim == 4 else features.transpose(1, 2)
+        dim = 2
+    else:
+        dim = 1 if features.ndim == 4 else 2
+    if kind == "sum":
+        return _power(features, p).sum(dim)
+    return _power(features.abs().max(dim).values, p)
+
+
+def _positions(features: Tensor) -> tuple[int, ...]:
+    """(H, W), or for tokens (L,): what has to agree for two maps to be compared as they are.
+
+    Tokens against a feature map of as many positions agree, so a single number is not compared with a pair here.
+    """
+    return tuple(features.shape[2:]) if features.ndim == 4 else tuple(_grid(features, "tokens"))
+
+
+def _grid(features: Tensor, name: str) -> tuple[int, int]:
+    if features.ndim == 4:
+        return features.shape[2], features.shape[3]
+    side = math.isqrt(features.shape[1])
+    if side * side == features.shape[1]:
+        return side, side
+    return 1, features.shape[1]
+
+
+def _as_grid(features: Tensor, name: str) -> Tensor:
+    return features if features.ndim == 4 else features.transpose(1, 2).unflatten(2, _grid(features, name))
+
+
+def _common_grid(student: Tensor, teacher: Tensor, name: str) -> tuple[int, int]:
+    (hs, ws), (ht, wt) = _grid(student, name), _grid(teacher, name)
+    for f in (student, teacher):
+        if f.ndim == 3 and math.isqrt(f.shape[1]) ** 2 != f.shape[1]:
+            raise UserError(
+                f"{name}: {f.shape[1]} tokens are no square grid, so they cannot be resized to the other side's "
+                f"{(hs, ws) if f is teacher else (ht, wt)}: reshape them to (N, D, H, W) first"
+            )
+    return min(hs, ht), min(ws, wt)
+
+
+def _resize_map(q: Tensor, size: tuple[int, int], resize: str) -> Tensor:
+    if tuple(q.shape[2:]) == size:
+        return q
+    if resize == "bilinear":
+        return F.interpolate(q, size, mode="bilinear", align_corners=False, antialias=True)
+    return F.adaptive_avg_pool2d(q, size)
+
+
+def _pairs(
+    student: Features, teacher: Features, weights: Sequence[float] | Mapping[str, float] | None
+) -> list[tuple[str, Tensor, Tensor, float]]:
+    """One row a pair: (name, student features, teacher features, weight); never a silent zip."""
+    if isinstance(student, Tensor) and isinstance(teacher, Tensor):
+        student, teacher = [student], [teacher]
+    if isinstance(student, Mapping) and isinstance(teacher, Mapping):
+        if student.keys() != teacher.keys():
+            raise UserError(f"the student's layers are {list(student)}, the teacher's {list(teacher)}: expected the same keys")
+        if weights is not None and not isinstance(weights, Mapping):
+            raise UserError("weights is a list, but the features are a dict: expected a dict with the same keys")
+        if weights is not None and weights.keys() != student.keys():
+            raise UserError(f"weights has {list(weights)}, the features {list(student)}: expected the same keys")
+        return [(k, student[k], teacher[k], 1.0 if weights is None else weights[k]) for k in student]
+    if isinstance(student, (list, tuple)) and isinstance(teacher, (list, tuple)):
+        if len(student) != len(teacher):
+            raise UserError(f"{len(student)} student features but {len(teacher)} of the teacher's: expected as many")
+        if weights is not None and (isinstance(weights, Mapping) or len(weights) != len(student)):
+            raise UserError(f"weights is {weights!r}: expected a list of {len(student)} numbers, one a pair")
+        factors = [1.0] * len(student) if weights is None else list(weights)
+        return [(f"pair {j}", s, t, w) for j, (s, t, w) in enumerate(zip(student, teacher, factors, strict=True))]
+    raise UserError(
+        f"student features are a {type(student).__name__}, the teacher's a {type(teacher).__name__}: "
+        "expected both a tensor, both a list, or both a dict"
+    )

@@ -1,0 +1,79 @@
+"""Activation-based attention transfer: β · Σ over pairs of the distance between normalised attention maps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from .. import maps
+from ..errors import UserError
+from .base import Method, Progress, Step, check_decay, check_weight, decayed
+
+
+class ActivationTransfer(Method):
+    """β · `at_loss` (Eq. 2 of the paper, or the authors' code: see `convention`).
+
+    Args:
+        beta: β; 1000 goes with `authors`. A run of a few hundred steps wants less (100).
+        kind, p, convention, resize, norm, axis, weights: as in `at_loss`.
+        decay: `constant`, `linear` or `cosine` (both to zero), or `step` (×0.2 at 30, 60 and 80 % of the training).
+
+    Raises:
+        UserError: (a ValueError) for a wrong option.
+    """
+
+    name = "at"
+    part = "at"
+    needs_teacher = True
+    needs_features = True
+
+    def __init__(
+        self,
+        beta: float = 1e3,
+        kind: str = "sum",
+        p: float = 2.0,
+        convention: str = "authors",
+        resize: str = "map",
+        norm: float = 2.0,
+        axis: str = "space",
+        weights: Sequence[float] | None = None,
+        decay: str = "constant",
+    ):
+        super().__init__()
+        maps.check_loss_options(kind, p, convention, resize, norm, axis)
+        self.beta = check_weight("beta", beta)
+        self.options = {"kind": kind, "p": p, "convention": convention, "resize": resize, "norm": norm, "axis": axis}
+        self.pair_weights = None if weights is None else list(weights)
+        self.decay = check_decay(decay)
+
+    def forward(self, step: Step) -> Tensor:
+        return maps.at_loss(
+            step.student_features, step.teacher_features, weights=self.pair_weights, **self.options  # type: ignore[arg-type]
+        )
+
+    def weight(self, progress: Progress) -> float | Tensor:
+        return self.beta * decayed(self.decay, progress)
+
+    def weights(self, progress: Progress) -> dict[str, float]:
+        return {"beta": float(self.weight(progress))}
+
+    def check(self, pairs: Sequence[tuple[str, str]], student: Sequence[Tensor], teacher: Sequence[Tensor]) -> None:
+        if self.pair_weights is not None and len(self.pair_weights) != len(pairs):
+            raise UserError(f"weights has {len(self.pair_weights)} numbers for {len(pairs)} pairs: expected one a pair")
+        maps.at_loss(student, teacher, weights=self.pair_weights, **self.options)  # type: ignore[arg-type]
+
+    def describe(self, pairs: Sequence[tuple[str, str]], student: Sequence[Tensor], teacher: Sequence[Tensor]) -> list[str]:
+        """A line for each pair: layers, sizes, and the effective weight of β under the conventions."""
+        lines = []
+        for j, ((s, t), fs, ft) in enumerate(zip(pairs, student, teacher, strict=True)):
+            beta = self.beta * (1.0 if self.pair_weights is None else self.pair_weights[j])
+            sizes = f"{tuple(fs.shape[1:])} and {tuple(ft.shape[1:])}"
+            ys, _ = maps.paired_maps(
+                fs, ft, kind=self.options["kind"], p=self.options["p"], resize=self.options["resize"], axis=self.options["axis"]  # type: ignore[arg-type]
+            )
+            convention = str(self.options["convention"])
+            names = [c for c in ("authors", "caffe") if convention != "paper"] or ["paper"]
+            weight = ", ".join(f"{maps.convert_beta(beta, convention, c, ys.shape[1]):.5g} ({c})" for c in names)
+            lines.append(f"{s} ← {t}: {sizes}, M = {ys.shape[1]}, β = {weight}")
+        return lines

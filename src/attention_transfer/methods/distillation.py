@@ -1,0 +1,82 @@
+"""Knowledge distillation (Hinton et al., 2015): (1 − α)·CE + α·T²·KL(teacher‖student) at temperature T."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..errors import UserError
+from .base import Method, Progress, Step
+
+
+def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 4.0) -> Tensor:
+    """T² · KL(softmax(teacher/T) ‖ softmax(student/T)), averaged over the batch.
+
+    Args:
+        student_logits: (N, K).
+        teacher_logits: (N, K).
+        temperature: T > 0.
+
+    Returns:
+        A scalar, float32 or float64 (the logits are taken in at least float32).
+
+    Raises:
+        UserError: (a ValueError) for shapes that are not (N, K) twice, or a temperature that is not above 0.
+    """
+    if student_logits.ndim != 2 or student_logits.shape != teacher_logits.shape:
+        raise UserError(
+            f"kd_loss got logits {tuple(student_logits.shape)} and {tuple(teacher_logits.shape)}: expected both (N, K)"
+        )
+    check_temperature(temperature)
+    log_p = F.log_softmax(_float(student_logits) / temperature, 1)
+    log_q = F.log_softmax(_float(teacher_logits) / temperature, 1)
+    return F.kl_div(log_p, log_q, reduction="batchmean", log_target=True) * temperature**2
+
+
+class KnowledgeDistillation(Method):
+    """α · `kd_loss`, leaving 1 − α of the cross-entropy.
+
+    Args:
+        alpha: α in [0, 1].
+        temperature: T > 0.
+
+    Raises:
+        UserError: (a ValueError) for values outside these.
+    """
+
+    name = "kd"
+    part = "kd"
+    needs_teacher = True
+
+    def __init__(self, alpha: float = 0.9, temperature: float = 4.0):
+        super().__init__()
+        if not 0 <= alpha <= 1:
+            raise UserError(f"alpha is {alpha!r}: expected a number in [0, 1]")
+        check_temperature(temperature)
+        self.alpha = float(alpha)
+        self.temperature = float(temperature)
+
+    def forward(self, step: Step) -> Tensor:
+        assert step.teacher_logits is not None
+        return kd_loss(step.student_logits, step.teacher_logits, self.temperature)
+
+    def weight(self, progress: Progress) -> float:
+        return self.alpha
+
+    def weights(self, progress: Progress) -> dict[str, float]:
+        return {"alpha": self.alpha}
+
+    def cross_entropy_share(self) -> float:
+        return 1 - self.alpha
+
+
+def check_temperature(temperature: float) -> None:
+    if not 0 < temperature < math.inf:
+        raise UserError(f"temperature is {temperature!r}: expected a number > 0")
+
+
+def _float(logits: Tensor) -> Tensor:
+    return logits if logits.dtype == torch.float64 else logits.float()

@@ -1,0 +1,141 @@
+"""A trained network with what belongs to it: its name, classes and preprocessing, kept in one safetensors file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..errors import UserError
+from ..runs import RunFolder, replacing
+from .create import create_model
+from .weights import load_weights
+
+
+class Preprocess(nn.Module):
+    """Images (N, 3, H, W) in [0, 1] -> what a network was trained on: resized where its size differs, normalised."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float], size: tuple[int, int] | None = None):
+        super().__init__()
+        self.size = size
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.size is not None and tuple(x.shape[-2:]) != tuple(self.size):
+            x = F.interpolate(x, self.size, mode="bilinear", align_corners=False, antialias=True)
+        return (x - self.mean.to(x.dtype)) / self.std.to(x.dtype)
+
+
+@dataclass
+class Network:
+    """A module with its name, class names, preprocessing, and a fingerprint of its weights."""
+
+    module: nn.Module
+    name: str
+    classes: tuple[str, ...]
+    preprocess: Preprocess
+    fingerprint: str | None = None
+    folder: str | None = None
+
+
+def save_student(file: Path, module: nn.Module, name: str, classes: Sequence[str], preprocess: Preprocess, image_size: Sequence[int]) -> None:
+    """Writes weights and metadata as safetensors, whole or not at all."""
+    from safetensors.torch import save_file
+
+    about = {
+        "model": name,
+        "classes": list(classes),
+        "mean": preprocess.mean.flatten().tolist(),
+        "std": preprocess.std.flatten().tolist(),
+        "image_size": list(image_size),
+    }
+    state = {k: v.detach().cpu().contiguous().clone() for k, v in module.state_dict().items()}
+    with replacing(file) as partial:
+        save_file(state, partial, metadata={"attention_transfer": json.dumps(about)})
+
+
+def load_run_network(folder: str | Path) -> Network:
+    """The network that a run trained.
+
+    Raises:
+        UserError: where `folder` is no run, or its run has not written a network yet.
+    """
+    from safetensors import safe_open
+
+    run = RunFolder.open(folder)
+    if not run.student_file.is_file():
+        raise UserError(f"{folder} has no student.safetensors: its run is not finished; run its command again to continue it")
+    with safe_open(run.student_file, framework="pt") as file:
+        about = json.loads((file.metadata() or {}).get("attention_transfer", "null"))
+    if about is None:
+        raise UserError(f"{run.student_file} was not written by attention-transfer: its metadata is missing")
+    module = create_model(about["model"].removesuffix(":pretrained"), len(about["classes"]))
+    load_weights(module, run.student_file)
+    digest = hashlib.sha256(run.student_file.read_bytes()).hexdigest()
+    preprocess = Preprocess(about["mean"], about["std"], tuple(about["image_size"]))
+    return Network(module.eval(), about["model"], tuple(about["classes"]), preprocess, digest, str(folder))
+
+
+def load_student(run_folder: str | Path) -> nn.Module:
+    """The trained module of a run, in eval mode, with its `classes` (names) and `preprocess` (images in [0, 1] -> input).
+
+    Raises:
+        UserError: where the folder is no run, or its run is not finished.
+    """
+    network = load_run_network(run_folder)
+    network.module.classes = network.classes  # type: ignore[assignment]
+    network.module.preprocess = network.preprocess
+    return network.module
+
+
+def load_network(
+    spec: str, classes: Sequence[str], mean: Sequence[float], std: Sequence[float], weights: str | None = None
+) -> Network:
+    """A network with trained weights (a teacher): a run folder, or a model name that is `:pretrained` or has `weights`.
+
+    Raises:
+        UserError: for a network without trained weights, or with other classes than the data.
+    """
+    if Path(spec).is_dir() or RunFolder(spec).exists:
+        network = load_run_network(spec)
+        if len(network.classes) != len(classes):
+            raise UserError(
+                f"the teacher {spec} knows {len(network.classes)} classes, the data has {len(classes)}: expected the same classes"
+            )
+        if tuple(network.classes) != tuple(classes):
+            raise UserError(f"the teacher {spec} knows the classes {_few(network.classes)}, the data has {_few(classes)}")
+        return network
+    if "/" in spec and not spec.startswith(("timm/", "torchvision/")) and ".py:" not in spec:
+        raise UserError(f"no teacher at {spec}: expected a run folder, or a model with trained weights")
+    module = create_model(spec, len(classes))
+    if weights is None and not spec.endswith(":pretrained"):
+        raise UserError(
+            f"the teacher {spec} has no trained weights: give a run folder, {spec.split(':')[0]}:pretrained, or --teacher-weights FILE"
+        )
+    digest = None
+    if weights is not None:
+        load_weights(module, weights)
+        digest = hashlib.sha256(Path(weights).read_bytes()).hexdigest()
+    return Network(module.eval(), spec, tuple(classes), _own_preprocess(module, mean, std), digest)
+
+
+def _own_preprocess(module: nn.Module, mean: Sequence[float], std: Sequence[float]) -> Preprocess:
+    """timm models carry the normalisation they were trained with; others get the data's."""
+    config = getattr(module, "pretrained_cfg", None)
+    if isinstance(config, dict) and "mean" in config and "std" in config:
+        mean, std = config["mean"], config["std"]
+    return Preprocess(mean, std)
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:4]) + (", …" if len(names) > 4 else "")

@@ -1,0 +1,74 @@
+"""Wide residual networks for 32×32 images, WRN-d-k, as the authors of attention transfer trained them.
+
+Pre-activation blocks; a 3×3 stem of 16; groups of width 16k, 32k, 64k with n = (d − 4)/6 blocks each; a 1×1 shortcut
+fed by the activated input wherever the width changes; BN-ReLU-global average-linear at the end. Attention is read at
+the output of each group: the children `group0`, `group1`, `group2`. (Zagoruyko & Komodakis, BMVC 2016.)
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..errors import UserError
+
+
+class Block(nn.Module):
+    """BN-ReLU-conv twice, plus the shortcut."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int):
+        super().__init__()
+        self.bn0 = nn.BatchNorm2d(inputs)
+        self.conv0 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outputs)
+        self.conv1 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.convdim = nn.Conv2d(inputs, outputs, 1, stride, bias=False) if inputs != outputs else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        o = F.relu(self.bn0(x))
+        z = self.conv0(o)
+        z = self.conv1(F.relu(self.bn1(z)))
+        return z + (x if self.convdim is None else self.convdim(o))
+
+
+class WideResNet(nn.Module):
+    """WRN-depth-width: images (N, 3, H, W) -> logits (N, num_classes)."""
+
+    def __init__(self, depth: int, width: int, num_classes: int):
+        super().__init__()
+        check_depth(depth, width)
+        widths = [16, 16 * width, 32 * width, 64 * width]
+        self.conv0 = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
+        for g in range(3):
+            group = nn.Sequential()
+            for b in range((depth - 4) // 6):
+                stride = 2 if g > 0 and b == 0 else 1
+                group.add_module(f"block{b}", Block(widths[g] if b == 0 else widths[g + 1], widths[g + 1], stride))
+            self.add_module(f"group{g}", group)
+        self.bn = nn.BatchNorm2d(widths[3])
+        self.fc = nn.Linear(widths[3], num_classes)
+        self.apply(_initialise)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.group2(self.group1(self.group0(self.conv0(x))))
+        return self.fc(F.relu(self.bn(x)).mean((2, 3)))
+
+
+def check_depth(depth: int, width: int) -> None:
+    """Raises `UserError` unless depth is 6n + 4 and width at least 1."""
+    if depth < 10 or (depth - 4) % 6:
+        n = max(1, round((depth - 4) / 6))
+        raise UserError(f"wrn-{depth}-{width}: the depth is {depth}, expected 6n + 4; the nearest is wrn-{6 * n + 4}-{width}")
+    if width < 1:
+        raise UserError(f"wrn-{depth}-{width}: the width is {width}, expected at least 1")
+
+
+def _initialise(module: nn.Module) -> None:
+    # The authors' initialisation; their BN weights uniform in [0, 1] matter to short runs.
+    if isinstance(module, (nn.Conv2d, nn.Linear)):
+        nn.init.kaiming_normal_(module.weight)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.BatchNorm2d):
+        nn.init.uniform_(module.weight)
+        nn.init.zeros_(module.bias)

@@ -1,0 +1,233 @@
+"""A recipe: every option of a run as one plain object, read from YAML and from the command line's words.
+
+The same keys everywhere: `--batch-size` on the command line, `batch_size` in YAML and here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from .errors import UserError, check_choice, nearest
+
+SCHEDULES = ("step", "one-cycle", "cosine", "constant")
+DEVICES = ("auto", "cpu", "cuda", "mps")
+PRECISIONS = ("auto", "fp32", "bf16")
+COMPILES = ("auto", "on", "off")
+# How a run is carried out, not what it computes: another value continues the same run.
+RUNTIME = ("device", "precision", "compile", "devices", "nodes")
+
+
+@dataclass
+class Recipe:
+    """The options of `train` and `distill`. See the command's --help for what each means."""
+
+    command: str = "train"
+    model: str = ""
+    teacher: str | None = None
+    method: str = "none"
+    data: str = "digits"
+    teacher_weights: str | None = None
+    student_weights: str | None = None
+
+    beta: float | dict[str, float] | None = None
+    decay: str | dict[str, str] | None = None
+    kind: str = "sum"
+    p: float = 2.0
+    norm: float = 2.0
+    convention: str = "authors"
+    resize: str = "map"
+    pairs: str = "auto"
+    alpha: float = 0.9
+    temperature: float = 4.0
+
+    epochs: int = 15
+    batch_size: int = 128
+    lr: float = 0.2
+    momentum: float = 0.9
+    nesterov: bool = True
+    weight_decay: float = 5e-4
+    schedule: str = "one-cycle"
+    milestones: tuple[int, ...] = (60, 120, 160)
+    lr_decay: float = 0.2
+    crop_padding: int = 4
+    flip: bool = True
+    seed: int = 0
+    image_size: int | None = None
+    max_steps: int | None = None
+    limit_train: int | None = None
+    limit_val: int | None = None
+    val_split: float | None = None
+    on_bad_image: str = "error"
+
+    device: str = "auto"
+    precision: str = "auto"
+    compile: str = "auto"
+    devices: int = 1
+    nodes: int = 1
+
+    def identity(self) -> dict[str, Any]:
+        """The options that change numbers: two runs with the same are the same run."""
+        return {k: v for k, v in self.to_dict().items() if k not in RUNTIME}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, in order, as they stand in config.yaml."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+
+    def method_options(self) -> dict[str, dict[str, Any]]:
+        """Options for each method, by its name."""
+        from .methods import METHODS, method_names
+
+        names = method_names(self.method)
+        given: dict[str, dict[str, Any]] = {"at": {}, "kd": {"alpha": self.alpha, "temperature": self.temperature}}
+        for key in ("kind", "p", "norm", "convention", "resize"):
+            given["at"][key] = getattr(self, key)
+        for key in ("beta", "decay"):
+            value = getattr(self, key)
+            having = [n for n in names if key in METHODS[n].__init__.__code__.co_varnames]
+            for name, number in (value.items() if isinstance(value, Mapping) else [(n, value) for n in having]):
+                if name not in having:
+                    raise UserError(f"--{key} names {name!r}, but method {self.method!r} has {', '.join(having) or 'none'} with a {key}")
+                if number is not None:
+                    given.setdefault(name, {})[key] = number
+        # The paper decays β when attention transfer goes along with distillation.
+        if "at" in names and "kd" in names:
+            given["at"].setdefault("decay", "linear")
+        return given
+
+    def layer_pairs(self) -> str | list[tuple[str, str]]:
+        """`auto`, or the pairs in "student=teacher,student=teacher"."""
+        if self.pairs == "auto":
+            return "auto"
+        pairs = [tuple(p.strip() for p in pair.split("=")) for pair in self.pairs.split(",")]
+        if any(len(p) != 2 or not all(p) for p in pairs):
+            raise UserError(f"--pairs is {self.pairs!r}: expected auto, or STUDENT_LAYER=TEACHER_LAYER,… (see `stages`)")
+        return [(s, t) for s, t in pairs]
+
+
+KEYS = tuple(f.name for f in dataclasses.fields(Recipe))
+_TYPES: dict[str, type] = {
+    **dict.fromkeys(("epochs", "batch_size", "seed", "image_size", "max_steps", "limit_train", "limit_val", "devices", "nodes"), int),
+    **dict.fromkeys(("p", "norm", "alpha", "temperature", "lr", "momentum", "weight_decay", "lr_decay", "val_split"), float),
+    **dict.fromkeys(("nesterov", "flip"), bool),
+}
+_AT_LEAST_ONE = ("epochs", "batch_size", "image_size", "max_steps", "limit_train", "limit_val", "devices", "nodes")
+
+
+def make_recipe(*layers: Mapping[str, Any]) -> Recipe:
+    """A checked recipe from layers of options, the later ones winning; keys with `-` and `_` are the same.
+
+    Raises:
+        UserError: for an unknown key or value (the nearest valid one is named).
+    """
+    values: dict[str, Any] = {}
+    for layer in layers:
+        for key, value in layer.items():
+            key = str(key).replace("-", "_")
+            if key not in KEYS:
+                raise UserError(f"unknown option {key!r}{nearest(key, KEYS)} (options: {', '.join(KEYS)})")
+            values[key] = value
+    recipe = Recipe(**{k: _typed(k, v) for k, v in values.items()})
+    _check(recipe)
+    return recipe
+
+
+def read_recipe(file: str | Path) -> dict[str, Any]:
+    """The options in a YAML file, or of a named recipe that comes with the package.
+
+    Raises:
+        UserError: for a file that is not there or is no mapping; for a name that is no recipe.
+    """
+    import yaml
+
+    path = Path(file)
+    try:
+        found = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise UserError(f"cannot read the recipe {file}: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"{file} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{file} holds a {type(found).__name__}: expected options as KEY: VALUE lines")
+    return found
+
+
+def recipe_names() -> list[str]:
+    """The recipes that come with the package."""
+    return sorted(f.name.removesuffix(".yaml") for f in resources.files(f"{__package__}.recipes").iterdir() if f.name.endswith(".yaml"))
+
+
+def named_recipe(name: str) -> dict[str, Any]:
+    """The options of a recipe that comes with the package."""
+    check_choice("recipe", name, recipe_names())
+    with resources.as_file(resources.files(f"{__package__}.recipes") / f"{name}.yaml") as path:
+        return read_recipe(path)
+
+
+def parse_per_method(text: str, number: bool) -> Any:
+    """`"1000"` -> 1000.0; `"at=1000,symmetry=1"` -> {"at": 1000.0, "symmetry": 1.0}; words stay words."""
+
+    def value(word: str) -> Any:
+        if not number:
+            return word.strip()
+        try:
+            return float(word)
+        except ValueError:
+            raise UserError(f"{text!r} is not a number, nor METHOD=NUMBER,…") from None
+
+    if "=" not in text:
+        return value(text)
+    return {k.strip(): value(v) for k, _, v in (part.partition("=") for part in text.split(","))}
+
+
+def _typed(key: str, value: Any) -> Any:
+    if key == "milestones":
+        if not isinstance(value, (list, tuple)) or not all(isinstance(v, int) for v in value):
+            raise UserError(f"milestones is {value!r}: expected a list of epochs")
+        return tuple(value)
+    kind = _TYPES.get(key)
+    if value is None or kind is None:
+        return value
+    wrong = isinstance(value, bool) != (kind is bool)
+    if kind is float and isinstance(value, str):
+        # YAML reads 5e-4 as a word.
+        try:
+            return float(value)
+        except ValueError:
+            wrong = True
+    if wrong or not isinstance(value, (int, float) if kind is float else kind):
+        raise UserError(f"{key} is {value!r}: expected {'true or false' if kind is bool else kind.__name__}")
+    return kind(value)
+
+
+def _check(recipe: Recipe) -> None:
+    from .methods import create_methods
+
+    check_choice("schedule", recipe.schedule, SCHEDULES)
+    check_choice("device", recipe.device, DEVICES)
+    check_choice("precision", recipe.precision, PRECISIONS)
+    check_choice("compile setting", recipe.compile, COMPILES)
+    check_choice("command", recipe.command, ("train", "distill"))
+    for key in _AT_LEAST_ONE:
+        value = getattr(recipe, key)
+        if value is not None and value < 1:
+            raise UserError(f"{key} is {value}: expected at least 1")
+    for key in ("lr", "weight_decay", "momentum", "lr_decay"):
+        value = getattr(recipe, key)
+        if not 0 <= value < math.inf or (key == "lr" and value == 0):
+            raise UserError(f"{key} is {value}: expected a finite number {'>' if key == 'lr' else '≥'} 0")
+    if recipe.nesterov and recipe.momentum == 0:
+        raise UserError("nesterov needs momentum above 0")
+    methods = create_methods(recipe.method, recipe.method_options())
+    recipe.layer_pairs()
+    if any(m.needs_teacher for m in methods) and recipe.teacher is None:
+        raise UserError(f"method {recipe.method!r} needs --teacher (a run folder, or a model with trained weights)")
+    if recipe.command == "train" and (recipe.method != "none" or recipe.teacher is not None):
+        raise UserError("train takes one network alone: for a teacher and a method use distill")
+    if not recipe.model:
+        raise UserError("no network named: give --model (train) or --student (distill)")

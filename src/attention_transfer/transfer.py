@@ -1,0 +1,213 @@
+"""Student + teacher + pairs + methods -> loss, logits, parts."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .errors import UserError
+from .methods.base import Method, Progress, Step
+from .taps import Tap, evaluating, pair_stages, unwrap
+
+Transform = Callable[[Tensor], Tensor]
+
+
+class Output(NamedTuple):
+    """What a step gives: `parts` are the weighted terms and sum to `loss`; `logits` are the student's."""
+
+    loss: Tensor
+    logits: Tensor
+    parts: dict[str, Tensor]
+
+
+class Transfer(nn.Module):
+    """A student that is trained under a teacher's guidance: `transfer(x, y)` is one forward pass of both and the loss.
+
+    This, not the student in it, is what one compiles or wraps in DDP. The teacher is copied, frozen in eval mode, and
+    is never in `state_dict()`; the one handed in is left alone.
+
+    Args:
+        student: images (N, C, H, W) -> logits (N, K). A compiled or wrapped one is unwrapped.
+        teacher: the same, trained; None where no method needs one.
+        methods: `ActivationTransfer`, `KnowledgeDistillation`, … ; none of them is training on labels alone.
+        pairs: [(student layer, teacher layer)], or "auto": the stages of equal stride (needs `example`).
+        example: a batch like those to come, (N, C, H, W), with which the networks are run once, in eval mode.
+        student_transform, teacher_transform: each network's own preprocessing of the batch, its normalisation say.
+
+    Raises:
+        UserError: (a ValueError) where a method needs a teacher or an example that is not there, two methods have the
+            same name, a layer does not exist, or the features of a pair do not fit together.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: nn.Module | None = None,
+        methods: Sequence[Method] = (),
+        pairs: str | Sequence[tuple[str, str]] = "auto",
+        example: Tensor | None = None,
+        *,
+        student_transform: Transform | None = None,
+        teacher_transform: Transform | None = None,
+    ):
+        super().__init__()
+        _check_methods(methods, teacher)
+        self.student = unwrap(student)
+        self.methods = nn.ModuleList(methods)
+        self.student_transform = student_transform or nn.Identity()
+        # A tuple keeps the teacher out of modules(), parameters() and state_dict(); _apply moves it all the same.
+        self._frozen: tuple[nn.Module, ...] = ()
+        if teacher is not None and any(m.needs_teacher for m in methods):
+            self._frozen = (_frozen_copy(unwrap(teacher)), _frozen_copy(_as_module(teacher_transform)))
+        self.pairs: list[tuple[str, str]] = []
+        if self._frozen and any(m.needs_features for m in methods):
+            self.pairs = self._resolve(pairs, example)
+        xs, xt = self._views(example)
+        self._student_tap = Tap(self.student, [s for s, _ in self.pairs], xs) if self.pairs else None
+        self._teacher_tap = Tap(self._frozen[0], [t for _, t in self.pairs], xt) if self.pairs else None
+        if example is not None:
+            self._dry_run(example)
+
+    @property
+    def teacher(self) -> nn.Module | None:
+        """The frozen copy of the teacher."""
+        return self._frozen[0] if self._frozen else None
+
+    def forward(self, x: Tensor, y: Tensor, progress: Progress = None) -> Output:
+        """The loss of one batch.
+
+        Args:
+            x: images (N, C, H, W), before any network's own normalisation.
+            y: labels (N,), int64.
+            progress: the share of the training that is done, in [0, 1], for methods that decay; a float or a 0-d tensor.
+        """
+        logits, features = self._teacher_side(x)
+        return self._student_side(x, y, progress, logits, features)
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compiles this module in place, in two regions: one over both networks would mix their kernels and run slower."""
+        self._teacher_side = torch.compile(self._teacher_side, *args, **kwargs)  # type: ignore[method-assign]
+        self._student_side = torch.compile(self._student_side, *args, **kwargs)  # type: ignore[method-assign]
+
+    def _teacher_side(self, x: Tensor) -> tuple[Tensor | None, list[Tensor]]:
+        if not self._frozen:
+            return None, []
+        with torch.no_grad():
+            teacher, transform = self._frozen
+            logits, features = _run(teacher, self._teacher_tap, transform(x), [t for _, t in self.pairs])
+            return logits, features
+
+    def _student_side(
+        self, x: Tensor, y: Tensor, progress: Progress, teacher_logits: Tensor | None, teacher_features: list[Tensor]
+    ) -> Output:
+        logits, features = _run(self.student, self._student_tap, self.student_transform(x), [s for s, _ in self.pairs])
+        step = Step(y, logits, teacher_logits, features, teacher_features)
+        share = 1.0
+        for method in self.methods:
+            share *= method.cross_entropy_share()  # type: ignore[operator]
+        # The losses in float32 whatever the autocast.
+        with torch.autocast(x.device.type, enabled=False):
+            wide = logits if logits.dtype == torch.float64 else logits.float()
+            parts = {"ce": F.cross_entropy(wide, y) * share}
+            for method in self.methods:
+                parts[method.part] = method(step) * method.weight(progress)  # type: ignore[operator,index]
+        return Output(torch.stack(list(parts.values())).sum(), logits, parts)
+
+    def trainable_parameters(self) -> Iterator[nn.Parameter]:
+        """The student's parameters and the adapters': what the optimiser gets."""
+        return (p for p in self.parameters() if p.requires_grad)
+
+    def weights(self, progress: Progress) -> dict[str, float]:
+        """The weights in effect at `progress`: β of each method that has one, α."""
+        found: dict[str, float] = {}
+        for method in self.methods:
+            found.update(method.weights(progress))  # type: ignore[operator]
+        return found
+
+    def close(self) -> None:
+        """Takes the hooks off the student; they also go with this object."""
+        for tapped in (self._student_tap, self._teacher_tap):
+            if tapped is not None:
+                tapped.close()
+
+    def train(self, mode: bool = True) -> Transfer:
+        super().train(mode)
+        for module in self._frozen:
+            module.eval()
+        return self
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Transfer:
+        super()._apply(fn, recurse)
+        for module in self._frozen:
+            module._apply(fn)
+        return self
+
+    def _resolve(self, pairs: str | Sequence[tuple[str, str]], example: Tensor | None) -> list[tuple[str, str]]:
+        if not isinstance(pairs, str):
+            return [(s, t) for s, t in pairs]
+        if pairs != "auto":
+            raise UserError(f"pairs is {pairs!r}: expected 'auto' or a list of (student layer, teacher layer)")
+        if example is None:
+            raise UserError("pairs='auto' needs example=, a batch of images (N, C, H, W), to find the layers with")
+        return pair_stages(self.student, self._frozen[0], example)
+
+    def _views(self, example: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        if example is None:
+            return None, None
+        with torch.no_grad():
+            return self.student_transform(example), self._frozen[1](example) if self._frozen else None
+
+    def features(self, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """The features of the pairs, the student's and the teacher's, in eval mode and without gradients."""
+        with evaluating(self.student):
+            teacher_features = Transfer._teacher_side(self, x)[1]
+            names = [s for s, _ in self.pairs]
+            return _run(self.student, self._student_tap, self.student_transform(x), names)[1], teacher_features
+
+    def _dry_run(self, example: Tensor) -> None:
+        student, teacher = self.features(example)
+        for method in self.methods:
+            method.check(self.pairs, student, teacher)  # type: ignore[operator]
+
+
+def _run(model: nn.Module, tapped: Tap | None, x: Tensor, names: list[str]) -> tuple[Tensor, list[Tensor]]:
+    if tapped is None:
+        return model(x), []
+    logits, features = tapped(x)
+    return logits, [features[n] for n in names]
+
+
+def _check_methods(methods: Sequence[Method], teacher: nn.Module | None) -> None:
+    names = [m.name for m in methods]
+    if len(set(names)) < len(names):
+        raise UserError(f"methods {names} has one twice: expected each at most once")
+    needing = [type(m).__name__ for m in methods if m.needs_teacher]
+    if needing and teacher is None:
+        raise UserError(f"{', '.join(needing)} needs a teacher, and teacher is None")
+
+
+def _as_module(transform: Transform | None) -> nn.Module:
+    if transform is None:
+        return nn.Identity()
+    return transform if isinstance(transform, nn.Module) else _Function(transform)
+
+
+class _Function(nn.Module):
+    def __init__(self, function: Transform):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
+def _frozen_copy(module: nn.Module) -> nn.Module:
+    frozen = copy.deepcopy(module).eval()
+    for parameter in frozen.parameters():
+        parameter.requires_grad_(False)
+    return frozen

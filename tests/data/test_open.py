@@ -1,0 +1,95 @@
+import pytest
+import torch
+
+import attention_transfer.data.open as opening
+from attention_transfer.data import open_data
+from attention_transfer.errors import UserError
+
+
+def test_limits_are_balanced_and_seeded():
+    data = open_data("digits", limit_train=105, limit_val=20, seed=1)
+    counts = torch.bincount(data.train.labels)
+    assert len(data.train) == 105 and counts.min() == 10 and counts.max() == 11
+    assert torch.bincount(data.val.labels).tolist() == [2] * 10
+    again = open_data("digits", limit_train=105, limit_val=20, seed=1)
+    other = open_data("digits", limit_train=105, limit_val=20, seed=2)
+    assert torch.equal(data.train.images, again.train.images)
+    assert not torch.equal(data.train.images, other.train.images)
+
+
+def test_a_limit_above_the_set_takes_it_all():
+    data = open_data("digits", limit_train=10**6, limit_val=10**6)
+    assert (len(data.train), len(data.val)) == (12000, 2000)
+
+
+def test_val_split_cuts_from_the_training_images():
+    whole = open_data("digits", limit_val=1)
+    data = open_data("digits", val_split=0.25)
+    assert torch.bincount(data.val.labels).tolist() == [300] * 10 and len(data.train) == 9000
+    of_train = {image.numpy().tobytes() for image in whole.train.images}
+    parts = [{image.numpy().tobytes() for image in part.images} for part in (data.train, data.val)]
+    assert parts[0] | parts[1] == of_train and not parts[0] & parts[1]
+    assert not torch.equal(open_data("digits", val_split=0.25, seed=1).val.images, data.val.images)
+
+
+def test_statistics_are_those_of_the_training_images():
+    data = open_data("digits", limit_train=50, limit_val=10)
+    pixels = data.train.images.double().view(-1, 3) / 255
+    torch.testing.assert_close(torch.tensor(data.mean).double(), pixels.mean(0), rtol=1e-6, atol=0)
+    torch.testing.assert_close(torch.tensor(data.std).double(), pixels.std(0, correction=0), rtol=1e-6, atol=0)
+    assert data.spec == "digits" and data.skipped == 0
+
+
+@pytest.mark.parametrize(
+    ("spec", "options", "message"),
+    [
+        ("digit", {}, r"unknown data 'digit': expected one of digits, cifar10\[:FOLDER\].*did you mean digits\?"),
+        ("cifar", {}, r"did you mean cifar10 or cifar100\?"),
+        ("", {}, "unknown data ''"),
+        ("digits:here", {}, "digits is built in and takes no folder"),
+        ("folder", {}, "names no place: expected folder:PATH"),
+        ("parquet:", {}, "names no place: expected parquet:PATH"),
+        ("folder:/no/such/place", {}, "/no/such/place does not exist; expected the data's folder"),
+        ("cifar10:/no/such/place", {}, "/no/such/place does not exist; expected the folder that holds cifar10"),
+        (
+            "digits",
+            {"on_bad_image": "skp"},
+            "unknown on_bad_image 'skp': expected one of error, skip; did you mean skip",
+        ),
+        ("digits", {"image_size": 0}, "image_size must be a whole number of at least 1, got 0"),
+        ("digits", {"image_size": 2.5}, "image_size must be a whole number of at least 1, got 2.5"),
+        ("digits", {"limit_train": 0}, "limit_train must be a whole number of at least 1, got 0"),
+        ("digits", {"limit_val": -3}, "limit_val must be a whole number of at least 1, got -3"),
+        ("digits", {"val_split": 0.0}, r"val_split must be between 0 and 1 \(such as 0.1\), got 0.0"),
+        ("digits", {"val_split": 1}, "val_split must be between 0 and 1"),
+    ],
+)
+def test_wrong_words_are_named_on_one_line(spec, options, message):
+    with pytest.raises(UserError, match=message) as caught:
+        open_data(spec, **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_bare_folder_is_recognised(tmp_path):
+    with pytest.raises(UserError, match=f"did you mean folder:{tmp_path}"):
+        open_data(str(tmp_path))
+
+
+def test_a_file_is_no_folder(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="file is not a folder"):
+        open_data(f"parquet:{tmp_path / 'file'}")
+
+
+def test_too_large_a_set_is_refused_before_decoding(make_folder, monkeypatch):
+    root = make_folder()
+    monkeypatch.setattr("attention_transfer.data.decode.available_memory", lambda: 10**6)
+    monkeypatch.setattr("attention_transfer.data.folder.decode_into", lambda *_: pytest.fail("decoded"))
+    with pytest.raises(UserError, match=r"12 images of 224x224 take 0.00 GiB|lower image_size"):
+        open_data(f"folder:{root}", image_size=224)
+
+
+def test_known_specs_open_themselves():
+    assert [spec.partition(":")[0].partition("[")[0] for spec in opening.SPECS] == [
+        "digits", "cifar10", "cifar100", "folder", "parquet"
+    ]  # fmt: skip

@@ -1,0 +1,142 @@
+import io
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from attention_transfer.data import open_data
+from attention_transfer.errors import UserError
+
+
+@pytest.fixture
+def encoded(picture):
+    def make(seed):
+        stream = io.BytesIO()
+        picture(seed=seed).save(stream, "PNG")
+        return stream.getvalue()
+
+    return make
+
+
+@pytest.fixture
+def write(tmp_path, encoded):
+    """Writes one parquet file; `columns` replace or add to image and label, None leaves one out."""
+
+    def make(name, labels=(0, 1, 2, 0), names=("a", "b", "c"), first_seed=0, group=3, **columns):
+        images = [{"bytes": encoded(first_seed + i), "path": None} for i in range(len(labels))]
+        table = {"image": images, "label": pa.array(labels, pa.int64())} | columns
+        made = pa.table({key: value for key, value in table.items() if value is not None})
+        if names:
+            features = {"image": {"_type": "Image"}, "label": {"_type": "ClassLabel", "names": list(names)}}
+            made = made.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+        (tmp_path / "set").mkdir(exist_ok=True)
+        pq.write_table(made, tmp_path / "set" / name, row_group_size=group)
+        return tmp_path / "set"
+
+    return make
+
+
+def test_shards_row_groups_and_names(write, picture):
+    write("train-00000-of-00002.parquet")
+    write("train-00001-of-00002.parquet", labels=(2, 1), first_seed=4)
+    root = write("test-00000-of-00001.parquet", labels=(1,), first_seed=9)
+    data = open_data(f"parquet:{root}")
+    assert data.classes == ("a", "b", "c") and data.train.labels.tolist() == [0, 1, 2, 0, 2, 1]
+    for seed in range(6):
+        assert np.array_equal(data.train.images[seed].numpy(), np.asarray(picture(seed=seed)))
+    assert np.array_equal(data.val.images[0].numpy(), np.asarray(picture(seed=9)))
+    assert data.train.files[3] == "train-00000-of-00002.parquet:3"
+    assert data.train.files[4] == "train-00001-of-00002.parquet:0"
+
+
+def test_limit_decodes_only_the_wanted_rows(write, encoded, picture):
+    write("train-0.parquet", labels=[i % 3 for i in range(30)], group=4)
+    root = write("val-0.parquet")
+    data = open_data(f"parquet:{root}", limit_train=6)
+    assert torch.bincount(data.train.labels).tolist() == [2, 2, 2]
+    for image, label, file in zip(data.train.images, data.train.labels, data.train.files, strict=True):
+        row = int(file.rpartition(":")[2])
+        assert row % 3 == label and np.array_equal(image.numpy(), np.asarray(picture(seed=row)))
+
+
+def test_validation_goes_before_test_and_sub_folders_are_found(write):
+    write("train-0.parquet")
+    write("test-0.parquet", labels=(-1, -1))
+    root = write("validation-0.parquet", labels=(2,))
+    assert open_data(f"parquet:{root.parent}").val.labels.tolist() == [2]
+
+
+def test_plain_binary_and_any_names_without_metadata(write, encoded):
+    columns = {
+        "image": None,
+        "label": None,
+        "pixels": [encoded(i) for i in range(3)],
+        "kind": pa.array([0, 3, 1], pa.uint8()),
+    }
+    write("train-0.parquet", labels=(), names=None, **columns)
+    root = write("val-0.parquet", labels=(), names=None, **columns)
+    data = open_data(f"parquet:{root}")
+    assert data.classes == ("0", "1", "2", "3") and data.train.labels.tolist() == [0, 3, 1]
+
+
+def test_the_column_called_label_wins_over_other_numbers(write):
+    write("train-0.parquet", names=None, width=[8] * 4)
+    root = write("val-0.parquet", names=None, width=[8] * 4)
+    assert open_data(f"parquet:{root}").train.labels.tolist() == [0, 1, 2, 0]
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"image": None, "names": None}, r"has no image column \(its columns: label\)"),
+        ({"label": None, "names": None}, r"has no label column \(its columns: image\)"),
+        ({"label": None, "names": None, "a": [1] * 4, "b": [2] * 4}, "several columns of whole numbers"),
+        ({"labels": (0, 1, 3, 0)}, r"train-0.parquet, row 2: the label 3 is out of range, expected 0 to 2"),
+        ({"labels": (0, -1, 1, 0)}, r"train-0.parquet, row 1: the label -1 is out of range"),
+        ({"labels": (0, None, 1, 0), "names": None}, r"row 1: the label -1 is out of range, expected 0 or more"),
+        ({"labels": ()}, "train-0.parquet has no rows"),
+        ({"image": [{"bytes": b"bad", "path": ""}] * 4}, r"cannot read the image .*train-0.parquet, row 0 \("),
+        ({"image": [{"bytes": None, "path": "a.png"}] * 4}, r"train-0.parquet, row 0 \(it has no bytes\)"),
+    ],
+)
+def test_wrong_files_are_named(write, columns, message):
+    write("val-0.parquet")
+    root = write("train-0.parquet", **columns)
+    with pytest.raises(UserError, match=message) as caught:
+        open_data(f"parquet:{root}")
+    assert "\n" not in str(caught.value)
+
+
+def test_val_must_agree_with_train(write):
+    write("train-0.parquet", names=None)
+    root = write("val-0.parquet", labels=(0, 5), names=None)
+    with pytest.raises(UserError, match=r"val-0.parquet, row 1: the label 5 is out of range, expected 0 to 2"):
+        open_data(f"parquet:{root}")
+    write("val-0.parquet", label=["x"] * 4, names=None)
+    with pytest.raises(UserError, match="no such column 'label' as train"):
+        open_data(f"parquet:{root}")
+
+
+def test_bad_rows_are_skipped_and_counted(write, encoded):
+    images = [{"bytes": blob, "path": None} for blob in (encoded(0), b"bad", encoded(2), encoded(3)[:50])]
+    write("train-0.parquet", image=images)
+    root = write("val-0.parquet")
+    data = open_data(f"parquet:{root}", on_bad_image="skip")
+    assert data.skipped == 2 and data.train.labels.tolist() == [0, 2]
+    assert data.train.files == ("train-0.parquet:0", "train-0.parquet:2")
+
+
+def test_missing_and_damaged_files(write, tmp_path):
+    with pytest.raises(UserError, match="holds no train-"):
+        open_data(f"parquet:{tmp_path}")
+    root = write("train-0.parquet", labels=[0, 1] * 10)
+    with pytest.raises(UserError, match="holds no validation-.*val_split"):
+        open_data(f"parquet:{root}")
+    assert len(open_data(f"parquet:{root}", val_split=0.2).val) == 4
+    whole = (root / "train-0.parquet").read_bytes()
+    (root / "train-0.parquet").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match="cannot read .*train-0.parquet .*expected a whole parquet file"):
+        open_data(f"parquet:{root}")

@@ -1,0 +1,138 @@
+"""Grouping, labels, spreads and differences, against numbers worked out by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from attention_transfer.errors import UserError
+from attention_transfer.report import group_runs, read_run
+from attention_transfer.report.curves import series
+from attention_transfer.report.reading import Run, number
+from attention_transfer.report.words import caveats, sentence, title
+from attention_transfer.runs import RunFolder
+
+
+def row_of(runs: list[Run], label: str):
+    return next(row for row in group_runs(runs) if row.label == label)
+
+
+def test_seeds_make_one_row_teacher_first_then_alone(runs):
+    rows = group_runs(runs)
+    assert [row.label for row in rows] == ["WRN-16-2 teacher", "student alone", "AT", "KD", "AT+KD"]
+    assert [row.role for row in rows] == ["teacher", "alone", "student", "student", "student"]
+    assert all(len(row.runs) == 2 for row in rows)
+    assert title(rows) == "WRN-16-2 → WRN-16-1 on cifar10"
+
+
+def test_a_folder_named_twice_counts_once(runs):
+    assert all(len(row.runs) == 2 for row in group_runs([*runs, *runs]))
+
+
+def test_the_seed_in_the_teachers_path_does_not_split_a_row(tmp_path, make_run):
+    runs = [
+        read_run(make_run(tmp_path, "at", "at", seed, 30, teacher=str(tmp_path / "teacher" / f"seed-{seed}")))
+        for seed in (0, 1)
+    ]
+    assert len(group_runs(runs)) == 1
+
+
+def test_mean_sample_deviation_and_median(tmp_path, make_run):
+    runs = [read_run(make_run(tmp_path, "at", "at", seed, error)) for seed, error in enumerate((8.0, 9.0, 13.0))]
+    error = group_runs(runs)[0].error
+    assert error is not None
+    assert error.n == 3
+    assert error.mean == pytest.approx(10.0)
+    assert error.sd == pytest.approx(7.0**0.5)  # ((2² + 1² + 3²) / 2)^½
+    assert error.median == pytest.approx(9.0)
+    assert (error.low, error.high) == (pytest.approx(8.0), pytest.approx(13.0))
+    assert group_runs(runs[:1])[0].error.sd is None
+
+
+def test_delta_is_negative_where_the_method_helps(runs):
+    assert row_of(runs, "AT+KD").delta == pytest.approx(25.7 - 34.6)
+    assert row_of(runs, "student alone").delta is None
+    assert row_of(runs, "WRN-16-2 teacher").delta is None
+
+
+def test_plain_words_say_which_way_and_whether_ranges_overlap(tmp_path, runs, make_run):
+    expected = "AT+KD: 25.7 % error, 8.9 points below the student alone (2 seeds; the ranges do not overlap)"
+    assert sentence(row_of(runs, "AT+KD")) == expected
+    more = [read_run(make_run(tmp_path, "symmetry", "symmetry", s, e)) for s, e in enumerate((34.8, 36.0))]
+    alone = [run for run in runs if run.config["method"] == "none"]
+    worse = sentence(row_of([*alone, *more], "SYMMETRY"))
+    assert worse == "SYMMETRY: 35.4 % error, 0.8 points above the student alone (2 seeds; the ranges overlap)"
+    single = sentence(row_of([*alone, more[0]], "SYMMETRY"))
+    assert single.endswith("0.2 points above the student alone (1 seed against 2; too few to know the spread)")
+
+
+def test_a_student_alone_with_another_budget_is_no_baseline(tmp_path, make_run):
+    alone = read_run(make_run(tmp_path, "alone", "none", 0, 34, epochs=100))
+    rows = group_runs([alone, read_run(make_run(tmp_path, "at", "at", 0, 30))])
+    assert rows[1].delta is None
+    assert any("budget" in line for line in caveats(rows))
+
+
+def test_a_network_trained_alone_serves_as_baseline(tmp_path, make_run):
+    config = {"command": "train", "teacher": None, "method": None}
+    alone = read_run(make_run(tmp_path, "alone", "none", 0, 34, **config))
+    rows = group_runs([read_run(make_run(tmp_path, "at", "at", 0, 30)), alone])
+    assert [row.label for row in rows] == ["WRN-16-1 alone", "AT"]
+    assert rows[1].delta == pytest.approx(-4.0)
+
+
+def test_equal_labels_are_told_apart_by_what_differs(tmp_path, make_run):
+    runs = [read_run(make_run(tmp_path, f"at-{beta:g}", "at", 0, 30, beta=beta)) for beta in (100.0, 1000.0)]
+    assert [row.label for row in group_runs(runs)] == ["AT β=100", "AT β=1000"]
+    runs.append(read_run(make_run(tmp_path, "other", "at", 0, 31, model="wrn-40-1", beta=100.0)))
+    assert [row.label for row in group_runs(runs)] == ["AT WRN-16-1 β=100", "AT WRN-16-1 β=1000", "AT WRN-40-1 β=100"]
+
+
+def test_cost_is_compared_with_the_teacher_of_the_same_run(runs):
+    row = row_of(runs, "AT")
+    assert row.versus_teacher("parameters") == pytest.approx(175_066 / 691_674)
+    assert row.versus_teacher("inference", "images_per_second") == pytest.approx(4800 / 1900)
+    assert row.in_box()[-1] == ("group3", pytest.approx(0.7 - 0.315))
+
+
+def test_a_run_with_only_a_config_is_unfinished(tmp_path):
+    folder = RunFolder(tmp_path / "bare")
+    folder.path.mkdir()
+    folder.config_file.write_text("model: wrn-16-1\n")
+    run = read_run(folder)
+    rows = group_runs([run])
+    assert not run.finished
+    assert run.maps is None
+    assert rows[0].error is None
+    assert sentence(rows[0]) == "WRN-16-1 alone: unfinished"
+
+
+def test_unfinished_seeds_stay_out_of_the_numbers(tmp_path, make_run):
+    runs = [read_run(make_run(tmp_path, "at", "at", s, 30, finished=s == 0)) for s in (0, 1)]
+    row = group_runs(runs)[0]
+    assert row.error.n == 1
+    assert caveats([row]) == ["AT: 1 of 2 seeds unfinished and left out of its numbers."]
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "summary.json", "environment.json"])
+def test_a_broken_file_is_named_in_one_line(tmp_path, name, make_run):
+    folder = make_run(tmp_path, "at", "at", 0, 30)
+    (folder.path / name).write_text("{ not: [this")
+    with pytest.raises(UserError, match=name) as caught:
+        read_run(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_broken_maps_are_named_when_they_are_asked_for(tmp_path, make_run):
+    run = read_run(make_run(tmp_path, "at", "at", 0, 30))
+    (run.folder / "maps.npz").write_bytes(b"not a zip")
+    with pytest.raises(UserError, match=r"maps\.npz"):
+        _ = run.maps
+
+
+def test_series_holds_mean_and_range_over_seeds():
+    first = [{"epoch": 1, "val_loss": 5.0}, {"epoch": 2, "val_loss": 1.0}, {"epoch": 3, "val_loss": float("nan")}]
+    second = [{"epoch": 1}, {"epoch": 2, "val_loss": 3.0}, {"epoch": 3, "val_loss": None}]
+    line = series([Run(Path("a"), {}, first), Run(Path("b"), {}, second)], lambda row: number(row.get("val_loss")))
+    assert (line.epochs, line.mean, line.low, line.high) == ([1, 2], [5.0, 2.0], [5.0, 1.0], [5.0, 3.0])
