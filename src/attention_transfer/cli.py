@@ -1,0 +1,256 @@
+"""The command `attention-transfer`: words -> recipe -> engine. Every heavy package is imported where it is used."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from . import __version__
+from .errors import RunError, UserError, nearest
+
+PROGRAM = "attention-transfer"
+MODEL_HELP = "wrn-16-1, timm/NAME[:pretrained], torchvision/NAME[:pretrained] or FILE.py:FACTORY."
+DATA_HELP = "digits, cifar10[:FOLDER], cifar100[:FOLDER], folder:PATH or parquet:PATH."
+
+
+class Commands(click.Group):
+    """A group that points to the nearest command."""
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        if args and self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
+            names = self.list_commands(ctx)
+            raise UserError(f"unknown command {args[0]!r}{nearest(args[0], names)} (commands: {', '.join(names)})")
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name=PROGRAM)
+def app() -> None:
+    """Train a small network to look where a strong one looks (attention transfer, Zagoruyko & Komodakis 2017)."""
+
+
+def main() -> None:
+    """Runs the command; a person's mistake ends with status 2, a failed run with 1, Ctrl-C with 130."""
+    try:
+        app.main(prog_name=PROGRAM, standalone_mode=False)
+    except click.exceptions.Abort:
+        _leave("interrupted", 130)
+    except click.ClickException as error:
+        _leave(error.format_message(), 2)
+    except UserError as error:
+        _leave(str(error), 2)
+    except KeyboardInterrupt:
+        _leave("interrupted: the state is saved as of the last completed save; run the same command again to continue", 130)
+    except RunError as error:
+        _leave(str(error), 1)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except Exception as error:
+        if os.environ.get("ATTENTION_TRANSFER_TRACEBACK"):
+            raise
+        first = str(error).strip().splitlines()[0] if str(error).strip() else ""
+        _leave(f"{type(error).__name__}: {first} (ATTENTION_TRANSFER_TRACEBACK=1 shows where)", 1)
+
+
+def _leave(message: str, status: int) -> None:
+    click.echo(f"{PROGRAM}: {' '.join(message.split())}", err=True)
+    sys.exit(status)
+
+
+Option = tuple[tuple[str, ...], dict[str, Any]]
+
+
+def _option(*names: str, **settings: Any) -> Option:
+    return names, settings
+
+
+METHOD_OPTIONS: list[Option] = [
+    _option("--method", help="none, at, kd, at+kd."),
+    _option("--teacher", help=f"A run folder, or a model with trained weights: {MODEL_HELP}"),
+    _option("--teacher-weights", help="A state dict for the teacher (.safetensors, .pt, .pth, .th)."),
+    _option("--beta", help="β of attention transfer, or METHOD=NUMBER,… [at: 1000]"),
+    _option("--decay", help="constant, linear, cosine or step, or METHOD=WORD,… [at: constant; at+kd: linear]"),
+    _option("--kind", help="Attention map: sum or max over channels. [sum]"),
+    _option("--p", type=float, help="Exponent of the map, p ≥ 1. [2]"),
+    _option("--norm", type=float, help="Order of ‖D‖ under --convention paper. [2]"),
+    _option("--convention", help="authors, paper or caffe. [authors]"),
+    _option("--resize", help="Where sizes differ: map, features or bilinear. [map]"),
+    _option("--pairs", help="auto, or STUDENT_LAYER=TEACHER_LAYER,… [auto]"),
+    _option("--alpha", type=float, help="Weight of distillation, 1 − α of the cross-entropy. [0.9]"),
+    _option("--temperature", type=float, help="Temperature of distillation. [4]"),
+]
+TRAINING_OPTIONS: list[Option] = [
+    _option("--data", help=DATA_HELP + " [digits]"),
+    _option("--out", required=True, type=click.Path(path_type=Path), help="The run folder to write, or to continue."),
+    _option("--recipe", help="A recipe of the package: cifar10-paper, cifar10-short."),
+    _option("--config", type=click.Path(path_type=Path), help="A recipe file (YAML, these keys); flags override it."),
+    _option("--student-weights", help="A state dict to start from."),
+    _option("--epochs", type=int, help="Passes over the training images. [15]"),
+    _option("--batch-size", type=int, help="Images a step, over all devices. [128]"),
+    _option("--lr", type=float, help="Learning rate, the highest one. [0.2]"),
+    _option("--momentum", type=float, help="SGD's momentum. [0.9]"),
+    _option("--nesterov/--no-nesterov", default=None, help="Nesterov's momentum. [on]"),
+    _option("--weight-decay", type=float, help="[5e-4]"),
+    _option("--schedule", help="step, one-cycle, cosine or constant. [one-cycle]"),
+    _option("--lr-decay", type=float, help="Factor at each milestone of --schedule step. [0.2]"),
+    _option("--milestones", help="Epochs, counted from 1, at whose start the rate drops. [60,120,160]"),
+    _option("--crop-padding", type=int, help="Pixels of reflection around a random crop; 0: no crop. [4]"),
+    _option("--flip/--no-flip", default=None, help="Random horizontal flips. [on; digits: off]"),
+    _option("--seed", type=int, help="[0]"),
+    _option("--seeds", type=int, default=1, help="Run so many seeds, each in a folder seed-S of --out. [1]"),
+    _option("--image-size", type=int, help="Height and width to bring images to."),
+    _option("--max-steps", type=int, help="End after so many steps."),
+    _option("--limit-train", type=int, help="So many training images, balanced over the classes."),
+    _option("--limit-val", type=int, help="So many validation images, balanced over the classes."),
+    _option("--val-split", type=float, help="Validate on this share of train; the test set stays untouched."),
+    _option("--on-bad-image", help="error, or skip: leave unreadable images out and count them. [error]"),
+    _option("--device", help="auto, cpu, cuda or mps. [auto]"),
+    _option("--precision", help="auto, fp32 or bf16 (autocast). [auto]"),
+    _option("--compile", help="auto (when the run is long enough to earn it back), on or off. [auto]"),
+    _option("--devices", type=int, help="Processes (GPUs) a node. [1]"),
+    _option("--nodes", type=int, help="[1]"),
+]
+
+
+def _options(options: list[Option]) -> Callable[[Any], Any]:
+    def add(function: Any) -> Any:
+        for names, settings in reversed(options):
+            function = click.option(*names, **settings)(function)
+        return function
+
+    return add
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    return Console()
+
+
+def _recipe(command: str, words: dict[str, Any]) -> Any:
+    """Defaults < the data's own < --recipe < --config < flags."""
+    from .recipe import make_recipe, named_recipe, parse_per_method, read_recipe
+
+    layers = []
+    if (name := words.pop("recipe")) is not None:
+        layers.append(named_recipe(name))
+    if (file := words.pop("config")) is not None:
+        layers.append(read_recipe(file))
+    flags = {k: v for k, v in words.items() if v is not None}
+    for key, number in (("beta", True), ("decay", False)):
+        if key in flags:
+            flags[key] = parse_per_method(flags[key], number)
+    if "milestones" in flags:
+        try:
+            flags["milestones"] = [int(m) for m in flags["milestones"].split(",")]
+        except ValueError:
+            raise UserError(f"--milestones is {flags['milestones']!r}: expected epochs like 60,120,160") from None
+    data = next((layer["data"] for layer in (flags, *reversed(layers)) if "data" in layer), "digits")
+    own = {"flip": False} if data == "digits" else {}  # a mirrored digit is another sign
+    return make_recipe({"command": command}, own, *layers, flags)
+
+
+def _launch(command: str, words: dict[str, Any]) -> None:
+    out, seeds = words.pop("out"), words.pop("seeds")
+    if seeds < 1:
+        raise UserError(f"--seeds is {seeds}: expected at least 1")
+    recipe = _recipe(command, words)
+    from .launch import run_seeds
+
+    run_seeds(recipe, out, seeds, _console())
+
+
+@app.command()
+@_options([_option("--model", help=MODEL_HELP), *TRAINING_OPTIONS])
+def train(**words: Any) -> None:
+    """Train one network alone: a teacher, or a baseline."""
+    _launch("train", words)
+
+
+@app.command()
+@_options([_option("--student", "--model", "model", help=MODEL_HELP), *METHOD_OPTIONS, *TRAINING_OPTIONS])
+def distill(**words: Any) -> None:
+    """Train a student under a teacher's guidance; --method none is the student alone."""
+    _launch("distill", words)
+
+
+@app.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--data", help=f"Other data than the run's own validation images. {DATA_HELP}")
+@click.option("--limit-val", type=int, help="So many images, balanced over the classes.")
+@click.option("--device", default="auto", help="auto, cpu, cuda or mps.")
+@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the numbers here too.")
+def evaluate(run: Path, data: str | None, limit_val: int | None, device: str, json_file: Path | None) -> None:
+    """Error and loss of a run's network."""
+    from .engine.inspect import evaluate_run
+
+    found = evaluate_run(run, data, limit_val, device)
+    top5 = f", top-5 error {100 * (1 - found['top5']):.2f} %" if "top5" in found else ""
+    click.echo(f"{run}: error {100 * (1 - found['accuracy']):.2f} %{top5}, loss {found['loss']:.4f} on {found['images']} images")
+    if json_file is not None:
+        from .runs import write_json
+
+        write_json(json_file, found)
+
+
+@app.command()
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), help="Write the report here (HTML, one file, no network).")
+@click.option("--title", help="The report's headline.")
+def compare(runs: tuple[Path, ...], out: Path | None, title: str | None) -> None:
+    """Table and report across runs; the seeds of one setting make one row."""
+    from .report import group_runs, print_table, read_run, write_report
+    from .runs import find_runs
+
+    found = [read_run(f) for f in find_runs(list(runs))]
+    console = _console()
+    print_table(group_runs(found), console)
+    if out is not None:
+        write_report(found, out, title)
+        console.print(f"report: {out}", markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command()
+@click.argument("networks", nargs=-1, required=True)
+@click.option("--images", required=True, help=f"A folder of images, one image, or data: {DATA_HELP}")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="The PNG to write.")
+@click.option("--limit", type=int, default=8, help="So many images at most. [8]")
+@click.option("--kind", default="sum", help="sum or max over channels. [sum]")
+@click.option("--p", type=float, default=2.0, help="Exponent of the map. [2]")
+def maps(networks: tuple[str, ...], images: str, out: Path, limit: int, kind: str, p: float) -> None:
+    """Draw the attention maps of runs or models side by side."""
+    from .engine.inspect import map_columns
+    from .report import MapColumn, save_maps_figure
+
+    pictures, columns = map_columns(list(networks), images, limit, kind, p)
+    save_maps_figure([MapColumn(*column) for column in columns], pictures, out)
+    click.echo(f"{len(pictures)} images × {len(columns)} networks: {out}")
+
+
+@app.command()
+@click.argument("model")
+@click.argument("teacher", required=False)
+@click.option("--image-size", type=int, help="Height and width of the example. [32 for wrn, else 224]")
+def stages(model: str, teacher: str | None, image_size: int | None) -> None:
+    """The layers of a network, and the pairs of two (student, teacher) that "auto" picks."""
+    from .engine.inspect import print_stages
+
+    print_stages(model, teacher, image_size, _console())
+
+
+@app.command()
+@click.option("--out", default="runs/demo", type=click.Path(path_type=Path), help="[runs/demo]")
+@click.option("--seeds", type=int, default=3, help="Seeds of each student. [3]")
+def demo(out: Path, seeds: int) -> None:
+    """The whole story on the built-in data: about 5 minutes on a 2-core CPU."""
+    if seeds < 1:
+        raise UserError(f"--seeds is {seeds}: expected at least 1")
+    from .demo import run_demo
+
+    run_demo(out, seeds, _console())

@@ -1,0 +1,146 @@
+"""What `auto` means on this machine, decided once and kept when a run continues."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import UserError
+from ..recipe import Recipe
+
+# Compiling takes so many seconds of a run's start, and makes a step so much cheaper (measured: `bench compile`).
+COMPILE_SECONDS = {"cpu": 60.0, "cuda": 60.0, "mps": 60.0}
+COMPILE_SAVES = 0.22
+# Eager training throughput in FLOP/s, for an estimate of how long a run is: on the low side for a small CPU.
+EAGER_FLOPS = {"cpu": 2e11, "cuda": 1e13, "mps": 1e12}
+
+
+@dataclass
+class Decisions:
+    """The machine's answers to `auto`."""
+
+    device: str
+    precision: str
+    compile: bool
+    threads: int
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def decide(recipe: Recipe, training_flops: float, earlier: dict[str, Any] | None = None) -> Decisions:
+    """Settles device, precision, compilation and threads; `earlier` is what the run that continues had decided.
+
+    Args:
+        recipe: its explicit values win over `earlier`, and that over what would be chosen now.
+        training_flops: of the whole run, forward and backward, student and teacher.
+
+    Raises:
+        UserError: for a device that was asked for by name and is not there.
+    """
+    earlier = earlier or {}
+    device = _settled(recipe.device, earlier.get("device")) or _best_device()
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not available.get(device):
+        raise UserError(f"--device {device}: there is none here; available: {', '.join(d for d, here in available.items() if here)}")
+    precision = _settled(recipe.precision, earlier.get("precision")) or ("bf16" if fast_bf16(device) else "fp32")
+    seconds = training_flops / EAGER_FLOPS[device]
+    worth = seconds * COMPILE_SAVES > COMPILE_SECONDS[device]
+    compiled = {"on": True, "off": False}.get(recipe.compile, earlier.get("compile", worth and _can_compile(device)))
+    threads = int(earlier.get("threads", torch.get_num_threads()))
+    return Decisions(device, precision, bool(compiled), threads)
+
+
+def fast_bf16(device: str) -> bool:
+    """Whether the hardware multiplies bfloat16 faster than float32."""
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device == "cpu":
+        checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+        return any(getattr(torch.cpu, check, bool)() for check in checks)
+    return False
+
+
+def count_flops(module: nn.Module, x: Tensor) -> int:
+    """Floating-point operations of one forward pass on `x` (2 for a multiply-add), convolutions and matrix products."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        module(x)
+    return int(counter.get_total_flops())
+
+
+def environment(decisions: Decisions, command: list[str]) -> dict[str, Any]:
+    """Versions, hardware, commit, command and decisions of this run."""
+    names = ("attention-transfer", "torch", "torchvision", "timm", "lightning", "numpy", "pyarrow")
+    return {
+        "versions": {"python": platform.python_version()} | {n: _version(n) for n in names},
+        "hardware": {
+            "cpu": _cpu_name(),
+            "cores": os.cpu_count(),
+            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+            "system": f"{platform.system()} {platform.machine()}",
+        },
+        "commit": _commit(),
+        "command": command,
+        "auto": decisions.to_dict(),
+    }
+
+
+def _settled(asked: str, earlier: str | None) -> str | None:
+    return asked if asked != "auto" else earlier
+
+
+def _best_device() -> str:
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def _can_compile(device: str) -> bool:
+    """Inductor needs a C++ compiler for the CPU, Triton for CUDA; on MPS it is young."""
+    if device == "cuda":
+        from torch.utils._triton import has_triton
+
+        return has_triton()
+    if device != "cpu" or sys.platform == "win32":
+        return False
+    from shutil import which
+
+    return which(os.environ.get("CXX", "g++")) is not None or which("clang++") is not None
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _commit() -> str | None:
+    """The commit of this package's checkout, with a + where files differ from it; None where it is installed."""
+    here = Path(__file__).resolve().parent
+    try:
+        git = ["git", "-C", str(here)]
+        run = subprocess.run([*git, "describe", "--always", "--abbrev=12", "--dirty=+"], capture_output=True, text=True, timeout=10)
+        tracked = subprocess.run([*git, "ls-files", "--error-unmatch", __file__], capture_output=True, timeout=10)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return run.stdout.strip() or None if tracked.returncode == 0 else None

@@ -1,0 +1,129 @@
+"""Looking at networks without training them: accuracy of a run, attention maps of images, stages and pairs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from ..data import Dataset, ImageSet, balanced_subset, open_data
+from ..data.decode import decode_into
+from ..errors import UserError
+from ..maps import attention_map
+from ..models import Network, Preprocess, create_model, load_network
+from ..models.network import load_run_network
+from ..recipe import Recipe
+from ..runs import RunFolder
+from ..taps import Stage, match_stages, stages
+from .decide import decide
+from .evaluate import as_input, evaluate
+from .outcome import Inference, find_stages, stage_maps
+from .run import EVALUATION_BATCH
+
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff")
+
+
+def evaluate_run(folder: Path, spec: str | None, limit: int | None, device: str) -> dict[str, Any]:
+    """Error and loss of a run's network on its own validation images, or on other data of the same classes."""
+    network = load_run_network(folder)
+    config = RunFolder(folder).config()
+    own = spec is None
+    height = network.preprocess.size[0] if network.preprocess.size else None
+    data = open_data(
+        config["data"] if own else str(spec),
+        image_size=None if _fixed_size(config["data"] if own else str(spec)) else height,
+        limit_val=limit if not own or limit is not None else config.get("limit_val"),
+        val_split=config.get("val_split") if own else None,
+        seed=config.get("seed", 0),
+        on_bad_image=config.get("on_bad_image", "error"),
+    )
+    if data.classes != network.classes:
+        raise UserError(
+            f"{folder} knows the classes {', '.join(network.classes[:4])}, …; the data {', '.join(data.classes[:4])}, …: expected the same"
+        )
+    earlier = RunFolder(folder).environment().get("auto") or {}
+    chosen = decide(Recipe(device=device), 0, {"precision": earlier.get("precision", "fp32"), "compile": False})
+    inference = Inference(network.module, network.preprocess, chosen.precision).to(chosen.device).eval()
+    inference = inference.to(memory_format=torch.channels_last)
+    found = evaluate(inference, data.val.to(chosen.device), EVALUATION_BATCH, chosen.device)
+    return {"run": str(folder), "data": data.spec, **found, "images": len(data.val)}
+
+
+def map_columns(
+    names: list[str], images: str, limit: int, kind: str, p: float
+) -> tuple[np.ndarray, list[tuple[str, list[str] | None, dict[str, np.ndarray]]]]:
+    """Images (K, H, W, 3) and, for each network, (title, predictions or None, {stage: maps (K, h, w)}).
+
+    Raises:
+        UserError: where there are no images, or a name is neither a run nor a model.
+    """
+    networks = [_network(name) for name in names]
+    sizes = [n.preprocess.size[0] for n in networks if n.preprocess.size]
+    pictures = _pictures(images, limit, max(sizes, default=224))
+    x = as_input(pictures.batch(slice(None)))
+    columns = []
+    for name, network in zip(names, networks, strict=True):
+        inference = Inference(network.module, network.preprocess, "fp32").eval()
+        layers = [s.name for s in find_stages(inference, pictures.image_size)]
+        if not layers:
+            raise UserError(f"{name} has no feature maps to draw")
+        logits, found = stage_maps(inference, layers, x, kind, p)
+        labels = [network.classes[i] for i in logits.argmax(1).tolist()] if network.classes else None
+        columns.append((Path(name).name, labels, {n: m.numpy() for n, m in zip(layers, found, strict=True)}))
+    return pictures.images.numpy(), columns
+
+
+def print_stages(model: str, teacher: str | None, image_size: int | None, console: Console) -> None:
+    """A table of each network's stages, and the pairs between the two."""
+    networks = [n for n in (model, teacher) if n is not None]
+    found: list[list[Stage]] = []
+    for name in networks:
+        size = image_size or (32 if all("wrn" in n or RunFolder(n).exists for n in networks) else 224)
+        found.append(stages(_network(name).module, torch.zeros(1, 3, size, size)))
+        table = Table(title=name, title_justify="left")
+        for heading in ("layer", "channels", "size", "stride"):
+            table.add_column(heading, justify="left" if heading == "layer" else "right")
+        for stage in found[-1]:
+            table.add_row(stage.name, str(stage.channels), "×".join(map(str, stage.size)), f"{stage.stride:g}")
+        console.print(table)
+    if teacher is not None:
+        pairs = match_stages(found[0], found[1])
+        console.print("pairs (equal stride): " + ", ".join(f"{s} ← {t}" for s, t in pairs), markup=False, highlight=False)
+        console.print(f"--pairs {','.join(f'{s}={t}' for s, t in pairs)}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _network(name: str) -> Network:
+    """A run's network, or a model by name; without trained weights its maps are those of its initialisation."""
+    if RunFolder(name).exists:
+        return load_run_network(name)
+    if Path(name).is_dir():
+        RunFolder.open(name)
+    if name.endswith(":pretrained"):
+        return load_network(name, [str(i) for i in range(1000)], *IMAGENET)
+    torch.manual_seed(0)
+    return Network(create_model(name, 10).eval(), name, (), Preprocess(*IMAGENET))
+
+
+def _fixed_size(spec: str) -> bool:
+    return spec.split(":")[0] in ("digits",)
+
+
+def _pictures(images: str, limit: int, size: int) -> ImageSet:
+    if limit < 1:
+        raise UserError(f"--limit is {limit}: expected at least 1")
+    path = Path(images)
+    if path.exists():
+        files = [path] if path.is_file() else sorted(f for f in path.rglob("*") if f.suffix.lower() in SUFFIXES)
+        if not files:
+            raise UserError(f"no image in {path}: expected {', '.join(SUFFIXES)}")
+        files = files[:limit]
+        out = np.zeros((len(files), size, size, 3), dtype=np.uint8)
+        decode_into(out, files, lambda i: str(files[i]), "error")
+        return ImageSet(torch.from_numpy(out), torch.zeros(len(files), dtype=torch.int64), ("",))
+    data: Dataset = open_data(images, limit_val=limit)
+    return data.val.subset(balanced_subset(data.val.labels, limit, seed=0))

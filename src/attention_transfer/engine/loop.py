@@ -1,0 +1,292 @@
+"""The training loop: steps, running sums on the device, checkpoints, one row of metrics an epoch."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from lightning.fabric import Fabric
+from torch import Tensor
+from torch.optim import SGD
+from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LRScheduler, MultiStepLR, OneCycleLR
+
+from ..data import Augment
+from ..errors import RunError
+from ..recipe import Recipe
+from ..runs import RunFolder, replacing
+from ..transfer import Transfer
+from .evaluate import as_input
+from .progress import Progress
+
+Row = dict[str, Any]
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C or a termination signal, after the state was saved."""
+
+
+class Meter:
+    """Sums over an epoch's images, on the device: cross-entropy, correct answers, and each part of the loss.
+
+    The first step whose part is not finite is kept too, so that it costs no synchronisation until somebody asks.
+    """
+
+    def __init__(self, parts: list[str], device: torch.device):
+        self.parts = parts
+        self.sums = torch.zeros(2 + len(parts), device=device, dtype=torch.float64)
+        self.images = 0
+        self.first_bad = torch.full((len(parts),), -1, device=device, dtype=torch.int64)
+
+    def update(self, logits: Tensor, labels: Tensor, parts: dict[str, Tensor], step: int) -> None:
+        logits = logits.detach().float()
+        values = torch.stack([p.detach() for p in parts.values()]).double()
+        right = (logits.argmax(1) == labels).sum()
+        n = len(labels)
+        self.sums += torch.cat([torch.stack([F.cross_entropy(logits, labels) * n, right]).double(), values * n])
+        self.first_bad = torch.where((self.first_bad < 0) & ~values.isfinite(), step, self.first_bad)
+        self.images += n
+
+    def check(self) -> None:
+        """Raises `RunError` that names the first step and part of the loss that was not finite."""
+        bad = self.first_bad.tolist()
+        steps = [(step, part) for step, part in zip(bad, self.parts, strict=True) if step >= 0]
+        if steps:
+            step = min(steps)[0]
+            names = ", ".join(part for s, part in steps if s == step)
+            raise RunError(
+                f"the loss is not finite: first at step {step} in {names}; the last good checkpoint is kept; "
+                "try a lower --lr or --beta in another --out"
+            )
+
+    def means(self, fabric: Fabric) -> tuple[float, float, dict[str, float]]:
+        """Cross-entropy, accuracy, parts, over all processes."""
+        sums = fabric.all_reduce(self.sums.clone(), reduce_op="sum")
+        loss, right, *parts = (sums / (self.images * fabric.world_size)).tolist()
+        return loss, right, dict(zip(self.parts, parts, strict=True))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"sums": self.sums, "images": self.images, "first_bad": self.first_bad}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.sums.copy_(state["sums"])
+        self.images = state["images"]
+        self.first_bad.copy_(state["first_bad"])
+
+
+def make_optimizer(recipe: Recipe, transfer: Transfer) -> SGD:
+    """SGD over what the transfer trains, in its fused form where the device has one."""
+    parameters = list(transfer.trainable_parameters())
+    fused = parameters[0].device.type in ("cpu", "cuda")
+    return SGD(
+        parameters, recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay, nesterov=recipe.nesterov, fused=fused
+    )
+
+
+def make_scheduler(recipe: Recipe, optimizer: SGD, steps_per_epoch: int, total_steps: int) -> LRScheduler:
+    """The learning rate of each step; with `step`, it drops at the *start* of each milestone epoch, counted from 1."""
+    if recipe.schedule == "one-cycle":
+        return OneCycleLR(
+            optimizer, recipe.lr, total_steps=max(total_steps, 2), pct_start=0.25, anneal_strategy="linear",
+            cycle_momentum=False, div_factor=10, final_div_factor=1e4,
+        )  # fmt: skip
+    if recipe.schedule == "cosine":
+        return CosineAnnealingLR(optimizer, total_steps)
+    if recipe.schedule == "step":
+        drops = [(m - 1) * steps_per_epoch for m in recipe.milestones]
+        return MultiStepLR(optimizer, drops, recipe.lr_decay)
+    return ConstantLR(optimizer, 1.0, 0)
+
+
+class Loop:
+    """Trains a `Transfer` epoch by epoch; `run()` continues from `checkpoint.pt` where there is one."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        folder: RunFolder,
+        fabric: Fabric,
+        transfer: Transfer,
+        augment: Augment,
+        validate: Callable[[], dict[str, float]],
+        progress: Progress,
+    ):
+        self.recipe, self.folder, self.fabric = recipe, folder, fabric
+        self.augment, self.validate, self.progress = augment, validate, progress
+        self.batch_size = min(recipe.batch_size, len(augment.images))
+        self.steps_per_epoch = len(augment.epoch(recipe.seed, 0, self.batch_size))
+        self.total_steps = min(recipe.epochs * self.steps_per_epoch, recipe.max_steps or 1 << 62)
+        self.plain = transfer
+        self.optimizer = make_optimizer(recipe, transfer)
+        self.scheduler = make_scheduler(recipe, self.optimizer, self.steps_per_epoch, self.total_steps)
+        self.transfer, self.wrapped_optimizer = fabric.setup(transfer, self.optimizer)
+        self.parts = ["ce", *(m.part for m in transfer.methods)]
+        self.meter = Meter(self.parts, fabric.device)
+        self.step = 0
+        self.seconds = 0.0
+        self.rows: list[Row] = []
+        self.stop_signal: int | None = None
+
+    def run(self) -> list[Row]:
+        """Trains to the end; the rows of metrics.
+
+        Raises:
+            Interrupted: after a signal, the state saved.
+            RunError: for a loss that is not finite, or a file that cannot be written.
+        """
+        self._load()
+        with self._signals(), self.progress:
+            while self.step < self.total_steps:
+                self._epoch()
+        return self.rows
+
+    def _epoch(self) -> None:
+        epoch, first = divmod(self.step, self.steps_per_epoch)
+        plan = self.augment.epoch(self.recipe.seed, epoch, self.batch_size)
+        end = min(self.steps_per_epoch, self.total_steps - epoch * self.steps_per_epoch)
+        self.plain.train()
+        start = time.perf_counter()
+        self.progress.begin(epoch + 1, self.step, self.total_steps)
+        for step in range(first, end):
+            self._step(*self._batch(plan, step))
+            self.progress.tick(self.step, self.batch_size, self.meter)
+            if self.stop_signal is not None and step + 1 < end:
+                self._sync()
+                self.seconds += time.perf_counter() - start
+                self._save()
+                raise Interrupted
+        self._sync()
+        training = time.perf_counter() - start
+        rate = (end - first) * self.batch_size / training
+        self.meter.check()
+        loss, accuracy, parts = self.meter.means(self.fabric)
+        self.plain.eval()
+        val = self.validate()
+        self.seconds += time.perf_counter() - start
+        row: Row = {
+            "epoch": epoch + 1,
+            "step": self.step,
+            "lr": self.optimizer.param_groups[0]["lr"],
+            "train_loss": loss,
+            "val_loss": val["loss"],
+            "train_accuracy": accuracy,
+            "val_accuracy": val["accuracy"],
+            **({"val_top5": val["top5"]} if "top5" in val else {}),
+            "parts": parts,
+            "weights": self.plain.weights(min(1.0, (self.step - 1) / self.total_steps)),
+            "images_per_second": rate,
+            "seconds": self.seconds,
+        }
+        self.rows.append(row)
+        self.meter = Meter(self.parts, self.fabric.device)
+        self._save()
+        self.progress.end(row)
+        if self.stop_signal is not None and self.step < self.total_steps:
+            raise Interrupted
+
+    def _batch(self, plan: Any, step: int) -> tuple[Tensor, Tensor]:
+        """This process's share of a batch: every world_size-th image of it."""
+        x, y = self.augment.batch(plan, step)
+        world, rank = self.fabric.world_size, self.fabric.global_rank
+        if world > 1:
+            even = len(y) // world * world
+            x, y = x[rank:even:world], y[rank:even:world]
+        return as_input(x), y
+
+    def _step(self, x: Tensor, y: Tensor) -> None:
+        # A 0-d tensor, so that a compiled Transfer sees a new value and not a new constant.
+        progress = torch.tensor(self.step / self.total_steps)
+        output = self.transfer(x, y, progress)
+        self.fabric.backward(output.loss)
+        self.wrapped_optimizer.step()
+        self.wrapped_optimizer.zero_grad()
+        self.step += 1
+        self.meter.update(output.logits, y, output.parts, self.step)
+        if self.step < self.total_steps:
+            self.scheduler.step()
+
+    def _sync(self) -> None:
+        if self.fabric.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def _save(self) -> None:
+        """Checkpoint and metrics, each whole or not at all; never a state that is not finite."""
+        self.meter.check()
+        if not self.fabric.is_global_zero:
+            return
+        state = {
+            "transfer": self.plain.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": {k: v for k, v in self.scheduler.state_dict().items() if isinstance(v, (int, float, list))},
+            "meter": self.meter.state_dict(),
+            "step": self.step,
+            "seconds": self.seconds,
+            "rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state() if self.fabric.device.type == "cuda" else None,
+        }
+        save_checkpoint(self.folder.checkpoint_file, state)
+        self.folder.write_metrics(self.rows)
+
+    def _load(self) -> None:
+        file = self.folder.checkpoint_file
+        if not file.is_file():
+            return
+        try:
+            state = torch.load(file, map_location=self.fabric.device, weights_only=True)
+        except Exception as error:
+            raise RunError(f"{file} cannot be read ({str(error).splitlines()[0]}): remove the run folder to start anew") from error
+        self.plain.load_state_dict(state["transfer"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        self.meter.load_state_dict(state["meter"])
+        self.step, self.seconds = state["step"], state["seconds"]
+        torch.set_rng_state(state["rng"].cpu())
+        if state["cuda_rng"] is not None:
+            torch.cuda.set_rng_state(state["cuda_rng"].cpu())
+        self.rows = [r for r in self.folder.metrics() if r["step"] <= self.step]
+        self.progress.say(f"continuing {self.folder} at step {self.step} of {self.total_steps}")
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """Ctrl-C and SIGTERM end the loop after the step that is running; a second Ctrl-C at once."""
+
+        def stop(number: int, frame: Any) -> None:
+            if self.stop_signal is not None:
+                raise KeyboardInterrupt
+            self.stop_signal = number
+            self.progress.say("stopping after this step; the state is saved first")
+
+        try:
+            earlier = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)}
+        except ValueError:  # not in the main thread: signals are somebody else's
+            earlier = {}
+        try:
+            yield
+        finally:
+            for number, handler in earlier.items():
+                signal.signal(number, handler)
+
+
+def save_checkpoint(file: Path, state: dict[str, Any]) -> None:
+    """`torch.save`, whole or not at all, and on the disk before it takes the place of the last one.
+
+    Raises:
+        RunError: where it cannot be written; the last checkpoint is kept.
+    """
+    try:
+        with replacing(file) as partial:
+            with open(partial, "wb") as stream:
+                torch.save(state, stream)
+                stream.flush()
+                os.fsync(stream.fileno())
+    except (OSError, RuntimeError) as error:
+        why = error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0]
+        raise RunError(
+            f"cannot write {file}: {why}; the last good checkpoint is kept: make room and run the same command again"
+        ) from error

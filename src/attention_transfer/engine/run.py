@@ -1,0 +1,243 @@
+"""One run: from a recipe to a finished run folder."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric import Fabric
+from rich.console import Console
+from torch import nn
+
+from ..data import Augment, Dataset, open_data
+from ..errors import UserError
+from ..methods import ActivationTransfer, create_methods
+from ..models import Network, Preprocess, create_model, load_network, load_weights, save_student
+from ..recipe import Recipe
+from ..runs import RunFolder, write_json
+from ..transfer import Transfer
+from .decide import Decisions, count_flops, decide, environment
+from .evaluate import as_input, evaluate
+from .loop import Loop
+from .outcome import Inference, attention_in_box, cost, find_stages, save_maps
+from .progress import Progress
+
+EVALUATION_BATCH = 500
+# A constant β (under `authors`) above this share of the number of steps was too heavy wherever it was tried.
+HEAVY_BETA = 0.25
+
+
+@dataclass
+class Parts:
+    """What a run is made of, all checked before anything is written."""
+
+    data: Dataset
+    student: Network
+    teacher: Network | None
+    transfer: Transfer
+
+
+def run(recipe: Recipe, out: str | Path, console: Console) -> dict[str, Any]:
+    """Trains what the recipe says into folder `out`, or continues it, or finds it finished; its summary.
+
+    Raises:
+        UserError: for a folder that holds something else, and whatever is wrong with data, networks and options.
+        RunError: for a loss that is not finite and a full disk.
+        Interrupted: (a KeyboardInterrupt) after the state was saved.
+    """
+    folder = RunFolder(out)
+    _check_folder(folder, recipe)
+    parts = _assemble(recipe)
+    _check_teacher(folder, parts.teacher)
+    if (summary := folder.summary()) is not None:
+        console.print(f"{folder} is finished: {describe(summary)}; nothing to do", markup=False, highlight=False, soft_wrap=True)
+        return summary
+    decisions = decide(recipe, _training_flops(recipe, parts), folder.environment().get("auto"))
+    torch.set_num_threads(decisions.threads)
+    fabric = Fabric(
+        accelerator=decisions.device,
+        devices=recipe.devices,
+        num_nodes=recipe.nodes,
+        strategy="ddp" if recipe.devices * recipe.nodes > 1 else "auto",
+        precision="bf16-mixed" if decisions.precision == "bf16" else "32-true",
+    )
+    fabric.launch()
+    progress = Progress(console if fabric.is_global_zero else Console(quiet=True), title(recipe), recipe.epochs)
+    loop = _prepare(recipe, folder, fabric, parts, decisions, progress)
+    if fabric.is_global_zero and not (folder.exists and folder.checkpoint_file.is_file()):
+        folder.write_config(recipe.to_dict())
+        about = environment(decisions, [Path(sys.argv[0]).name, *sys.argv[1:]])
+        write_json(folder.environment_file, about | {"teacher": parts.teacher and parts.teacher.fingerprint})
+    _announce(recipe, parts, decisions, loop, progress)
+    rows = loop.run()
+    fabric.barrier()
+    if not fabric.is_global_zero:
+        return {}
+    summary = _finish(recipe, folder, parts, decisions, rows)
+    progress.say(f"{folder}: {describe(summary)}")
+    return summary
+
+
+def title(recipe: Recipe) -> str:
+    return recipe.model if recipe.command == "train" else f"{recipe.method} {recipe.model}"
+
+
+def describe(summary: dict[str, Any]) -> str:
+    """One line for a finished run."""
+    final = summary["final"]
+    return (
+        f"{100 * (1 - final['val_accuracy']):.2f} % error, loss {final['val_loss']:.3f} after {summary['epochs']} epochs, "
+        f"{summary['seconds'] / 60:.1f} min at {summary['images_per_second']:,.0f} images/s"
+    )
+
+
+def _check_folder(folder: RunFolder, recipe: Recipe) -> None:
+    if not folder.exists:
+        if folder.path.is_file() or (folder.path.is_dir() and any(p.name[0] != "." for p in folder.path.iterdir())):
+            raise UserError(f"--out {folder} exists and holds no run of this tool: choose a new folder")
+        return
+    there, here = folder.config(), recipe.identity()
+    differing = [f"{k} is {there.get(k)!r} there and {v!r} here" for k, v in here.items() if there.get(k) != v]
+    if differing:
+        raise UserError(f"{folder} holds a different run ({'; '.join(differing[:4])}): choose another --out, or remove it")
+
+
+def _check_teacher(folder: RunFolder, teacher: Network | None) -> None:
+    before = folder.environment().get("teacher")
+    if teacher is not None and before is not None and teacher.fingerprint != before:
+        raise UserError(f"{folder} was trained with other weights of the teacher {teacher.folder or teacher.name}: choose another --out")
+
+
+def _assemble(recipe: Recipe) -> Parts:
+    data = open_data(
+        recipe.data,
+        image_size=recipe.image_size,
+        limit_train=recipe.limit_train,
+        limit_val=recipe.limit_val,
+        val_split=recipe.val_split,
+        seed=recipe.seed,
+        on_bad_image=recipe.on_bad_image,
+    )
+    methods = create_methods(recipe.method, recipe.method_options())
+    teacher = None
+    if recipe.teacher is not None and any(m.needs_teacher for m in methods):
+        teacher = load_network(recipe.teacher, data.classes, data.mean, data.std, recipe.teacher_weights)
+    torch.manual_seed(recipe.seed)
+    module = create_model(recipe.model, len(data.classes))
+    if recipe.student_weights is not None:
+        load_weights(module, recipe.student_weights)
+    student = Network(module, recipe.model, data.classes, Preprocess(data.mean, data.std))
+    example = as_input(data.train.batch(slice(0, 2)))
+    transfer = Transfer(
+        module.to(memory_format=torch.channels_last),
+        teacher and teacher.module.to(memory_format=torch.channels_last),
+        methods,
+        recipe.layer_pairs(),
+        example,
+        student_transform=student.preprocess,
+        teacher_transform=teacher and teacher.preprocess,
+    )
+    with torch.no_grad():
+        outputs = transfer.student.eval()(student.preprocess(example))
+    if outputs.ndim != 2 or outputs.shape[1] != len(data.classes):
+        raise UserError(f"{recipe.model} puts out {tuple(outputs.shape)}: expected logits (N, {len(data.classes)}), a column a class")
+    return Parts(data, student, teacher, transfer)
+
+
+def _training_flops(recipe: Recipe, parts: Parts) -> float:
+    """Of the whole run: the student's forward and twice that backward, the teacher's forward."""
+    example = as_input(parts.data.train.batch(slice(0, 1)))
+    images = recipe.epochs * len(parts.data.train)
+    if recipe.max_steps is not None:
+        images = min(images, recipe.max_steps * recipe.batch_size)
+    each = 3 * count_flops(parts.student.module.eval(), example)
+    if parts.transfer.teacher is not None:
+        each += count_flops(parts.transfer.teacher, example)
+    return float(each * images)
+
+
+def _prepare(
+    recipe: Recipe, folder: RunFolder, fabric: Fabric, parts: Parts, decisions: Decisions, progress: Progress
+) -> Loop:
+    train = parts.data.train.to(fabric.device)
+    val = parts.data.val.to(fabric.device)
+    augment = Augment(train, recipe.crop_padding, recipe.flip)
+    network: nn.Module = Inference(parts.student.module, parts.student.preprocess, decisions.precision)
+    parts.transfer.to(fabric.device)
+    if decisions.compile:
+        # Compiled code is kept by function: what earlier runs of this process left would count against the limit.
+        torch.compiler.reset()
+        parts.transfer.compile(dynamic=False)
+        network = torch.compile(network, dynamic=False)  # type: ignore[assignment]
+
+    def validate() -> dict[str, float]:
+        return evaluate(network, val, EVALUATION_BATCH, fabric.device)
+
+    return Loop(recipe, folder, fabric, parts.transfer, augment, validate, progress)
+
+
+def _announce(recipe: Recipe, parts: Parts, decisions: Decisions, loop: Loop, progress: Progress) -> None:
+    how = f"{decisions.device}, {decisions.precision}, {'compiled' if decisions.compile else 'eager'}, {decisions.threads} threads"
+    data = parts.data
+    progress.say(f"{title(recipe)} on {recipe.data}: {len(data.train)} training and {len(data.val)} validation images, {loop.total_steps} steps; {how}")
+    if data.skipped:
+        progress.say(f"warning: {data.skipped} unreadable images were left out")
+    example = as_input(data.train.batch(slice(0, 2)).to(loop.fabric.device))
+    for method in parts.transfer.methods:
+        if not isinstance(method, ActivationTransfer):
+            continue
+        for line in method.describe(parts.transfer.pairs, *parts.transfer.features(example)):
+            progress.say(f"  {line}")
+        limit = HEAVY_BETA * loop.total_steps
+        if method.options["convention"] == "authors" and method.decay == "constant" and method.beta > limit:
+            progress.say(
+                f"warning: β = {method.beta:g} is likely too heavy for {loop.total_steps} steps: "
+                f"try --beta {float(f'{limit:.1g}'):g}, or --decay linear"
+            )
+
+
+def _finish(
+    recipe: Recipe, folder: RunFolder, parts: Parts, decisions: Decisions, rows: Sequence[dict[str, Any]]
+) -> dict[str, Any]:
+    """Weights, maps and summary; the summary last, since it says that the run is finished."""
+    data, device = parts.data, next(parts.transfer.parameters()).device
+    student = Inference(parts.student.module, parts.student.preprocess, decisions.precision).eval()
+    layers = [s.name for s in find_stages(student, data.image_size)]
+    save_student(folder.student_file, student.module, recipe.model, data.classes, parts.student.preprocess, data.image_size)
+    if layers:
+        save_maps(folder.maps_file, student, layers, data.val, device)
+    final = {k: v for k, v in rows[-1].items() if k.startswith(("train_", "val_"))}
+    rates = sorted(r["images_per_second"] for r in rows)
+    summary: dict[str, Any] = {
+        "command": recipe.command,
+        "model": recipe.model,
+        "method": recipe.method,
+        "data": recipe.data,
+        "seed": recipe.seed,
+        "epochs": recipe.epochs,
+        "classes": list(data.classes),
+        "final": final,
+        "seconds": rows[-1]["seconds"],
+        "images_per_second": rates[len(rates) // 2],
+        "skipped_images": data.skipped,
+        **cost(student, data.image_size),
+        "teacher": None,
+        "attention": attention_in_box(student, layers, data.val, device),
+    }
+    if (teacher := parts.teacher) is not None:
+        network = Inference(teacher.module, teacher.preprocess, decisions.precision).to(device).eval()
+        before = RunFolder(teacher.folder).summary() if teacher.folder else None
+        summary["teacher"] = {
+            "name": teacher.name,
+            "folder": str(Path(teacher.folder).resolve()) if teacher.folder else None,
+            "model": teacher.name,
+            **cost(network, data.image_size),
+            "val_accuracy": evaluate(network, data.val.to(device), EVALUATION_BATCH, device)["accuracy"],
+            "val_loss": before["final"]["val_loss"] if before else None,
+        }
+    write_json(folder.summary_file, summary)
+    return summary
