@@ -110,12 +110,16 @@ class Recipe:
         return [(s, t) for s, t in pairs]
 
 
-KEYS = tuple(f.name for f in dataclasses.fields(Recipe))
+_DEFAULTS = {f.name: f.default for f in dataclasses.fields(Recipe)}
+KEYS = tuple(_DEFAULTS)
 _TYPES: dict[str, type] = {
-    **dict.fromkeys(("epochs", "batch_size", "seed", "image_size", "max_steps", "limit_train", "limit_val", "devices", "nodes"), int),
+    **dict.fromkeys(("epochs", "batch_size", "seed", "image_size", "max_steps", "limit_train", "limit_val", "crop_padding", "devices", "nodes"), int),
     **dict.fromkeys(("p", "norm", "alpha", "temperature", "lr", "momentum", "weight_decay", "lr_decay", "val_split"), float),
     **dict.fromkeys(("nesterov", "flip"), bool),
+    **dict.fromkeys(("command", "model", "teacher", "method", "data", "teacher_weights", "student_weights"), str),
+    **dict.fromkeys(("kind", "convention", "resize", "pairs", "schedule", "on_bad_image", "device", "precision", "compile"), str),
 }
+_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a word"}
 _AT_LEAST_ONE = ("epochs", "batch_size", "image_size", "max_steps", "limit_train", "limit_val", "devices", "nodes")
 
 
@@ -150,7 +154,7 @@ def read_recipe(file: str | Path) -> dict[str, Any]:
         found = yaml.safe_load(path.read_text())
     except OSError as error:
         raise UserError(f"cannot read the recipe {file}: {error.strerror}") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{file} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(found, dict):
         raise UserError(f"{file} holds a {type(found).__name__}: expected options as KEY: VALUE lines")
@@ -190,9 +194,13 @@ def _typed(key: str, value: Any) -> Any:
         if not isinstance(value, (list, tuple)) or not all(isinstance(v, int) for v in value):
             raise UserError(f"milestones is {value!r}: expected a list of epochs")
         return tuple(value)
-    kind = _TYPES.get(key)
-    if value is None or kind is None:
-        return value
+    if key in ("beta", "decay"):
+        return _per_method(value, number=key == "beta")
+    kind = _TYPES[key]
+    if value is None and _DEFAULTS[key] is None:
+        return None
+    if key == "compile" and isinstance(value, bool):
+        return "on" if value else "off"  # as YAML reads these two words
     wrong = isinstance(value, bool) != (kind is bool)
     if kind is float and isinstance(value, str):
         # YAML reads 5e-4 as a word.
@@ -201,8 +209,14 @@ def _typed(key: str, value: Any) -> Any:
         except ValueError:
             wrong = True
     if wrong or not isinstance(value, (int, float) if kind is float else kind):
-        raise UserError(f"{key} is {value!r}: expected {'true or false' if kind is bool else kind.__name__}")
+        raise UserError(f"{key} is {value!r}: expected {_WORDS[kind]}")
     return kind(value)
+
+
+def _per_method(value: Any, number: bool) -> Any:
+    if isinstance(value, Mapping):
+        return {str(k): _per_method(v, number) for k, v in value.items()}
+    return parse_per_method(value, number) if isinstance(value, str) else value
 
 
 def _check(recipe: Recipe) -> None:
@@ -217,7 +231,7 @@ def _check(recipe: Recipe) -> None:
         value = getattr(recipe, key)
         if value is not None and value < 1:
             raise UserError(f"{key} is {value}: expected at least 1")
-    for key in ("lr", "weight_decay", "momentum", "lr_decay"):
+    for key in ("lr", "weight_decay", "momentum", "lr_decay", "crop_padding"):
         value = getattr(recipe, key)
         if not 0 <= value < math.inf or (key == "lr" and value == 0):
             raise UserError(f"{key} is {value}: expected a finite number {'>' if key == 'lr' else '≥'} 0")

@@ -79,7 +79,10 @@ class RunFolder:
         return run
 
     def config(self) -> dict[str, Any]:
-        return dict(_yaml(self.config_file) or {})
+        found = _yaml(self.config_file) or {}
+        if not isinstance(found, dict):
+            raise UserError(f"{self.config_file} holds a {type(found).__name__}: expected options as KEY: VALUE lines")
+        return found
 
     def write_config(self, config: Mapping[str, Any]) -> None:
         import yaml
@@ -112,13 +115,19 @@ class RunFolder:
 
 
 def _json(path: Path) -> dict[str, Any] | None:
-    return json.loads(path.read_text()) if path.is_file() else None
+    try:
+        return json.loads(path.read_text()) if path.is_file() else None
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON: {error}") from error
 
 
 def _yaml(path: Path) -> Any:
     import yaml
 
-    return yaml.safe_load(path.read_text()) if path.is_file() else None
+    try:
+        return yaml.safe_load(path.read_text()) if path.is_file() else None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
 
 
 def find_runs(paths: list[str | os.PathLike[str]]) -> list[RunFolder]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import weakref
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -67,6 +68,11 @@ def unwrap(model: nn.Module) -> nn.Module:
             return model
 
 
+def hooked_call(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """`model(...)`, but past a call that `model.compile()` compiled before the hooks came, which would leave them out."""
+    return (model if model._compiled_call_impl is None else model._call_impl)(*args, **kwargs)
+
+
 class Tap:
     """Calls a model and returns its output with the features of some of its layers.
 
@@ -77,7 +83,7 @@ class Tap:
     def __init__(self, model: nn.Module, layers: Sequence[str], example: Tensor | None = None):
         model = unwrap(model)
         self.model = model
-        self.layers = tuple(layers)
+        self.layers = tuple(dict.fromkeys(layers))
         self._reading = _Reading()
         names = dict(model.named_modules())
         handles = []
@@ -89,12 +95,24 @@ class Tap:
         for layer in self.layers:
             handles.append(names[layer].register_forward_hook(_capture(layer, self._reading)))
         self._finalizer = weakref.finalize(self, _remove, handles)
+        try:
+            self._see_changes(example)
+        except BaseException:
+            self.close()
+            raise
+
+    def _see_changes(self, example: Tensor | None) -> None:
+        """Finds out which layers' outputs are changed in place later on, and so have to be copied."""
+        reading, modules = self._reading, list(self.model.modules())
         if example is not None:
-            with evaluating(model):
+            with evaluating(self.model):
                 self._run(example)
-            self._reading.copied.update(self._changed())
-        elif any(getattr(m, "inplace", False) for m in names.values()):
-            self._reading.copied.update(self.layers)
+            reading.copied.update(self._changed(), (n for n in self.layers if n not in reading.versions))
+            reading.known = True
+            # Dropout does nothing in eval mode, so the example has not shown it.
+            modules = [m for m in modules if isinstance(m, nn.modules.dropout._DropoutNd)]
+        if any(getattr(m, "inplace", False) for m in modules):
+            reading.copied.update(self.layers)
 
     def __call__(self, *args: Any, **kwargs: Any) -> tuple[Any, dict[str, Tensor]]:
         output = self._run(*args, **kwargs)
@@ -113,16 +131,17 @@ class Tap:
 
     def _run(self, *args: Any, **kwargs: Any) -> Any:
         self._reading.features.clear()
+        self._reading.versions.clear()
         self._reading.active = True
         try:
-            return self.model(*args, **kwargs)
+            return hooked_call(self.model, *args, **kwargs)
         finally:
             self._reading.active = False
 
     def _changed(self) -> list[str]:
         """The layers whose captured output has been written to since."""
         reading = self._reading
-        return [n for n, value in reading.features.items() if value._version != reading.versions[n]]
+        return [n for n, seen in reading.versions.items() if reading.features[n]._version != seen]
 
     def close(self) -> None:
         """Takes the hooks off; the tap can no longer be called."""
@@ -209,6 +228,7 @@ class _Reading:
         self.versions: dict[str, int] = {}
         # A layer followed by an in-place one (ReLU, +=) would be read after that one has changed it.
         self.copied: set[str] = set()
+        self.known = False  # whether an example has shown which layers those are
 
 
 def _capture(layer: str, reading: _Reading) -> Any:
@@ -219,10 +239,12 @@ def _capture(layer: str, reading: _Reading) -> Any:
             raise UserError(f"layer {layer!r} is called more than once in a forward pass: tap one that is called once")
         if not isinstance(output, Tensor):
             raise UserError(f"layer {layer!r} puts out a {type(output).__name__}, expected a tensor")
-        value = output.clone() if layer in reading.copied else output
-        if not torch.compiler.is_compiling():
-            reading.versions[layer] = value._version
-        reading.features[layer] = value
+        # Neither a traced tensor nor one of inference mode counts the writes to it.
+        counts = not torch.compiler.is_compiling() and not output.is_inference()
+        copied = layer in reading.copied or not (counts or reading.known)
+        reading.features[layer] = output.clone() if copied else output
+        if counts:
+            reading.versions[layer] = reading.features[layer]._version
 
     return hook
 
@@ -248,6 +270,11 @@ class _Call:
     module: nn.Module
     shape: tuple[int, ...] | None = None
     inside: list[_Call] = field(default_factory=list)
+
+    def descendants(self) -> Iterator[_Call]:
+        for call in self.inside:
+            yield call
+            yield from call.descendants()
 
     def leaves(self) -> Iterator[_Call]:
         if not self.inside:
@@ -287,8 +314,11 @@ def _traced(model: nn.Module, example: Tensor) -> list[Stage]:
     root = _trace(model, example)
     size: tuple[int, int] = tuple(example.shape[-2:])  # type: ignore[assignment]
     last: dict[tuple[int, int], _Call] = {}
+    calls = Counter(c.name for c in root.descendants())
     for call in _flatten(root, size, seen=set()):
         assert call.shape is not None
+        if calls[call.name] > 1:
+            continue  # one ReLU or pool for the whole network: which call to read could not be said
         here = call.shape[2:]
         before = last.get(here)  # type: ignore[arg-type]
         if before is not None and before.inside and isinstance(call.module, _ELEMENTWISE):
@@ -319,7 +349,7 @@ def _trace(model: nn.Module, example: Tensor) -> _Call:
         handles += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
     try:
         with evaluating(model):
-            model(example)
+            hooked_call(model, example)
     finally:
         _remove(handles)
     return root

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .errors import UserError
 from .methods.base import Method, Progress, Step
-from .taps import Tap, evaluating, pair_stages, unwrap
+from .taps import Tap, evaluating, match_stages, stages, unwrap
 
 Transform = Callable[[Tensor], Tensor]
 
@@ -65,9 +65,9 @@ class Transfer(nn.Module):
         if teacher is not None and any(m.needs_teacher for m in methods):
             self._frozen = (_frozen_copy(unwrap(teacher)), _frozen_copy(_as_module(teacher_transform)))
         self.pairs: list[tuple[str, str]] = []
-        if self._frozen and any(m.needs_features for m in methods):
-            self.pairs = self._resolve(pairs, example)
         xs, xt = self._views(example)
+        if self._frozen and any(m.needs_features for m in methods):
+            self.pairs = self._resolve(pairs, xs, xt)
         self._student_tap = Tap(self.student, [s for s, _ in self.pairs], xs) if self.pairs else None
         self._teacher_tap = Tap(self._frozen[0], [t for _, t in self.pairs], xt) if self.pairs else None
         if example is not None:
@@ -147,14 +147,19 @@ class Transfer(nn.Module):
             module._apply(fn)
         return self
 
-    def _resolve(self, pairs: str | Sequence[tuple[str, str]], example: Tensor | None) -> list[tuple[str, str]]:
+    def _resolve(
+        self, pairs: str | Sequence[tuple[str, str]], xs: Tensor | None, xt: Tensor | None
+    ) -> list[tuple[str, str]]:
         if not isinstance(pairs, str):
+            for pair in pairs:
+                if isinstance(pair, str) or len(pair) != 2:
+                    raise UserError(f"pairs has {pair!r}: expected (student layer, teacher layer)")
             return [(s, t) for s, t in pairs]
         if pairs != "auto":
             raise UserError(f"pairs is {pairs!r}: expected 'auto' or a list of (student layer, teacher layer)")
-        if example is None:
+        if xs is None or xt is None:
             raise UserError("pairs='auto' needs example=, a batch of images (N, C, H, W), to find the layers with")
-        return pair_stages(self.student, self._frozen[0], example)
+        return match_stages(stages(self.student, xs), stages(self._frozen[0], xt))
 
     def _views(self, example: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         if example is None:
@@ -183,6 +188,9 @@ def _run(model: nn.Module, tapped: Tap | None, x: Tensor, names: list[str]) -> t
 
 
 def _check_methods(methods: Sequence[Method], teacher: nn.Module | None) -> None:
+    for method in methods:
+        if not isinstance(method, Method):
+            raise UserError(f"methods has {method!r}: expected objects, like ActivationTransfer()")
     names = [m.name for m in methods]
     if len(set(names)) < len(names):
         raise UserError(f"methods {names} has one twice: expected each at most once")

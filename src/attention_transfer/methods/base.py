@@ -77,7 +77,7 @@ def decayed(decay: str, progress: Progress) -> float | Tensor:
             return (1 + torch.cos(math.pi * progress)) / 2
         passed = sum((progress >= s).to(progress.dtype) for s in _STEPS)
         return _STEP_RATIO**passed
-    if not 0 <= progress <= 1:
+    if not isinstance(progress, (int, float)) or not 0 <= progress <= 1:
         raise UserError(f"progress is {progress!r}: expected the share of the training that is done, in [0, 1]")
     if decay == "linear":
         return 1 - progress

@@ -30,6 +30,8 @@ def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float =
         raise UserError(
             f"kd_loss got logits {tuple(student_logits.shape)} and {tuple(teacher_logits.shape)}: expected both (N, K)"
         )
+    if not (student_logits.is_floating_point() and teacher_logits.is_floating_point()):
+        raise UserError(f"kd_loss got {student_logits.dtype} and {teacher_logits.dtype}: expected floating-point logits")
     check_temperature(temperature)
     log_p = F.log_softmax(_float(student_logits) / temperature, 1)
     log_q = F.log_softmax(_float(teacher_logits) / temperature, 1)
@@ -53,7 +55,7 @@ class KnowledgeDistillation(Method):
 
     def __init__(self, alpha: float = 0.9, temperature: float = 4.0):
         super().__init__()
-        if not 0 <= alpha <= 1:
+        if not isinstance(alpha, (int, float)) or not 0 <= alpha <= 1:
             raise UserError(f"alpha is {alpha!r}: expected a number in [0, 1]")
         check_temperature(temperature)
         self.alpha = float(alpha)
@@ -74,7 +76,7 @@ class KnowledgeDistillation(Method):
 
 
 def check_temperature(temperature: float) -> None:
-    if not 0 < temperature < math.inf:
+    if not isinstance(temperature, (int, float)) or not 0 < temperature < math.inf:
         raise UserError(f"temperature is {temperature!r}: expected a number > 0")
 
 

@@ -96,6 +96,6 @@ def _users(file: Path, run: Any) -> Any:
     try:
         return run()
     except Exception as error:
-        lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if Path(f.filename) == file]
+        lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if Path(f.filename).resolve() == file.resolve()]
         line = error.lineno if isinstance(error, SyntaxError) else (lines[-1] if lines else "?")
         raise UserError(f"{file}, line {line}: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}") from error

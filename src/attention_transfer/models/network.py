@@ -70,13 +70,16 @@ def load_run_network(folder: str | Path) -> Network:
     Raises:
         UserError: where `folder` is no run, or its run has not written a network yet.
     """
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
     run = RunFolder.open(folder)
     if not run.student_file.is_file():
         raise UserError(f"{folder} has no student.safetensors: its run is not finished; run its command again to continue it")
-    with safe_open(run.student_file, framework="pt") as file:
-        about = json.loads((file.metadata() or {}).get("attention_transfer", "null"))
+    try:
+        with safe_open(run.student_file, framework="pt") as file:
+            about = json.loads((file.metadata() or {}).get("attention_transfer", "null"))
+    except (SafetensorError, ValueError) as error:
+        raise UserError(f"{run.student_file} is damaged: {error}") from error
     if about is None:
         raise UserError(f"{run.student_file} was not written by attention-transfer: its metadata is missing")
     module = create_model(about["model"].removesuffix(":pretrained"), len(about["classes"]))
@@ -119,9 +122,8 @@ def load_network(
         raise UserError(f"no teacher at {spec}: expected a run folder, or a model with trained weights")
     module = create_model(spec, len(classes))
     if weights is None and not spec.endswith(":pretrained"):
-        raise UserError(
-            f"the teacher {spec} has no trained weights: give a run folder, {spec.split(':')[0]}:pretrained, or --teacher-weights FILE"
-        )
+        own = f", {spec}:pretrained" if spec.startswith(("timm/", "torchvision/")) else ""
+        raise UserError(f"the teacher {spec} has no trained weights: give a run folder{own}, or --teacher-weights FILE")
     digest = None
     if weights is not None:
         load_weights(module, weights)

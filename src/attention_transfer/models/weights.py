@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,8 @@ from ..errors import UserError
 SUFFIXES = (".safetensors", ".pt", ".pth", ".th", ".bin")
 
 
-def read_state_dict(file: str | Path) -> dict[str, Tensor]:
-    """Tensors by name; a `state_dict` or `model` entry and a `module.` prefix are seen through.
+def read_state_dict(file: str | Path, names: Container[str] = ()) -> dict[str, Tensor]:
+    """Tensors by name; a `state_dict` or `model` entry and a `module.` prefix are seen through (but not where `names` has it).
 
     Raises:
         UserError: for a file that is not there, of another kind, damaged, or that would execute code to load.
@@ -38,13 +38,19 @@ def read_state_dict(file: str | Path) -> dict[str, Tensor]:
             f"{file} holds more than tensors, and pickles are not executed here: save model.state_dict() alone, or as safetensors"
         ) from error
     except Exception as error:
-        raise UserError(f"{file} cannot be read as weights: {str(error).splitlines()[0]}") from error
+        raise UserError(f"{file} cannot be read as weights: {' '.join(str(error).split()[:20]) or type(error).__name__}") from error
     for key in ("state_dict", "model"):
         if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
             found = found[key]
     if not isinstance(found, Mapping) or not all(isinstance(v, Tensor) for v in found.values()):
         raise UserError(f"{file} holds no state dict: expected tensors by name, or a 'state_dict' or 'model' entry of them")
-    return {str(k).removeprefix("module.").removeprefix("_orig_mod."): v for k, v in found.items()}
+    return {_bare(str(k), names): v for k, v in found.items()}
+
+
+def _bare(name: str, known: Container[str]) -> str:
+    while name not in known and name.startswith(("module.", "_orig_mod.")):
+        name = name.partition(".")[2]
+    return name
 
 
 def load_weights(model: nn.Module, file: str | Path) -> None:
@@ -53,7 +59,8 @@ def load_weights(model: nn.Module, file: str | Path) -> None:
     Raises:
         UserError: where keys are missing, unexpected or of another shape; all are counted, the first ones named.
     """
-    state, own = read_state_dict(file), model.state_dict()
+    own = model.state_dict()
+    state = read_state_dict(file, own)
     missing = [k for k in own if k not in state]
     unexpected = [k for k in state if k not in own]
     wrong = [f"{k} {tuple(state[k].shape)} for {tuple(own[k].shape)}" for k in own if k in state and state[k].shape != own[k].shape]
