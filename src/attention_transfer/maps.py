@@ -220,7 +220,9 @@ def _reduce(features: Tensor, kind: str, p: float, axis: str) -> Tensor:
         features = features.flatten(2) if features.ndim == 4 else features.transpose(1, 2)
         dim = 2
     else:
-        dim = 1 if features.ndim == 4 else 2
+        # Channels last, as in the memory of `channels_last` features: the gradient then comes out in that layout too.
+        features = features.permute(0, 2, 3, 1) if features.ndim == 4 else features
+        dim = features.ndim - 1
     if kind == "sum":
         return _power(features, p).sum(dim)
     return _power(features.abs().max(dim).values, p)

@@ -59,7 +59,7 @@ class Transfer(nn.Module):
         _check_methods(methods, teacher)
         self.student = unwrap(student)
         self.methods = nn.ModuleList(methods)
-        self.student_transform = student_transform or nn.Identity()
+        self.student_transform = nn.Identity() if student_transform is None else student_transform
         # A tuple keeps the teacher out of modules(), parameters() and state_dict(); _apply moves it all the same.
         self._frozen: tuple[nn.Module, ...] = ()
         if teacher is not None and any(m.needs_teacher for m in methods):

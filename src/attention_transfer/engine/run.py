@@ -20,7 +20,7 @@ from ..models import Network, Preprocess, create_model, load_network, load_weigh
 from ..recipe import Recipe
 from ..runs import RunFolder, write_json
 from ..transfer import Transfer
-from .decide import Decisions, count_flops, decide, environment
+from .decide import Decisions, count_flops, decide, environment, keep_freed_memory
 from .evaluate import as_input, evaluate
 from .loop import Loop
 from .outcome import Inference, attention_in_box, cost, find_stages, save_maps
@@ -49,6 +49,7 @@ def run(recipe: Recipe, out: str | Path, console: Console) -> dict[str, Any]:
         RunError: for a loss that is not finite and a full disk.
         Interrupted: (a KeyboardInterrupt) after the state was saved.
     """
+    keep_freed_memory()
     folder = RunFolder(out)
     _check_folder(folder, recipe)
     parts = _assemble(recipe)
