@@ -13,7 +13,7 @@ def test_a_crash_leaves_the_old_file_and_nothing_else(tmp_path):
     write_json(file, {"x": 1})
     with pytest.raises(TypeError):
         write_json(file, {"x": object()})
-    with pytest.raises(KeyboardInterrupt), replacing(file) as partial:
+    with pytest.raises(KeyboardInterrupt), replacing(file) as partial:  # noqa: PT012
         partial.write_text("half")
         raise KeyboardInterrupt
     assert file.read_text() == '{\n "x": 1\n}\n'

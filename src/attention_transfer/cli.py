@@ -41,6 +41,9 @@ def main() -> None:
     except click.exceptions.Abort:
         _leave("interrupted", 130)
     except click.ClickException as error:
+        if type(error).__name__ == "NoArgsIsHelpError":  # from click 8.2 on; the message is the help
+            click.echo(error.format_message())
+            sys.exit(0)
         _leave(error.format_message(), 2)
     except UserError as error:
         _leave(str(error), 2)
@@ -51,6 +54,10 @@ def main() -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except (FileExistsError, FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
+        if os.environ.get("ATTENTION_TRANSFER_TRACEBACK"):
+            raise
+        _leave(f"{error.filename or 'a file'}: {error.strerror or error}", 2)
     except Exception as error:
         if os.environ.get("ATTENTION_TRANSFER_TRACEBACK"):
             raise
@@ -134,7 +141,7 @@ def _console() -> Any:
 
 
 def _recipe(command: str, words: dict[str, Any]) -> Any:
-    """Defaults < the data's own < --recipe < --config < flags."""
+    """Defaults < the data's own < --recipe < --config < flags and the command's own name."""
     from .recipe import make_recipe, named_recipe, parse_per_method, read_recipe
 
     layers = []
@@ -153,7 +160,7 @@ def _recipe(command: str, words: dict[str, Any]) -> Any:
             raise UserError(f"--milestones is {flags['milestones']!r}: expected epochs like 60,120,160") from None
     data = next((layer["data"] for layer in (flags, *reversed(layers)) if "data" in layer), "digits")
     own = {"flip": False} if data == "digits" else {}  # a mirrored digit is another sign
-    return make_recipe({"command": command}, own, *layers, flags)
+    return make_recipe(own, *layers, flags, {"command": command})
 
 
 def _launch(command: str, words: dict[str, Any]) -> None:
@@ -254,3 +261,32 @@ def demo(out: Path, seeds: int) -> None:
     from .demo import run_demo
 
     run_demo(out, seeds, _console())
+
+
+@app.command()
+@click.argument("name")
+@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the table here too.")
+@click.option("--student", default="wrn-16-1", help="[wrn-16-1]")
+@click.option("--teacher", default="wrn-16-2", help="[wrn-16-2]")
+@click.option("--batch-size", type=int, default=128, help="[128]")
+@click.option("--rounds", type=int, default=9, help="Rounds, each of which runs everything once. [9]")
+@click.option("--steps", type=int, default=8, help="Steps a measurement (bench step). [8]")
+@click.option("--images", type=int, default=6400, help="Images an epoch (bench epoch). [6400]")
+@click.option("--device", default="auto", help="auto, cpu, cuda or mps.")
+@click.option("--precision", default="auto", help="auto, fp32 or bf16.")
+@click.option("--compile", default="on", help="on or off. [on]")
+def bench(name: str, json_file: Path | None, **words: Any) -> None:
+    """Measure speed as ratios to the authors' step: step, epoch."""
+    from .bench import NAMES
+    from .errors import check_choice
+
+    check_choice("bench", name, NAMES)
+    for key in ("student", "teacher"):
+        if not words[key].startswith("wrn-"):
+            raise UserError(f"--{key} is {words[key]!r}: the authors' step knows wrn-DEPTH-WIDTH only")
+    for key in ("batch_size", "rounds", "steps", "images"):
+        if words[key] < 1:
+            raise UserError(f"--{key.replace('_', '-')} is {words[key]}: expected at least 1")
+    from .bench import speed
+
+    {"step": speed.bench_step, "epoch": speed.bench_epoch}[name](speed.Settings(**words), _console(), json_file)

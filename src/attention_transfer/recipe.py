@@ -235,6 +235,8 @@ def _check(recipe: Recipe) -> None:
         value = getattr(recipe, key)
         if not 0 <= value < math.inf or (key == "lr" and value == 0):
             raise UserError(f"{key} is {value}: expected a finite number {'>' if key == 'lr' else '≥'} 0")
+    if not 0 <= recipe.seed < 1 << 63:
+        raise UserError(f"seed is {recipe.seed}: expected 0 to 2^63 - 1")
     if recipe.nesterov and recipe.momentum == 0:
         raise UserError("nesterov needs momentum above 0")
     methods = create_methods(recipe.method, recipe.method_options())

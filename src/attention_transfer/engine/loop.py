@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import time
@@ -26,6 +27,7 @@ from .evaluate import as_input
 from .progress import Progress
 
 Row = dict[str, Any]
+KEPT = "the last good checkpoint is kept; try a lower --lr or --beta in another --out"
 
 
 class Interrupted(KeyboardInterrupt):
@@ -60,10 +62,7 @@ class Meter:
         if steps:
             step = min(steps)[0]
             names = ", ".join(part for s, part in steps if s == step)
-            raise RunError(
-                f"the loss is not finite: first at step {step} in {names}; the last good checkpoint is kept; "
-                "try a lower --lr or --beta in another --out"
-            )
+            raise RunError(f"the loss is not finite: first at step {step} in {names}; {KEPT}")
 
     def means(self, fabric: Fabric) -> tuple[float, float, dict[str, float]]:
         """Cross-entropy, accuracy, parts, over all processes."""
@@ -92,8 +91,9 @@ def make_optimizer(recipe: Recipe, transfer: Transfer) -> SGD:
 def make_scheduler(recipe: Recipe, optimizer: SGD, steps_per_epoch: int, total_steps: int) -> LRScheduler:
     """The learning rate of each step; with `step`, it drops at the *start* of each milestone epoch, counted from 1."""
     if recipe.schedule == "one-cycle":
+        # A quarter of 4 steps would be a warm-up of no length, by which PyTorch divides.
         return OneCycleLR(
-            optimizer, recipe.lr, total_steps=max(total_steps, 2), pct_start=0.25, anneal_strategy="linear",
+            optimizer, recipe.lr, total_steps=max(total_steps, 5), pct_start=0.25, anneal_strategy="linear",
             cycle_momentum=False, div_factor=10, final_div_factor=1e4,
         )  # fmt: skip
     if recipe.schedule == "cosine":
@@ -164,10 +164,12 @@ class Loop:
         self._sync()
         training = time.perf_counter() - start
         rate = (end - first) * self.batch_size / training
-        self.meter.check()
+        self._check()
         loss, accuracy, parts = self.meter.means(self.fabric)
         self.plain.eval()
         val = self.validate()
+        if not math.isfinite(val["loss"]):
+            raise RunError(f"the validation loss is not finite after step {self.step}; {KEPT}")
         self.seconds += time.perf_counter() - start
         row: Row = {
             "epoch": epoch + 1,
@@ -216,8 +218,8 @@ class Loop:
             torch.cuda.synchronize()
 
     def _save(self) -> None:
-        """Checkpoint and metrics, each whole or not at all; never a state that is not finite."""
-        self.meter.check()
+        """Metrics and checkpoint, each whole or not at all; never a state that is not finite."""
+        self._check()
         if not self.fabric.is_global_zero:
             return
         state = {
@@ -230,8 +232,16 @@ class Loop:
             "rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state() if self.fabric.device.type == "cuda" else None,
         }
-        save_checkpoint(self.folder.checkpoint_file, state)
+        # In this order: a row too many is dropped when the run continues, one too few would be missing for good.
         self.folder.write_metrics(self.rows)
+        save_checkpoint(self.folder.checkpoint_file, state)
+
+    def _check(self) -> None:
+        """Raises `RunError` for a loss, or weights that the last step left, that are not finite."""
+        self.meter.check()
+        state = [v for v in self.plain.state_dict().values() if v.is_floating_point()]
+        if not torch.stack([v.isfinite().all() for v in state]).all():
+            raise RunError(f"the weights are not finite after step {self.step}; {KEPT}")
 
     def _load(self) -> None:
         file = self.folder.checkpoint_file

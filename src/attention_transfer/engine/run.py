@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -49,26 +50,17 @@ def run(recipe: Recipe, out: str | Path, console: Console) -> dict[str, Any]:
         RunError: for a loss that is not finite and a full disk.
         Interrupted: (a KeyboardInterrupt) after the state was saved.
     """
-    keep_freed_memory()
     folder = RunFolder(out)
     _check_folder(folder, recipe)
-    parts = _assemble(recipe)
+    parts = assemble(recipe)
     _check_teacher(folder, parts.teacher)
     if (summary := folder.summary()) is not None:
         console.print(f"{folder} is finished: {describe(summary)}; nothing to do", markup=False, highlight=False, soft_wrap=True)
         return summary
-    decisions = decide(recipe, _training_flops(recipe, parts), folder.environment().get("auto"))
-    torch.set_num_threads(decisions.threads)
-    fabric = Fabric(
-        accelerator=decisions.device,
-        devices=recipe.devices,
-        num_nodes=recipe.nodes,
-        strategy="ddp" if recipe.devices * recipe.nodes > 1 else "auto",
-        precision="bf16-mixed" if decisions.precision == "bf16" else "32-true",
-    )
-    fabric.launch()
+    decisions = decisions_for(recipe, _training_flops(recipe, parts), folder.environment().get("auto"))
+    fabric = make_fabric(recipe, decisions)
     progress = Progress(console if fabric.is_global_zero else Console(quiet=True), title(recipe), recipe.epochs)
-    loop = _prepare(recipe, folder, fabric, parts, decisions, progress)
+    loop = prepare(recipe, folder, fabric, parts, decisions, progress)
     if fabric.is_global_zero and not (folder.exists and folder.checkpoint_file.is_file()):
         folder.write_config(recipe.to_dict())
         about = environment(decisions, [Path(sys.argv[0]).name, *sys.argv[1:]])
@@ -81,6 +73,31 @@ def run(recipe: Recipe, out: str | Path, console: Console) -> dict[str, Any]:
     summary = _finish(recipe, folder, parts, decisions, rows)
     progress.say(f"{folder}: {describe(summary)}")
     return summary
+
+
+def decisions_for(recipe: Recipe, training_flops: float, earlier: dict[str, Any] | None = None) -> Decisions:
+    """What `auto` means for this run, and the process set up accordingly."""
+    decisions = decide(recipe, training_flops, earlier)
+    torch.set_num_threads(decisions.threads)
+    keep_freed_memory()
+    return decisions
+
+
+def make_fabric(recipe: Recipe, decisions: Decisions) -> Fabric:
+    """The launched Fabric of a run: its devices, processes and autocast."""
+    for name in ("lightning.fabric", "lightning.pytorch"):  # Fabric speaks through either
+        logging.getLogger(name).setLevel(logging.WARNING)
+    # Inductor looks for CUDA's compiler and complains where there is no GPU to go with it.
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+    fabric = Fabric(
+        accelerator=decisions.device,
+        devices=recipe.devices,
+        num_nodes=recipe.nodes,
+        strategy="ddp" if recipe.devices * recipe.nodes > 1 else "auto",
+        precision="bf16-mixed" if decisions.precision == "bf16" else "32-true",
+    )
+    fabric.launch()
+    return fabric
 
 
 def title(recipe: Recipe) -> str:
@@ -97,6 +114,9 @@ def describe(summary: dict[str, Any]) -> str:
 
 
 def _check_folder(folder: RunFolder, recipe: Recipe) -> None:
+    above = next(p for p in (folder.path, *folder.path.absolute().parents) if p.exists())
+    if not above.is_dir():
+        raise UserError(f"--out {folder}: {above} is a file; choose a new folder")
     if not folder.exists:
         if folder.path.is_file() or (folder.path.is_dir() and any(p.name[0] != "." for p in folder.path.iterdir())):
             raise UserError(f"--out {folder} exists and holds no run of this tool: choose a new folder")
@@ -113,7 +133,7 @@ def _check_teacher(folder: RunFolder, teacher: Network | None) -> None:
         raise UserError(f"{folder} was trained with other weights of the teacher {teacher.folder or teacher.name}: choose another --out")
 
 
-def _assemble(recipe: Recipe) -> Parts:
+def assemble(recipe: Recipe) -> Parts:
     data = open_data(
         recipe.data,
         image_size=recipe.image_size,
@@ -161,7 +181,7 @@ def _training_flops(recipe: Recipe, parts: Parts) -> float:
     return float(each * images)
 
 
-def _prepare(
+def prepare(
     recipe: Recipe, folder: RunFolder, fabric: Fabric, parts: Parts, decisions: Decisions, progress: Progress
 ) -> Loop:
     train = parts.data.train.to(fabric.device)
@@ -219,7 +239,7 @@ def _finish(
         "method": recipe.method,
         "data": recipe.data,
         "seed": recipe.seed,
-        "epochs": recipe.epochs,
+        "epochs": rows[-1]["epoch"],
         "classes": list(data.classes),
         "final": final,
         "seconds": rows[-1]["seconds"],

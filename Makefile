@@ -1,0 +1,34 @@
+# `make` lists what one can do. Each target makes its own .venv where there is none.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint types bench clean
+
+help:  ## what one can do
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-6s %s\n", $$1, $$2}'
+
+$(READY): pyproject.toml
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@
+
+demo: $(READY)  ## the whole story on built-in data, about 5 minutes on a 2-core CPU
+	$(BIN)/attention-transfer demo
+
+test: $(READY)  ## all tests; more of them run where ../shared is present
+	$(BIN)/python -m pytest -q
+
+lint: $(READY)  ## formatting, style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(READY)  ## measure speed: ratios to the authors' step, in one run; rewrites results/bench
+	$(BIN)/attention-transfer bench step --json results/bench/step.json
+	$(BIN)/attention-transfer bench epoch --json results/bench/epoch.json
+
+clean:  ## remove the environment and what tests and tools left
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .mypy_cache

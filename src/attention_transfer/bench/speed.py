@@ -1,0 +1,192 @@
+"""`bench step` and `bench epoch`: AT+KD training against the authors' step and against its own floor.
+
+The floor is what the student's training step and the teacher's inference cost alone.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric import Fabric
+from rich.console import Console
+
+from ..engine.decide import Decisions, environment
+from ..engine.evaluate import as_input
+from ..engine.loop import make_optimizer
+from ..engine.progress import Progress
+from ..engine.run import assemble, decisions_for, make_fabric, prepare
+from ..errors import RunError
+from ..methods import create_methods
+from ..models import create_model
+from ..recipe import Recipe, make_recipe
+from ..runs import RunFolder
+from ..transfer import Transfer
+from .authors import serve
+from .measure import Timed, interleave, report
+
+
+@dataclass
+class Settings:
+    """What a bench runs."""
+
+    student: str = "wrn-16-1"
+    teacher: str = "wrn-16-2"
+    batch_size: int = 128
+    rounds: int = 9
+    steps: int = 8
+    images: int = 6400
+    device: str = "auto"
+    precision: str = "auto"
+    compile: str = "on"
+
+
+def bench_step(settings: Settings, console: Console, file: Path | None) -> None:
+    """One training step on a batch that lies ready: authors, student, teacher, at, kd, at+kd."""
+    recipe = _recipe(settings, "none")
+    decisions = decisions_for(recipe, 0)
+    fabric = make_fabric(recipe, decisions)
+    torch.compiler.reset()
+    torch.manual_seed(1)
+    x = torch.rand(settings.batch_size, 3, 32, 32, device=fabric.device).to(memory_format=torch.channels_last)
+    y = torch.randint(10, (settings.batch_size,), device=fabric.device)
+    with authors(settings, str(fabric.device), None) as authors_rate:
+        timed: dict[str, Timed] = {"authors": authors_rate}
+        for name, method in (("student", "none"), ("teacher", None), ("at", "at"), ("kd", "kd"), ("at+kd", "at+kd")):
+            timed[name] = _rate(_ours(settings, method, x, y, fabric, decisions), settings, fabric)
+            timed[name]()
+        rows = interleave(timed, settings.rounds)
+    report("step", rows, _about(settings, decisions), console, file)
+
+
+def bench_epoch(settings: Settings, console: Console, file: Path | None) -> None:
+    """A whole epoch with augmentation, metrics and checkpoint, AT+KD; the authors' with their loader and meters."""
+    with tempfile.TemporaryDirectory() as temporary:
+        recipe = _recipe(settings, "at+kd")
+        decisions = decisions_for(recipe, 0)
+        fabric = make_fabric(recipe, decisions)
+        teacher = Path(temporary) / "teacher.pt"
+        torch.save(create_model(settings.teacher, 10).state_dict(), teacher)
+        parts = assemble(replace(recipe, teacher_weights=str(teacher)))
+        images = parts.data.train
+        folder = RunFolder(Path(temporary) / "run")
+        quiet = Progress(Console(quiet=True), "", 1)
+        loop = prepare(recipe, folder, fabric, parts, decisions, quiet)
+        loop.validate = lambda: {"loss": 0.0, "accuracy": 0.0}
+        x, y = as_input(images.batch(slice(0, settings.batch_size)).to(fabric.device)), images.labels[: settings.batch_size]
+
+        def epoch() -> float:
+            start = time.perf_counter()
+            loop._epoch()
+            return loop.steps_per_epoch * loop.batch_size / (time.perf_counter() - start)
+
+        epoch()
+        rates: dict[str, Timed] = {}
+        data = (images.images.cpu().numpy(), images.labels.cpu().numpy())
+        with authors(replace(settings, steps=len(images) // settings.batch_size), str(fabric.device), data) as authors_rate:
+            rates["authors"] = authors_rate
+            rates["step"] = _rate(lambda: loop._step(x, y), replace(settings, steps=loop.steps_per_epoch), fabric)
+            rates["epoch"] = epoch
+            rows = interleave(rates, settings.rounds)
+    report("epoch", rows, _about(settings, decisions), console, file)
+
+
+@contextmanager
+def authors(settings: Settings, device: str, data: Any) -> Iterator[Timed]:
+    """The authors' step in a process of its own: a function that runs it and returns images/s."""
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    arguments = (there, settings.student, settings.teacher, settings.batch_size, device.split(":")[0], data)
+    process = context.Process(target=serve, args=arguments)
+    process.start()
+    there.close()  # so that a process that died is an end of file here, and not a wait
+
+    def rate() -> float:
+        here.send(settings.steps)
+        try:
+            return settings.steps * settings.batch_size / here.recv()
+        except EOFError:
+            raise RunError("the process of the authors' step died; its own message is above") from None
+
+    try:
+        rate()
+        yield rate
+        here.send(None)
+        process.join(10)
+    finally:
+        process.kill()
+
+
+def _recipe(settings: Settings, method: str) -> Recipe:
+    return make_recipe(
+        {
+            "command": "distill",
+            "model": settings.student,
+            "teacher": settings.teacher,
+            "method": method,
+            "data": "digits",
+            "limit_train": settings.images,
+            "epochs": 1000,
+            "batch_size": settings.batch_size,
+            "schedule": "constant",
+            "device": settings.device,
+            "precision": settings.precision,
+            "compile": settings.compile,
+        }
+    )
+
+
+def _ours(
+    settings: Settings, method: str | None, x: torch.Tensor, y: torch.Tensor, fabric: Fabric, decisions: Decisions
+) -> Callable[[], object]:
+    """One step of ours; with method None the teacher's inference alone."""
+    student, teacher = create_model(settings.student, 10), create_model(settings.teacher, 10).eval()
+    recipe = _recipe(settings, method or "at+kd")
+    methods = create_methods(recipe.method, recipe.method_options())
+    channels_last = {"memory_format": torch.channels_last}
+    transfer = Transfer(student.to(**channels_last), teacher.to(**channels_last), methods, example=torch.rand(2, 3, 32, 32))  # type: ignore[call-overload]
+    transfer.to(fabric.device)
+    if decisions.compile:
+        transfer.compile(dynamic=False)
+    if method is None:
+
+        def infer() -> None:
+            with fabric.autocast():
+                transfer._teacher_side(x)
+
+        return infer
+    optimizer = make_optimizer(recipe, transfer)
+    wrapped, wrapped_optimizer = fabric.setup(transfer, optimizer)
+
+    def step() -> None:
+        output = wrapped(x, y, torch.tensor(0.5))
+        fabric.backward(output.loss)
+        wrapped_optimizer.step()
+        wrapped_optimizer.zero_grad()
+
+    return step
+
+
+def _rate(run: Callable[[], object], settings: Settings, fabric: Fabric) -> Timed:
+    def rate() -> float:
+        start = time.perf_counter()
+        for _ in range(settings.steps):
+            run()
+        if fabric.device.type == "cuda":
+            torch.cuda.synchronize()
+        return settings.steps * settings.batch_size / (time.perf_counter() - start)
+
+    return rate
+
+
+def _about(settings: Settings, decisions: Decisions) -> dict[str, Any]:
+    about = environment(decisions, [Path(sys.argv[0]).name, *sys.argv[1:]])
+    return {**about, "settings": vars(settings)}
