@@ -255,7 +255,7 @@ class TestMethods:
             methods(beta={"kd": 1})
         with pytest.raises(UserError, match="--beta names 'symmetry'"):
             methods(beta="at=1000,symmetry=1")
-        with pytest.raises(UserError, match="--decay names 'at', but method 'kd' has none"):
+        with pytest.raises(UserError, match="--decay is given, but method 'kd' has no decay"):
             methods(method="kd", decay={"at": "linear"})
 
     def test_options_reach_their_method(self):

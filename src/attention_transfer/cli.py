@@ -48,7 +48,9 @@ def main() -> None:
     except UserError as error:
         _leave(str(error), 2)
     except KeyboardInterrupt:
-        _leave("interrupted: the state is saved as of the last completed save; run the same command again to continue", 130)
+        _leave(
+            "interrupted: the state is saved as of the last completed save; run the same command again to continue", 130
+        )
     except RunError as error:
         _leave(str(error), 1)
     except BrokenPipeError:
@@ -199,7 +201,9 @@ def evaluate(run: Path, data: str | None, limit_val: int | None, device: str, js
 
     found = evaluate_run(run, data, limit_val, device)
     top5 = f", top-5 error {100 * (1 - found['top5']):.2f} %" if "top5" in found else ""
-    click.echo(f"{run}: error {100 * (1 - found['accuracy']):.2f} %{top5}, loss {found['loss']:.4f} on {found['images']} images")
+    click.echo(
+        f"{run}: error {100 * (1 - found['accuracy']):.2f} %{top5}, loss {found['loss']:.4f} on {found['images']} images"
+    )
     if json_file is not None:
         from .runs import write_json
 

@@ -99,7 +99,10 @@ def paired_maps(
     student: Tensor, teacher: Tensor, *, kind: str, p: float, resize: str, axis: str, name: str = "pair"
 ) -> tuple[Tensor, Tensor]:
     """The normalised maps of one pair, brought to one size: two tensors (N, M)."""
-    student, teacher = _checked(student, f"student features of {name}"), _checked(teacher, f"teacher features of {name}")
+    student, teacher = (
+        _checked(student, f"student features of {name}"),
+        _checked(teacher, f"teacher features of {name}"),
+    )
     if student.shape[0] != teacher.shape[0]:
         raise UserError(
             f"{name}: the student's batch is {student.shape[0]}, the teacher's {teacher.shape[0]}: expected the same images"
@@ -118,7 +121,10 @@ def paired_maps(
     qs, qt = _reduce(student, kind, p, axis), _reduce(teacher, kind, p, axis)
     if _positions(student) != _positions(teacher):
         size = _common_grid(student, teacher, name)
-        qs, qt = (_resize_map(q.reshape(q.shape[0], 1, *_grid(f, name)), size, resize) for q, f in ((qs, student), (qt, teacher)))
+        qs, qt = (
+            _resize_map(q.reshape(q.shape[0], 1, *_grid(f, name)), size, resize)
+            for q, f in ((qs, student), (qt, teacher))
+        )
     return normalize_map(qs.flatten(1)), normalize_map(qt.flatten(1))
 
 
@@ -276,7 +282,9 @@ def _pairs(
         student, teacher = [student], [teacher]
     if isinstance(student, Mapping) and isinstance(teacher, Mapping):
         if student.keys() != teacher.keys():
-            raise UserError(f"the student's layers are {list(student)}, the teacher's {list(teacher)}: expected the same keys")
+            raise UserError(
+                f"the student's layers are {list(student)}, the teacher's {list(teacher)}: expected the same keys"
+            )
         if weights is not None and not isinstance(weights, Mapping):
             raise UserError("weights is a list, but the features are a dict: expected a dict with the same keys")
         if weights is not None and weights.keys() != student.keys():

@@ -90,9 +90,13 @@ class Recipe:
         for key in ("beta", "decay"):
             value = getattr(self, key)
             having = [n for n in names if key in METHODS[n].__init__.__code__.co_varnames]
-            for name, number in (value.items() if isinstance(value, Mapping) else [(n, value) for n in having]):
+            if value is not None and not having:
+                raise UserError(f"--{key} is given, but method {self.method!r} has no {key}: leave it out")
+            for name, number in value.items() if isinstance(value, Mapping) else [(n, value) for n in having]:
                 if name not in having:
-                    raise UserError(f"--{key} names {name!r}, but method {self.method!r} has {', '.join(having) or 'none'} with a {key}")
+                    raise UserError(
+                        f"--{key} names {name!r}, but method {self.method!r} has {', '.join(having) or 'none'} with a {key}"
+                    )
                 if number is not None:
                     given.setdefault(name, {})[key] = number
         # The paper decays β when attention transfer goes along with distillation.
@@ -106,18 +110,38 @@ class Recipe:
             return "auto"
         pairs = [tuple(p.strip() for p in pair.split("=")) for pair in self.pairs.split(",")]
         if any(len(p) != 2 or not all(p) for p in pairs):
-            raise UserError(f"--pairs is {self.pairs!r}: expected auto, or STUDENT_LAYER=TEACHER_LAYER,… (see `stages`)")
+            raise UserError(
+                f"--pairs is {self.pairs!r}: expected auto, or STUDENT_LAYER=TEACHER_LAYER,… (see `stages`)"
+            )
         return [(s, t) for s, t in pairs]
 
 
 _DEFAULTS = {f.name: f.default for f in dataclasses.fields(Recipe)}
 KEYS = tuple(_DEFAULTS)
 _TYPES: dict[str, type] = {
-    **dict.fromkeys(("epochs", "batch_size", "seed", "image_size", "max_steps", "limit_train", "limit_val", "crop_padding", "devices", "nodes"), int),
-    **dict.fromkeys(("p", "norm", "alpha", "temperature", "lr", "momentum", "weight_decay", "lr_decay", "val_split"), float),
+    **dict.fromkeys(
+        (
+            "epochs",
+            "batch_size",
+            "seed",
+            "image_size",
+            "max_steps",
+            "limit_train",
+            "limit_val",
+            "crop_padding",
+            "devices",
+            "nodes",
+        ),
+        int,
+    ),
+    **dict.fromkeys(
+        ("p", "norm", "alpha", "temperature", "lr", "momentum", "weight_decay", "lr_decay", "val_split"), float
+    ),
     **dict.fromkeys(("nesterov", "flip"), bool),
     **dict.fromkeys(("command", "model", "teacher", "method", "data", "teacher_weights", "student_weights"), str),
-    **dict.fromkeys(("kind", "convention", "resize", "pairs", "schedule", "on_bad_image", "device", "precision", "compile"), str),
+    **dict.fromkeys(
+        ("kind", "convention", "resize", "pairs", "schedule", "on_bad_image", "device", "precision", "compile"), str
+    ),
 }
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a word"}
 _AT_LEAST_ONE = ("epochs", "batch_size", "image_size", "max_steps", "limit_train", "limit_val", "devices", "nodes")
@@ -163,7 +187,11 @@ def read_recipe(file: str | Path) -> dict[str, Any]:
 
 def recipe_names() -> list[str]:
     """The recipes that come with the package."""
-    return sorted(f.name.removesuffix(".yaml") for f in resources.files(f"{__package__}.recipes").iterdir() if f.name.endswith(".yaml"))
+    return sorted(
+        f.name.removesuffix(".yaml")
+        for f in resources.files(f"{__package__}.recipes").iterdir()
+        if f.name.endswith(".yaml")
+    )
 
 
 def named_recipe(name: str) -> dict[str, Any]:

@@ -1,13 +1,13 @@
 """The run folder: what its files are called, and how each is written so that a crash never leaves half of one.
 
-    config.yaml          the effective recipe; `--config` of it runs the same thing again
-    environment.json     versions, hardware, commit, command, what `auto` decided
-    metrics.jsonl        a line an epoch
-    checkpoint.pt        all that is needed to continue (not the teacher's weights)
-    student.safetensors  the last epoch's weights, its metadata the network's name, classes and preprocessing
-    maps.npz             attention maps of a few validation images, for the report
-    report.html          opens from disk
-    summary.json         only when the run is finished
+config.yaml          the effective recipe; `--config` of it runs the same thing again
+environment.json     versions, hardware, commit, command, what `auto` decided
+metrics.jsonl        a line an epoch
+checkpoint.pt        all that is needed to continue (not the teacher's weights)
+student.safetensors  the last epoch's weights, its metadata the network's name, classes and preprocessing
+maps.npz             attention maps of a few validation images, for the report
+report.html          opens from disk
+summary.json         only when the run is finished
 """
 
 from __future__ import annotations

@@ -62,7 +62,12 @@ def unwrap(model: nn.Module) -> nn.Module:
     while True:
         if hasattr(model, "_orig_mod"):
             model = model._orig_mod
-        elif type(model).__name__ in ("DataParallel", "DistributedDataParallel", "_FabricModule", "FullyShardedDataParallel"):
+        elif type(model).__name__ in (
+            "DataParallel",
+            "DistributedDataParallel",
+            "_FabricModule",
+            "FullyShardedDataParallel",
+        ):
             model = model.module
         else:
             return model
@@ -301,7 +306,9 @@ def _feature_info(model: nn.Module, example: Tensor) -> list[Stage]:
             _, features = tapped(example)
     except UserError:
         return []
-    found = [_stage(layer, tuple(f.shape), example) for layer, f in features.items() if f.ndim == 4 and f.shape[2:] != (1, 1)]
+    found = [
+        _stage(layer, tuple(f.shape), example) for layer, f in features.items() if f.ndim == 4 and f.shape[2:] != (1, 1)
+    ]
     by_size = {s.size: s for s in found}  # the last of each resolution
     return list(by_size.values())
 

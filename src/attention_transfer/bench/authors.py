@@ -79,29 +79,47 @@ class AuthorsStep:
         return loss
 
 
+class AuthorsImages:
+    """Images (N, 32, 32, 3) uint8, transformed one at a time by PIL as in the authors' script."""
+
+    def __init__(self, images: Any, labels: Any):
+        from torchvision import transforms as T
+
+        self.images, self.labels = images, labels
+        self.transform = T.Compose(
+            [
+                T.Pad(4, padding_mode="reflect"),
+                T.RandomHorizontalFlip(),
+                T.RandomCrop(32),
+                T.ToTensor(),
+                T.Normalize([0.49, 0.48, 0.45], [0.25, 0.24, 0.26]),
+            ]
+        )
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, i: int) -> tuple[Tensor, int]:
+        from PIL import Image
+
+        return self.transform(Image.fromarray(self.images[i])), int(self.labels[i])
+
+
 def authors_loader(images: Any, labels: Any, batch_size: int, workers: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Endless batches as the authors' loader makes them: PIL transforms, image by image, in worker processes."""
-    from PIL import Image
-    from torch.utils.data import DataLoader, Dataset
-    from torchvision import transforms as T
+    from torch.utils.data import DataLoader
 
-    pipeline = T.Compose(
-        [T.Pad(4, padding_mode="reflect"), T.RandomHorizontalFlip(), T.RandomCrop(32), T.ToTensor(), T.Normalize([0.5] * 3, [0.25] * 3)]
+    dataset = AuthorsImages(images, labels)
+    loader = DataLoader(
+        dataset, batch_size, shuffle=True, num_workers=workers, drop_last=True, persistent_workers=workers > 0
     )
-
-    class Images(Dataset):  # type: ignore[type-arg]
-        def __len__(self) -> int:
-            return len(images)
-
-        def __getitem__(self, i: int) -> tuple[Tensor, int]:
-            return pipeline(Image.fromarray(images[i])), int(labels[i])
-
-    loader = DataLoader(Images(), batch_size, shuffle=True, num_workers=workers, drop_last=True, persistent_workers=workers > 0)
     while True:
         yield from loader
 
 
-def serve(pipe: Connection, student: str, teacher: str, batch_size: int, device: str, data: tuple[Any, Any] | None) -> None:
+def serve(
+    pipe: Connection, student: str, teacher: str, batch_size: int, device: str, data: tuple[Any, Any] | None
+) -> None:
     """The process: answers each number of steps with the seconds they took; with `data`, loading included."""
     step = AuthorsStep(student, teacher)
     for params in (step.student, step.teacher):
@@ -121,7 +139,7 @@ def serve(pipe: Connection, student: str, teacher: str, batch_size: int, device:
             x, y = next(batches)
             loss = step(x.to(device), y.to(device))
             if data is not None:
-                total += float(loss)  # their meters read every step's loss
+                total += loss.item()  # their meters read every step's loss
         if device == "cuda":
             torch.cuda.synchronize()
         pipe.send(time.perf_counter() - start)

@@ -27,6 +27,7 @@ from ..engine.run import assemble, decisions_for, make_fabric, prepare
 from ..errors import RunError
 from ..methods import create_methods
 from ..models import create_model
+from ..ops import batch_norm
 from ..recipe import Recipe, make_recipe
 from ..runs import RunFolder
 from ..transfer import Transfer
@@ -81,7 +82,10 @@ def bench_epoch(settings: Settings, console: Console, file: Path | None) -> None
         quiet = Progress(Console(quiet=True), "", 1)
         loop = prepare(recipe, folder, fabric, parts, decisions, quiet)
         loop.validate = lambda: {"loss": 0.0, "accuracy": 0.0}
-        x, y = as_input(images.batch(slice(0, settings.batch_size)).to(fabric.device)), images.labels[: settings.batch_size]
+        x, y = (
+            as_input(images.batch(slice(0, settings.batch_size)).to(fabric.device)),
+            images.labels[: settings.batch_size],
+        )
 
         def epoch() -> float:
             start = time.perf_counter()
@@ -91,7 +95,9 @@ def bench_epoch(settings: Settings, console: Console, file: Path | None) -> None
         epoch()
         rates: dict[str, Timed] = {}
         data = (images.images.cpu().numpy(), images.labels.cpu().numpy())
-        with authors(replace(settings, steps=len(images) // settings.batch_size), str(fabric.device), data) as authors_rate:
+        with authors(
+            replace(settings, steps=len(images) // settings.batch_size), str(fabric.device), data
+        ) as authors_rate:
             rates["authors"] = authors_rate
             rates["step"] = _rate(lambda: loop._step(x, y), replace(settings, steps=loop.steps_per_epoch), fabric)
             rates["epoch"] = epoch
@@ -137,6 +143,7 @@ def _recipe(settings: Settings, method: str) -> Recipe:
             "epochs": 1000,
             "batch_size": settings.batch_size,
             "schedule": "constant",
+            "lr": 0.01,
             "device": settings.device,
             "precision": settings.precision,
             "compile": settings.compile,
@@ -152,9 +159,13 @@ def _ours(
     recipe = _recipe(settings, method or "at+kd")
     methods = create_methods(recipe.method, recipe.method_options())
     channels_last = {"memory_format": torch.channels_last}
-    transfer = Transfer(student.to(**channels_last), teacher.to(**channels_last), methods, example=torch.rand(2, 3, 32, 32))  # type: ignore[call-overload]
+    transfer = Transfer(
+        student.to(**channels_last), teacher.to(**channels_last), methods, example=torch.rand(2, 3, 32, 32)
+    )  # type: ignore[call-overload]
     transfer.to(fabric.device)
     if decisions.compile:
+        if decisions.device == "cpu":
+            batch_norm.use_in(transfer.student)
         transfer.compile(dynamic=False)
     if method is None:
 

@@ -51,7 +51,9 @@ def decide(recipe: Recipe, training_flops: float, earlier: dict[str, Any] | None
     device = _settled(recipe.device, earlier.get("device")) or _best_device()
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not available.get(device):
-        raise UserError(f"--device {device}: there is none here; available: {', '.join(d for d, here in available.items() if here)}")
+        raise UserError(
+            f"--device {device}: there is none here; available: {', '.join(d for d, here in available.items() if here)}"
+        )
     precision = _settled(recipe.precision, earlier.get("precision")) or ("bf16" if fast_bf16(device) else "fp32")
     seconds = training_flops / EAGER_FLOPS[device]
     worth = seconds * COMPILE_SAVES > COMPILE_SECONDS[device]
@@ -153,7 +155,9 @@ def _commit() -> str | None:
     here = Path(__file__).resolve().parent
     try:
         git = ["git", "-C", str(here)]
-        run = subprocess.run([*git, "describe", "--always", "--abbrev=12", "--dirty=+"], capture_output=True, text=True, timeout=10)
+        run = subprocess.run(
+            [*git, "describe", "--always", "--abbrev=12", "--dirty=+"], capture_output=True, text=True, timeout=10
+        )
         tracked = subprocess.run([*git, "ls-files", "--error-unmatch", __file__], capture_output=True, timeout=10)
     except (OSError, subprocess.SubprocessError):
         return None

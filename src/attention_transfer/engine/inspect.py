@@ -36,7 +36,7 @@ def evaluate_run(folder: Path, spec: str | None, limit: int | None, device: str)
     height = network.preprocess.size[0] if network.preprocess.size else None
     data = open_data(
         config["data"] if own else str(spec),
-        image_size=None if _fixed_size(config["data"] if own else str(spec)) else height,
+        image_size=height,
         limit_val=limit if not own or limit is not None else config.get("limit_val"),
         val_split=config.get("val_split") if own else None,
         seed=config.get("seed", 0),
@@ -93,8 +93,12 @@ def print_stages(model: str, teacher: str | None, image_size: int | None, consol
         console.print(table)
     if teacher is not None:
         pairs = match_stages(found[0], found[1])
-        console.print("pairs (equal stride): " + ", ".join(f"{s} ← {t}" for s, t in pairs), markup=False, highlight=False)
-        console.print(f"--pairs {','.join(f'{s}={t}' for s, t in pairs)}", markup=False, highlight=False, soft_wrap=True)
+        console.print(
+            "pairs (equal stride): " + ", ".join(f"{s} ← {t}" for s, t in pairs), markup=False, highlight=False
+        )
+        console.print(
+            f"--pairs {','.join(f'{s}={t}' for s, t in pairs)}", markup=False, highlight=False, soft_wrap=True
+        )
 
 
 def _network(name: str) -> Network:
@@ -107,10 +111,6 @@ def _network(name: str) -> Network:
         return load_network(name, [str(i) for i in range(1000)], *IMAGENET)
     torch.manual_seed(0)
     return Network(create_model(name, 10).eval(), name, (), Preprocess(*IMAGENET))
-
-
-def _fixed_size(spec: str) -> bool:
-    return spec.split(":")[0] in ("digits",)
 
 
 def _pictures(images: str, limit: int, size: int) -> ImageSet:

@@ -250,7 +250,9 @@ class Loop:
         try:
             state = torch.load(file, map_location=self.fabric.device, weights_only=True)
         except Exception as error:
-            raise RunError(f"{file} cannot be read ({str(error).splitlines()[0]}): remove the run folder to start anew") from error
+            raise RunError(
+                f"{file} cannot be read ({str(error).splitlines()[0]}): remove the run folder to start anew"
+            ) from error
         self.plain.load_state_dict(state["transfer"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])

@@ -93,7 +93,9 @@ def save_maps(file: Any, network: Inference, layers: list[str], images: ImageSet
         )
 
 
-def attention_in_box(network: Inference, layers: list[str], images: ImageSet, device: torch.device) -> dict[str, Any] | None:
+def attention_in_box(
+    network: Inference, layers: list[str], images: ImageSet, device: torch.device
+) -> dict[str, Any] | None:
     """The mean share of each stage's attention that falls inside the object's box; None where no box is known.
 
     Q (not Y) as a distribution: bilinearly brought to the image's size, divided by its sum. `box_area` is what a

@@ -48,7 +48,9 @@ class Progress:
     def begin(self, epoch: int, step: int, total: int) -> None:
         self._step = step
         self._read = time.monotonic()
-        self.bars.update(self.task, description=f"{self.title} epoch {epoch}/{self.epochs}", completed=step, total=total)
+        self.bars.update(
+            self.task, description=f"{self.title} epoch {epoch}/{self.epochs}", completed=step, total=total
+        )
 
     def tick(self, step: int, batch_size: int, meter: Meter) -> None:
         now = time.monotonic()

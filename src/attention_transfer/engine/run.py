@@ -16,8 +16,9 @@ from torch import nn
 
 from ..data import Augment, Dataset, open_data
 from ..errors import UserError
-from ..methods import ActivationTransfer, create_methods
+from ..methods import create_methods
 from ..models import Network, Preprocess, create_model, load_network, load_weights, save_student
+from ..ops import batch_norm
 from ..recipe import Recipe
 from ..runs import RunFolder, write_json
 from ..transfer import Transfer
@@ -28,8 +29,6 @@ from .outcome import Inference, attention_in_box, cost, find_stages, save_maps
 from .progress import Progress
 
 EVALUATION_BATCH = 500
-# A constant β (under `authors`) above this share of the number of steps was too heavy wherever it was tried.
-HEAVY_BETA = 0.25
 
 
 @dataclass
@@ -55,7 +54,9 @@ def run(recipe: Recipe, out: str | Path, console: Console) -> dict[str, Any]:
     parts = assemble(recipe)
     _check_teacher(folder, parts.teacher)
     if (summary := folder.summary()) is not None:
-        console.print(f"{folder} is finished: {describe(summary)}; nothing to do", markup=False, highlight=False, soft_wrap=True)
+        console.print(
+            f"{folder} is finished: {describe(summary)}; nothing to do", markup=False, highlight=False, soft_wrap=True
+        )
         return summary
     decisions = decisions_for(recipe, _training_flops(recipe, parts), folder.environment().get("auto"))
     fabric = make_fabric(recipe, decisions)
@@ -124,13 +125,17 @@ def _check_folder(folder: RunFolder, recipe: Recipe) -> None:
     there, here = folder.config(), recipe.identity()
     differing = [f"{k} is {there.get(k)!r} there and {v!r} here" for k, v in here.items() if there.get(k) != v]
     if differing:
-        raise UserError(f"{folder} holds a different run ({'; '.join(differing[:4])}): choose another --out, or remove it")
+        raise UserError(
+            f"{folder} holds a different run ({'; '.join(differing[:4])}): choose another --out, or remove it"
+        )
 
 
 def _check_teacher(folder: RunFolder, teacher: Network | None) -> None:
     before = folder.environment().get("teacher")
     if teacher is not None and before is not None and teacher.fingerprint != before:
-        raise UserError(f"{folder} was trained with other weights of the teacher {teacher.folder or teacher.name}: choose another --out")
+        raise UserError(
+            f"{folder} was trained with other weights of the teacher {teacher.folder or teacher.name}: choose another --out"
+        )
 
 
 def assemble(recipe: Recipe) -> Parts:
@@ -165,7 +170,9 @@ def assemble(recipe: Recipe) -> Parts:
     with torch.no_grad():
         outputs = transfer.student.eval()(student.preprocess(example))
     if outputs.ndim != 2 or outputs.shape[1] != len(data.classes):
-        raise UserError(f"{recipe.model} puts out {tuple(outputs.shape)}: expected logits (N, {len(data.classes)}), a column a class")
+        raise UserError(
+            f"{recipe.model} puts out {tuple(outputs.shape)}: expected logits (N, {len(data.classes)}), a column a class"
+        )
     return Parts(data, student, teacher, transfer)
 
 
@@ -192,6 +199,8 @@ def prepare(
     if decisions.compile:
         # Compiled code is kept by function: what earlier runs of this process left would count against the limit.
         torch.compiler.reset()
+        if decisions.device == "cpu":
+            batch_norm.use_in(parts.transfer.student)
         parts.transfer.compile(dynamic=False)
         network = torch.compile(network, dynamic=False)  # type: ignore[assignment]
 
@@ -204,21 +213,18 @@ def prepare(
 def _announce(recipe: Recipe, parts: Parts, decisions: Decisions, loop: Loop, progress: Progress) -> None:
     how = f"{decisions.device}, {decisions.precision}, {'compiled' if decisions.compile else 'eager'}, {decisions.threads} threads"
     data = parts.data
-    progress.say(f"{title(recipe)} on {recipe.data}: {len(data.train)} training and {len(data.val)} validation images, {loop.total_steps} steps; {how}")
+    progress.say(
+        f"{title(recipe)} on {recipe.data}: {len(data.train)} training and {len(data.val)} validation images, {loop.total_steps} steps; {how}"
+    )
     if data.skipped:
         progress.say(f"warning: {data.skipped} unreadable images were left out")
     example = as_input(data.train.batch(slice(0, 2)).to(loop.fabric.device))
+    features = parts.transfer.features(example)
     for method in parts.transfer.methods:
-        if not isinstance(method, ActivationTransfer):
-            continue
-        for line in method.describe(parts.transfer.pairs, *parts.transfer.features(example)):
+        for line in method.describe(parts.transfer.pairs, *features):  # type: ignore[operator]
             progress.say(f"  {line}")
-        limit = HEAVY_BETA * loop.total_steps
-        if method.options["convention"] == "authors" and method.decay == "constant" and method.beta > limit:
-            progress.say(
-                f"warning: β = {method.beta:g} is likely too heavy for {loop.total_steps} steps: "
-                f"try --beta {float(f'{limit:.1g}'):g}, or --decay linear"
-            )
+        for warning in method.advise(loop.total_steps):  # type: ignore[operator]
+            progress.say(f"warning: {warning}")
 
 
 def _finish(
@@ -228,7 +234,9 @@ def _finish(
     data, device = parts.data, next(parts.transfer.parameters()).device
     student = Inference(parts.student.module, parts.student.preprocess, decisions.precision).eval()
     layers = [s.name for s in find_stages(student, data.image_size)]
-    save_student(folder.student_file, student.module, recipe.model, data.classes, parts.student.preprocess, data.image_size)
+    save_student(
+        folder.student_file, student.module, recipe.model, data.classes, parts.student.preprocess, data.image_size
+    )
     if layers:
         save_maps(folder.maps_file, student, layers, data.val, device)
     final = {k: v for k, v in rows[-1].items() if k.startswith(("train_", "val_"))}

@@ -11,6 +11,10 @@ from ..errors import UserError
 from .base import Method, Progress, Step, check_decay, check_weight, decayed
 
 
+# A constant β (under `authors`) above this share of the number of steps was too heavy wherever it was tried.
+HEAVY_BETA = 0.25
+
+
 class ActivationTransfer(Method):
     """β · `at_loss` (Eq. 2 of the paper, or the authors' code: see `convention`).
 
@@ -49,7 +53,10 @@ class ActivationTransfer(Method):
 
     def forward(self, step: Step) -> Tensor:
         return maps.at_loss(
-            step.student_features, step.teacher_features, weights=self.pair_weights, **self.options  # type: ignore[arg-type]
+            step.student_features,
+            step.teacher_features,
+            weights=self.pair_weights,
+            **self.options,  # type: ignore[arg-type]
         )
 
     def weight(self, progress: Progress) -> float | Tensor:
@@ -63,17 +70,32 @@ class ActivationTransfer(Method):
             raise UserError(f"weights has {len(self.pair_weights)} numbers for {len(pairs)} pairs: expected one a pair")
         maps.at_loss(student, teacher, weights=self.pair_weights, **self.options)  # type: ignore[arg-type]
 
-    def describe(self, pairs: Sequence[tuple[str, str]], student: Sequence[Tensor], teacher: Sequence[Tensor]) -> list[str]:
+    def describe(
+        self, pairs: Sequence[tuple[str, str]], student: Sequence[Tensor], teacher: Sequence[Tensor]
+    ) -> list[str]:
         """A line for each pair: layers, sizes, and the effective weight of β under the conventions."""
         lines = []
         for j, ((s, t), fs, ft) in enumerate(zip(pairs, student, teacher, strict=True)):
             beta = self.beta * (1.0 if self.pair_weights is None else self.pair_weights[j])
             sizes = f"{tuple(fs.shape[1:])} and {tuple(ft.shape[1:])}"
             ys, _ = maps.paired_maps(
-                fs, ft, kind=self.options["kind"], p=self.options["p"], resize=self.options["resize"], axis=self.options["axis"]  # type: ignore[arg-type]
+                fs,
+                ft,
+                kind=self.options["kind"],
+                p=self.options["p"],
+                resize=self.options["resize"],
+                axis=self.options["axis"],  # type: ignore[arg-type]
             )
             convention = str(self.options["convention"])
             names = [c for c in ("authors", "caffe") if convention != "paper"] or ["paper"]
             weight = ", ".join(f"{maps.convert_beta(beta, convention, c, ys.shape[1]):.5g} ({c})" for c in names)
             lines.append(f"{s} ← {t}: {sizes}, M = {ys.shape[1]}, β = {weight}")
         return lines
+
+    def advise(self, steps: int) -> list[str]:
+        limit = HEAVY_BETA * steps
+        if self.options["convention"] != "authors" or self.decay != "constant" or self.beta <= limit:
+            return []
+        return [
+            f"β = {self.beta:g} is likely too heavy for {steps} steps: try --beta {float(f'{limit:.1g}'):g}, or --decay linear"
+        ]

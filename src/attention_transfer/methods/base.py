@@ -59,6 +59,16 @@ class Method(nn.Module):
     def check(self, pairs: Sequence[tuple[str, str]], student: Sequence[Tensor], teacher: Sequence[Tensor]) -> None:
         """Raises `UserError` where the features of a dry run do not suit the method."""
 
+    def describe(
+        self, pairs: Sequence[tuple[str, str]], student: Sequence[Tensor], teacher: Sequence[Tensor]
+    ) -> list[str]:
+        """Lines for the start of a run: what the method does to each pair of layers."""
+        return []
+
+    def advise(self, steps: int) -> list[str]:
+        """Warnings for a run of so many steps."""
+        return []
+
 
 def decayed(decay: str, progress: Progress) -> float | Tensor:
     """The factor of a schedule: 1 at progress 0; `linear` and `cosine` reach 0 at progress 1.
@@ -69,7 +79,9 @@ def decayed(decay: str, progress: Progress) -> float | Tensor:
     if decay == "constant":
         return 1.0
     if progress is None:
-        raise UserError(f"decay={decay!r} needs progress: call transfer(x, y, progress=share of the training that is done)")
+        raise UserError(
+            f"decay={decay!r} needs progress: call transfer(x, y, progress=share of the training that is done)"
+        )
     if isinstance(progress, Tensor):
         if decay == "linear":
             return 1 - progress

@@ -31,7 +31,9 @@ def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float =
             f"kd_loss got logits {tuple(student_logits.shape)} and {tuple(teacher_logits.shape)}: expected both (N, K)"
         )
     if not (student_logits.is_floating_point() and teacher_logits.is_floating_point()):
-        raise UserError(f"kd_loss got {student_logits.dtype} and {teacher_logits.dtype}: expected floating-point logits")
+        raise UserError(
+            f"kd_loss got {student_logits.dtype} and {teacher_logits.dtype}: expected floating-point logits"
+        )
     check_temperature(temperature)
     log_p = F.log_softmax(_float(student_logits) / temperature, 1)
     log_q = F.log_softmax(_float(teacher_logits) / temperature, 1)

@@ -42,6 +42,21 @@ def create_model(name: str, num_classes: int) -> nn.Module:
     raise UserError(f"unknown model {name!r}: expected {FORMS}{nearest(name, EXAMPLES)}")
 
 
+def pretrained_classes(name: str) -> int | None:
+    """How many classes the pretrained weights of `timm/NAME` or `torchvision/NAME` know; None where that is not said."""
+    source, _, rest = name.removesuffix(":pretrained").partition("/")
+    if source == "timm":
+        import timm
+
+        config = timm.get_pretrained_cfg(rest)
+        return config.num_classes if config is not None else None
+    if source == "torchvision":
+        from torchvision import models
+
+        return len(models.get_model_weights(rest).DEFAULT.meta.get("categories", ())) or None  # type: ignore[attr-defined]
+    return None
+
+
 def _timm(name: str, num_classes: int, pretrained: bool) -> nn.Module:
     import timm
 
@@ -96,6 +111,10 @@ def _users(file: Path, run: Any) -> Any:
     try:
         return run()
     except Exception as error:
-        lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if Path(f.filename).resolve() == file.resolve()]
+        lines = [
+            f.lineno for f in traceback.extract_tb(error.__traceback__) if Path(f.filename).resolve() == file.resolve()
+        ]
         line = error.lineno if isinstance(error, SyntaxError) else (lines[-1] if lines else "?")
-        raise UserError(f"{file}, line {line}: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}") from error
+        raise UserError(
+            f"{file}, line {line}: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        ) from error

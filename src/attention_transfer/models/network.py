@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..runs import RunFolder, replacing
-from .create import create_model
+from .create import create_model, pretrained_classes
 from .weights import load_weights
 
 
@@ -48,7 +48,9 @@ class Network:
     folder: str | None = None
 
 
-def save_student(file: Path, module: nn.Module, name: str, classes: Sequence[str], preprocess: Preprocess, image_size: Sequence[int]) -> None:
+def save_student(
+    file: Path, module: nn.Module, name: str, classes: Sequence[str], preprocess: Preprocess, image_size: Sequence[int]
+) -> None:
     """Writes weights and metadata as safetensors, whole or not at all."""
     from safetensors.torch import save_file
 
@@ -74,7 +76,9 @@ def load_run_network(folder: str | Path) -> Network:
 
     run = RunFolder.open(folder)
     if not run.student_file.is_file():
-        raise UserError(f"{folder} has no student.safetensors: its run is not finished; run its command again to continue it")
+        raise UserError(
+            f"{folder} has no student.safetensors: its run is not finished; run its command again to continue it"
+        )
     try:
         with safe_open(run.student_file, framework="pt") as file:
             about = json.loads((file.metadata() or {}).get("attention_transfer", "null"))
@@ -116,7 +120,9 @@ def load_network(
                 f"the teacher {spec} knows {len(network.classes)} classes, the data has {len(classes)}: expected the same classes"
             )
         if tuple(network.classes) != tuple(classes):
-            raise UserError(f"the teacher {spec} knows the classes {_few(network.classes)}, the data has {_few(classes)}")
+            raise UserError(
+                f"the teacher {spec} knows the classes {_few(network.classes)}, the data has {_few(classes)}"
+            )
         return network
     if "/" in spec and not spec.startswith(("timm/", "torchvision/")) and ".py:" not in spec:
         raise UserError(f"no teacher at {spec}: expected a run folder, or a model with trained weights")
@@ -125,6 +131,11 @@ def load_network(
         own = f", {spec}:pretrained" if spec.startswith(("timm/", "torchvision/")) else ""
         raise UserError(f"the teacher {spec} has no trained weights: give a run folder{own}, or --teacher-weights FILE")
     digest = None
+    if weights is None and (known := pretrained_classes(spec)) not in (None, len(classes)):
+        raise UserError(
+            f"the teacher {spec} knows {known} classes, the data has {len(classes)}: fine-tune it first "
+            f"(attention-transfer train --model {spec}) and give that run's folder"
+        )
     if weights is not None:
         load_weights(module, weights)
         digest = hashlib.sha256(Path(weights).read_bytes()).hexdigest()

@@ -38,12 +38,16 @@ def read_state_dict(file: str | Path, names: Container[str] = ()) -> dict[str, T
             f"{file} holds more than tensors, and pickles are not executed here: save model.state_dict() alone, or as safetensors"
         ) from error
     except Exception as error:
-        raise UserError(f"{file} cannot be read as weights: {' '.join(str(error).split()[:20]) or type(error).__name__}") from error
+        raise UserError(
+            f"{file} cannot be read as weights: {' '.join(str(error).split()[:20]) or type(error).__name__}"
+        ) from error
     for key in ("state_dict", "model"):
         if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
             found = found[key]
     if not isinstance(found, Mapping) or not all(isinstance(v, Tensor) for v in found.values()):
-        raise UserError(f"{file} holds no state dict: expected tensors by name, or a 'state_dict' or 'model' entry of them")
+        raise UserError(
+            f"{file} holds no state dict: expected tensors by name, or a 'state_dict' or 'model' entry of them"
+        )
     return {_bare(str(k), names): v for k, v in found.items()}
 
 
@@ -63,7 +67,11 @@ def load_weights(model: nn.Module, file: str | Path) -> None:
     state = read_state_dict(file, own)
     missing = [k for k in own if k not in state]
     unexpected = [k for k in state if k not in own]
-    wrong = [f"{k} {tuple(state[k].shape)} for {tuple(own[k].shape)}" for k in own if k in state and state[k].shape != own[k].shape]
+    wrong = [
+        f"{k} {tuple(state[k].shape)} for {tuple(own[k].shape)}"
+        for k in own
+        if k in state and state[k].shape != own[k].shape
+    ]
     faults = [
         f"{len(names)} {what} ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"
         for what, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", wrong))

@@ -58,7 +58,9 @@ def check_depth(depth: int, width: int) -> None:
     """Raises `UserError` unless depth is 6n + 4 and width at least 1."""
     if depth < 10 or (depth - 4) % 6:
         n = max(1, round((depth - 4) / 6))
-        raise UserError(f"wrn-{depth}-{width}: the depth is {depth}, expected 6n + 4; the nearest is wrn-{6 * n + 4}-{width}")
+        raise UserError(
+            f"wrn-{depth}-{width}: the depth is {depth}, expected 6n + 4; the nearest is wrn-{6 * n + 4}-{width}"
+        )
     if width < 1:
         raise UserError(f"wrn-{depth}-{width}: the width is {width}, expected at least 1")
 
