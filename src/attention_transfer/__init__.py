@@ -28,13 +28,21 @@ _HOME = {
 __all__ = ["__version__", *_HOME]
 
 if TYPE_CHECKING:
-    from .errors import RunError, UserError
-    from .maps import at_loss, attention_map, convert_beta
-    from .methods import ActivationTransfer, KnowledgeDistillation
-    from .methods.distillation import kd_loss
-    from .models import create_model, load_student
-    from .taps import Stage, pair_stages, stages, tap
-    from .transfer import Transfer
+    from .errors import RunError as RunError
+    from .errors import UserError as UserError
+    from .maps import at_loss as at_loss
+    from .maps import attention_map as attention_map
+    from .maps import convert_beta as convert_beta
+    from .methods import ActivationTransfer as ActivationTransfer
+    from .methods import KnowledgeDistillation as KnowledgeDistillation
+    from .methods.distillation import kd_loss as kd_loss
+    from .models import create_model as create_model
+    from .models import load_student as load_student
+    from .taps import Stage as Stage
+    from .taps import pair_stages as pair_stages
+    from .taps import stages as stages
+    from .taps import tap as tap
+    from .transfer import Transfer as Transfer
 
 
 def __getattr__(name: str) -> Any:

@@ -27,6 +27,16 @@ class Commands(click.Group):
             raise UserError(f"unknown command {args[0]!r}{nearest(args[0], names)} (commands: {', '.join(names)})")
         return super().resolve_command(ctx, args)
 
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as stop:
+            raise _Stopped(str(stop)) from stop
+
+
+class _Stopped(Exception):
+    """A KeyboardInterrupt on its way through click, which would print an empty line and drop what it says."""
+
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name=PROGRAM)
@@ -47,10 +57,8 @@ def main() -> None:
         _leave(error.format_message(), 2)
     except UserError as error:
         _leave(str(error), 2)
-    except KeyboardInterrupt:
-        _leave(
-            "interrupted: the state is saved as of the last completed save; run the same command again to continue", 130
-        )
+    except _Stopped as stop:
+        _leave(f"interrupted: {stop}" if str(stop) else "interrupted", 130)
     except RunError as error:
         _leave(str(error), 1)
     except BrokenPipeError:
@@ -64,11 +72,13 @@ def main() -> None:
         if os.environ.get("ATTENTION_TRANSFER_TRACEBACK"):
             raise
         first = str(error).strip().splitlines()[0] if str(error).strip() else ""
-        _leave(f"{type(error).__name__}: {first} (ATTENTION_TRANSFER_TRACEBACK=1 shows where)", 1)
+        _leave(f"{type(error).__name__}: {first} (ATTENTION_TRANSFER_TRACEBACK=1 shows where)", 1, everywhere=True)
 
 
-def _leave(message: str, status: int) -> None:
-    click.echo(f"{PROGRAM}: {' '.join(message.split())}", err=True)
+def _leave(message: str, status: int, everywhere: bool = False) -> None:
+    # Where a run has several processes, the first one speaks for all that stopped for the same reason.
+    if everywhere or os.environ.get("LOCAL_RANK", "0") == "0":
+        click.echo(f"{PROGRAM}: {' '.join(message.split())}", err=True)
     sys.exit(status)
 
 
@@ -202,7 +212,8 @@ def evaluate(run: Path, data: str | None, limit_val: int | None, device: str, js
     found = evaluate_run(run, data, limit_val, device)
     top5 = f", top-5 error {100 * (1 - found['top5']):.2f} %" if "top5" in found else ""
     click.echo(
-        f"{run}: error {100 * (1 - found['accuracy']):.2f} %{top5}, loss {found['loss']:.4f} on {found['images']} images"
+        f"{run}: error {100 * (1 - found['accuracy']):.2f} %{top5}, loss {found['loss']:.4f} "
+        f"on {found['images']} images"
     )
     if json_file is not None:
         from .runs import write_json

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import TypedDict
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +23,17 @@ RESIZES = ("map", "features", "bilinear")
 EPS = 1e-12
 
 Features = Tensor | Sequence[Tensor] | Mapping[str, Tensor]
+
+
+class LossOptions(TypedDict):
+    """The options of `at_loss`, other than the weights of the pairs."""
+
+    kind: str
+    p: float
+    convention: str
+    resize: str
+    norm: float
+    axis: str
 
 
 def attention_map(
@@ -105,7 +117,8 @@ def paired_maps(
     )
     if student.shape[0] != teacher.shape[0]:
         raise UserError(
-            f"{name}: the student's batch is {student.shape[0]}, the teacher's {teacher.shape[0]}: expected the same images"
+            f"{name}: the student's batch is {student.shape[0]}, the teacher's {teacher.shape[0]}: expected the "
+            "same images"
         )
     if axis == "channel":
         qs, qt = _reduce(student, kind, p, axis), _reduce(teacher, kind, p, axis)

@@ -6,6 +6,7 @@ The same keys everywhere: `--batch-size` on the command line, `batch_size` in YA
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ PRECISIONS = ("auto", "fp32", "bf16")
 COMPILES = ("auto", "on", "off")
 # How a run is carried out, not what it computes: another value continues the same run.
 RUNTIME = ("device", "precision", "compile", "devices", "nodes")
+# One value for every method that has such an option, or one for each by name; None leaves it to the method.
+PER_METHOD = ("beta", "decay")
 
 
 @dataclass
@@ -80,28 +83,27 @@ class Recipe:
         return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
 
     def method_options(self) -> dict[str, dict[str, Any]]:
-        """Options for each method, by its name."""
+        """Options for each method, by its name: those of this recipe that its class takes."""
         from .methods import METHODS, method_names
 
-        names = method_names(self.method)
-        given: dict[str, dict[str, Any]] = {"at": {}, "kd": {"alpha": self.alpha, "temperature": self.temperature}}
-        for key in ("kind", "p", "norm", "convention", "resize"):
-            given["at"][key] = getattr(self, key)
-        for key in ("beta", "decay"):
+        takes = {n: inspect.signature(METHODS[n]).parameters for n in method_names(self.method)}
+        shared = [key for key in KEYS if key not in PER_METHOD]
+        given = {n: {key: getattr(self, key) for key in shared if key in takes[n]} for n in takes}
+        for key in PER_METHOD:
             value = getattr(self, key)
-            having = [n for n in names if key in METHODS[n].__init__.__code__.co_varnames]
+            having = [n for n in takes if key in takes[n]]
             if value is not None and not having:
                 raise UserError(f"--{key} is given, but method {self.method!r} has no {key}: leave it out")
             for name, number in value.items() if isinstance(value, Mapping) else [(n, value) for n in having]:
                 if name not in having:
-                    raise UserError(
-                        f"--{key} names {name!r}, but method {self.method!r} has {', '.join(having) or 'none'} with a {key}"
-                    )
+                    known = ", ".join(having) or "none"
+                    raise UserError(f"--{key} names {name!r}, but method {self.method!r} has {known} with a {key}")
                 if number is not None:
-                    given.setdefault(name, {})[key] = number
-        # The paper decays β when attention transfer goes along with distillation.
-        if "at" in names and "kd" in names:
-            given["at"].setdefault("decay", "linear")
+                    given[name][key] = number
+        for name in takes:
+            for other, defaults in METHODS[name].beside.items():
+                if other in takes:
+                    given[name] = defaults | given[name]
         return given
 
     def layer_pairs(self) -> str | list[tuple[str, str]]:
@@ -222,7 +224,7 @@ def _typed(key: str, value: Any) -> Any:
         if not isinstance(value, (list, tuple)) or not all(isinstance(v, int) for v in value):
             raise UserError(f"milestones is {value!r}: expected a list of epochs")
         return tuple(value)
-    if key in ("beta", "decay"):
+    if key in PER_METHOD:
         return _per_method(value, number=key == "beta")
     kind = _TYPES[key]
     if value is None and _DEFAULTS[key] is None:

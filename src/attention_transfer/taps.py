@@ -38,6 +38,7 @@ _ELEMENTWISE = (
     nn.Sigmoid,
     nn.Tanh,
 )
+_WRAPPERS = ("DataParallel", "DistributedDataParallel", "_FabricModule", "FullyShardedDataParallel")
 
 
 @dataclass(frozen=True)
@@ -59,22 +60,13 @@ class Stage:
 
 def unwrap(model: nn.Module) -> nn.Module:
     """The module inside `torch.compile`, DataParallel, DDP or Fabric wrappers."""
-    while True:
-        if hasattr(model, "_orig_mod"):
-            model = model._orig_mod
-        elif type(model).__name__ in (
-            "DataParallel",
-            "DistributedDataParallel",
-            "_FabricModule",
-            "FullyShardedDataParallel",
-        ):
-            model = model.module
-        else:
-            return model
+    while (compiled := hasattr(model, "_orig_mod")) or type(model).__name__ in _WRAPPERS:
+        model = model.get_submodule("_orig_mod" if compiled else "module")
+    return model
 
 
 def hooked_call(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
-    """`model(...)`, but past a call that `model.compile()` compiled before the hooks came, which would leave them out."""
+    """`model(...)`, but past a call that `model.compile()` compiled before the hooks came: it would leave them out."""
     return (model if model._compiled_call_impl is None else model._call_impl)(*args, **kwargs)
 
 
@@ -94,9 +86,8 @@ class Tap:
         handles = []
         for layer in self.layers:
             if layer not in names:
-                raise UserError(
-                    f"{type(model).__name__} has no layer {layer!r}{nearest(layer, names)} (stages() lists those to tap)"
-                )
+                hint = f"{nearest(layer, names)} (stages() lists those to tap)"
+                raise UserError(f"{type(model).__name__} has no layer {layer!r}{hint}")
         for layer in self.layers:
             handles.append(names[layer].register_forward_hook(_capture(layer, self._reading)))
         self._finalizer = weakref.finalize(self, _remove, handles)
@@ -276,6 +267,10 @@ class _Call:
     shape: tuple[int, ...] | None = None
     inside: list[_Call] = field(default_factory=list)
 
+    @property
+    def size(self) -> tuple[int, int] | None:
+        return None if self.shape is None else (self.shape[2], self.shape[3])
+
     def descendants(self) -> Iterator[_Call]:
         for call in self.inside:
             yield call
@@ -289,14 +284,14 @@ class _Call:
 
     def sizes(self) -> list[tuple[int, int]]:
         """The distinct sizes put out inside, in order of appearance."""
-        return list(dict.fromkeys(c.shape[2:] for c in [*self.leaves(), self] if c.shape is not None))  # type: ignore[misc]
+        return list(dict.fromkeys(c.size for c in [*self.leaves(), self] if c.size is not None))
 
 
 def _feature_info(model: nn.Module, example: Tensor) -> list[Stage]:
-    info = getattr(model, "feature_info", None)
+    info: Any = getattr(model, "feature_info", None)
     names = dict(model.named_modules())
     try:
-        layers = [entry["module"] for entry in info]  # type: ignore[union-attr]
+        layers = [entry["module"] for entry in info]
     except (TypeError, KeyError, AttributeError):
         return []
     if not layers or any(not layer or layer not in names for layer in layers):
@@ -319,18 +314,18 @@ def _stage(name: str, shape: tuple[int, ...], example: Tensor) -> Stage:
 
 def _traced(model: nn.Module, example: Tensor) -> list[Stage]:
     root = _trace(model, example)
-    size: tuple[int, int] = tuple(example.shape[-2:])  # type: ignore[assignment]
+    size = (example.shape[-2], example.shape[-1])
     last: dict[tuple[int, int], _Call] = {}
     calls = Counter(c.name for c in root.descendants())
     for call in _flatten(root, size, seen=set()):
-        assert call.shape is not None
         if calls[call.name] > 1:
             continue  # one ReLU or pool for the whole network: which call to read could not be said
-        here = call.shape[2:]
-        before = last.get(here)  # type: ignore[arg-type]
+        here = call.size
+        assert here is not None
+        before = last.get(here)
         if before is not None and before.inside and isinstance(call.module, _ELEMENTWISE):
             continue  # BN-ReLU after a block: a pre-activation, part of what comes next
-        last[here] = call  # type: ignore[index]
+        last[here] = call
     found = [_stage(c.name, c.shape, example) for c in last.values() if c.shape is not None]
     return sorted(found, key=lambda s: s.stride)
 
@@ -375,7 +370,7 @@ def _flatten(call: _Call, size: tuple[int, int], seen: set[tuple[int, int]]) -> 
             if child.inside:
                 yield from _flatten(child, size, seen)
             continue
-        one_drop = len(sizes) == 1 and child.shape is not None and child.shape[2:] == sizes[0]
+        one_drop = len(sizes) == 1 and child.size == sizes[0]
         starts_lower = size in seen or size not in child.sizes()
         unit = one_drop and starts_lower and _works_at(child, sizes[0])
         if not child.inside or (child.shape is not None and not sizes) or unit:
@@ -383,16 +378,15 @@ def _flatten(call: _Call, size: tuple[int, int], seen: set[tuple[int, int]]) -> 
                 yield child
         else:
             yield from _flatten(child, size, seen)
-        if child.shape is not None:
-            size = child.shape[2:]  # type: ignore[assignment]
+        if child.size is not None:
+            size = child.size
             seen.add(size)
 
 
 def _works_at(call: _Call, size: tuple[int, int]) -> bool:
     """Whether a layer with weights other than a norm puts out this size inside `call`."""
     return any(
-        leaf.shape is not None
-        and leaf.shape[2:] == size
+        leaf.size == size
         and not isinstance(leaf.module, _ELEMENTWISE)
         and next(leaf.module.parameters(recurse=False), None) is not None
         for leaf in call.leaves()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -58,12 +58,11 @@ class Transfer(nn.Module):
         super().__init__()
         _check_methods(methods, teacher)
         self.student = unwrap(student)
-        self.methods = nn.ModuleList(methods)
+        self.methods = cast(Sequence[Method], nn.ModuleList(methods))
         self.student_transform = nn.Identity() if student_transform is None else student_transform
         # A tuple keeps the teacher out of modules(), parameters() and state_dict(); _apply moves it all the same.
-        self._frozen: tuple[nn.Module, ...] = ()
-        if teacher is not None and any(m.needs_teacher for m in methods):
-            self._frozen = (_frozen_copy(unwrap(teacher)), _frozen_copy(_as_module(teacher_transform)))
+        needed = teacher if any(m.needs_teacher for m in methods) else None
+        self._frozen = _frozen_copies(needed, teacher_transform)
         self.pairs: list[tuple[str, str]] = []
         xs, xt = self._views(example)
         if self._frozen and any(m.needs_features for m in methods):
@@ -84,13 +83,13 @@ class Transfer(nn.Module):
         Args:
             x: images (N, C, H, W), before any network's own normalisation.
             y: labels (N,), int64.
-            progress: the share of the training that is done, in [0, 1], for methods that decay; a float or a 0-d tensor.
+            progress: the share of the training that is done, in [0, 1], for methods that decay; a float or 0-d tensor.
         """
         logits, features = self._teacher_side(x)
         return self._student_side(x, y, progress, logits, features)
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
-        """Compiles this module in place, in two regions: one over both networks would mix their kernels and run slower."""
+        """Compiles this module in place, in two regions: one over both networks would mix their kernels and be slower."""
         self._teacher_side = torch.compile(self._teacher_side, *args, **kwargs)  # type: ignore[method-assign]
         self._student_side = torch.compile(self._student_side, *args, **kwargs)  # type: ignore[method-assign]
 
@@ -109,13 +108,13 @@ class Transfer(nn.Module):
         step = Step(y, logits, teacher_logits, features, teacher_features)
         share = 1.0
         for method in self.methods:
-            share *= method.cross_entropy_share()  # type: ignore[operator]
+            share *= method.cross_entropy_share()
         # The losses in float32 whatever the autocast.
         with torch.autocast(x.device.type, enabled=False):
             wide = logits if logits.dtype == torch.float64 else logits.float()
             parts = {"ce": F.cross_entropy(wide, y) * share}
             for method in self.methods:
-                parts[method.part] = method(step) * method.weight(progress)  # type: ignore[operator,index]
+                parts[method.part] = method(step) * method.weight(progress)
         return Output(torch.stack(list(parts.values())).sum(), logits, parts)
 
     def trainable_parameters(self) -> Iterator[nn.Parameter]:
@@ -126,7 +125,7 @@ class Transfer(nn.Module):
         """The weights in effect at `progress`: β of each method that has one, α."""
         found: dict[str, float] = {}
         for method in self.methods:
-            found.update(method.weights(progress))  # type: ignore[operator]
+            found.update(method.weights(progress))
         return found
 
     def close(self) -> None:
@@ -177,7 +176,7 @@ class Transfer(nn.Module):
     def _dry_run(self, example: Tensor) -> None:
         student, teacher = self.features(example)
         for method in self.methods:
-            method.check(self.pairs, student, teacher)  # type: ignore[operator]
+            method.check(self.pairs, student, teacher)
 
 
 def _run(model: nn.Module, tapped: Tap | None, x: Tensor, names: list[str]) -> tuple[Tensor, list[Tensor]]:
@@ -212,6 +211,13 @@ class _Function(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.function(x)
+
+
+def _frozen_copies(teacher: nn.Module | None, transform: Transform | None) -> tuple[nn.Module, ...]:
+    """The teacher and its transform; empty where there is no teacher."""
+    if teacher is None:
+        return ()
+    return _frozen_copy(unwrap(teacher)), _frozen_copy(_as_module(transform))
 
 
 def _frozen_copy(module: nn.Module) -> nn.Module:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 Params = dict[str, Tensor]
 
@@ -79,7 +80,7 @@ class AuthorsStep:
         return loss
 
 
-class AuthorsImages:
+class AuthorsImages(Dataset[tuple[Tensor, int]]):
     """Images (N, 32, 32, 3) uint8, transformed one at a time by PIL as in the authors' script."""
 
     def __init__(self, images: Any, labels: Any):
@@ -107,8 +108,6 @@ class AuthorsImages:
 
 def authors_loader(images: Any, labels: Any, batch_size: int, workers: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Endless batches as the authors' loader makes them: PIL transforms, image by image, in worker processes."""
-    from torch.utils.data import DataLoader
-
     dataset = AuthorsImages(images, labels)
     loader = DataLoader(
         dataset, batch_size, shuffle=True, num_workers=workers, drop_last=True, persistent_workers=workers > 0

@@ -158,10 +158,8 @@ def _ours(
     student, teacher = create_model(settings.student, 10), create_model(settings.teacher, 10).eval()
     recipe = _recipe(settings, method or "at+kd")
     methods = create_methods(recipe.method, recipe.method_options())
-    channels_last = {"memory_format": torch.channels_last}
-    transfer = Transfer(
-        student.to(**channels_last), teacher.to(**channels_last), methods, example=torch.rand(2, 3, 32, 32)
-    )  # type: ignore[call-overload]
+    student, teacher = (m.to(memory_format=torch.channels_last) for m in (student, teacher))
+    transfer = Transfer(student, teacher, methods, example=torch.rand(2, 3, 32, 32))
     transfer.to(fabric.device)
     if decisions.compile:
         if decisions.device == "cpu":

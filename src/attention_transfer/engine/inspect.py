@@ -13,7 +13,6 @@ from rich.table import Table
 from ..data import Dataset, ImageSet, balanced_subset, open_data
 from ..data.decode import decode_into
 from ..errors import UserError
-from ..maps import attention_map
 from ..models import Network, Preprocess, create_model, load_network
 from ..models.network import load_run_network
 from ..recipe import Recipe
@@ -44,7 +43,8 @@ def evaluate_run(folder: Path, spec: str | None, limit: int | None, device: str)
     )
     if data.classes != network.classes:
         raise UserError(
-            f"{folder} knows the classes {', '.join(network.classes[:4])}, …; the data {', '.join(data.classes[:4])}, …: expected the same"
+            f"{folder} knows the classes {', '.join(network.classes[:4])}, …; the data "
+            f"{', '.join(data.classes[:4])}, …: expected the same"
         )
     earlier = RunFolder(folder).environment().get("auto") or {}
     chosen = decide(Recipe(device=device), 0, {"precision": earlier.get("precision", "fp32"), "compile": False})

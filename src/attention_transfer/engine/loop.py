@@ -19,7 +19,7 @@ from torch.optim import SGD
 from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LRScheduler, MultiStepLR, OneCycleLR
 
 from ..data import Augment
-from ..errors import RunError
+from ..errors import RunError, UserError
 from ..recipe import Recipe
 from ..runs import RunFolder, replacing
 from ..transfer import Transfer
@@ -32,6 +32,9 @@ KEPT = "the last good checkpoint is kept; try a lower --lr or --beta in another 
 
 class Interrupted(KeyboardInterrupt):
     """Ctrl-C or a termination signal, after the state was saved."""
+
+    def __init__(self) -> None:
+        super().__init__("the state is saved; run the same command again to continue")
 
 
 class Meter:
@@ -67,6 +70,7 @@ class Meter:
     def means(self, fabric: Fabric) -> tuple[float, float, dict[str, float]]:
         """Cross-entropy, accuracy, parts, over all processes."""
         sums = fabric.all_reduce(self.sums.clone(), reduce_op="sum")
+        assert isinstance(sums, Tensor)
         loss, right, *parts = (sums / (self.images * fabric.world_size)).tolist()
         return loss, right, dict(zip(self.parts, parts, strict=True))
 
@@ -120,6 +124,8 @@ class Loop:
         self.recipe, self.folder, self.fabric = recipe, folder, fabric
         self.augment, self.validate, self.progress = augment, validate, progress
         self.batch_size = min(recipe.batch_size, len(augment.images))
+        if self.batch_size < fabric.world_size:
+            raise UserError(f"a batch of {self.batch_size} images is too small for {fabric.world_size} processes")
         self.steps_per_epoch = len(augment.epoch(recipe.seed, 0, self.batch_size))
         self.total_steps = min(recipe.epochs * self.steps_per_epoch, recipe.max_steps or 1 << 62)
         self.plain = transfer
@@ -292,11 +298,10 @@ def save_checkpoint(file: Path, state: dict[str, Any]) -> None:
         RunError: where it cannot be written; the last checkpoint is kept.
     """
     try:
-        with replacing(file) as partial:
-            with open(partial, "wb") as stream:
-                torch.save(state, stream)
-                stream.flush()
-                os.fsync(stream.fileno())
+        with replacing(file) as partial, open(partial, "wb") as stream:
+            torch.save(state, stream)
+            stream.flush()
+            os.fsync(stream.fileno())
     except (OSError, RuntimeError) as error:
         why = error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0]
         raise RunError(

@@ -78,7 +78,7 @@ def save_maps(file: Any, network: Inference, layers: list[str], images: ImageSet
     """The maps of a few images, balanced over the classes and the same for every run on a data set, as npz."""
     chosen = images.subset(balanced_subset(images.labels, SHOWN_IMAGES, seed=0))
     logits, maps = stage_maps(network, layers, as_input(chosen.batch(slice(None)).to(device)))
-    arrays = {f"map.{j}": m.float().cpu().numpy() for j, m in enumerate(maps)}
+    arrays: dict[str, Any] = {f"map.{j}": m.float().cpu().numpy() for j, m in enumerate(maps)}
     if chosen.boxes is not None:
         arrays["boxes"] = chosen.boxes.cpu().numpy()
     with replacing(file) as partial, open(partial, "wb") as stream:

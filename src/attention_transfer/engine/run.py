@@ -109,8 +109,9 @@ def describe(summary: dict[str, Any]) -> str:
     """One line for a finished run."""
     final = summary["final"]
     return (
-        f"{100 * (1 - final['val_accuracy']):.2f} % error, loss {final['val_loss']:.3f} after {summary['epochs']} epochs, "
-        f"{summary['seconds'] / 60:.1f} min at {summary['images_per_second']:,.0f} images/s"
+        f"{100 * (1 - final['val_accuracy']):.2f} % error, loss {final['val_loss']:.3f} "
+        f"after {summary['epochs']} epochs, {summary['seconds'] / 60:.1f} min "
+        f"at {summary['images_per_second']:,.0f} images/s"
     )
 
 
@@ -134,7 +135,8 @@ def _check_teacher(folder: RunFolder, teacher: Network | None) -> None:
     before = folder.environment().get("teacher")
     if teacher is not None and before is not None and teacher.fingerprint != before:
         raise UserError(
-            f"{folder} was trained with other weights of the teacher {teacher.folder or teacher.name}: choose another --out"
+            f"{folder} was trained with other weights of the teacher {teacher.folder or teacher.name}: "
+            "choose another --out"
         )
 
 
@@ -160,18 +162,19 @@ def assemble(recipe: Recipe) -> Parts:
     example = as_input(data.train.batch(slice(0, 2)))
     transfer = Transfer(
         module.to(memory_format=torch.channels_last),
-        teacher and teacher.module.to(memory_format=torch.channels_last),
+        None if teacher is None else teacher.module.to(memory_format=torch.channels_last),
         methods,
         recipe.layer_pairs(),
         example,
         student_transform=student.preprocess,
-        teacher_transform=teacher and teacher.preprocess,
+        teacher_transform=None if teacher is None else teacher.preprocess,
     )
     with torch.no_grad():
         outputs = transfer.student.eval()(student.preprocess(example))
     if outputs.ndim != 2 or outputs.shape[1] != len(data.classes):
         raise UserError(
-            f"{recipe.model} puts out {tuple(outputs.shape)}: expected logits (N, {len(data.classes)}), a column a class"
+            f"{recipe.model} puts out {tuple(outputs.shape)}: expected logits (N, {len(data.classes)}), "
+            "a column a class"
         )
     return Parts(data, student, teacher, transfer)
 
@@ -211,19 +214,21 @@ def prepare(
 
 
 def _announce(recipe: Recipe, parts: Parts, decisions: Decisions, loop: Loop, progress: Progress) -> None:
-    how = f"{decisions.device}, {decisions.precision}, {'compiled' if decisions.compile else 'eager'}, {decisions.threads} threads"
+    mode = "compiled" if decisions.compile else "eager"
+    how = f"{decisions.device}, {decisions.precision}, {mode}, {decisions.threads} threads"
     data = parts.data
     progress.say(
-        f"{title(recipe)} on {recipe.data}: {len(data.train)} training and {len(data.val)} validation images, {loop.total_steps} steps; {how}"
+        f"{title(recipe)} on {recipe.data}: {len(data.train)} training and {len(data.val)} validation images, "
+        f"{loop.total_steps} steps; {how}"
     )
     if data.skipped:
         progress.say(f"warning: {data.skipped} unreadable images were left out")
     example = as_input(data.train.batch(slice(0, 2)).to(loop.fabric.device))
     features = parts.transfer.features(example)
     for method in parts.transfer.methods:
-        for line in method.describe(parts.transfer.pairs, *features):  # type: ignore[operator]
+        for line in method.describe(parts.transfer.pairs, *features):
             progress.say(f"  {line}")
-        for warning in method.advise(loop.total_steps):  # type: ignore[operator]
+        for warning in method.advise(loop.total_steps):
             progress.say(f"warning: {warning}")
 
 

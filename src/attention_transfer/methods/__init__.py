@@ -37,9 +37,8 @@ def method_names(expression: str) -> list[str]:
     for name in names:
         if name not in METHODS:
             known = ["none", *METHODS, "+".join(METHODS)]
-            raise UserError(
-                f"unknown method {name!r}: expected {', '.join(known[:-1])} or a sum ({known[-1]}){nearest(name, known)}"
-            )
+            expected = f"{', '.join(known[:-1])} or a sum ({known[-1]})"
+            raise UserError(f"unknown method {name!r}: expected {expected}{nearest(name, known)}")
     if len(set(names)) < len(names):
         raise UserError(f"method {expression!r} names a term twice")
     return names

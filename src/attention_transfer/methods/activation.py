@@ -10,7 +10,6 @@ from .. import maps
 from ..errors import UserError
 from .base import Method, Progress, Step, check_decay, check_weight, decayed
 
-
 # A constant β (under `authors`) above this share of the number of steps was too heavy wherever it was tried.
 HEAVY_BETA = 0.25
 
@@ -31,6 +30,7 @@ class ActivationTransfer(Method):
     part = "at"
     needs_teacher = True
     needs_features = True
+    beside = {"kd": {"decay": "linear"}}  # the paper decays β when attention transfer goes along with distillation
 
     def __init__(
         self,
@@ -47,17 +47,19 @@ class ActivationTransfer(Method):
         super().__init__()
         maps.check_loss_options(kind, p, convention, resize, norm, axis)
         self.beta = check_weight("beta", beta)
-        self.options = {"kind": kind, "p": p, "convention": convention, "resize": resize, "norm": norm, "axis": axis}
+        self.options: maps.LossOptions = {
+            "kind": kind,
+            "p": p,
+            "convention": convention,
+            "resize": resize,
+            "norm": norm,
+            "axis": axis,
+        }
         self.pair_weights = None if weights is None else list(weights)
         self.decay = check_decay(decay)
 
     def forward(self, step: Step) -> Tensor:
-        return maps.at_loss(
-            step.student_features,
-            step.teacher_features,
-            weights=self.pair_weights,
-            **self.options,  # type: ignore[arg-type]
-        )
+        return maps.at_loss(step.student_features, step.teacher_features, weights=self.pair_weights, **self.options)
 
     def weight(self, progress: Progress) -> float | Tensor:
         return self.beta * decayed(self.decay, progress)
@@ -68,7 +70,7 @@ class ActivationTransfer(Method):
     def check(self, pairs: Sequence[tuple[str, str]], student: Sequence[Tensor], teacher: Sequence[Tensor]) -> None:
         if self.pair_weights is not None and len(self.pair_weights) != len(pairs):
             raise UserError(f"weights has {len(self.pair_weights)} numbers for {len(pairs)} pairs: expected one a pair")
-        maps.at_loss(student, teacher, weights=self.pair_weights, **self.options)  # type: ignore[arg-type]
+        maps.at_loss(student, teacher, weights=self.pair_weights, **self.options)
 
     def describe(
         self, pairs: Sequence[tuple[str, str]], student: Sequence[Tensor], teacher: Sequence[Tensor]
@@ -84,9 +86,9 @@ class ActivationTransfer(Method):
                 kind=self.options["kind"],
                 p=self.options["p"],
                 resize=self.options["resize"],
-                axis=self.options["axis"],  # type: ignore[arg-type]
+                axis=self.options["axis"],
             )
-            convention = str(self.options["convention"])
+            convention = self.options["convention"]
             names = [c for c in ("authors", "caffe") if convention != "paper"] or ["paper"]
             weight = ", ".join(f"{maps.convert_beta(beta, convention, c, ys.shape[1]):.5g} ({c})" for c in names)
             lines.append(f"{s} ← {t}: {sizes}, M = {ys.shape[1]}, β = {weight}")
@@ -97,5 +99,6 @@ class ActivationTransfer(Method):
         if self.options["convention"] != "authors" or self.decay != "constant" or self.beta <= limit:
             return []
         return [
-            f"β = {self.beta:g} is likely too heavy for {steps} steps: try --beta {float(f'{limit:.1g}'):g}, or --decay linear"
+            f"β = {self.beta:g} is likely too heavy for {steps} steps: try --beta {float(f'{limit:.1g}'):g}, "
+            "or --decay linear"
         ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +38,8 @@ class Method(nn.Module):
     part: ClassVar[str]
     needs_teacher: ClassVar[bool] = False
     needs_features: ClassVar[bool] = False
+    # {the name of another method: {option: what it is, unless given, where that method goes along}}
+    beside: ClassVar[dict[str, dict[str, Any]]] = {}
     decay: str = "constant"
 
     def forward(self, step: Step) -> Tensor:

@@ -17,9 +17,13 @@ _HOME = {
 __all__ = list(_HOME)
 
 if TYPE_CHECKING:
-    from .create import create_model
-    from .network import Network, Preprocess, load_network, load_student, save_student
-    from .weights import load_weights
+    from .create import create_model as create_model
+    from .network import Network as Network
+    from .network import Preprocess as Preprocess
+    from .network import load_network as load_network
+    from .network import load_student as load_student
+    from .network import save_student as save_student
+    from .weights import load_weights as load_weights
 
 
 def __getattr__(name: str) -> Any:

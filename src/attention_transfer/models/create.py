@@ -21,7 +21,7 @@ def create_model(name: str, num_classes: int) -> nn.Module:
 
     Args:
         name: `wrn-16-1` and the like, `timm/resnet18[:pretrained]`, `torchvision/resnet18[:pretrained]`, or
-            `FILE.py:FACTORY`, a function of yours that is called with `num_classes` (by that keyword where it takes it).
+            `FILE.py:FACTORY`, a function of yours, called with `num_classes` (by that keyword where it takes it).
         num_classes: the number of classes, at least 1. Pretrained weights keep everything but the head.
 
     Raises:
@@ -43,7 +43,7 @@ def create_model(name: str, num_classes: int) -> nn.Module:
 
 
 def pretrained_classes(name: str) -> int | None:
-    """How many classes the pretrained weights of `timm/NAME` or `torchvision/NAME` know; None where that is not said."""
+    """How many classes the pretrained weights of `timm/NAME` or `torchvision/NAME` know; None where not said."""
     source, _, rest = name.removesuffix(":pretrained").partition("/")
     if source == "timm":
         import timm
@@ -53,7 +53,7 @@ def pretrained_classes(name: str) -> int | None:
     if source == "torchvision":
         from torchvision import models
 
-        return len(models.get_model_weights(rest).DEFAULT.meta.get("categories", ())) or None  # type: ignore[attr-defined]
+        return len(models.get_model_weights(rest).DEFAULT.meta.get("categories", ())) or None
     return None
 
 
@@ -86,9 +86,10 @@ def _from_file(file: Path, factory: str, num_classes: int) -> nn.Module:
     if not file.is_file():
         raise UserError(f"no model file {file}: expected a Python file with the function {factory}")
     spec = importlib.util.spec_from_file_location(f"attention_transfer_user_{file.stem}", file)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    _users(file, lambda: spec.loader.exec_module(module))  # type: ignore[union-attr]
+    _users(file, lambda: spec.loader.exec_module(module))
     make = getattr(module, factory, None)
     if not callable(make):
         names = [n for n, v in vars(module).items() if callable(v) and not n.startswith("_")]

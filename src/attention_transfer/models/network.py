@@ -94,7 +94,7 @@ def load_run_network(folder: str | Path) -> Network:
 
 
 def load_student(run_folder: str | Path) -> nn.Module:
-    """The trained module of a run, in eval mode, with its `classes` (names) and `preprocess` (images in [0, 1] -> input).
+    """The trained module of a run, in eval mode, with its `classes` and `preprocess` (images in [0, 1] -> input).
 
     Raises:
         UserError: where the folder is no run, or its run is not finished.
@@ -117,7 +117,8 @@ def load_network(
         network = load_run_network(spec)
         if len(network.classes) != len(classes):
             raise UserError(
-                f"the teacher {spec} knows {len(network.classes)} classes, the data has {len(classes)}: expected the same classes"
+                f"the teacher {spec} knows {len(network.classes)} classes, the data has {len(classes)}: "
+                "expected the same classes"
             )
         if tuple(network.classes) != tuple(classes):
             raise UserError(

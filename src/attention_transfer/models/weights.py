@@ -16,7 +16,7 @@ SUFFIXES = (".safetensors", ".pt", ".pth", ".th", ".bin")
 
 
 def read_state_dict(file: str | Path, names: Container[str] = ()) -> dict[str, Tensor]:
-    """Tensors by name; a `state_dict` or `model` entry and a `module.` prefix are seen through (but not where `names` has it).
+    """Tensors by name; a `state_dict` or `model` entry and a `module.` prefix that `names` lacks are seen through.
 
     Raises:
         UserError: for a file that is not there, of another kind, damaged, or that would execute code to load.
@@ -35,7 +35,8 @@ def read_state_dict(file: str | Path, names: Container[str] = ()) -> dict[str, T
             found = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(
-            f"{file} holds more than tensors, and pickles are not executed here: save model.state_dict() alone, or as safetensors"
+            f"{file} holds more than tensors, and pickles are not executed here: save model.state_dict() alone, or as "
+            "safetensors"
         ) from error
     except Exception as error:
         raise UserError(

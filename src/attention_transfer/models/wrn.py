@@ -34,6 +34,10 @@ class Block(nn.Module):
 class WideResNet(nn.Module):
     """WRN-depth-width: images (N, 3, H, W) -> logits (N, num_classes)."""
 
+    group0: nn.Sequential
+    group1: nn.Sequential
+    group2: nn.Sequential
+
     def __init__(self, depth: int, width: int, num_classes: int):
         super().__init__()
         check_depth(depth, width)

@@ -31,15 +31,15 @@ def _forward(self: nn.BatchNorm2d, x: Tensor) -> Tensor:
         return nn.BatchNorm2d.forward(self, x)
     y, mean, variance = BatchNorm.apply(x, self.weight, self.bias, self.eps)
     with torch.no_grad():
-        self.num_batches_tracked.add_(1)  # type: ignore[operator,union-attr]
-        self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)  # type: ignore[operator,union-attr]
+        self.num_batches_tracked.add_(1)  # type: ignore[union-attr]
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)  # type: ignore[union-attr]
         unbiased = variance * (count / (count - 1))
-        self.running_var.lerp_(unbiased.to(self.running_var.dtype), self.momentum)  # type: ignore[operator,union-attr]
+        self.running_var.lerp_(unbiased.to(self.running_var.dtype), self.momentum)  # type: ignore[union-attr]
     return y
 
 
 class BatchNorm(torch.autograd.Function):
-    """(N, C, H, W), weight and bias (C,) -> normalised features in the input's dtype, mean (C,), biased variance (C,)."""
+    """(N, C, H, W), weight and bias (C,) -> normalised x in the input's dtype, mean (C,), biased variance (C,)."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
