@@ -34,17 +34,20 @@ FACTORY = """
 from torch import nn
 
 class Net(nn.Module):
-    def __init__(self, classes):
+    def __init__(self, classes, norm):
         super().__init__()
-        self.one = nn.Sequential(nn.Conv2d(3, 8, 3, 1, 1), nn.ReLU())
-        self.two = nn.Sequential(nn.Conv2d(8, 8, 3, 2, 1), nn.ReLU())
+        self.one = nn.Sequential(nn.Conv2d(3, 8, 3, 1, 1), norm(8), nn.ReLU())
+        self.two = nn.Sequential(nn.Conv2d(8, 8, 3, 2, 1), norm(8), nn.ReLU())
         self.fc = nn.Linear(8, classes)
 
     def forward(self, x):
         return self.fc(self.two(self.one(x)).mean((2, 3)))
 
 def make(num_classes):
-    return Net(num_classes)
+    return Net(num_classes, nn.Identity)
+
+def make_normalised(num_classes):
+    return Net(num_classes, nn.BatchNorm2d)
 """
 
 
@@ -110,10 +113,10 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, step: int, action: Callable[[Any
     monkeypatch.setattr(Loop, "_step", watched)
 
 
-def write_factory(folder: Path) -> str:
-    """A user's own network without batch normalisation, as FILE.py:FACTORY."""
+def write_factory(folder: Path, factory: str = "make") -> str:
+    """A user's own network as FILE.py:FACTORY; `make_normalised` has batch normalisation."""
     (folder / "net.py").write_text(FACTORY)
-    return f"{folder / 'net.py'}:make"
+    return f"{folder / 'net.py'}:{factory}"
 
 
 def write_folder(folder: Path, classes: int = 11, train: int = 4, val: int = 2, size: int = 16) -> Path:

@@ -89,7 +89,7 @@ class Transfer(nn.Module):
         return self._student_side(x, y, progress, logits, features)
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
-        """Compiles this module in place, in two regions: one over both networks would mix their kernels and be slower."""
+        """Compiles this module in place, in two regions: a single one mixes both networks' kernels and runs slower."""
         self._teacher_side = torch.compile(self._teacher_side, *args, **kwargs)  # type: ignore[method-assign]
         self._student_side = torch.compile(self._student_side, *args, **kwargs)  # type: ignore[method-assign]
 

@@ -138,7 +138,9 @@ def test_a_last_step_that_diverges(tmp_path, monkeypatch, factor):
                 parameter.mul_(factor)
 
     stop_after(monkeypatch, 2 * STEPS_PER_EPOCH, spoil)
-    with pytest.raises(RunError, match=f"not finite after step {2 * STEPS_PER_EPOCH}; the last good checkpoint is kept"):
+    with pytest.raises(
+        RunError, match=f"not finite after step {2 * STEPS_PER_EPOCH}; the last good checkpoint is kept"
+    ):
         carry_out(small(precision="fp32"), tmp_path / "run")
     state = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
     assert state["step"] == STEPS_PER_EPOCH
