@@ -42,11 +42,11 @@ def mistake(command: Command, tmp_path):
 
 
 NO_TORCH = """
-import sys, time
+import sys
 import attention_transfer
 assert "torch" not in sys.modules
 from attention_transfer import cli
-for name in sys.argv[1:]:
+for name in ("", *cli.app.commands):
     sys.argv = ["attention-transfer", *name.split(), "--help"]
     try:
         cli.main()
@@ -57,10 +57,9 @@ assert not {"torch", "numpy", "lightning", "rich", "yaml"} & set(sys.modules), s
 
 
 def test_help_and_the_import_need_no_torch():
-    words = [sys.executable, "-c", NO_TORCH, "", *COMMANDS]
-    said = subprocess.run(words, capture_output=True, text=True, timeout=60)
+    said = subprocess.run([sys.executable, "-c", NO_TORCH], capture_output=True, text=True, timeout=60)
     assert (said.returncode, said.stderr) == (0, "")
-    assert said.stdout.count("Usage: attention-transfer") == 1 + len(COMMANDS)
+    assert all(f"Usage: attention-transfer {name} " in said.stdout for name in ("[OPTIONS]", *COMMANDS))
 
 
 def test_without_a_word_it_helps(command):
