@@ -74,7 +74,7 @@ def map_columns(
             raise UserError(f"{name} has no feature maps to draw")
         logits, found = stage_maps(inference, layers, x, kind, p)
         labels = [network.classes[i] for i in logits.argmax(1).tolist()] if network.classes else None
-        columns.append((Path(name).name, labels, {n: m.numpy() for n, m in zip(layers, found, strict=True)}))
+        columns.append((_title(name), labels, {n: m.numpy() for n, m in zip(layers, found, strict=True)}))
     return pictures.images.numpy(), columns
 
 
@@ -99,6 +99,12 @@ def print_stages(model: str, teacher: str | None, image_size: int | None, consol
         console.print(
             f"--pairs {','.join(f'{s}={t}' for s, t in pairs)}", markup=False, highlight=False, soft_wrap=True
         )
+
+
+def _title(name: str) -> str:
+    """A short name for a column: a run's folder, with its parent's where the folder is but a seed."""
+    parts = Path(name).parts
+    return "/".join(parts[-2:]) if RunFolder(name).exists and parts[-1].startswith("seed-") else parts[-1]
 
 
 def _network(name: str) -> Network:

@@ -62,10 +62,8 @@ def run(recipe: Recipe, out: str | Path, console: Console) -> dict[str, Any]:
     fabric = make_fabric(recipe, decisions)
     progress = Progress(console if fabric.is_global_zero else Console(quiet=True), title(recipe), recipe.epochs)
     loop = prepare(recipe, folder, fabric, parts, decisions, progress)
-    if fabric.is_global_zero and not (folder.exists and folder.checkpoint_file.is_file()):
-        folder.write_config(recipe.to_dict())
-        about = environment(decisions, [Path(sys.argv[0]).name, *sys.argv[1:]])
-        write_json(folder.environment_file, about | {"teacher": parts.teacher and parts.teacher.fingerprint})
+    if fabric.is_global_zero:
+        _write_down(recipe, folder, parts.teacher, decisions)
     _announce(recipe, parts, decisions, loop, progress)
     rows = loop.run()
     fabric.barrier()
@@ -74,6 +72,18 @@ def run(recipe: Recipe, out: str | Path, console: Console) -> dict[str, Any]:
     summary = _finish(recipe, folder, parts, decisions, rows)
     progress.say(f"{folder}: {describe(summary)}")
     return summary
+
+
+def _write_down(recipe: Recipe, folder: RunFolder, teacher: Network | None, decisions: Decisions) -> None:
+    """config.yaml and environment.json of a new run; of one that continues, only what is decided otherwise now."""
+    before = folder.environment()
+    if before and folder.exists and folder.checkpoint_file.is_file():
+        if before.get("auto") != decisions.to_dict():
+            write_json(folder.environment_file, before | {"auto": decisions.to_dict()})
+        return
+    folder.write_config(recipe.to_dict())
+    about = environment(decisions, [Path(sys.argv[0]).name, *sys.argv[1:]])
+    write_json(folder.environment_file, about | {"teacher": teacher and teacher.fingerprint})
 
 
 def decisions_for(recipe: Recipe, training_flops: float, earlier: dict[str, Any] | None = None) -> Decisions:

@@ -10,8 +10,10 @@ from .. import maps
 from ..errors import UserError
 from .base import Method, Progress, Step, check_decay, check_weight, decayed
 
-# A constant β (under `authors`) above this share of the number of steps was too heavy wherever it was tried.
-HEAVY_BETA = 0.25
+# As shares of the number of steps: a constant β (under `authors`) above the first was too heavy wherever it was tried
+# (β = 1000 in 370 steps), one of the second did well (β = 100 there).
+HEAVY_BETA = 0.5
+GOOD_BETA = 0.25
 
 
 class ActivationTransfer(Method):
@@ -95,10 +97,9 @@ class ActivationTransfer(Method):
         return lines
 
     def advise(self, steps: int) -> list[str]:
-        limit = HEAVY_BETA * steps
-        if self.options["convention"] != "authors" or self.decay != "constant" or self.beta <= limit:
+        if self.options["convention"] != "authors" or self.decay != "constant" or self.beta <= HEAVY_BETA * steps:
             return []
         return [
-            f"β = {self.beta:g} is likely too heavy for {steps} steps: try --beta {float(f'{limit:.1g}'):g}, "
+            f"β = {self.beta:g} is likely too heavy for {steps} steps: try --beta {float(f'{GOOD_BETA * steps:.1g}'):g}, "
             "or --decay linear"
         ]

@@ -114,6 +114,8 @@ def load_network(
         UserError: for a network without trained weights, or with other classes than the data.
     """
     if Path(spec).is_dir() or RunFolder(spec).exists:
+        if weights is not None:
+            raise UserError(f"the teacher {spec} is a run with weights of its own: leave --teacher-weights out")
         network = load_run_network(spec)
         if len(network.classes) != len(classes):
             raise UserError(
