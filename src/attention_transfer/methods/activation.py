@@ -99,7 +99,5 @@ class ActivationTransfer(Method):
     def advise(self, steps: int) -> list[str]:
         if self.options["convention"] != "authors" or self.decay != "constant" or self.beta <= HEAVY_BETA * steps:
             return []
-        return [
-            f"β = {self.beta:g} is likely too heavy for {steps} steps: try --beta {float(f'{GOOD_BETA * steps:.1g}'):g}, "
-            "or --decay linear"
-        ]
+        good = float(f"{GOOD_BETA * steps:.1g}")
+        return [f"β = {self.beta:g} is likely too heavy for {steps} steps: try --beta {good:g}, or --decay linear"]
