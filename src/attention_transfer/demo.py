@@ -21,7 +21,7 @@ STUDENTS: dict[str, dict[str, object]] = {
     "none": {},
     "at": {"beta": 100.0},
     "kd": {},
-    "at+kd": {"beta": 1000.0},  # decays to zero
+    "at+kd": {"beta": 100.0},  # decays to zero
 }
 
 
