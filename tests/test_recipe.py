@@ -217,10 +217,12 @@ class TestLayers:
 
     def test_identity_is_what_changes_numbers(self):
         base = make_recipe(DISTILL).identity()
-        for how in ({"device": "cpu"}, {"precision": "bf16"}, {"compile": "on"}, {"devices": 2}, {"nodes": 2}):
+        for how in ({"device": "cpu"}, {"precision": "bf16"}, {"compile": "on"}):
             assert make_recipe(DISTILL, how).identity() == base
         for what in (
             {"seed": 1},
+            {"devices": 2},
+            {"nodes": 2},
             {"beta": 10},
             {"epochs": 3},
             {"milestones": [1]},
@@ -287,3 +289,11 @@ class TestMethods:
     def test_parse_per_method_errors(self, text):
         with pytest.raises(UserError, match="is not a number, nor METHOD=NUMBER"):
             parse_per_method(text, number=True)
+
+
+@pytest.mark.parametrize(
+    ("method", "option"), [("kd", {"p": 4}), ("at", {"alpha": 0.5}), ("none", {"resize": "features"})]
+)
+def test_an_option_of_a_method_that_is_not_used_is_an_error(method, option):
+    with pytest.raises(UserError, match=f"--{next(iter(option))} is given, but method '{method}' has no"):
+        make_recipe(DISTILL, {"method": method}, option)

@@ -20,9 +20,11 @@ SCHEDULES = ("step", "one-cycle", "cosine", "constant")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 PRECISIONS = ("auto", "fp32", "bf16")
 COMPILES = ("auto", "on", "off")
-# How a run is carried out, not what it computes: another value continues the same run.
-RUNTIME = ("device", "precision", "compile", "devices", "nodes")
+# How a run is carried out, not what it computes: another value continues the same run. (What precision `auto` settled
+# on is kept with the run; another one asked for by name is refused there.)
+RUNTIME = ("device", "precision", "compile")
 # One value for every method that has such an option, or one for each by name; None leaves it to the method.
+METHOD_KEYS = ("kind", "p", "norm", "convention", "resize", "alpha", "temperature")
 PER_METHOD = ("beta", "decay")
 
 
@@ -100,6 +102,10 @@ class Recipe:
                     raise UserError(f"--{key} names {name!r}, but method {self.method!r} has {known} with a {key}")
                 if number is not None:
                     given[name][key] = number
+        defaults_of = {f.name: f.default for f in dataclasses.fields(self)}
+        for key in METHOD_KEYS:
+            if not any(key in t for t in takes.values()) and getattr(self, key) != defaults_of[key]:
+                raise UserError(f"--{key} is given, but method {self.method!r} has no {key}: leave it out")
         for name in takes:
             for other, defaults in METHODS[name].beside.items():
                 if other in takes:

@@ -12,6 +12,7 @@ summary.json         only when the run is finished
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -19,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from .errors import UserError
+from .errors import RunError, UserError
 
 
 @contextmanager
@@ -30,6 +31,12 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         yield partial
         os.replace(partial, path)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise RunError(
+                f"cannot write {path}: {error.strerror}; the last good one is kept: make room and run the command again"
+            ) from error
+        raise
     finally:
         partial.unlink(missing_ok=True)
 

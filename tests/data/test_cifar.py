@@ -80,7 +80,7 @@ def test_the_cache_is_used_and_named(made, tmp_path, monkeypatch, capfd):
         open_data(kind)
     folder.rename(cache / folder.name)
     assert len(open_data(kind).val) == 10
-    assert capfd.readouterr() == ("", "")
+    assert capfd.readouterr() == ("", f"downloading {kind} into {cache}\n")
 
 
 def test_damaged_and_missing_files(made, tmp_path, monkeypatch):

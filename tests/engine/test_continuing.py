@@ -195,7 +195,15 @@ def test_a_different_run_is_refused(teacher_run):
 
 
 def test_how_it_is_carried_out_may_differ(teacher_run):
-    assert "is finished" in carry_out(small(device="auto", precision="fp32", compile="auto", nodes=1), teacher_run)
+    assert "is finished" in carry_out(small(device="auto", compile="auto"), teacher_run)
+
+
+def test_another_precision_is_another_run(teacher_run):
+    held = json.loads((teacher_run / "environment.json").read_text())["auto"]["precision"]
+    other = "fp32" if held == "bf16" else "bf16"
+    assert "is finished" in carry_out(small(precision=held), teacher_run)
+    with pytest.raises(UserError, match=f"holds a run in {held}"):
+        carry_out(small(precision=other), teacher_run)
 
 
 def test_another_teacher_in_the_same_place_is_refused(tmp_path):
@@ -204,7 +212,7 @@ def test_another_teacher_in_the_same_place_is_refused(tmp_path):
     for file in (tmp_path / "teacher").iterdir():
         file.unlink()
     carry_out(small(max_steps=1, seed=1), tmp_path / "teacher")
-    with pytest.raises(UserError, match="other weights of the teacher"):
+    with pytest.raises(UserError, match="other weights of its teacher"):
         carry_out(distilled(tmp_path / "teacher", max_steps=1), tmp_path / "run")
 
 

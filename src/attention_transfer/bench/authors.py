@@ -120,6 +120,7 @@ def serve(
     pipe: Connection, student: str, teacher: str, batch_size: int, device: str, data: tuple[Any, Any] | None
 ) -> None:
     """The process: answers each number of steps with the seconds they took; with `data`, loading included."""
+    torch.backends.cudnn.benchmark = True  # as in their script
     step = AuthorsStep(student, teacher)
     for params in (step.student, step.teacher):
         for name, tensor in params.items():

@@ -24,7 +24,7 @@ from ..engine.evaluate import as_input
 from ..engine.loop import make_optimizer
 from ..engine.progress import Progress
 from ..engine.run import assemble, decisions_for, make_fabric, prepare
-from ..errors import RunError
+from ..errors import RunError, UserError
 from ..methods import create_methods
 from ..models import create_model
 from ..ops import batch_norm
@@ -69,7 +69,12 @@ def bench_step(settings: Settings, console: Console, file: Path | None) -> None:
 
 
 def bench_epoch(settings: Settings, console: Console, file: Path | None) -> None:
-    """A whole epoch with augmentation, metrics and checkpoint, AT+KD; the authors' with their loader and meters."""
+    """A whole epoch with augmentation, metrics and checkpoint, AT+KD; the authors' with their loader and meters.
+
+    The images are the built-in digits, which cost what CIFAR-10's cost; validation is left out on both sides.
+    """
+    if settings.images < settings.batch_size:
+        raise UserError(f"--images is {settings.images}: expected at least one batch of {settings.batch_size}")
     with tempfile.TemporaryDirectory() as temporary:
         recipe = _recipe(settings, "at+kd")
         decisions = decisions_for(recipe, 0)

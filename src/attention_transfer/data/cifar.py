@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,8 @@ def _downloaded(kind: str) -> tuple[Path, str]:
     root = cache_folder(kind)
     try:
         root.mkdir(parents=True, exist_ok=True)
+        if not (root / BASE_FOLDER[kind]).is_dir():
+            print(f"downloading {kind} into {root}", file=sys.stderr)
         # torchvision draws a progress bar on standard error.
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             _torchvision_class(kind, BASE_FOLDER[kind])(root=str(root), train=True, download=True)

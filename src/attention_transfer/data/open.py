@@ -27,7 +27,8 @@ def open_data(
     """Decodes the images named by `spec` once, as uint8 tensors (N, image_size, image_size, 3).
 
     `val_split` cuts that fraction of every class from the training images and takes it in place of the validation
-    images; `limit_train` and `limit_val` keep so many images, balanced over the classes; `seed` draws both.
+    images; `limit_train` and `limit_val` keep so many images, balanced over the classes; `seed` draws what is
+    trained on; the validation subset is the same for every seed, so that runs can be compared.
     `on_bad_image="skip"` leaves unreadable images out and counts them. Raises `UserError` for what cannot be opened.
     """
     check_choice("on_bad_image", on_bad_image, ON_BAD_IMAGE)
@@ -45,7 +46,7 @@ def open_data(
             raise UserError(f"{spec}: val_split needs a class with at least 2 training images, found none: add images")
         train, val = train.at(rest), train.at(cut)
     assert val is not None, "an opener leaves val out only where it is not wanted"
-    train, val = _limited(train, limit_train, seed), _limited(val, limit_val, seed)
+    train, val = _limited(train, limit_train, seed), _limited(val, limit_val, 0)
 
     check_memory(spec, len(train.labels) + len(val.labels), source.size)
     train_images, train_skipped = _load(spec, "training", train)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..errors import UserError
 from ..recipe import Recipe
 
-# Compiling takes so many seconds of a run's start, and makes a step so much cheaper (measured: `bench compile`).
+# Compiling takes so many seconds of a run's start, and makes a step so much cheaper (measured on 2 CPU cores).
 COMPILE_SECONDS = {"cpu": 60.0, "cuda": 60.0, "mps": 60.0}
 COMPILE_SAVES = 0.22
 # Eager training throughput in FLOP/s, for an estimate of how long a run is: on the low side for a small CPU.
@@ -82,8 +82,9 @@ def keep_freed_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError, TypeError):
         return
-    mallopt(m_mmap_threshold, 1 << 30)
-    mallopt(m_trim_threshold, (1 << 31) - 1)
+    # Older versions refuse more than 32 MiB; without the first, the second would make things worse.
+    if mallopt(m_mmap_threshold, 1 << 30) or mallopt(m_mmap_threshold, 1 << 25):
+        mallopt(m_trim_threshold, (1 << 31) - 1)
 
 
 def count_flops(module: nn.Module, x: Tensor) -> int:

@@ -36,6 +36,7 @@ def evaluate_run(folder: Path, spec: str | None, limit: int | None, device: str)
     data = open_data(
         config["data"] if own else str(spec),
         image_size=height,
+        limit_train=1,  # none is looked at
         limit_val=limit if not own or limit is not None else config.get("limit_val"),
         val_split=config.get("val_split") if own else None,
         seed=config.get("seed", 0),
@@ -83,8 +84,10 @@ def print_stages(model: str, teacher: str | None, image_size: int | None, consol
     networks = [n for n in (model, teacher) if n is not None]
     found: list[list[Stage]] = []
     for name in networks:
-        size = image_size or (32 if all("wrn" in n or RunFolder(n).exists for n in networks) else 224)
-        found.append(stages(_network(name).module, torch.zeros(1, 3, size, size)))
+        network = _network(name)
+        own = network.preprocess.size[0] if network.preprocess.size else None
+        size = image_size or own or (32 if all("wrn" in n or RunFolder(n).exists for n in networks) else 224)
+        found.append(stages(network.module, torch.zeros(1, 3, size, size)))
         table = Table(title=name, title_justify="left")
         for heading in ("layer", "channels", "size", "stride"):
             table.add_column(heading, justify="left" if heading == "layer" else "right")
@@ -131,5 +134,5 @@ def _pictures(images: str, limit: int, size: int) -> ImageSet:
         out = np.zeros((len(files), size, size, 3), dtype=np.uint8)
         decode_into(out, files, lambda i: str(files[i]), "error")
         return ImageSet(torch.from_numpy(out), torch.zeros(len(files), dtype=torch.int64), ("",))
-    data: Dataset = open_data(images, limit_val=limit)
+    data: Dataset = open_data(images, limit_train=1, limit_val=limit)
     return data.val.subset(balanced_subset(data.val.labels, limit, seed=0))

@@ -45,16 +45,18 @@ class Meter:
 
     def __init__(self, parts: list[str], device: torch.device):
         self.parts = parts
-        self.sums = torch.zeros(2 + len(parts), device=device, dtype=torch.float64)
+        wide = torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
+        self.sums = torch.zeros(2 + len(parts), device=device, dtype=wide)
         self.images = 0
         self.first_bad = torch.full((len(parts),), -1, device=device, dtype=torch.int64)
 
     def update(self, logits: Tensor, labels: Tensor, parts: dict[str, Tensor], step: int) -> None:
         logits = logits.detach().float()
-        values = torch.stack([p.detach() for p in parts.values()]).double()
+        values = torch.stack([p.detach() for p in parts.values()]).to(self.sums.dtype)
         right = (logits.argmax(1) == labels).sum()
         n = len(labels)
-        self.sums += torch.cat([torch.stack([F.cross_entropy(logits, labels) * n, right]).double(), values * n])
+        first = torch.stack([F.cross_entropy(logits, labels) * n, right]).to(self.sums.dtype)
+        self.sums += torch.cat([first, values * n])
         self.first_bad = torch.where((self.first_bad < 0) & ~values.isfinite(), step, self.first_bad)
         self.images += n
 
@@ -135,6 +137,7 @@ class Loop:
         self.parts = ["ce", *(m.part for m in transfer.methods)]
         self.meter = Meter(self.parts, fabric.device)
         self.step = 0
+        self.lr = recipe.lr
         self.seconds = 0.0
         self.rows: list[Row] = []
         self.stop_signal: int | None = None
@@ -162,7 +165,8 @@ class Loop:
         for step in range(first, end):
             self._step(*self._batch(plan, step))
             self.progress.tick(self.step, self.batch_size, self.meter)
-            if self.stop_signal is not None and step + 1 < end:
+            # Several processes stop at the end of the epoch, together: within it each has sums of its own.
+            if self.stop_signal is not None and step + 1 < end and self.fabric.world_size == 1:
                 self._sync()
                 self.seconds += time.perf_counter() - start
                 self._save()
@@ -180,7 +184,7 @@ class Loop:
         row: Row = {
             "epoch": epoch + 1,
             "step": self.step,
-            "lr": self.optimizer.param_groups[0]["lr"],
+            "lr": self.lr,
             "train_loss": loss,
             "val_loss": val["loss"],
             "train_accuracy": accuracy,
@@ -195,8 +199,15 @@ class Loop:
         self.meter = Meter(self.parts, self.fabric.device)
         self._save()
         self.progress.end(row)
-        if self.stop_signal is not None and self.step < self.total_steps:
+        if self._stopped() and self.step < self.total_steps:
             raise Interrupted
+
+    def _stopped(self) -> bool:
+        """Whether any process got a signal."""
+        if self.fabric.world_size == 1:
+            return self.stop_signal is not None
+        told = torch.tensor(float(self.stop_signal is not None), device=self.fabric.device)
+        return bool(self.fabric.all_reduce(told, reduce_op="sum"))
 
     def _batch(self, plan: Any, step: int) -> tuple[Tensor, Tensor]:
         """This process's share of a batch: every world_size-th image of it."""
@@ -210,6 +221,7 @@ class Loop:
     def _step(self, x: Tensor, y: Tensor) -> None:
         # A 0-d tensor, so that a compiled Transfer sees a new value and not a new constant.
         progress = torch.tensor(self.step / self.total_steps)
+        self.lr = self.optimizer.param_groups[0]["lr"]
         output = self.transfer(x, y, progress)
         self.fabric.backward(output.loss)
         self.wrapped_optimizer.step()
@@ -302,8 +314,10 @@ def save_checkpoint(file: Path, state: dict[str, Any]) -> None:
             torch.save(state, stream)
             stream.flush()
             os.fsync(stream.fileno())
+    except RunError:
+        raise
     except (OSError, RuntimeError) as error:
         why = error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0]
         raise RunError(
-            f"cannot write {file}: {why}; the last good checkpoint is kept: make room and run the same command again"
+            f"cannot write {file}: {why}; the last good one is kept: make room and run the command again"
         ) from error

@@ -17,7 +17,7 @@ from torch import nn
 from ..data import Augment, Dataset, open_data
 from ..errors import UserError
 from ..methods import create_methods
-from ..models import Network, Preprocess, create_model, load_network, load_weights, save_student
+from ..models import Network, Preprocess, create_model, load_network, load_weights, run_fingerprint, save_student
 from ..ops import batch_norm
 from ..recipe import Recipe
 from ..runs import RunFolder, write_json
@@ -51,13 +51,14 @@ def run(recipe: Recipe, out: str | Path, console: Console) -> dict[str, Any]:
     """
     folder = RunFolder(out)
     _check_folder(folder, recipe)
-    parts = assemble(recipe)
-    _check_teacher(folder, parts.teacher)
     if (summary := folder.summary()) is not None:
+        _check_teacher(folder, run_fingerprint(recipe.teacher) if recipe.teacher else None)
         console.print(
             f"{folder} is finished: {describe(summary)}; nothing to do", markup=False, highlight=False, soft_wrap=True
         )
         return summary
+    parts = assemble(recipe)
+    _check_teacher(folder, parts.teacher.fingerprint if parts.teacher else None)
     decisions = decisions_for(recipe, _training_flops(recipe, parts), folder.environment().get("auto"))
     fabric = make_fabric(recipe, decisions)
     progress = Progress(console if fabric.is_global_zero else Console(quiet=True), title(recipe), recipe.epochs)
@@ -133,6 +134,9 @@ def _check_folder(folder: RunFolder, recipe: Recipe) -> None:
         if folder.path.is_file() or (folder.path.is_dir() and any(p.name[0] != "." for p in folder.path.iterdir())):
             raise UserError(f"--out {folder} exists and holds no run of this tool: choose a new folder")
         return
+    precision = (folder.environment().get("auto") or {}).get("precision")
+    if precision is not None and recipe.precision not in ("auto", precision):
+        raise UserError(f"{folder} holds a run in {precision}: leave --precision out, or choose another --out")
     there, here = folder.config(), recipe.identity()
     differing = [f"{k} is {there.get(k)!r} there and {v!r} here" for k, v in here.items() if there.get(k) != v]
     if differing:
@@ -141,13 +145,10 @@ def _check_folder(folder: RunFolder, recipe: Recipe) -> None:
         )
 
 
-def _check_teacher(folder: RunFolder, teacher: Network | None) -> None:
+def _check_teacher(folder: RunFolder, fingerprint: str | None) -> None:
     before = folder.environment().get("teacher")
-    if teacher is not None and before is not None and teacher.fingerprint != before:
-        raise UserError(
-            f"{folder} was trained with other weights of the teacher {teacher.folder or teacher.name}: "
-            "choose another --out"
-        )
+    if fingerprint is not None and before is not None and fingerprint != before:
+        raise UserError(f"{folder} was trained with other weights of its teacher: choose another --out")
 
 
 def assemble(recipe: Recipe) -> Parts:

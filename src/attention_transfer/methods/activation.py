@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from torch import Tensor
 
@@ -57,7 +57,9 @@ class ActivationTransfer(Method):
             "norm": norm,
             "axis": axis,
         }
-        self.pair_weights = None if weights is None else list(weights)
+        if weights is not None and (isinstance(weights, (str, Mapping)) or not isinstance(weights, Iterable)):
+            raise UserError(f"weights is {weights!r}: expected a list of numbers, one a pair")
+        self.pair_weights = None if weights is None else [check_weight("weights", w) for w in weights]
         self.decay = check_decay(decay)
 
     def forward(self, step: Step) -> Tensor:

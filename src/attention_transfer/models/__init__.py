@@ -13,6 +13,7 @@ _HOME = {
     "load_student": ".network",
     "save_student": ".network",
     "load_weights": ".weights",
+    "run_fingerprint": ".network",
 }
 __all__ = list(_HOME)
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from .network import Preprocess as Preprocess
     from .network import load_network as load_network
     from .network import load_student as load_student
+    from .network import run_fingerprint as run_fingerprint
     from .network import save_student as save_student
     from .weights import load_weights as load_weights
 

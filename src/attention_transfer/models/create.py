@@ -76,7 +76,18 @@ def _torchvision(name: str, num_classes: int, pretrained: bool) -> nn.Module:
         extra = {"aux_logits": False, "init_weights": True} if name in ("googlenet", "inception_v3") else {}
         return models.get_model(name, num_classes=num_classes, **extra)
     model = models.get_model(name, weights="DEFAULT")
-    head_name, head = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear)][-1]
+    for auxiliary in ("AuxLogits", "aux1", "aux2"):
+        if hasattr(model, auxiliary):
+            setattr(model, auxiliary, None)
+            model.aux_logits = False
+    transforms = models.get_model_weights(name).DEFAULT.transforms()  # type: ignore[attr-defined]
+    model.pretrained_cfg = {"mean": tuple(transforms.mean), "std": tuple(transforms.std)}
+    if pretrained_classes(f"torchvision/{name}") == num_classes:
+        return model
+    heads = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear)]
+    if not heads:
+        raise UserError(f"torchvision/{name}:pretrained has no linear head to replace for {num_classes} classes")
+    head_name, head = heads[-1]
     parent = model.get_submodule(head_name.rpartition(".")[0])
     setattr(parent, head_name.rpartition(".")[2], nn.Linear(head.in_features, num_classes))
     return model

@@ -66,6 +66,12 @@ def save_student(
         save_file(state, partial, metadata={"attention_transfer": json.dumps(about)})
 
 
+def run_fingerprint(folder: str | Path) -> str | None:
+    """The SHA-256 of a run's weights; None where there are none."""
+    file = RunFolder(folder).student_file
+    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None
+
+
 def load_run_network(folder: str | Path) -> Network:
     """The network that a run trained.
 
@@ -88,9 +94,10 @@ def load_run_network(folder: str | Path) -> Network:
         raise UserError(f"{run.student_file} was not written by attention-transfer: its metadata is missing")
     module = create_model(about["model"].removesuffix(":pretrained"), len(about["classes"]))
     load_weights(module, run.student_file)
-    digest = hashlib.sha256(run.student_file.read_bytes()).hexdigest()
     preprocess = Preprocess(about["mean"], about["std"], tuple(about["image_size"]))
-    return Network(module.eval(), about["model"], tuple(about["classes"]), preprocess, digest, str(folder))
+    return Network(
+        module.eval(), about["model"], tuple(about["classes"]), preprocess, run_fingerprint(folder), str(folder)
+    )
 
 
 def load_student(run_folder: str | Path) -> nn.Module:
@@ -146,7 +153,7 @@ def load_network(
 
 
 def _own_preprocess(module: nn.Module, mean: Sequence[float], std: Sequence[float]) -> Preprocess:
-    """timm models carry the normalisation they were trained with; others get the data's."""
+    """Pretrained models carry the normalisation they were trained with; others get the data's."""
     config = getattr(module, "pretrained_cfg", None)
     if isinstance(config, dict) and "mean" in config and "std" in config:
         mean, std = config["mean"], config["std"]
