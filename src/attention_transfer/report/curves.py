@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import statistics
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -53,6 +54,10 @@ class Plot:
     svg: str
     alt: str
     caption: str = ""
+
+
+# A loss this many times the plot's median is a spike, and would flatten everything else.
+SPIKE = 4
 
 
 @dataclass(frozen=True)
@@ -187,7 +192,9 @@ def _loss_figure(rows: list[Row], look: dict[Row, Style]) -> Plot | None:
     alt = "Cross-entropy by epoch, training on the left and validation on the right, for " + ", ".join(
         r.label for r in rows
     )
-    return Plot("Cross-entropy", out.svg("loss"), alt, _band(rows))
+    return Plot(
+        "Cross-entropy", out.svg("loss"), alt, f"{_band(rows)} A spike above {SPIKE}× the median is cut off.".strip()
+    )
 
 
 def _parts_figure(rows: list[Row], look: dict[Row, Style]) -> Plot | None:
@@ -270,12 +277,14 @@ def _lines(axes: Axes, drawn: dict[Row, Series], look: dict[Row, Style], layered
 
 
 def _limit(axes: Axes, drawn: dict[Any, Series], whole: bool = False) -> None:
-    """Leaves the wild first epochs of a long run outside, so that the rest can be told apart; `whole` shows all."""
+    """Leaves the wild first epochs of a long run, and a spike far above all else, outside; `whole` shows all."""
     last = max((s.epochs[-1] for s in drawn.values()), default=0)
     early = 0 if whole or last < 20 else last / 6
     tops = [h for s in drawn.values() for e, h in zip(s.epochs, s.high, strict=True) if e >= early or e == s.epochs[-1]]
     lows = [v for s in drawn.values() for v in s.low]
     top, low = max(tops, default=1.0), min(lows, default=0.0)
+    if not whole and tops:
+        top = min(top, SPIKE * statistics.median(tops))
     room = 0.06 * (top - low) or 0.06 * abs(top) or 1.0
     axes.set_ylim(max(0.0, low - room) if low >= 0 else low - room, top + room)
 
