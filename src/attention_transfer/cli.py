@@ -270,7 +270,7 @@ def stages(model: str, teacher: str | None, image_size: int | None) -> None:
 @click.option("--out", default="runs/demo", type=click.Path(path_type=Path), help="[runs/demo]")
 @click.option("--seeds", type=int, default=3, help="Seeds of each student. [3]")
 def demo(out: Path, seeds: int) -> None:
-    """The whole story on the built-in data: about 5 minutes on a 2-core CPU."""
+    """The whole story on the built-in data: about 6 minutes on a 2-core CPU."""
     if seeds < 1:
         raise UserError(f"--seeds is {seeds}: expected at least 1")
     from .demo import run_demo
