@@ -128,15 +128,14 @@ def paired_maps(
                 f"the teacher {qt.shape[1]}: use axis='space', whose map does not depend on the number of channels"
             )
         return normalize_map(qs), normalize_map(qt)
-    if resize == "features" and _positions(student) != _positions(teacher):
+    if resize == "features" and _grid(student) != _grid(teacher):
         size = _common_grid(student, teacher, name)
-        student, teacher = (F.adaptive_avg_pool2d(_as_grid(f, name), size) for f in (student, teacher))
+        student, teacher = (F.adaptive_avg_pool2d(_as_grid(f), size) for f in (student, teacher))
     qs, qt = _reduce(student, kind, p, axis), _reduce(teacher, kind, p, axis)
-    if _positions(student) != _positions(teacher):
+    if _grid(student) != _grid(teacher):
         size = _common_grid(student, teacher, name)
         qs, qt = (
-            _resize_map(q.reshape(q.shape[0], 1, *_grid(f, name)), size, resize)
-            for q, f in ((qs, student), (qt, teacher))
+            _resize_map(q.reshape(q.shape[0], 1, *_grid(f)), size, resize) for q, f in ((qs, student), (qt, teacher))
         )
     return normalize_map(qs.flatten(1)), normalize_map(qt.flatten(1))
 
@@ -247,15 +246,8 @@ def _reduce(features: Tensor, kind: str, p: float, axis: str) -> Tensor:
     return _power(features.abs().max(dim).values, p)
 
 
-def _positions(features: Tensor) -> tuple[int, ...]:
-    """(H, W), or for tokens (L,): what has to agree for two maps to be compared as they are.
-
-    Tokens against a feature map of as many positions agree, so a single number is not compared with a pair here.
-    """
-    return tuple(features.shape[2:]) if features.ndim == 4 else tuple(_grid(features, "tokens"))
-
-
-def _grid(features: Tensor, name: str) -> tuple[int, int]:
+def _grid(features: Tensor) -> tuple[int, int]:
+    """(H, W), where tokens are a square grid if they can be one, else a single row."""
     if features.ndim == 4:
         return features.shape[2], features.shape[3]
     side = math.isqrt(features.shape[1])
@@ -264,12 +256,12 @@ def _grid(features: Tensor, name: str) -> tuple[int, int]:
     return 1, features.shape[1]
 
 
-def _as_grid(features: Tensor, name: str) -> Tensor:
-    return features if features.ndim == 4 else features.transpose(1, 2).unflatten(2, _grid(features, name))
+def _as_grid(features: Tensor) -> Tensor:
+    return features if features.ndim == 4 else features.transpose(1, 2).unflatten(2, _grid(features))
 
 
 def _common_grid(student: Tensor, teacher: Tensor, name: str) -> tuple[int, int]:
-    (hs, ws), (ht, wt) = _grid(student, name), _grid(teacher, name)
+    (hs, ws), (ht, wt) = _grid(student), _grid(teacher)
     for f in (student, teacher):
         if f.ndim == 3 and math.isqrt(f.shape[1]) ** 2 != f.shape[1]:
             raise UserError(

@@ -87,10 +87,8 @@ def bench_epoch(settings: Settings, console: Console, file: Path | None) -> None
         quiet = Progress(Console(quiet=True), "", 1)
         loop = prepare(recipe, folder, fabric, parts, decisions, quiet)
         loop.validate = lambda: {"loss": 0.0, "accuracy": 0.0}
-        x, y = (
-            as_input(images.batch(slice(0, settings.batch_size)).to(fabric.device)),
-            images.labels[: settings.batch_size],
-        )
+        first = slice(0, settings.batch_size)
+        x, y = as_input(images.batch(first).to(fabric.device)), images.labels[first].to(fabric.device)
 
         def epoch() -> float:
             start = time.perf_counter()

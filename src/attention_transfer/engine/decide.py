@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..errors import UserError
 from ..recipe import Recipe
 
-# Compiling takes so many seconds of a run's start, and makes a step so much cheaper (measured on 2 CPU cores).
+# Compiling takes so many seconds of a run's start, and makes a step so much cheaper (estimates, from 2 CPU cores).
 COMPILE_SECONDS = {"cpu": 60.0, "cuda": 60.0, "mps": 60.0}
 COMPILE_SAVES = 0.22
 # Eager training throughput in FLOP/s, for an estimate of how long a run is: on the low side for a small CPU.
@@ -74,7 +74,7 @@ def fast_bf16(device: str) -> bool:
 
 def keep_freed_memory() -> None:
     """Tells glibc to keep what it frees for the next step: giving activations back to the system and taking them again
-    costs a training step on a CPU a fifth of its time in page faults. Does nothing elsewhere."""
+    costs a training step on a CPU much time in page faults. Does nothing elsewhere."""
     import ctypes
 
     m_trim_threshold, m_mmap_threshold = -1, -3
