@@ -1,4 +1,4 @@
-"""`create_model`: wrn-16-1, timm/NAME[:pretrained], torchvision/NAME[:pretrained], FILE.py:FACTORY."""
+"""`create_model`: wrn-16-1, nin-thin, timm/NAME[:pretrained], torchvision/NAME[:pretrained], FILE.py:FACTORY."""
 
 from __future__ import annotations
 
@@ -12,16 +12,22 @@ from torch import nn
 
 from ..errors import UserError, nearest
 
-EXAMPLES = ("wrn-10-1", "wrn-16-1", "wrn-16-2", "wrn-28-10", "wrn-40-1", "wrn-40-2")
-FORMS = "wrn-DEPTH-WIDTH, timm/NAME[:pretrained], torchvision/NAME[:pretrained] or FILE.py:FACTORY"
+EXAMPLES = (
+    *("wrn-10-1", "wrn-16-1", "wrn-16-2", "wrn-28-10", "wrn-40-1", "wrn-40-2"),
+    *("nin-thin", "nin-wide", "nin-thin-no-bn", "nin-wide-no-bn"),
+)
+FORMS = (
+    "wrn-DEPTH-WIDTH, nin-thin[-no-bn], nin-wide[-no-bn], timm/NAME[:pretrained], torchvision/NAME[:pretrained] or "
+    "FILE.py:FACTORY"
+)
 
 
 def create_model(name: str, num_classes: int) -> nn.Module:
     """A new network by name: images (N, 3, H, W) -> logits (N, num_classes).
 
     Args:
-        name: `wrn-16-1` and the like, `timm/resnet18[:pretrained]`, `torchvision/resnet18[:pretrained]`, or
-            `FILE.py:FACTORY`, a function of yours, called with `num_classes` (by that keyword where it takes it).
+        name: `wrn-16-1` and the like, `nin-thin` and `nin-wide` (`-no-bn`: without batch normalisation),
+            `timm/resnet18[:pretrained]`, `torchvision/resnet18[:pretrained]`, or `FILE.py:FACTORY`, a function of yours, called with `num_classes` (by that keyword where it takes it).
         num_classes: the number of classes, at least 1. Pretrained weights keep everything but the head.
 
     Raises:
@@ -34,6 +40,10 @@ def create_model(name: str, num_classes: int) -> nn.Module:
         from .wrn import WideResNet
 
         return WideResNet(int(match[1]), int(match[2]), num_classes)
+    if match := re.fullmatch(r"nin-(thin|wide)(-no-bn)?", name):
+        from .nin import NetworkInNetwork
+
+        return NetworkInNetwork(match[1], num_classes, normalised=match[2] is None)
     if match := re.fullmatch(r"(timm|torchvision)/([^:]+)(:pretrained)?", name):
         make = _timm if match[1] == "timm" else _torchvision
         return make(match[2], num_classes, match[3] is not None)

@@ -1,0 +1,54 @@
+"""Network in network for 32×32 images, without fully connected layers (Lin et al., 2014).
+
+Three blocks of a k×k convolution (5, 5, 3) and two 1×1, each but the last followed by ReLU; 3×3 stride-2 maximum
+pooling after the first block, average pooling after the second, the global average after the third. `wide` is
+192/160/96, 192/192/192, 192/192/classes; `thin` is 0.45 of it. Attention is read at the end of each block, before its
+pooling: the children `block0`, `block1`, `block2`.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+WIDTHS = {"thin": ((86, 72, 43), (86, 86, 86), (86, 86)), "wide": ((192, 160, 96), (192, 192, 192), (192, 192))}
+
+
+class NetworkInNetwork(nn.Module):
+    """Images (N, 3, H, W) -> logits (N, num_classes).
+
+    Args:
+        width: `thin` or `wide`.
+        num_classes: the channels of the last convolution.
+        normalised: whether each convolution is followed by batch normalisation (the paper's Table 1; Table 3 has none).
+    """
+
+    def __init__(self, width: str, num_classes: int, normalised: bool = True):
+        super().__init__()
+        first, second, third = WIDTHS[width]
+        self.block0 = _block(3, first, 5, normalised)
+        self.pool0 = nn.MaxPool2d(3, 2, 1)
+        self.block1 = _block(first[-1], second, 5, normalised)
+        self.pool1 = nn.AvgPool2d(3, 2, 1)
+        self.block2 = _block(second[-1], (*third, num_classes), 3, normalised)
+        del self.block2.relu2  # logits may be negative
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+                nn.init.zeros_(module.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.pool0(self.block0(x))
+        x = self.pool1(self.block1(x))
+        return self.block2(x).mean((2, 3))
+
+
+def _block(inputs: int, widths: tuple[int, ...], kernel: int, normalised: bool) -> nn.Sequential:
+    block = nn.Sequential()
+    for j, outputs in enumerate(widths):
+        size = kernel if j == 0 else 1
+        block.add_module(f"conv{j}", nn.Conv2d(inputs, outputs, size, 1, size // 2))
+        if normalised:
+            block.add_module(f"bn{j}", nn.BatchNorm2d(outputs))
+        block.add_module(f"relu{j}", nn.ReLU())
+        inputs = outputs
+    return block
