@@ -257,8 +257,30 @@ class TestMethods:
             methods(beta={"kd": 1})
         with pytest.raises(UserError, match="--beta names 'symmetry'"):
             methods(beta="at=1000,symmetry=1")
-        with pytest.raises(UserError, match="--decay is given, but method 'kd' has no decay"):
+        with pytest.raises(UserError, match="--decay names 'at', but method 'kd' has kd with a decay"):
             methods(method="kd", decay={"at": "linear"})
+
+    def test_a_plain_decay_is_that_of_beta(self):
+        assert {n: m.decay for n, m in methods(decay="step").items()} == {"at": "step", "kd": "constant"}
+        assert methods(method="kd", decay="cosine")["kd"].decay == "cosine"
+        assert {n: m.decay for n, m in methods(decay="kd=warm-up").items()} == {"at": "linear", "kd": "warm-up"}
+
+    def test_options_of_the_gradient_methods(self):
+        found = methods(method="gradient+symmetry+min-l2", squared=False, beta="gradient=2,symmetry=3,min-l2=4")
+        assert {n: m.beta for n, m in found.items()} == {"gradient": 2, "symmetry": 3, "min-l2": 4}
+        assert not found["gradient"].squared and not found["symmetry"].squared
+        with pytest.raises(UserError, match="--squared is given, but method 'at' has no squared"):
+            methods(method="at", squared=False)
+        with pytest.raises(UserError, match="--second-order is given, but method 'at' has no input gradients"):
+            methods(method="at", second_order="func")
+        with pytest.raises(UserError, match="unknown second_order 'funk'.*did you mean func"):
+            methods(method="min-l2", second_order="funk")
+
+    def test_weights_of_the_pairs(self):
+        assert methods(weights="1,0.5,2")["at"].pair_weights == methods(weights=[1, 0.5, 2])["at"].pair_weights
+        assert methods(weights="1,0.5,2")["at"].pair_weights == [1, 0.5, 2]
+        with pytest.raises(UserError, match="weights is '1,x': expected numbers, one a pair"):
+            methods(weights="1,x")
 
     def test_options_reach_their_method(self):
         at = methods(kind="max", p=3, norm=1, convention="paper", resize="bilinear", alpha=0.5, temperature=2)

@@ -43,7 +43,9 @@ def make(
     options.setdefault("example", batch()[0])
     student = Net() if student is None else student
     teacher = Net(8, seed=1) if teacher is None else teacher
-    return at.Transfer(student, teacher, list(methods), **options)
+    with torch.random.fork_rng():
+        torch.manual_seed(2)  # adapters
+        return at.Transfer(student, teacher, list(methods), **options)
 
 
 def make_all(**options: Any) -> at.Transfer:

@@ -90,19 +90,30 @@ def _option(*names: str, **settings: Any) -> Option:
 
 
 METHOD_OPTIONS: list[Option] = [
-    _option("--method", help="none, at, kd, at+kd."),
-    _option("--teacher", help=f"A run folder, or a model with trained weights: {MODEL_HELP}"),
+    _option("--method", help="none, at, kd, full, gradient, symmetry, min-l2, or a sum: at+kd."),
+    _option("--teacher", help=f"A run folder (the authors' too), or a model with trained weights: {MODEL_HELP}"),
     _option("--teacher-weights", help="A state dict for the teacher (.safetensors, .pt, .pth, .th)."),
-    _option("--beta", help="β of attention transfer, or METHOD=NUMBER,… [at: 1000]"),
-    _option("--decay", help="constant, linear, cosine or step, or METHOD=WORD,… [at: constant; at+kd: linear]"),
+    _option("--beta", help="β, or METHOD=NUMBER,… where several have one. [at: 1000, full: 10000, others: 1]"),
+    _option(
+        "--decay",
+        help="Schedule of β: constant, linear, cosine, step, warm-up or warm-up+linear, …; or METHOD=WORD,… "
+        "(kd=linear is that of α). [constant; at+kd: linear]",
+    ),
     _option("--kind", help="Attention map: sum or max over channels. [sum]"),
     _option("--p", type=float, help="Exponent of the map, p ≥ 1. [2]"),
     _option("--norm", type=float, help="Order of ‖D‖ under --convention paper. [2]"),
     _option("--convention", help="authors, paper or caffe. [authors]"),
     _option("--resize", help="Where sizes differ: map, features or bilinear. [map]"),
+    _option("--axis", help="space, or channel: maps over channels, for pairs of equal channels. [space]"),
+    _option("--weights", help="A factor for each pair of layers, like 1,1,0.5. [1 each]"),
+    _option("--squared/--no-squared", default=None, help="Of gradient and symmetry: ‖·‖², or ‖·‖. [squared]"),
     _option("--pairs", help="auto, or STUDENT_LAYER=TEACHER_LAYER,… [auto]"),
     _option("--alpha", type=float, help="Weight of distillation, 1 − α of the cross-entropy. [0.9]"),
     _option("--temperature", type=float, help="Temperature of distillation. [4]"),
+    _option(
+        "--second-order",
+        help="How methods on input gradients are differentiated: auto, double-backward, func or forward-over-reverse.",
+    ),
 ]
 TRAINING_OPTIONS: list[Option] = [
     _option("--data", help=DATA_HELP + " [digits]"),
@@ -219,6 +230,38 @@ def evaluate(run: Path, data: str | None, limit_val: int | None, device: str, js
         from .runs import write_json
 
         write_json(json_file, found)
+
+
+@app.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--top", type=int, default=5, help="So many classes an image at most. [5]")
+@click.option("--device", default="auto", help="auto, cpu, cuda or mps.")
+@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the probabilities here too.")
+def predict(run: Path, files: tuple[Path, ...], top: int, device: str, json_file: Path | None) -> None:
+    """Classes and probabilities of image files, or of folders of them."""
+    from .engine.predict import predict_files
+
+    found = predict_files(run, files, top, device)
+    for image in found:
+        ranked = ", ".join(f"{p['class']} {100 * p['probability']:.1f} %" for p in image["predictions"])
+        click.echo(f"{image['file']}: {ranked}")
+    if json_file is not None:
+        from .runs import write_json
+
+        write_json(json_file, {"run": str(run), "images": found})
+
+
+@app.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--format", "form", required=True, help="safetensors, onnx, pt2 or authors (a folder).")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="The file, or folder, to write.")
+def export(run: Path, form: str, out: Path) -> None:
+    """Write a run's network for other programs."""
+    from .engine.export import export_run
+
+    export_run(run, form, out)
+    click.echo(f"{run} as {form}: {out}")
 
 
 @app.command()

@@ -15,12 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .errors import UserError, check_choice
+from .ops import activation_loss
+from .ops.activation_loss import EPS, power, wide
 
 KINDS = ("sum", "max")
 AXES = ("space", "channel")
 CONVENTIONS = ("authors", "paper", "caffe")
 RESIZES = ("map", "features", "bilinear")
-EPS = 1e-12
 
 Features = Tensor | Sequence[Tensor] | Mapping[str, Tensor]
 
@@ -57,7 +58,7 @@ def attention_map(
         UserError: (a ValueError) for a wrong shape, dtype, kind, p or axis.
     """
     check_map_options(kind, p, axis)
-    q = _reduce(_checked(features, "features"), kind, p, axis).flatten(1)
+    q = _reduce(checked(features, "features"), kind, p, axis)
     return normalize_map(q) if normalize else q
 
 
@@ -112,8 +113,8 @@ def paired_maps(
 ) -> tuple[Tensor, Tensor]:
     """The normalised maps of one pair, brought to one size: two tensors (N, M)."""
     student, teacher = (
-        _checked(student, f"student features of {name}"),
-        _checked(teacher, f"teacher features of {name}"),
+        checked(student, f"student features of {name}"),
+        checked(teacher, f"teacher features of {name}"),
     )
     if student.shape[0] != teacher.shape[0]:
         raise UserError(
@@ -130,14 +131,15 @@ def paired_maps(
         return normalize_map(qs), normalize_map(qt)
     if resize == "features" and _grid(student) != _grid(teacher):
         size = _common_grid(student, teacher, name)
-        student, teacher = (F.adaptive_avg_pool2d(_as_grid(f), size) for f in (student, teacher))
+        student, teacher = (F.adaptive_avg_pool2d(as_grid(wide(f)), size) for f in (student, teacher))
     qs, qt = _reduce(student, kind, p, axis), _reduce(teacher, kind, p, axis)
     if _grid(student) != _grid(teacher):
         size = _common_grid(student, teacher, name)
         qs, qt = (
-            _resize_map(q.reshape(q.shape[0], 1, *_grid(f)), size, resize) for q, f in ((qs, student), (qt, teacher))
+            _resize_map(q.unflatten(1, (1, *_grid(f))), size, resize).flatten(1)
+            for q, f in ((qs, student), (qt, teacher))
         )
-    return normalize_map(qs.flatten(1)), normalize_map(qt.flatten(1))
+    return normalize_map(qs), normalize_map(qt)
 
 
 def map_distance(student: Tensor, teacher: Tensor, convention: str, norm: float = 2.0) -> Tensor:
@@ -153,11 +155,17 @@ def map_distance(student: Tensor, teacher: Tensor, convention: str, norm: float 
 def normalize_map(q: Tensor) -> Tensor:
     """Y = Q / max(‖Q‖₂, 1e-12), row by row: (N, M) -> (N, M).
 
-    Written so that the gradients of a zero row are zero at every order (the norm's own would be 0/0 at the second).
+    Written so that the gradients of a zero row are zero at every order (the norm's own would be 0/0 at the second), and
+    scaled, or squares of Q > 1e19 (p = 4 and |A| > 6e4) overflow in float32. Y does not depend on the scale: it is a
+    constant to the gradients.
     """
+    if not _is_traced():
+        return activation_loss.normalized(q)
+    scale = q.detach().amax(1, keepdim=True).clamp_min(EPS)
+    q, bound = q / scale, EPS / scale
     squared = q.square().sum(1, keepdim=True)
-    above = squared > EPS * EPS
-    return q / torch.where(above, torch.where(above, squared, 1.0).sqrt(), EPS)
+    above = squared > bound.square()
+    return q / torch.where(above, torch.where(above, squared, 1.0).sqrt(), bound)
 
 
 def row_norm(d: Tensor, order: float = 2.0) -> Tensor:
@@ -166,10 +174,17 @@ def row_norm(d: Tensor, order: float = 2.0) -> Tensor:
         return d.abs().amax(1)
     if order == 1:
         return d.abs().sum(1)
-    total = _power(d, order).sum(1)
+    scale = None
+    if (
+        order != 2
+    ):  # scaled, or |d|^order underflows where the order is high: d is at most 1; a constant to the gradients
+        scale = d.detach().abs().amax(1, keepdim=True).clamp_min(EPS)
+        d = d / scale
+    total = power(d, order).sum(1)
     positive = total > 0
     safe = torch.where(positive, total, 1.0)
-    return torch.where(positive, safe.sqrt() if order == 2 else safe.pow(1 / order), 0.0)
+    length = torch.where(positive, safe.sqrt() if order == 2 else safe.pow(1 / order), 0.0)
+    return length if scale is None else length * scale.squeeze(1)
 
 
 def convert_beta(beta: float, source: str, target: str, positions: int) -> float:
@@ -207,8 +222,8 @@ def check_loss_options(kind: str, p: float, convention: str, resize: str, norm: 
         raise UserError(f"norm is {norm!r}: expected a number norm ≥ 1, or math.inf")
 
 
-def _checked(features: Tensor, what: str) -> Tensor:
-    """The features in at least float32: in float16 |A|^p overflows and 1e-12 vanishes."""
+def checked(features: Tensor, what: str) -> Tensor:
+    """The features as they came, if they have a map."""
     if not isinstance(features, Tensor):
         raise UserError(f"{what}: got {type(features).__name__}, expected a tensor (N, C, H, W) or (N, L, D)")
     if features.ndim not in (3, 4):
@@ -217,33 +232,31 @@ def _checked(features: Tensor, what: str) -> Tensor:
         raise UserError(f"{what}: got {features.dtype}, expected a floating-point tensor")
     if 0 in features.shape:
         raise UserError(f"{what}: got the empty shape {tuple(features.shape)}")
-    return features if features.dtype == torch.float64 else features.float()
+    return features
 
 
-def _power(a: Tensor, p: float) -> Tensor:
-    """|a|^p with the derivatives at 0 that the method states (the second is 0 where 1 < p < 2)."""
-    if p == 1:
-        return a.abs()
-    if p == 2:
-        return a.square()
-    if p >= 2:
-        return a.abs().pow(p)
-    zero = a == 0
-    return torch.where(zero, 0.0, torch.where(zero, 1.0, a).abs().pow(p))
+def _is_traced() -> bool:
+    """Whether the formulas are to run as they stand, and not by `ops/activation_loss.py`.
+
+    A compiler fuses them, and traces no Function that has a jvp. Under `torch.func` a jvp of a jvp through any Function
+    is silently wrong (PyTorch's issue 197867).
+    """
+    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
 
 
 def _reduce(features: Tensor, kind: str, p: float, axis: str) -> Tensor:
-    """Q before normalisation: (N, H, W) or (N, L); with `axis="channel"` (N, C) or (N, D)."""
+    """Q before normalisation, in at least float32: (N, H·W) or (N, L); with `axis="channel"` (N, C) or (N, D)."""
+    if not _is_traced():
+        return activation_loss.reduced(features, kind, p, axis)
+    features = wide(features)
     if axis == "channel":
         features = features.flatten(2) if features.ndim == 4 else features.transpose(1, 2)
-        dim = 2
-    else:
+    elif features.ndim == 4:
         # Channels last, as in the memory of `channels_last` features: the gradient then comes out in that layout too.
-        features = features.permute(0, 2, 3, 1) if features.ndim == 4 else features
-        dim = features.ndim - 1
-    if kind == "sum":
-        return _power(features, p).sum(dim)
-    return _power(features.abs().max(dim).values, p)
+        features = features.permute(0, 2, 3, 1)
+    dim = features.ndim - 1
+    q = power(features, p).sum(dim) if kind == "sum" else power(features.abs().max(dim).values, p)
+    return q.flatten(1)
 
 
 def _grid(features: Tensor) -> tuple[int, int]:
@@ -256,7 +269,7 @@ def _grid(features: Tensor) -> tuple[int, int]:
     return 1, features.shape[1]
 
 
-def _as_grid(features: Tensor) -> Tensor:
+def as_grid(features: Tensor) -> Tensor:
     return features if features.ndim == 4 else features.transpose(1, 2).unflatten(2, _grid(features))
 
 

@@ -22,9 +22,9 @@ PRECISIONS = ("auto", "fp32", "bf16")
 COMPILES = ("auto", "on", "off")
 # How a run is carried out, not what it computes: another value continues the same run. (What precision `auto` settled
 # on is kept with the run; another one asked for by name is refused there.)
-RUNTIME = ("device", "precision", "compile")
+RUNTIME = ("device", "precision", "compile", "second_order")
 # One value for every method that has such an option, or one for each by name; None leaves it to the method.
-METHOD_KEYS = ("kind", "p", "norm", "convention", "resize", "alpha", "temperature")
+METHOD_KEYS = ("kind", "p", "norm", "convention", "resize", "axis", "weights", "squared", "alpha", "temperature")
 PER_METHOD = ("beta", "decay")
 
 
@@ -47,6 +47,9 @@ class Recipe:
     norm: float = 2.0
     convention: str = "authors"
     resize: str = "map"
+    axis: str = "space"
+    weights: tuple[float, ...] | None = None
+    squared: bool = True
     pairs: str = "auto"
     alpha: float = 0.9
     temperature: float = 4.0
@@ -73,6 +76,7 @@ class Recipe:
     device: str = "auto"
     precision: str = "auto"
     compile: str = "auto"
+    second_order: str = "auto"
     devices: int = 1
     nodes: int = 1
 
@@ -96,7 +100,9 @@ class Recipe:
             having = [n for n in takes if key in takes[n]]
             if value is not None and not having:
                 raise UserError(f"--{key} is given, but method {self.method!r} has no {key}: leave it out")
-            for name, number in value.items() if isinstance(value, Mapping) else [(n, value) for n in having]:
+            # A schedule without a name is that of β; α's is asked for by its method's name.
+            plain = [n for n in having if "beta" in takes[n]] or having
+            for name, number in value.items() if isinstance(value, Mapping) else [(n, value) for n in plain]:
                 if name not in having:
                     known = ", ".join(having) or "none"
                     raise UserError(f"--{key} names {name!r}, but method {self.method!r} has {known} with a {key}")
@@ -145,10 +151,14 @@ _TYPES: dict[str, type] = {
     **dict.fromkeys(
         ("p", "norm", "alpha", "temperature", "lr", "momentum", "weight_decay", "lr_decay", "val_split"), float
     ),
-    **dict.fromkeys(("nesterov", "flip"), bool),
+    **dict.fromkeys(("nesterov", "flip", "squared"), bool),
     **dict.fromkeys(("command", "model", "teacher", "method", "data", "teacher_weights", "student_weights"), str),
     **dict.fromkeys(
-        ("kind", "convention", "resize", "pairs", "schedule", "on_bad_image", "device", "precision", "compile"), str
+        (
+            *("kind", "convention", "resize", "axis", "pairs", "schedule", "on_bad_image"),
+            *("device", "precision", "compile", "second_order"),
+        ),
+        str,
     ),
 }
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a word"}
@@ -230,6 +240,8 @@ def _typed(key: str, value: Any) -> Any:
         if not isinstance(value, (list, tuple)) or not all(isinstance(v, int) for v in value):
             raise UserError(f"milestones is {value!r}: expected a list of epochs")
         return tuple(value)
+    if key == "weights":
+        return None if value is None else _numbers(key, value)
     if key in PER_METHOD:
         return _per_method(value, number=key == "beta")
     kind = _TYPES[key]
@@ -249,6 +261,14 @@ def _typed(key: str, value: Any) -> Any:
     return kind(value)
 
 
+def _numbers(key: str, value: Any) -> tuple[float, ...]:
+    words = value.split(",") if isinstance(value, str) else value
+    try:
+        return tuple(float(v) for v in words)
+    except (TypeError, ValueError):
+        raise UserError(f"{key} is {value!r}: expected numbers, one a pair, like 1,1,0.5") from None
+
+
 def _per_method(value: Any, number: bool) -> Any:
     if isinstance(value, Mapping):
         return {str(k): _per_method(v, number) for k, v in value.items()}
@@ -256,12 +276,14 @@ def _per_method(value: Any, number: bool) -> Any:
 
 
 def _check(recipe: Recipe) -> None:
+    from .gradients import WAYS
     from .methods import create_methods
 
     check_choice("schedule", recipe.schedule, SCHEDULES)
     check_choice("device", recipe.device, DEVICES)
     check_choice("precision", recipe.precision, PRECISIONS)
     check_choice("compile setting", recipe.compile, COMPILES)
+    check_choice("second_order", recipe.second_order, WAYS)
     check_choice("command", recipe.command, ("train", "distill"))
     for key in _AT_LEAST_ONE:
         value = getattr(recipe, key)
@@ -277,6 +299,8 @@ def _check(recipe: Recipe) -> None:
         raise UserError("nesterov needs momentum above 0")
     methods = create_methods(recipe.method, recipe.method_options())
     recipe.layer_pairs()
+    if recipe.second_order != "auto" and not any(m.needs_gradient for m in methods):
+        raise UserError(f"--second-order is given, but method {recipe.method!r} has no input gradients: leave it out")
     if any(m.needs_teacher for m in methods) and recipe.teacher is None:
         raise UserError(f"method {recipe.method!r} needs --teacher (a run folder, or a model with trained weights)")
     if recipe.command == "train" and (recipe.method != "none" or recipe.teacher is not None):

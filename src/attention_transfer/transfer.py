@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, cast
 
@@ -10,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .errors import UserError
+from .errors import UserError, check_choice
+from .gradients import WAYS, Run, along, couples_samples, differentiate, repeatable
 from .methods.base import Method, Progress, Step
 from .taps import Tap, evaluating, match_stages, stages, unwrap
 
@@ -38,6 +41,8 @@ class Transfer(nn.Module):
         pairs: [(student layer, teacher layer)], or "auto": the stages of equal stride (needs `example`).
         example: a batch like those to come, (N, C, H, W), with which the networks are run once, in eval mode.
         student_transform, teacher_transform: each network's own preprocessing of the batch, its normalisation say.
+        second_order: how the methods on input gradients get their second derivatives: `double-backward`, `func`,
+            `forward-over-reverse` (see `gradients.py`), or `auto`: the first, and inside a compiled region the second.
 
     Raises:
         UserError: (a ValueError) where a method needs a teacher or an example that is not there, two methods have the
@@ -54,9 +59,12 @@ class Transfer(nn.Module):
         *,
         student_transform: Transform | None = None,
         teacher_transform: Transform | None = None,
+        second_order: str = "auto",
     ):
         super().__init__()
-        _check_methods(methods, teacher)
+        _check_methods(methods, teacher, example)
+        check_choice("second_order", second_order, WAYS)
+        self.second_order = second_order
         self.student = unwrap(student)
         self.methods = cast(Sequence[Method], nn.ModuleList(methods))
         self.student_transform = nn.Identity() if student_transform is None else student_transform
@@ -69,6 +77,8 @@ class Transfer(nn.Module):
             self.pairs = self._resolve(pairs, xs, xt)
         self._student_tap = Tap(self.student, [s for s, _ in self.pairs], xs) if self.pairs else None
         self._teacher_tap = Tap(self._frozen[0], [t for _, t in self.pairs], xt) if self.pairs else None
+        self._on_gradients = [m for m in methods if m.needs_gradient]
+        self._looked = not self._on_gradients
         if example is not None:
             self._dry_run(example)
 
@@ -85,48 +95,150 @@ class Transfer(nn.Module):
             y: labels (N,), int64.
             progress: the share of the training that is done, in [0, 1], for methods that decay; a float or 0-d tensor.
         """
-        logits, features = self._teacher_side(x)
-        return self._student_side(x, y, progress, logits, features)
+        if not self._looked and self.training and not torch.compiler.is_compiling():
+            self._look(x)
+        return self._student_side(x, y, progress, *self._teacher_side(x, y))
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
-        """Compiles this module in place, in two regions: a single one mixes both networks' kernels and runs slower."""
+        """Compiles this module in place, in two regions: a single one mixes both networks' kernels and runs slower.
+
+        Raises:
+            UserError: for methods on input gradients with `second_order="double-backward"`.
+        """
+        if self._on_gradients:
+            self._check_way(compiled=True)
         self._teacher_side = torch.compile(self._teacher_side, *args, **kwargs)  # type: ignore[method-assign]
         self._student_side = torch.compile(self._student_side, *args, **kwargs)  # type: ignore[method-assign]
 
-    def _teacher_side(self, x: Tensor) -> tuple[Tensor | None, list[Tensor]]:
+    def _teacher_side(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor | None, list[Tensor], Tensor | None]:
+        """Logits, features and, given the labels, J where a method needs it."""
         if not self._frozen:
-            return None, []
+            return None, [], None
+        teacher, transform = self._frozen
+        names = [t for _, t in self.pairs]
+
+        def run(x: Tensor) -> tuple[Tensor, list[Tensor]]:
+            return _run(teacher, self._teacher_tap, transform(x), names)
+
+        if y is not None and any(m.needs_teacher for m in self._on_gradients):
+            way = "func" if torch.compiler.is_compiling() else "double-backward"
+            j, logits, features = differentiate(run, x, y, create_graph=False, way=way)
+            return logits, features, j
         with torch.no_grad():
-            teacher, transform = self._frozen
-            logits, features = _run(teacher, self._teacher_tap, transform(x), [t for _, t in self.pairs])
-            return logits, features
+            return *run(x), None
 
     def _student_side(
-        self, x: Tensor, y: Tensor, progress: Progress, teacher_logits: Tensor | None, teacher_features: list[Tensor]
+        self,
+        x: Tensor,
+        y: Tensor,
+        progress: Progress,
+        teacher_logits: Tensor | None,
+        teacher_features: list[Tensor],
+        teacher_gradient: Tensor | None,
     ) -> Output:
-        logits, features = _run(self.student, self._student_tap, self.student_transform(x), [s for s, _ in self.pairs])
-        step = Step(y, logits, teacher_logits, features, teacher_features)
-        share = 1.0
-        for method in self.methods:
-            share *= method.cross_entropy_share()
+        step = Step(y, None, teacher_logits, teacher_features=teacher_features, teacher_gradient=teacher_gradient)
+        names = [s for s, _ in self.pairs]
+
+        def run(x: Tensor) -> tuple[Tensor, list[Tensor]]:
+            return _run(self.student, self._student_tap, self.student_transform(x), names)
+
+        attached = None
+        if self._on_gradients:
+            attached = self._second_order(run, step, x, progress)
+        else:
+            step.student_logits, step.student_features = run(x)
+        logits = step.student_logits
+        assert logits is not None
         # The losses in float32 whatever the autocast.
         with torch.autocast(x.device.type, enabled=False):
-            wide = logits if logits.dtype == torch.float64 else logits.float()
-            parts = {"ce": F.cross_entropy(wide, y) * share}
+            share: float | Tensor = 1.0
+            for method in self.methods:
+                share = share * method.cross_entropy_share(progress)
+            parts = {"ce": F.cross_entropy(logits if logits.dtype == torch.float64 else logits.float(), y) * share}
             for method in self.methods:
                 parts[method.part] = method(step) * method.weight(progress)
+        if attached is not None:
+            # The values are there, without a graph; what the weights get of all of them comes with the first.
+            part = self._on_gradients[0].part
+            parts[part] = parts[part] + (attached - attached.detach())
         return Output(torch.stack(list(parts.values())).sum(), logits, parts)
+
+    def _second_order(self, run: Run, step: Step, x: Tensor, progress: Progress) -> Tensor | None:
+        """Fills in logits, features and J. By `forward-over-reverse` J has no graph, and a scalar comes back whose
+        gradient is that of the terms on J."""
+        n, y = len(x), step.labels
+        flips = any(m.needs_flipped for m in self._on_gradients)
+        if flips:
+            x, y = torch.cat([x, x.flip(-1)]), torch.cat([y, y])
+        way = self._check_way(torch.compiler.is_compiling())
+        forward = way == "forward-over-reverse" and torch.is_grad_enabled()
+        first = way
+        if way == "forward-over-reverse":
+            first = "func" if torch.compiler.is_compiling() else "double-backward"
+        j, logits, features = differentiate(run, x, y, torch.is_grad_enabled() and not forward, first)
+
+        def fill(j: Tensor) -> None:
+            step.student_gradient = j[:n]
+            step.flipped_gradient = j[n:].flip(-1) if flips else None
+
+        attached = None
+        if forward:
+
+            def terms(j: Tensor) -> Tensor:
+                fill(j)
+                return torch.stack([m(step) * m.weight(progress) for m in self._on_gradients]).sum()
+
+            with torch.autocast(x.device.type, enabled=False):
+                v = torch.func.grad(terms)(j.detach())
+            attached, logits, features = along(run, x, y, v)
+        fill(j)
+        step.student_logits, step.student_features = logits[:n], [f[:n] for f in features]
+        return attached
+
+    def _check_way(self, compiled: bool) -> str:
+        """The way of second derivatives, `auto` settled."""
+        if self.second_order == "auto":
+            return "func" if compiled else "double-backward"
+        if compiled and self.second_order == "double-backward":
+            raise UserError(
+                "second_order='double-backward' cannot be compiled (PyTorch does not differentiate a compiled region "
+                "twice): choose func or forward-over-reverse, or do not compile"
+            )
+        return self.second_order
+
+    def _look(self, x: Tensor) -> None:
+        """Once, at the first step: what stands between the student and its second derivatives."""
+        self._looked = True
+        if layers := couples_samples(self.student):
+            names = ", ".join(m.name for m in self._on_gradients)
+            warnings.warn(
+                f"{len(layers)} layers of the student normalise by their batch ({layers[0]}, …), so that its input "
+                f"gradients depend on the rest of the batch, and {names} with them: take a student without batch "
+                "normalisation, or put it in eval mode",
+                stacklevel=3,
+            )
+        if self.second_order == "forward-over-reverse":
+            with torch.no_grad():
+                same = repeatable(self.student, self.student_transform(x[:2]))
+            if not same:
+                raise UserError(
+                    "second_order='forward-over-reverse' runs the student twice a step, and this one changes from one "
+                    "pass to the next (dropout, or batch normalisation in training mode): use double-backward"
+                )
 
     def trainable_parameters(self) -> Iterator[nn.Parameter]:
         """The student's parameters and the adapters': what the optimiser gets."""
         return (p for p in self.parameters() if p.requires_grad)
 
     def weights(self, progress: Progress) -> dict[str, float]:
-        """The weights in effect at `progress`: β of each method that has one, α."""
-        found: dict[str, float] = {}
-        for method in self.methods:
-            found.update(method.weights(progress))
-        return found
+        """The weights in effect at `progress`: β of each method that has one (`at.beta`, … where several have), α."""
+        found = [(method.name, method.weights(progress)) for method in self.methods]
+        count = Counter(key for _, weights in found for key in weights)
+        return {
+            (f"{name}.{key}" if count[key] > 1 else key): value
+            for name, weights in found
+            for key, value in weights.items()
+        }
 
     def close(self) -> None:
         """Takes the hooks off the student; they also go with this object."""
@@ -176,7 +288,7 @@ class Transfer(nn.Module):
     def _dry_run(self, example: Tensor) -> None:
         student, teacher = self.features(example)
         for method in self.methods:
-            method.check(self.pairs, student, teacher)
+            method.prepare(self.pairs, student, teacher)
 
 
 def _run(model: nn.Module, tapped: Tap | None, x: Tensor, names: list[str]) -> tuple[Tensor, list[Tensor]]:
@@ -186,7 +298,7 @@ def _run(model: nn.Module, tapped: Tap | None, x: Tensor, names: list[str]) -> t
     return logits, [features[n] for n in names]
 
 
-def _check_methods(methods: Sequence[Method], teacher: nn.Module | None) -> None:
+def _check_methods(methods: Sequence[Method], teacher: nn.Module | None, example: Tensor | None) -> None:
     for method in methods:
         if not isinstance(method, Method):
             raise UserError(f"methods has {method!r}: expected objects, like ActivationTransfer()")
@@ -196,6 +308,8 @@ def _check_methods(methods: Sequence[Method], teacher: nn.Module | None) -> None
     needing = [type(m).__name__ for m in methods if m.needs_teacher]
     if needing and teacher is None:
         raise UserError(f"{', '.join(needing)} needs a teacher, and teacher is None")
+    if example is None and (needing := [type(m).__name__ for m in methods if m.needs_example]):
+        raise UserError(f"{', '.join(needing)} needs example=, a batch of images (N, C, H, W), to know its sizes by")
 
 
 def _as_module(transform: Transform | None) -> nn.Module:

@@ -37,12 +37,15 @@ class Decisions:
         return asdict(self)
 
 
-def decide(recipe: Recipe, training_flops: float, earlier: dict[str, Any] | None = None) -> Decisions:
+def decide(
+    recipe: Recipe, training_flops: float, earlier: dict[str, Any] | None = None, compilable: bool = True
+) -> Decisions:
     """Settles device, precision, compilation and threads; `earlier` is what the run that continues had decided.
 
     Args:
         recipe: its explicit values win over `earlier`, and that over what would be chosen now.
         training_flops: of the whole run, forward and backward, student and teacher.
+        compilable: whether `auto` may compile at all.
 
     Raises:
         UserError: for a device that was asked for by name and is not there.
@@ -56,7 +59,7 @@ def decide(recipe: Recipe, training_flops: float, earlier: dict[str, Any] | None
         )
     precision = _settled(recipe.precision, earlier.get("precision")) or ("bf16" if fast_bf16(device) else "fp32")
     seconds = training_flops / EAGER_FLOPS[device]
-    worth = seconds * COMPILE_SAVES > COMPILE_SECONDS[device]
+    worth = compilable and seconds * COMPILE_SAVES > COMPILE_SECONDS[device]
     compiled = {"on": True, "off": False}.get(recipe.compile, earlier.get("compile", worth and _can_compile(device)))
     threads = int(earlier.get("threads", torch.get_num_threads()))
     return Decisions(device, precision, bool(compiled), threads)

@@ -13,8 +13,8 @@ from rich.table import Table
 from ..data import Dataset, ImageSet, balanced_subset, open_data
 from ..data.decode import decode_into
 from ..errors import UserError
-from ..models import Network, Preprocess, create_model, load_network
-from ..models.network import load_run_network
+from ..models import Network, Preprocess, create_model, load_network, load_trained
+from ..models.authors import is_authors_run
 from ..recipe import Recipe
 from ..runs import RunFolder
 from ..taps import Stage, match_stages, stages
@@ -28,10 +28,15 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff")
 
 
 def evaluate_run(folder: Path, spec: str | None, limit: int | None, device: str) -> dict[str, Any]:
-    """Error and loss of a run's network on its own validation images, or on other data of the same classes."""
-    network = load_run_network(folder)
+    """Error and loss of a run's network on its own validation images, or on other data of the same classes.
+
+    Of a run of the authors' script (which does not say where its data is), on the data that `spec` names.
+    """
+    network = load_trained(folder)
     config = RunFolder(folder).config()
     own = spec is None
+    if own and "data" not in config:
+        raise UserError(f"{folder} does not say what data it is for: give --data")
     height = network.preprocess.size[0] if network.preprocess.size else None
     data = open_data(
         config["data"] if own else str(spec),
@@ -42,17 +47,36 @@ def evaluate_run(folder: Path, spec: str | None, limit: int | None, device: str)
         seed=config.get("seed", 0),
         on_bad_image=config.get("on_bad_image", "error"),
     )
-    if data.classes != network.classes:
+    if not network.knows(data.classes):
         raise UserError(
             f"{folder} knows the classes {', '.join(network.classes[:4])}, …; the data "
             f"{', '.join(data.classes[:4])}, …: expected the same"
         )
+    inference, chosen = inference_on(network, folder, device)
+    found = evaluate(inference, data.val.to(chosen), EVALUATION_BATCH, chosen)
+    return {"run": str(folder), "data": data.spec, **found, "images": len(data.val)}
+
+
+def inference_on(network: Network, folder: Path, device: str) -> tuple[Inference, str]:
+    """A run's network with its preprocessing on a device, in the precision that the run had, and that device."""
     earlier = RunFolder(folder).environment().get("auto") or {}
     chosen = decide(Recipe(device=device), 0, {"precision": earlier.get("precision", "fp32"), "compile": False})
     inference = Inference(network.module, network.preprocess, chosen.precision).to(chosen.device).eval()
-    inference = inference.to(memory_format=torch.channels_last)
-    found = evaluate(inference, data.val.to(chosen.device), EVALUATION_BATCH, chosen.device)
-    return {"run": str(folder), "data": data.spec, **found, "images": len(data.val)}
+    return inference.to(memory_format=torch.channels_last), chosen.device
+
+
+def image_files(path: Path) -> list[Path]:
+    """A file as it is, or the image files of a folder at any depth, sorted.
+
+    Raises:
+        UserError: where `path` does not exist, or is a folder without images.
+    """
+    if not path.exists():
+        raise UserError(f"{path} does not exist: expected an image, or a folder of images")
+    files = [path] if path.is_file() else sorted(f for f in path.rglob("*") if f.suffix.lower() in SUFFIXES)
+    if not files:
+        raise UserError(f"no image in {path}: expected {', '.join(SUFFIXES)}")
+    return files
 
 
 def map_columns(
@@ -112,8 +136,8 @@ def _title(name: str) -> str:
 
 def _network(name: str) -> Network:
     """A run's network, or a model by name; without trained weights its maps are those of its initialisation."""
-    if RunFolder(name).exists:
-        return load_run_network(name)
+    if RunFolder(name).exists or is_authors_run(name):
+        return load_trained(name)
     if Path(name).is_dir():
         RunFolder.open(name)
     if name.endswith(":pretrained"):
@@ -127,10 +151,7 @@ def _pictures(images: str, limit: int, size: int) -> ImageSet:
         raise UserError(f"--limit is {limit}: expected at least 1")
     path = Path(images)
     if path.exists():
-        files = [path] if path.is_file() else sorted(f for f in path.rglob("*") if f.suffix.lower() in SUFFIXES)
-        if not files:
-            raise UserError(f"no image in {path}: expected {', '.join(SUFFIXES)}")
-        files = files[:limit]
+        files = image_files(path)[:limit]
         out = np.zeros((len(files), size, size, 3), dtype=np.uint8)
         decode_into(out, files, lambda i: str(files[i]), "error")
         return ImageSet(torch.from_numpy(out), torch.zeros(len(files), dtype=torch.int64), ("",))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from lightning.fabric import Fabric
 from rich.console import Console
-from torch import nn
+from torch import Tensor, nn
 
-from ..data import Augment, Dataset, open_data
+from ..data import Augment, Dataset, ImageSet, balanced_subset, open_data
 from ..errors import UserError
 from ..methods import create_methods
 from ..models import Network, Preprocess, create_model, load_network, load_weights, run_fingerprint, save_student
@@ -26,9 +26,11 @@ from .decide import Decisions, count_flops, decide, environment, keep_freed_memo
 from .evaluate import as_input, evaluate
 from .loop import Loop
 from .outcome import Inference, attention_in_box, cost, find_stages, save_maps
+from .preflight import DRY_IMAGES, TEACHER_IMAGES, preflight
 from .progress import Progress
 
 EVALUATION_BATCH = 500
+PREFLIGHT_BATCH = 100
 
 
 @dataclass
@@ -59,13 +61,18 @@ def run(recipe: Recipe, out: str | Path, console: Console) -> dict[str, Any]:
         return summary
     parts = assemble(recipe)
     _check_teacher(folder, parts.teacher.fingerprint if parts.teacher else None)
-    decisions = decisions_for(recipe, _training_flops(recipe, parts), folder.environment().get("auto"))
+    # Second derivatives are cheaper eager, by the convolutions of ops/convolution.py (results/gradient.md).
+    compilable = not any(m.needs_gradient for m in parts.transfer.methods)
+    flops = _training_flops(recipe, parts)
+    decisions = decisions_for(recipe, flops, folder.environment().get("auto"), compilable)
     fabric = make_fabric(recipe, decisions)
     progress = Progress(console if fabric.is_global_zero else Console(quiet=True), title(recipe), recipe.epochs)
     loop = prepare(recipe, folder, fabric, parts, decisions, progress)
     if fabric.is_global_zero:
         _write_down(recipe, folder, parts.teacher, decisions)
     _announce(recipe, parts, decisions, loop, progress)
+    if not folder.checkpoint_file.is_file():
+        _preflight(parts, loop, progress)
     rows = loop.run()
     fabric.barrier()
     if not fabric.is_global_zero:
@@ -87,9 +94,11 @@ def _write_down(recipe: Recipe, folder: RunFolder, teacher: Network | None, deci
     write_json(folder.environment_file, about | {"teacher": teacher and teacher.fingerprint})
 
 
-def decisions_for(recipe: Recipe, training_flops: float, earlier: dict[str, Any] | None = None) -> Decisions:
+def decisions_for(
+    recipe: Recipe, training_flops: float, earlier: dict[str, Any] | None = None, compilable: bool = True
+) -> Decisions:
     """What `auto` means for this run, and the process set up accordingly."""
-    decisions = decide(recipe, training_flops, earlier)
+    decisions = decide(recipe, training_flops, earlier, compilable)
     torch.set_num_threads(decisions.threads)
     keep_freed_memory()
     return decisions
@@ -179,6 +188,7 @@ def assemble(recipe: Recipe) -> Parts:
         example,
         student_transform=student.preprocess,
         teacher_transform=None if teacher is None else teacher.preprocess,
+        second_order=recipe.second_order,
     )
     with torch.no_grad():
         outputs = transfer.student.eval()(student.preprocess(example))
@@ -213,8 +223,8 @@ def prepare(
     if decisions.compile:
         # Compiled code is kept by function: what earlier runs of this process left would count against the limit.
         torch.compiler.reset()
-        if decisions.device == "cpu":
-            batch_norm.use_in(parts.transfer.student)
+        if decisions.device == "cpu" and not any(m.needs_gradient for m in parts.transfer.methods):
+            batch_norm.use_in(parts.transfer.student)  # it has no second derivative
         parts.transfer.compile(dynamic=False)
         network = torch.compile(network, dynamic=False)  # type: ignore[assignment]
 
@@ -241,6 +251,42 @@ def _announce(recipe: Recipe, parts: Parts, decisions: Decisions, loop: Loop, pr
             progress.say(f"  {line}")
         for warning in method.advise(loop.total_steps):
             progress.say(f"warning: {warning}")
+
+
+def _preflight(parts: Parts, loop: Loop, progress: Progress) -> None:
+    """Says what a dry step finds before the first one; an error ends the run."""
+    data, device = parts.data, loop.fabric.device
+    shown = balanced_subset(data.train.labels, DRY_IMAGES, seed=0)
+    x = as_input(data.train.batch(shown).to(device))
+    parts.transfer.train()
+    with loop.fabric.autocast():
+        found = preflight(
+            parts.transfer,
+            x,
+            data.train.labels[shown].to(device),
+            images=_validation_batches(data.val),
+            teacher_accuracy=_own_accuracy(parts.teacher),
+        )
+    for finding in found:
+        if finding.level != "error":
+            progress.say(f"{finding.level}: {finding.text}")
+    if errors := [f.text for f in found if f.level == "error"]:
+        raise UserError("; ".join(errors))
+
+
+def _validation_batches(images: ImageSet) -> Iterator[tuple[Tensor, Tensor]]:
+    """Balanced over the classes, and each batch as far as it can be."""
+    chosen = balanced_subset(images.labels, TEACHER_IMAGES, seed=0)
+    count = -(-len(chosen) // PREFLIGHT_BATCH)
+    for k in range(count):
+        part = images.subset(chosen[k::count])
+        yield as_input(part.batch(slice(None))), part.labels
+
+
+def _own_accuracy(teacher: Network | None) -> float | None:
+    """A teacher's validation accuracy at the end of its own run, where that is known."""
+    summary = RunFolder(teacher.folder).summary() if teacher is not None and teacher.folder else None
+    return summary["final"].get("val_accuracy") if summary else None
 
 
 def _finish(

@@ -8,20 +8,42 @@ from ..errors import UserError, nearest
 from .activation import ActivationTransfer
 from .base import DECAYS, Method, Progress, Step
 from .distillation import KnowledgeDistillation, kd_loss
+from .full import FullActivationTransfer, full_activation_loss
+from .gradient import GradientTransfer, gradient_loss
+from .min_l2 import GradientNorm, gradient_norm_loss
+from .symmetry import GradientSymmetry, symmetry_loss
 
-METHODS: dict[str, type[Method]] = {cls.name: cls for cls in (ActivationTransfer, KnowledgeDistillation)}
+METHODS: dict[str, type[Method]] = {
+    cls.name: cls
+    for cls in (
+        ActivationTransfer,
+        KnowledgeDistillation,
+        FullActivationTransfer,
+        GradientTransfer,
+        GradientSymmetry,
+        GradientNorm,
+    )
+}
 
 __all__ = [
     "DECAYS",
     "METHODS",
     "ActivationTransfer",
+    "FullActivationTransfer",
+    "GradientNorm",
+    "GradientSymmetry",
+    "GradientTransfer",
     "KnowledgeDistillation",
     "Method",
     "Progress",
     "Step",
     "create_methods",
+    "full_activation_loss",
+    "gradient_loss",
+    "gradient_norm_loss",
     "kd_loss",
     "method_names",
+    "symmetry_loss",
 ]
 
 
@@ -36,8 +58,8 @@ def method_names(expression: str) -> list[str]:
         return []
     for name in names:
         if name not in METHODS:
-            known = ["none", *METHODS, "+".join(METHODS)]
-            expected = f"{', '.join(known[:-1])} or a sum ({known[-1]})"
+            known = ["none", *METHODS, "at+kd"]
+            expected = f"{', '.join(known[:-1])} or a sum of them ({known[-1]})"
             raise UserError(f"unknown method {name!r}: expected {expected}{nearest(name, known)}")
     if len(set(names)) < len(names):
         raise UserError(f"method {expression!r} names a term twice")

@@ -22,7 +22,8 @@ class ActivationTransfer(Method):
     Args:
         beta: β; 1000 goes with `authors`. A run of a few hundred steps wants less (100).
         kind, p, convention, resize, norm, axis, weights: as in `at_loss`.
-        decay: `constant`, `linear` or `cosine` (both to zero), or `step` (×0.2 at 30, 60 and 80 % of the training).
+        decay: `constant`, `linear` or `cosine` (both to zero), `step` (×0.2 at 30, 60 and 80 % of the training), or
+            `warm-up` (from zero over the first tenth), alone or before one of them (`warm-up+linear`).
 
     Raises:
         UserError: (a ValueError) for a wrong option.
@@ -71,10 +72,11 @@ class ActivationTransfer(Method):
     def weights(self, progress: Progress) -> dict[str, float]:
         return {"beta": float(self.weight(progress))}
 
-    def check(self, pairs: Sequence[tuple[str, str]], student: Sequence[Tensor], teacher: Sequence[Tensor]) -> None:
+    def prepare(self, pairs: Sequence[tuple[str, str]], student: Sequence[Tensor], teacher: Sequence[Tensor]) -> None:
         if self.pair_weights is not None and len(self.pair_weights) != len(pairs):
             raise UserError(f"weights has {len(self.pair_weights)} numbers for {len(pairs)} pairs: expected one a pair")
-        maps.at_loss(student, teacher, weights=self.pair_weights, **self.options)
+        names = [f"pair {j} ({s} ← {t})" for j, (s, t) in enumerate(pairs)]
+        maps.at_loss(dict(zip(names, student, strict=True)), dict(zip(names, teacher, strict=True)), **self.options)
 
     def describe(
         self, pairs: Sequence[tuple[str, str]], student: Sequence[Tensor], teacher: Sequence[Tensor]

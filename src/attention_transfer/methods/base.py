@@ -12,23 +12,32 @@ from torch import Tensor, nn
 
 from ..errors import UserError, check_choice
 
-DECAYS = ("constant", "linear", "cosine", "step")
+_FALLS = ("constant", "linear", "cosine", "step")
+DECAYS = (*_FALLS, "warm-up", *(f"warm-up+{fall}" for fall in _FALLS[1:]))
 # `step` drops where the CIFAR recipe drops its learning rate, and by as much: ×0.2 at 60, 120 and 160 of 200 epochs.
 _STEPS = (0.3, 0.6, 0.8)
 _STEP_RATIO = 0.2
+# `warm-up` rises from 0 over this share of the training.
+WARM_UP = 0.1
 
 Progress = float | Tensor | None
 
 
 @dataclass
 class Step:
-    """One step's quantities, as far as the methods need them."""
+    """One step's quantities, as far as the methods need them.
+
+    The input gradients J are (N, C, H, W) like the images; `flipped_gradient` is flip(J(flip(x))) of the student.
+    """
 
     labels: Tensor
-    student_logits: Tensor
+    student_logits: Tensor | None = None
     teacher_logits: Tensor | None = None
     student_features: list[Tensor] = field(default_factory=list)
     teacher_features: list[Tensor] = field(default_factory=list)
+    student_gradient: Tensor | None = None
+    teacher_gradient: Tensor | None = None
+    flipped_gradient: Tensor | None = None
 
 
 class Method(nn.Module):
@@ -38,6 +47,9 @@ class Method(nn.Module):
     part: ClassVar[str]
     needs_teacher: ClassVar[bool] = False
     needs_features: ClassVar[bool] = False
+    needs_gradient: ClassVar[bool] = False  # J of the student, and of the teacher where one is needed
+    needs_flipped: ClassVar[bool] = False
+    needs_example: ClassVar[bool] = False
     # {the name of another method: {option: what it is, unless given, where that method goes along}}
     beside: ClassVar[dict[str, dict[str, Any]]] = {}
     decay: str = "constant"
@@ -54,11 +66,11 @@ class Method(nn.Module):
         """The weights in effect, by the name of their option (for the log)."""
         raise NotImplementedError
 
-    def cross_entropy_share(self) -> float:
+    def cross_entropy_share(self, progress: Progress) -> float | Tensor:
         """The factor that this method leaves to the cross-entropy."""
         return 1.0
 
-    def check(self, pairs: Sequence[tuple[str, str]], student: Sequence[Tensor], teacher: Sequence[Tensor]) -> None:
+    def prepare(self, pairs: Sequence[tuple[str, str]], student: Sequence[Tensor], teacher: Sequence[Tensor]) -> None:
         """Raises `UserError` where the features of a dry run do not suit the method."""
 
     def describe(
@@ -73,10 +85,12 @@ class Method(nn.Module):
 
 
 def decayed(decay: str, progress: Progress) -> float | Tensor:
-    """The factor of a schedule: 1 at progress 0; `linear` and `cosine` reach 0 at progress 1.
+    """The factor of a schedule: 1 at progress 0; `linear` and `cosine` reach 0 at progress 1, `step` 0.008.
+
+    With `warm-up` it rises linearly over the first tenth of the training, times what the rest of its name says.
 
     Raises:
-        UserError: for a decaying schedule without progress, or progress outside [0, 1].
+        UserError: for a schedule without progress, or progress outside [0, 1].
     """
     if decay == "constant":
         return 1.0
@@ -84,20 +98,26 @@ def decayed(decay: str, progress: Progress) -> float | Tensor:
         raise UserError(
             f"decay={decay!r} needs progress: call transfer(x, y, progress=share of the training that is done)"
         )
-    if isinstance(progress, Tensor):
-        if decay == "linear":
-            return 1 - progress
-        if decay == "cosine":
-            return (1 + torch.cos(math.pi * progress)) / 2
-        passed = sum((progress >= s).to(progress.dtype) for s in _STEPS)
-        return _STEP_RATIO**passed
-    if not isinstance(progress, (int, float)) or not 0 <= progress <= 1:
+    if not isinstance(progress, Tensor) and (not isinstance(progress, (int, float)) or not 0 <= progress <= 1):
         raise UserError(f"progress is {progress!r}: expected the share of the training that is done, in [0, 1]")
+    factor: float | Tensor = 1.0
+    if decay.startswith("warm-up"):
+        risen = progress / WARM_UP
+        factor = risen.clamp(max=1) if isinstance(risen, Tensor) else min(risen, 1.0)
+    return factor * _fallen(decay.removeprefix("warm-up").removeprefix("+"), progress)
+
+
+def _fallen(decay: str, progress: float | Tensor) -> float | Tensor:
     if decay == "linear":
         return 1 - progress
     if decay == "cosine":
-        return (1 + math.cos(math.pi * progress)) / 2
-    return _STEP_RATIO ** sum(progress >= s for s in _STEPS)
+        turned = math.pi * progress
+        return (1 + (torch.cos(turned) if isinstance(turned, Tensor) else math.cos(turned))) / 2
+    if decay == "step":
+        if isinstance(progress, Tensor):
+            return _STEP_RATIO ** sum((progress >= s).to(progress.dtype) for s in _STEPS)
+        return _STEP_RATIO ** sum(progress >= s for s in _STEPS)
+    return 1.0
 
 
 def check_decay(decay: str) -> str:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import UserError
-from .base import Method, Progress, Step
+from .base import Method, Progress, Step, check_decay, decayed
 
 
 def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 4.0) -> Tensor:
@@ -46,6 +46,7 @@ class KnowledgeDistillation(Method):
     Args:
         alpha: α in [0, 1].
         temperature: T > 0.
+        decay: the schedule of α, as in `ActivationTransfer`; what α loses goes to the cross-entropy.
 
     Raises:
         UserError: (a ValueError) for values outside these.
@@ -55,26 +56,28 @@ class KnowledgeDistillation(Method):
     part = "kd"
     needs_teacher = True
 
-    def __init__(self, alpha: float = 0.9, temperature: float = 4.0):
+    def __init__(self, alpha: float = 0.9, temperature: float = 4.0, decay: str = "constant"):
         super().__init__()
         if not isinstance(alpha, (int, float)) or not 0 <= alpha <= 1:
             raise UserError(f"alpha is {alpha!r}: expected a number in [0, 1]")
         check_temperature(temperature)
         self.alpha = float(alpha)
         self.temperature = float(temperature)
+        self.decay = check_decay(decay)
 
     def forward(self, step: Step) -> Tensor:
+        assert step.student_logits is not None
         assert step.teacher_logits is not None
         return kd_loss(step.student_logits, step.teacher_logits, self.temperature)
 
-    def weight(self, progress: Progress) -> float:
-        return self.alpha
+    def weight(self, progress: Progress) -> float | Tensor:
+        return self.alpha * decayed(self.decay, progress)
 
     def weights(self, progress: Progress) -> dict[str, float]:
-        return {"alpha": self.alpha}
+        return {"alpha": float(self.weight(progress))}
 
-    def cross_entropy_share(self) -> float:
-        return 1 - self.alpha
+    def cross_entropy_share(self, progress: Progress) -> float | Tensor:
+        return 1 - self.weight(progress)
 
 
 def check_temperature(temperature: float) -> None:

@@ -12,17 +12,23 @@ _HOME = {
     "load_network": ".network",
     "load_student": ".network",
     "save_student": ".network",
+    "load_trained": ".network",
     "load_weights": ".weights",
+    "AuthorsRun": ".authors",
+    "load_authors_run": ".authors",
     "run_fingerprint": ".network",
 }
 __all__ = list(_HOME)
 
 if TYPE_CHECKING:
+    from .authors import AuthorsRun as AuthorsRun
+    from .authors import load_authors_run as load_authors_run
     from .create import create_model as create_model
     from .network import Network as Network
     from .network import Preprocess as Preprocess
     from .network import load_network as load_network
     from .network import load_student as load_student
+    from .network import load_trained as load_trained
     from .network import run_fingerprint as run_fingerprint
     from .network import save_student as save_student
     from .weights import load_weights as load_weights

@@ -27,7 +27,8 @@ def create_model(name: str, num_classes: int) -> nn.Module:
 
     Args:
         name: `wrn-16-1` and the like, `nin-thin` and `nin-wide` (`-no-bn`: without batch normalisation),
-            `timm/resnet18[:pretrained]`, `torchvision/resnet18[:pretrained]`, or `FILE.py:FACTORY`, a function of yours, called with `num_classes` (by that keyword where it takes it).
+            `timm/resnet18[:pretrained]`, `torchvision/resnet18[:pretrained]`, or `FILE.py:FACTORY`, a
+            function of yours, called with `num_classes` (by that keyword where it takes it).
         num_classes: the number of classes, at least 1. Pretrained weights keep everything but the head.
 
     Raises:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..runs import RunFolder, replacing
+from .authors import MODEL_FILE, is_authors_run, load_authors_run
 from .create import create_model, pretrained_classes
 from .weights import load_weights
 
@@ -38,7 +40,10 @@ class Preprocess(nn.Module):
 
 @dataclass
 class Network:
-    """A module with its name, class names, preprocessing, and a fingerprint of its weights."""
+    """A module with its name, class names, preprocessing, and a fingerprint of its weights.
+
+    `named` is False where the classes are but numbered, since the network's files do not name them.
+    """
 
     module: nn.Module
     name: str
@@ -46,29 +51,42 @@ class Network:
     preprocess: Preprocess
     fingerprint: str | None = None
     folder: str | None = None
+    named: bool = True
+
+    def knows(self, classes: Sequence[str]) -> bool:
+        """Whether these are the network's classes; where it has no names for them, whether they are as many."""
+        return self.classes == tuple(classes) if self.named else len(self.classes) == len(classes)
 
 
 def save_student(
     file: Path, module: nn.Module, name: str, classes: Sequence[str], preprocess: Preprocess, image_size: Sequence[int]
 ) -> None:
     """Writes weights and metadata as safetensors, whole or not at all."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
-    about = {
+    about = metadata(name, classes, preprocess, image_size)
+    state = {k: v.detach().cpu().contiguous().clone() for k, v in module.state_dict().items()}
+    with replacing(file) as partial:
+        # `save_file` would make it readable for its owner only.
+        partial.write_bytes(save(state, metadata={"attention_transfer": json.dumps(about)}))
+
+
+def metadata(name: str, classes: Sequence[str], preprocess: Preprocess, image_size: Sequence[int]) -> dict[str, Any]:
+    """What weights need beside them to be used, as plain values."""
+    return {
         "model": name,
         "classes": list(classes),
         "mean": preprocess.mean.flatten().tolist(),
         "std": preprocess.std.flatten().tolist(),
         "image_size": list(image_size),
     }
-    state = {k: v.detach().cpu().contiguous().clone() for k, v in module.state_dict().items()}
-    with replacing(file) as partial:
-        save_file(state, partial, metadata={"attention_transfer": json.dumps(about)})
 
 
 def run_fingerprint(folder: str | Path) -> str | None:
-    """The SHA-256 of a run's weights; None where there are none."""
+    """The SHA-256 of the weights of a run, ours or the authors'; None where there are none."""
     file = RunFolder(folder).student_file
+    if not file.is_file() and not RunFolder(folder).exists:
+        file = Path(folder) / MODEL_FILE
     return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None
 
 
@@ -100,6 +118,23 @@ def load_run_network(folder: str | Path) -> Network:
     )
 
 
+def load_trained(folder: str | Path) -> Network:
+    """The network of a run, ours or the authors' (of their distillation, the student's).
+
+    The authors' files name no classes: theirs are "0", "1" and so on.
+
+    Raises:
+        UserError: where `folder` is neither, or what `load_run_network` and `load_authors_run` raise.
+    """
+    if RunFolder(folder).exists or not is_authors_run(folder):
+        return load_run_network(folder)
+    run = load_authors_run(folder)
+    classes = run.classes or tuple(str(i) for i in range(run.num_classes))
+    preprocess = Preprocess(run.mean, run.std, run.image_size)
+    fingerprint = run_fingerprint(folder)
+    return Network(run.model, run.name, classes, preprocess, fingerprint, str(folder), run.classes is not None)
+
+
 def load_student(run_folder: str | Path) -> nn.Module:
     """The trained module of a run, in eval mode, with its `classes` and `preprocess` (images in [0, 1] -> input).
 
@@ -115,7 +150,9 @@ def load_student(run_folder: str | Path) -> nn.Module:
 def load_network(
     spec: str, classes: Sequence[str], mean: Sequence[float], std: Sequence[float], weights: str | None = None
 ) -> Network:
-    """A network with trained weights (a teacher): a run folder, or a model name that is `:pretrained` or has `weights`.
+    """A network with trained weights (a teacher): a folder, or a model name that is `:pretrained` or has `weights`.
+
+    A folder is a run of ours, or one of the authors' (of their distillation, the student).
 
     Raises:
         UserError: for a network without trained weights, or with other classes than the data.
@@ -123,17 +160,17 @@ def load_network(
     if Path(spec).is_dir() or RunFolder(spec).exists:
         if weights is not None:
             raise UserError(f"the teacher {spec} is a run with weights of its own: leave --teacher-weights out")
-        network = load_run_network(spec)
+        network = load_trained(spec)
         if len(network.classes) != len(classes):
             raise UserError(
                 f"the teacher {spec} knows {len(network.classes)} classes, the data has {len(classes)}: "
                 "expected the same classes"
             )
-        if tuple(network.classes) != tuple(classes):
+        if not network.knows(classes):
             raise UserError(
                 f"the teacher {spec} knows the classes {_few(network.classes)}, the data has {_few(classes)}"
             )
-        return network
+        return replace(network, classes=tuple(classes))
     if "/" in spec and not spec.startswith(("timm/", "torchvision/")) and ".py:" not in spec:
         raise UserError(f"no teacher at {spec}: expected a run folder, or a model with trained weights")
     module = create_model(spec, len(classes))

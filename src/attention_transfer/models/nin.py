@@ -32,7 +32,7 @@ class NetworkInNetwork(nn.Module):
         self.block2 = _block(second[-1], (*third, num_classes), 3, normalised)
         del self.block2.relu2  # logits may be negative
         for module in self.modules():
-            if isinstance(module, nn.Conv2d):
+            if isinstance(module, nn.Conv2d) and module.bias is not None:
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
                 nn.init.zeros_(module.bias)
 

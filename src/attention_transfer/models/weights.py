@@ -59,14 +59,24 @@ def _bare(name: str, known: Container[str]) -> str:
 
 
 def load_weights(model: nn.Module, file: str | Path) -> None:
-    """Loads every weight of `model` from a file of tensors.
+    """Loads every weight of `model` from a file of tensors, or from the authors' `model.pt7`.
 
     Raises:
         UserError: where keys are missing, unexpected or of another shape; all are counted, the first ones named.
     """
+    if Path(file).suffix == ".pt7":
+        from .authors import authors_state
+
+        load_state(model, authors_state(file), str(file))
+    else:
+        load_state(model, read_state_dict(file, model.state_dict()), str(file))
+
+
+def load_state(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+    """Loads `state` into `model`; `source` is what a mismatch is said of, as by `load_weights`."""
     own = model.state_dict()
-    state = read_state_dict(file, own)
-    missing = [k for k in own if k not in state]
+    # A count that nothing is computed from; PyTorch 0.3 and the authors' files do not have it.
+    missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
     unexpected = [k for k in state if k not in own]
     wrong = [
         f"{k} {tuple(state[k].shape)} for {tuple(own[k].shape)}"
@@ -79,5 +89,5 @@ def load_weights(model: nn.Module, file: str | Path) -> None:
         if names
     ]
     if faults:
-        raise UserError(f"{file} does not fit {type(model).__name__}: {'; '.join(faults)}")
-    model.load_state_dict(state)
+        raise UserError(f"{source} does not fit {type(model).__name__}: {'; '.join(faults)}")
+    model.load_state_dict({k: state.get(k, v) for k, v in own.items()})

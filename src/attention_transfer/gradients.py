@@ -1,0 +1,137 @@
+"""J = ∂ℓ_n/∂x_n, the gradient of each sample's own cross-entropy with respect to its own input, and the ways to train
+through it (Zagoruyko & Komodakis, ICLR 2017, section 3.2).
+
+Of the *sum* over the batch, so that J does not shrink with it. A loss on J has second derivatives of the network; what
+they ask of the weights, ∂/∂W ⟨J, v⟩, is a mixed Hessian–vector product. Three ways lead to the same numbers:
+
+`double-backward`       J keeps its graph, and the backward pass goes through it (convolutions by `ops/convolution.py`)
+`func`                  `torch.func.grad`, which is what a compiled region can hold
+`forward-over-reverse`  J without a graph; then ⟨J, v⟩ as the forward-mode derivative of the loss along v = ∂L/∂J
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from contextlib import nullcontext
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .errors import UserError
+from .ops.convolution import TwiceDifferentiable
+
+WAYS = ("auto", "double-backward", "func", "forward-over-reverse")
+
+# x -> (logits, what else the forward pass gives, a list of tensors)
+Run = Callable[[Tensor], tuple[Tensor, list[Tensor]]]
+
+
+def input_gradient(model: nn.Module, x: Tensor, y: Tensor, create_graph: bool = False) -> Tensor:
+    """J, the gradient of each sample's cross-entropy with respect to its own input.
+
+    Args:
+        model: images (N, C, H, W) -> logits (N, K). Batch normalisation in training mode would couple the samples.
+        x: images (N, C, H, W).
+        y: labels (N,), int64.
+        create_graph: whether a loss on J is to be differentiated once more, with respect to the model's parameters.
+
+    Returns:
+        J (N, C, H, W), in the dtype of x.
+
+    Raises:
+        UserError: (a ValueError) for shapes that are no batch, and for `create_graph=True` over a compiled model.
+    """
+    _check_batch(x, y)
+    compiled = hasattr(model, "_orig_mod") or model._compiled_call_impl is not None
+    if create_graph and compiled and not torch.compiler.is_compiling():
+        raise UserError(
+            "a compiled model cannot be differentiated twice from outside (create_graph=True): hand in the plain "
+            "model, or compile the function that calls input_gradient"
+        )
+    way = "func" if torch.compiler.is_compiling() else "double-backward"
+    return differentiate(lambda x: (model(x), []), x, y, create_graph, way)[0]
+
+
+def differentiate(
+    run: Run, x: Tensor, y: Tensor, create_graph: bool, way: str = "double-backward"
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """(J, logits, the rest) of one forward and one backward pass by `double-backward` or `func`.
+
+    With `create_graph` all three can be differentiated with respect to the parameters; without it none.
+    """
+    if way == "func":
+
+        def loss(x: Tensor) -> tuple[Tensor, tuple[Tensor, list[Tensor]]]:
+            logits, rest = run(x)
+            return cross_entropy_sum(logits, y), (logits, rest)
+
+        with nullcontext() if create_graph else torch.no_grad():
+            j, (logits, rest) = torch.func.grad(loss, has_aux=True)(x)
+        return j, logits, rest
+    mode = TwiceDifferentiable()
+    with torch.enable_grad():
+        x = x if create_graph and x.requires_grad else x.detach().requires_grad_()
+        with mode if create_graph else nullcontext():
+            logits, rest = run(x)
+        total = cross_entropy_sum(logits, y)
+        mode.inputs_only = True
+        with torch.autocast(x.device.type, enabled=False):
+            (j,) = torch.autograd.grad(total, x, create_graph=create_graph)
+        mode.inputs_only = False
+    if create_graph:
+        return j, logits, rest
+    return j, logits.detach(), [r.detach() for r in rest]
+
+
+def along(run: Run, x: Tensor, y: Tensor, v: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """(⟨J, v⟩, logits, the rest), differentiable with respect to the parameters: forward mode along v (N, C, H, W).
+
+    Raises:
+        UserError: where an operation of the network has no forward-mode derivative.
+    """
+
+    def loss(x: Tensor) -> tuple[Tensor, tuple[Tensor, list[Tensor]]]:
+        logits, rest = run(x)
+        return cross_entropy_sum(logits, y), (logits, rest)
+
+    try:
+        _, product, (logits, rest) = torch.func.jvp(  # type: ignore[misc]
+            loss, (x,), (v.detach(),), has_aux=True
+        )
+    except NotImplementedError as error:
+        raise UserError(
+            f"forward-over-reverse cannot be had here ({str(error).splitlines()[0]}): use double-backward"
+        ) from error
+    return product, logits, rest
+
+
+def _check_batch(x: Tensor, y: Tensor) -> None:
+    if x.ndim < 2 or not x.is_floating_point() or y.shape != x.shape[:1] or y.is_floating_point():
+        raise UserError(
+            f"input gradients of images {tuple(x.shape)} {x.dtype} and labels {tuple(y.shape)} {y.dtype}: expected "
+            "(N, C, H, W) of floats and (N,) of class numbers"
+        )
+
+
+def cross_entropy_sum(logits: Tensor, y: Tensor) -> Tensor:
+    """Over the batch, in at least float32 whatever the autocast."""
+    with torch.autocast(logits.device.type, enabled=False):
+        return F.cross_entropy(logits if logits.dtype == torch.float64 else logits.float(), y, reduction="sum")
+
+
+def repeatable(model: nn.Module, x: Tensor) -> bool:
+    """Whether two forward passes in the model's own mode give the same and change nothing (dropout, statistics)."""
+    model = copy.deepcopy(model)
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        before = {k: v.clone() for k, v in model.named_buffers()}
+        first, second = model(x), model(x)
+    same = all(torch.equal(v, before[k]) for k, v in model.named_buffers())
+    return same and torch.equal(first, second)
+
+
+def couples_samples(model: nn.Module) -> list[str]:
+    """The layers that take statistics over the batch in the mode they are in."""
+    kinds = nn.modules.batchnorm._BatchNorm
+    return [n for n, m in model.named_modules() if isinstance(m, kinds) and (m.training or m.running_mean is None)]

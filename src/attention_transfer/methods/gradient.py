@@ -1,0 +1,85 @@
+"""Gradient-based attention transfer: the student's input gradients are pulled towards the teacher's."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from .. import maps
+from ..errors import UserError
+from .base import Method, Progress, Step, check_decay, check_weight, decayed
+
+
+def gradient_loss(j_student: Tensor, j_teacher: Tensor, squared: bool = True) -> Tensor:
+    """½ · mean_n ‖J_S − J_T‖² or, not squared, ½ · mean_n ‖J_S − J_T‖₂, whose gradient at 0 is 0.
+
+    Args:
+        j_student: input gradients (N, C, H, W), as `input_gradient` gives them.
+        j_teacher: the teacher's, of the same shape.
+        squared: the form whose derivative the paper prints; else the loss as it prints it.
+
+    Returns:
+        A scalar, float32 or float64.
+
+    Raises:
+        UserError: (a ValueError) for shapes that differ.
+    """
+    if j_student.shape != j_teacher.shape or j_student.ndim < 2:
+        raise UserError(
+            f"gradient_loss got {tuple(j_student.shape)} and {tuple(j_teacher.shape)}: expected two (N, C, H, W)"
+        )
+    return half_mean_norm(j_student - j_teacher, squared)
+
+
+def half_mean_norm(d: Tensor, squared: bool) -> Tensor:
+    """½ · mean_n ‖d_n‖², or of ‖d_n‖, over (N, ...)."""
+    d = maps.wide(d)
+    if squared:
+        return d.square().sum() / (2 * len(d))
+    return maps.row_norm(d.flatten(1)).mean() / 2
+
+
+class GradientMethod(Method):
+    """What the methods on input gradients share: β · the term, under a schedule.
+
+    They need second derivatives of the student, and its batch normalisation, if any, in eval mode: in training mode it
+    couples the samples.
+    """
+
+    needs_gradient = True
+
+    def __init__(self, beta: float = 1.0, decay: str = "constant"):
+        super().__init__()
+        self.beta = check_weight("beta", beta)
+        self.decay = check_decay(decay)
+
+    def weight(self, progress: Progress) -> float | Tensor:
+        return self.beta * decayed(self.decay, progress)
+
+    def weights(self, progress: Progress) -> dict[str, float]:
+        return {"beta": float(self.weight(progress))}
+
+
+class GradientTransfer(GradientMethod):
+    """β · `gradient_loss` between the student's input gradients and the teacher's.
+
+    Args:
+        beta: β.
+        squared: ‖·‖² (the derivative that the paper prints), or ‖·‖ (the loss that it prints).
+        decay: as in `ActivationTransfer`.
+
+    Raises:
+        UserError: (a ValueError) for a wrong option.
+    """
+
+    name = "gradient"
+    part = "gradient"
+    needs_teacher = True
+
+    def __init__(self, beta: float = 1.0, squared: bool = True, decay: str = "constant"):
+        super().__init__(beta, decay)
+        self.squared = bool(squared)
+
+    def forward(self, step: Step) -> Tensor:
+        assert step.student_gradient is not None
+        assert step.teacher_gradient is not None
+        return gradient_loss(step.student_gradient, step.teacher_gradient, self.squared)

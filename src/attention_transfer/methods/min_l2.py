@@ -1,0 +1,45 @@
+"""min-l2 (Drucker & LeCun, 1992): small input gradients, that is a loss that small changes of the image leave alone."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from ..gradients import input_gradient
+from .base import Step
+from .gradient import GradientMethod, half_mean_norm
+
+
+def gradient_norm_loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """½ · mean_n ‖J‖², differentiable with respect to the model's parameters. Needs no teacher.
+
+    Args:
+        model: images (N, C, H, W) -> logits (N, K).
+        x: images (N, C, H, W).
+        y: labels (N,), int64.
+
+    Returns:
+        A scalar, float32 or float64.
+
+    Raises:
+        UserError: as `input_gradient`.
+    """
+    return half_mean_norm(input_gradient(model, x, y, create_graph=True), squared=True)
+
+
+class GradientNorm(GradientMethod):
+    """β · `gradient_norm_loss` of the student.
+
+    Args:
+        beta: β.
+        decay: as in `ActivationTransfer`.
+
+    Raises:
+        UserError: (a ValueError) for a wrong option.
+    """
+
+    name = "min-l2"
+    part = "min-l2"
+
+    def forward(self, step: Step) -> Tensor:
+        assert step.student_gradient is not None
+        return half_mean_norm(step.student_gradient, squared=True)

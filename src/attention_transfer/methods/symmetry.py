@@ -1,0 +1,57 @@
+"""The symmetry norm: a mirrored image should have the mirrored input gradient. Needs no teacher."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ..gradients import input_gradient
+from .base import Step
+from .gradient import GradientMethod, half_mean_norm
+
+
+def symmetry_loss(model: nn.Module, x: Tensor, y: Tensor, squared: bool = True) -> Tensor:
+    """½ · mean_n ‖J(x) − flip(J(flip(x)))‖², or of the norm itself; the flip is horizontal.
+
+    Differentiable with respect to the model's parameters.
+
+    Args:
+        model: images (N, C, H, W) -> logits (N, K).
+        x: images (N, C, H, W).
+        y: labels (N,), int64.
+        squared: ‖·‖², or ‖·‖, whose gradient at 0 is 0.
+
+    Returns:
+        A scalar, float32 or float64.
+
+    Raises:
+        UserError: as `input_gradient`.
+    """
+    j, flipped = input_gradient(model, torch.cat([x, x.flip(-1)]), torch.cat([y, y]), create_graph=True).chunk(2)
+    return half_mean_norm(j - flipped.flip(-1), squared)
+
+
+class GradientSymmetry(GradientMethod):
+    """β · `symmetry_loss` of the student.
+
+    Args:
+        beta: β.
+        squared: ‖·‖², or ‖·‖.
+        decay: as in `ActivationTransfer`.
+
+    Raises:
+        UserError: (a ValueError) for a wrong option.
+    """
+
+    name = "symmetry"
+    part = "symmetry"
+    needs_flipped = True
+
+    def __init__(self, beta: float = 1.0, squared: bool = True, decay: str = "constant"):
+        super().__init__(beta, decay)
+        self.squared = bool(squared)
+
+    def forward(self, step: Step) -> Tensor:
+        assert step.student_gradient is not None
+        assert step.flipped_gradient is not None
+        return half_mean_norm(step.student_gradient - step.flipped_gradient, self.squared)
