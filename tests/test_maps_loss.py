@@ -113,7 +113,7 @@ class TestLoss:
         s, t = draw(2, 5, 4, 4), draw(2, 5, 2, 6, seed=1)  # the positions need not agree
         d = attention_map(s, axis="channel") - attention_map(t, axis="channel")
         close(at_loss(s, t, axis="channel"), d.square().mean())
-        with pytest.raises(ValueError, match="5 channels and the teacher 6"):
+        with pytest.raises(ValueError, match="channel by channel, .*5 channels and the teacher 6: use axis='space'"):
             at_loss(s, draw(2, 6, 4, 4), axis="channel")
 
 

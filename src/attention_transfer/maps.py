@@ -130,11 +130,12 @@ def paired_maps(
             )
         return normalize_map(qs), normalize_map(qt)
     if resize == "features" and _grid(student) != _grid(teacher):
-        size = _common_grid(student, teacher, name)
+        size = common_grid(student, teacher, name)
+        # Pooled features are new features: they are what is kept for backward, beside those that came.
         student, teacher = (F.adaptive_avg_pool2d(as_grid(wide(f)), size) for f in (student, teacher))
     qs, qt = _reduce(student, kind, p, axis), _reduce(teacher, kind, p, axis)
     if _grid(student) != _grid(teacher):
-        size = _common_grid(student, teacher, name)
+        size = common_grid(student, teacher, name)
         qs, qt = (
             _resize_map(q.unflatten(1, (1, *_grid(f))), size, resize).flatten(1)
             for q, f in ((qs, student), (qt, teacher))
@@ -153,15 +154,16 @@ def map_distance(student: Tensor, teacher: Tensor, convention: str, norm: float 
 
 
 def normalize_map(q: Tensor) -> Tensor:
-    """Y = Q / max(‖Q‖₂, 1e-12), row by row: (N, M) -> (N, M).
+    """Y = Q / max(‖Q‖₂, 1e-12), row by row, in at least float32: (N, M) -> (N, M).
 
     Written so that the gradients of a zero row are zero at every order (the norm's own would be 0/0 at the second), and
     scaled, or squares of Q > 1e19 (p = 4 and |A| > 6e4) overflow in float32. Y does not depend on the scale: it is a
     constant to the gradients.
     """
+    q = wide(q)
     if not _is_traced():
         return activation_loss.normalized(q)
-    scale = q.detach().amax(1, keepdim=True).clamp_min(EPS)
+    scale = q.detach().abs().amax(1, keepdim=True).clamp_min(EPS)
     q, bound = q / scale, EPS / scale
     squared = q.square().sum(1, keepdim=True)
     above = squared > bound.square()
@@ -175,9 +177,8 @@ def row_norm(d: Tensor, order: float = 2.0) -> Tensor:
     if order == 1:
         return d.abs().sum(1)
     scale = None
-    if (
-        order != 2
-    ):  # scaled, or |d|^order underflows where the order is high: d is at most 1; a constant to the gradients
+    if order != 2:
+        # As D is at most 1, its power underflows where the order is high. ‖D‖ = s·‖D/s‖: a constant to the gradients.
         scale = d.detach().abs().amax(1, keepdim=True).clamp_min(EPS)
         d = d / scale
     total = power(d, order).sum(1)
@@ -239,7 +240,8 @@ def _is_traced() -> bool:
     """Whether the formulas are to run as they stand, and not by `ops/activation_loss.py`.
 
     A compiler fuses them, and traces no Function that has a jvp. Under `torch.func` a jvp of a jvp through any Function
-    is silently wrong (PyTorch's issue 197867).
+    is silently wrong (PyTorch's issue 197867). Student and teacher always go the same way, gradient or none: equal
+    features must give equal maps to the last bit, since the slope of ‖D‖ does not shrink with D.
     """
     return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
 
@@ -273,7 +275,7 @@ def as_grid(features: Tensor) -> Tensor:
     return features if features.ndim == 4 else features.transpose(1, 2).unflatten(2, _grid(features))
 
 
-def _common_grid(student: Tensor, teacher: Tensor, name: str) -> tuple[int, int]:
+def common_grid(student: Tensor, teacher: Tensor, name: str) -> tuple[int, int]:
     (hs, ws), (ht, wt) = _grid(student), _grid(teacher)
     for f in (student, teacher):
         if f.ndim == 3 and math.isqrt(f.shape[1]) ** 2 != f.shape[1]:

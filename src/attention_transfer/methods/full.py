@@ -65,13 +65,17 @@ class FullActivationTransfer(Method):
         self.adapters = nn.ModuleList()
 
     def forward(self, step: Step) -> Tensor:
-        total = step.labels.new_zeros((), dtype=torch.promote_types(step.student_features[0].dtype, torch.float32))
-        for adapter, s, t in zip(self.adapters, step.student_features, step.teacher_features, strict=True):
+        terms = []
+        for j, adapter in enumerate(self.adapters):
+            s, t = student, teacher = step.student_features[j], step.teacher_features[j]
             s, t = (maps.as_grid(maps.wide(f)) for f in (s, t))
-            size = (min(s.shape[2], t.shape[2]), min(s.shape[3], t.shape[3]))
-            s, t = (f if tuple(f.shape[2:]) == size else F.adaptive_avg_pool2d(f, size) for f in (s, t))
-            total = total + full_activation_loss(adapter(s), t)
-        return total
+            if s.shape[2:] != t.shape[2:]:
+                size = maps.common_grid(student, teacher, f"pair {j}")
+                s, t = (F.adaptive_avg_pool2d(f, size) for f in (s, t))
+            if not isinstance(adapter, nn.Identity):
+                s = F.conv2d(s, adapter.weight.to(s.dtype))  # the networks may be of any precision
+            terms.append(full_activation_loss(s, t))
+        return torch.stack(terms).sum()
 
     def weight(self, progress: Progress) -> float | Tensor:
         return self.beta * decayed(self.decay, progress)
@@ -81,13 +85,16 @@ class FullActivationTransfer(Method):
 
     def prepare(self, pairs: Sequence[tuple[str, str]], student: Sequence[Tensor], teacher: Sequence[Tensor]) -> None:
         """Makes the adapters, each a convolution where channels differ."""
-        adapters = nn.ModuleList()
-        for s, t in zip(student, teacher, strict=True):
-            given, wanted = (maps.as_grid(f).shape[1] for f in (s, t))
-            adapters.append(
+        if not pairs:
+            raise UserError("FullActivationTransfer got no pair of layers: expected at least one")
+        self.adapters = nn.ModuleList()
+        for (name, aim), s, t in zip(pairs, student, teacher, strict=True):
+            features = maps.checked(s, f"student features of {name}"), maps.checked(t, f"teacher features of {aim}")
+            given, wanted = (maps.as_grid(f).shape[1] for f in features)
+            self.adapters.append(
                 nn.Identity() if given == wanted else nn.Conv2d(given, wanted, 1, bias=False, device=s.device)
             )
-        self.adapters = adapters
+        self(Step(torch.empty(0), student_features=list(student), teacher_features=list(teacher)))
 
     def describe(
         self, pairs: Sequence[tuple[str, str]], student: Sequence[Tensor], teacher: Sequence[Tensor]

@@ -68,7 +68,7 @@ class Normalize(torch.autograd.Function):
     @staticmethod
     def forward(q: Tensor) -> tuple[Tensor, Tensor]:
         # Scaled, or squares of Q > 1e19 (p = 4 and |A| > 6e4) overflow in float32.
-        scale = q.amax(1, keepdim=True).clamp_min(EPS)
+        scale = q.abs().amax(1, keepdim=True).clamp_min(EPS)
         r = (scale * torch.linalg.vector_norm(q / scale, dim=1, keepdim=True)).clamp_min(EPS)
         return q / r, r
 

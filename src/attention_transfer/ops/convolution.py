@@ -21,7 +21,7 @@ _NAMES = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 
 class TwiceDifferentiable(TorchFunctionMode):
     """Inside the block every convolution is one of these. While `inputs_only`, a backward pass with a graph is taken to
-    be after inputs alone and leaves the gradients of weights out."""
+    be after inputs alone and leaves the gradients of parameters out."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -37,20 +37,24 @@ class TwiceDifferentiable(TorchFunctionMode):
         if isinstance(given.get("padding", 0), str) or x.ndim != dims + 2 or x.is_complex():
             return func(*args, **kwargs)
         b = given.get("bias")
+        # A weight that is computed may have been computed from the input.
+        computed = tuple(t is not None and not t.is_leaf for t in (w, b))
         device = x.device.type
         if torch.is_autocast_enabled(device):
             x, w, b = (_cast(t, torch.get_autocast_dtype(device)) for t in (x, w, b))
         defaults = {"stride": 1, "padding": 0, "dilation": 1}
         options = tuple(_each(given.get(name, default), dims) for name, default in defaults.items())
         with torch.autocast(device, enabled=False):
-            return _Convolution.apply(x, w, b, (*options, given.get("groups", 1)), self)
+            return _Convolution.apply(x, w, b, (*options, given.get("groups", 1)), computed, self)
 
 
 class _Convolution(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, w: Tensor, b: Tensor | None, options: Any, mode: TwiceDifferentiable) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, w: Tensor, b: Tensor | None, options: Any, computed: Any, mode: TwiceDifferentiable
+    ) -> Tensor:
         ctx.save_for_backward(x, w)
-        ctx.options, ctx.mode, ctx.biased = options, mode, b is not None
+        ctx.options, ctx.computed, ctx.mode = options, computed, mode
         stride, padding, dilation, groups = options
         return torch.convolution(x, w, b, stride, padding, dilation, False, (0,) * len(stride), groups)
 
@@ -58,9 +62,10 @@ class _Convolution(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
         x, w = ctx.saved_tensors
         if torch.is_grad_enabled() and ctx.mode.inputs_only:
-            return _InputGradient.apply(g, w, x, ctx.options), None, None, None, None
-        needed = (ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.needs_input_grad[2] and ctx.biased)
-        return (*_backward(g, x, w, ctx.options, needed), None, None)
+            gx = _InputGradient.apply(g, w, x, ctx.options)
+            gw, gb = _backward(g, x, w, ctx.options, (False, *ctx.computed))[1:] if any(ctx.computed) else (None, None)
+            return gx, gw, gb, None, None, None
+        return (*_backward(g, x, w, ctx.options, ctx.needs_input_grad[:3]), None, None, None)
 
 
 class _InputGradient(torch.autograd.Function):

@@ -143,3 +143,24 @@ def _compare(
     d = attention(student, *mapping, *of_student)[1] - attention(teacher, *mapping, *of_teacher)[1]
     value, g = distance(d, convention, norm)
     return value, attention_gradient(student, g, *mapping, *of_student)
+
+
+def linear_gradient_norm(
+    w: Array, b: Array, x: Array, labels: Array, target: Array | None = None
+) -> tuple[float, Array, Array, Array]:
+    """½ · mean_n ‖J_n − target_n‖² of the classifier z = W·x + b, J (N, D), and the loss's ∂/∂W (K, D) and ∂/∂b (K,).
+
+    With p = softmax(z) and r = p − onehot(y): ∂ℓ/∂z = r, so J = Wᵀr. With v = ∂L/∂J = (J − target)/N the loss changes
+    with W by d⟨J, v⟩ = rᵀ·dW·v + (W·v)ᵀ·dr, and dr = S·dz with S = diag(p) − p·pᵀ (symmetric), dz = dW·x + db. So
+        ∂L/∂W = Σ_n r·vᵀ + (S·W·v)·xᵀ,   ∂L/∂b = Σ_n S·W·v
+    """
+    z = x @ w.T + b
+    p = np.exp(z - z.max(1, keepdims=True))
+    p /= p.sum(1, keepdims=True)
+    r = p - np.eye(len(b))[labels]
+    j = r @ w
+    d = j if target is None else j - target
+    v = d / len(x)
+    wv = v @ w.T
+    s = p * (wv - (p * wv).sum(1, keepdims=True))
+    return float((d**2).sum() / (2 * len(x))), j, r.T @ v + s.T @ x, s.sum(0)
