@@ -13,7 +13,7 @@ from torch import nn
 from toys import CLASSES, Net, assert_same, batch, close, draw, gradients, make
 
 import attention_transfer as at
-from attention_transfer.gradients import couples_samples, repeatable
+from attention_transfer.gradients import couples_samples, known_to_change, repeatable
 from attention_transfer.ops import reference
 
 WAYS = ["double-backward", "func", "forward-over-reverse"]
@@ -214,6 +214,19 @@ class TestInputGradient:
         with pytest.raises(ValueError, match="expected"):
             at.gradient_norm_loss(Net(), x, y)
 
+    def test_a_batch_of_whole_numbers(self):
+        x, y = batch()
+        halves = {"student_transform": lambda x: x / 255, "teacher_transform": lambda x: x / 255}
+        with pytest.raises(at.UserError, match="torch.uint8 and labels.*expected"):
+            make(at.GradientTransfer(), example=None, **halves)((255 * x).byte(), y)
+
+    def test_inference_mode(self):
+        x, y = batch()
+        with torch.inference_mode(), pytest.raises(at.UserError, match=r"use torch.no_grad\(\)"):
+            at.input_gradient(Net(), x, y)
+        with torch.no_grad():
+            assert at.input_gradient(Net(), x, y).abs().sum() > 0
+
     def test_shapes_that_differ(self):
         for a, b in (((4, 3, 8, 8), (4, 3, 8, 7)), ((4, 3, 8, 8), (1, 3, 8, 8)), ((4,), (4,))):
             with pytest.raises(ValueError, match="expected two"):
@@ -325,19 +338,22 @@ class TestThreeWays:
             close(out.logits, expected.logits)
             assert_same(found, reached, rtol=1e-10, atol=1e-12)
 
-    @pytest.mark.parametrize("from_outside", [False, True])
     @pytest.mark.parametrize(
-        ("chosen", "way"),
-        [("all", "auto"), ("all", "forward-over-reverse"), ("symmetry", "forward-over-reverse"), ("min-l2", "func")],
+        ("chosen", "way", "from_outside"),
+        [
+            ("all", "auto", False),
+            ("all", "forward-over-reverse", False),
+            ("gradient, not squared", "auto", True),
+            ("symmetry", "forward-over-reverse", True),
+        ],
     )
     def test_compiled(self, chosen, way, from_outside):
-        if from_outside and chosen == "all":
-            chosen = "gradient, not squared"
         torch.compiler.reset()
         x, y = batch(6, dtype=torch.float64)
         progress = torch.tensor(0.3, dtype=torch.float64)
-        expected, reached = steps(double(SETS[chosen](), WAYS[0]), x, y, progress)
-        transfer = double(SETS[chosen](), way)
+        pairs = [("two", "two")]
+        expected, reached = steps(double(SETS[chosen](), WAYS[0], pairs=pairs), x, y, progress)
+        transfer = double(SETS[chosen](), way, pairs=pairs)
         if from_outside:
             compiled = torch.compile(transfer, backend="aot_eager", fullgraph=True)
         else:
@@ -467,6 +483,14 @@ class TestTransfer:
         for name, g in gradients(transfer).items():
             assert (g - expected[name]).norm() < 0.1 * expected[name].norm() + 1e-3, name
 
+    def test_a_student_compiled_in_place(self):
+        """Its own compiled call, which has no second derivative, is left aside, with taps and without."""
+        x, y = batch(dtype=torch.float64)
+        student = Net().double()
+        expected = steps(at.Transfer(copy.deepcopy(student), None, [at.GradientNorm()]), x, y)[1]
+        student.compile(backend="aot_eager")
+        assert_same(steps(at.Transfer(student, None, [at.GradientNorm()]), x, y)[1], expected)
+
     def test_double_backward_cannot_be_compiled(self):
         with pytest.raises(at.UserError, match="'double-backward' cannot be compiled.*choose func"):
             double(SETS["min-l2"](), "double-backward").compile()
@@ -508,6 +532,36 @@ class TestWhatStandsInTheWay:
             at.Transfer(student, None, [at.GradientNorm()])(x, y)
             at.Transfer(with_dropout(), None, [at.GradientNorm()])(x, y)
 
+    @pytest.mark.parametrize("way", ["func", "compiled", "compiled from outside"])
+    @pytest.mark.filterwarnings("ignore:1 layers")
+    def test_batch_normalisation_by_every_way(self, way):
+        """The same weight gradients, running statistics and count of batches as by double backward."""
+        torch.compiler.reset()
+        x, y = batch(dtype=torch.float64)
+        one = batch_normalised().double()
+        two = copy.deepcopy(one)
+        methods = [at.GradientNorm(), at.GradientSymmetry(squared=False)]
+        expected = steps(at.Transfer(one, None, methods), x, y)[1]
+        transfer = at.Transfer(two, None, methods, second_order="func" if way == "func" else "auto")
+        call = transfer
+        if way == "compiled":
+            transfer.compile(backend="aot_eager", fullgraph=True)
+        elif way == "compiled from outside":
+            call = torch.compile(transfer, backend="aot_eager", fullgraph=True)
+        call(x, y).loss.backward()
+        assert_same(gradients(transfer), expected, rtol=1e-10, atol=1e-12)
+        assert_same(two.state_dict(), one.state_dict(), rtol=1e-12, atol=1e-12)
+        assert two[1].num_batches_tracked == 1 and "num_batches_tracked" in two[1]._buffers
+
+    def test_input_gradients_warn_too(self):
+        model, (x, y) = batch_normalised(), batch()
+        for use in (at.input_gradient, at.gradient_norm_loss, at.symmetry_loss):
+            with pytest.warns(UserWarning, match="1 layers normalise by their batch.*put the model in eval mode"):
+                use(model, x, y)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            at.input_gradient(model.eval(), x, y)
+
     def test_which_layers_couple(self):
         assert couples_samples(batch_normalised()) == ["1"] and couples_samples(batch_normalised().eval()) == []
         without = nn.Sequential(nn.BatchNorm2d(3, track_running_stats=False), nn.GroupNorm(1, 3))
@@ -519,18 +573,41 @@ class TestWhatStandsInTheWay:
         student, (x, y) = make_student(), batch()
         before, random = copy.deepcopy(student.state_dict()), torch.get_rng_state()
         options = {"methods": [at.GradientNorm()], "second_order": "forward-over-reverse"}
-        with pytest.raises(at.UserError, match="runs the student twice a step.*use double-backward"):
+        with pytest.raises(at.UserError, match="runs the student twice a step.*use another way"):
             at.Transfer(student, None, **options)(x, y)
         assert all(torch.equal(v, before[k]) for k, v in student.state_dict().items())
         assert torch.equal(random, torch.get_rng_state())
+        for whole in (True, False):
+            torch.compiler.reset()
+            transfer = at.Transfer(student, None, **options)
+            if whole:
+                transfer = torch.compile(transfer, backend="aot_eager")
+            else:
+                transfer.compile(backend="aot_eager")
+            with pytest.raises(at.UserError, match="runs the student twice a step"):
+                transfer(x, y)
         student.eval()
         found = steps(at.Transfer(student, None, **options), x, y)[1]
         assert_same(found, steps(at.Transfer(student, None, [at.GradientNorm()]), x, y)[1], rtol=1e-4, atol=1e-6)
 
+    def test_dropout_goes_by_the_other_ways(self):
+        x, y = batch()
+        transfer = at.Transfer(with_dropout(), None, [at.GradientNorm()], second_order="func")
+        found = []
+        for _ in range(2):
+            torch.manual_seed(0)
+            found.append(steps(transfer, x, y)[1])
+        torch.manual_seed(0)
+        transfer.second_order = "double-backward"
+        found.append(steps(transfer, x, y)[1])
+        assert_same(found[0], found[1], rtol=0, atol=0)
+        assert_same(found[2], found[1])
+
     @pytest.mark.parametrize(("make_student", "same"), [(Net, True), (batch_normalised, False), (with_dropout, False)])
     def test_repeatable(self, make_student, same):
         model, x = make_student(), batch()[0]
-        assert repeatable(model, x) is same and repeatable(model.eval(), x)
+        assert repeatable(model, x) is same and known_to_change(model) is not same
+        assert repeatable(model.eval(), x) and not known_to_change(model)
 
     def test_no_forward_derivative(self):
         class Doubled(torch.autograd.Function):

@@ -324,8 +324,8 @@ def demo(out: Path, seeds: int) -> None:
 @app.command()
 @click.argument("name")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the table here too.")
-@click.option("--student", default="wrn-16-1", help="[wrn-16-1]")
-@click.option("--teacher", default="wrn-16-2", help="[wrn-16-2]")
+@click.option("--student", help="[wrn-16-1; gradient: nin-thin-no-bn]")
+@click.option("--teacher", help="[wrn-16-2; gradient: nin-wide-no-bn]")
 @click.option("--batch-size", type=int, default=128, help="[128]")
 @click.option("--rounds", type=int, default=9, help="Rounds, each of which runs everything once. [9]")
 @click.option("--steps", type=int, default=8, help="Steps a measurement (bench step). [8]")
@@ -333,18 +333,26 @@ def demo(out: Path, seeds: int) -> None:
 @click.option("--device", default="auto", help="auto, cpu, cuda or mps.")
 @click.option("--precision", default="auto", help="auto, fp32 or bf16.")
 @click.option("--compile", default="on", help="on or off. [on]")
-def bench(name: str, json_file: Path | None, **words: Any) -> None:
-    """Measure speed as ratios to the authors' step: step, epoch."""
+@click.option("--limit", type=int, help="So many networks, spread over timm's list (bench zoo). [all]")
+def bench(name: str, json_file: Path | None, limit: int | None, **words: Any) -> None:
+    """Measure speed as ratios to the authors' step: step, epoch, gradient. Or count the networks that work: zoo."""
     from .bench import NAMES
     from .errors import check_choice
 
     check_choice("bench", name, NAMES)
-    for key in ("student", "teacher"):
-        if not words[key].startswith("wrn-"):
+    if name == "zoo":
+        from .bench.zoo import bench_zoo
+
+        return bench_zoo(_console(), json_file, limit)
+    defaults = ("nin-thin-no-bn", "nin-wide-no-bn") if name == "gradient" else ("wrn-16-1", "wrn-16-2")
+    for key, default in zip(("student", "teacher"), defaults, strict=True):
+        words[key] = words[key] or default
+        if name != "gradient" and not words[key].startswith("wrn-"):
             raise UserError(f"--{key} is {words[key]!r}: the authors' step knows wrn-DEPTH-WIDTH only")
     for key in ("batch_size", "rounds", "steps", "images"):
         if words[key] < 1:
             raise UserError(f"--{key.replace('_', '-')} is {words[key]}: expected at least 1")
-    from .bench import speed
+    from .bench import gradient, speed
 
-    {"step": speed.bench_step, "epoch": speed.bench_epoch}[name](speed.Settings(**words), _console(), json_file)
+    benches = {"step": speed.bench_step, "epoch": speed.bench_epoch, "gradient": gradient.bench_gradient}
+    benches[name](speed.Settings(**words), _console(), json_file)

@@ -12,8 +12,9 @@ they ask of the weights, ∂/∂W ⟨J, v⟩, is a mixed Hessian–vector produc
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from contextlib import nullcontext
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +25,11 @@ from .ops.convolution import TwiceDifferentiable
 
 WAYS = ("auto", "double-backward", "func", "forward-over-reverse")
 
+
+class BatchStatisticsWarning(UserWarning):
+    """The student's batch normalisation is in training mode, so that its input gradients are not each sample's own."""
+
+
 # x -> (logits, what else the forward pass gives, a list of tensors)
 Run = Callable[[Tensor], tuple[Tensor, list[Tensor]]]
 
@@ -32,7 +38,8 @@ def input_gradient(model: nn.Module, x: Tensor, y: Tensor, create_graph: bool = 
     """J, the gradient of each sample's cross-entropy with respect to its own input.
 
     Args:
-        model: images (N, C, H, W) -> logits (N, K). Batch normalisation in training mode would couple the samples.
+        model: images (N, C, H, W) -> logits (N, K). Batch normalisation in training mode couples the samples, which is
+            warned of.
         x: images (N, C, H, W).
         y: labels (N,), int64.
         create_graph: whether a loss on J is to be differentiated once more, with respect to the model's parameters.
@@ -43,15 +50,21 @@ def input_gradient(model: nn.Module, x: Tensor, y: Tensor, create_graph: bool = 
     Raises:
         UserError: (a ValueError) for shapes that are no batch, and for `create_graph=True` over a compiled model.
     """
-    _check_batch(x, y)
     compiled = hasattr(model, "_orig_mod") or model._compiled_call_impl is not None
     if create_graph and compiled and not torch.compiler.is_compiling():
         raise UserError(
             "a compiled model cannot be differentiated twice from outside (create_graph=True): hand in the plain "
             "model, or compile the function that calls input_gradient"
         )
+    if not torch.compiler.is_compiling() and (layers := couples_samples(model)):
+        warnings.warn(
+            f"{len(layers)} layers normalise by their batch ({layers[0]}, …), so that the input gradients depend on "
+            "the rest of the batch: put the model in eval mode",
+            stacklevel=2,
+        )
     way = "func" if torch.compiler.is_compiling() else "double-backward"
-    return differentiate(lambda x: (model(x), []), x, y, create_graph, way)[0]
+    with counted_after(model, way):
+        return differentiate(lambda x: (model(x), []), x, y, create_graph, way)[0]
 
 
 def differentiate(
@@ -60,7 +73,11 @@ def differentiate(
     """(J, logits, the rest) of one forward and one backward pass by `double-backward` or `func`.
 
     With `create_graph` all three can be differentiated with respect to the parameters; without it none.
+
+    Raises:
+        UserError: for shapes and dtypes that are no batch, and in `torch.inference_mode`.
     """
+    _check_batch(x, y)
     if way == "func":
 
         def loss(x: Tensor) -> tuple[Tensor, tuple[Tensor, list[Tensor]]]:
@@ -113,6 +130,8 @@ def _check_batch(x: Tensor, y: Tensor) -> None:
             f"input gradients of images {tuple(x.shape)} {x.dtype} and labels {tuple(y.shape)} {y.dtype}: expected "
             "(N, C, H, W) of floats and (N,) of class numbers"
         )
+    if not torch.compiler.is_compiling() and torch.is_inference_mode_enabled():
+        raise UserError("input gradients cannot be had in torch.inference_mode(): use torch.no_grad()")
 
 
 def cross_entropy_sum(logits: Tensor, y: Tensor) -> Tensor:
@@ -129,6 +148,30 @@ def repeatable(model: nn.Module, x: Tensor) -> bool:
         first, second = model(x), model(x)
     same = all(torch.equal(v, before[k]) for k, v in model.named_buffers())
     return same and torch.equal(first, second)
+
+
+@contextmanager
+def counted_after(model: nn.Module, way: str) -> Iterator[None]:
+    """By `func`, batch normalisation counts its batches after the block: in it, a buffer cannot be added to."""
+    kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+    found = [m for m in model.modules() if way == "func" and isinstance(m, kinds) and m.training]
+    found = [m for m in found if m.num_batches_tracked is not None and m.momentum is not None]
+    counts = [m.num_batches_tracked for m in found]
+    for module in found:
+        module.num_batches_tracked = None
+    try:
+        yield
+    finally:
+        for module, count in zip(found, counts, strict=True):
+            module.num_batches_tracked = count
+    for count in counts:
+        count.add_(1)  # type: ignore[union-attr]
+
+
+def known_to_change(model: nn.Module) -> bool:
+    """As `repeatable`, the other way round and by the layers alone: what can be told while a compiler traces."""
+    kind = nn.modules.batchnorm._BatchNorm
+    return any(m.training and (isinstance(m, kind) or "Drop" in type(m).__name__) for m in model.modules())
 
 
 def couples_samples(model: nn.Module) -> list[str]:

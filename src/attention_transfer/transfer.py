@@ -13,11 +13,26 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .errors import UserError, check_choice
-from .gradients import WAYS, Run, along, couples_samples, differentiate, repeatable
+from .gradients import (
+    WAYS,
+    BatchStatisticsWarning,
+    Run,
+    along,
+    counted_after,
+    couples_samples,
+    differentiate,
+    known_to_change,
+    repeatable,
+)
 from .methods.base import Method, Progress, Step
-from .taps import Tap, evaluating, match_stages, stages, unwrap
+from .taps import Tap, evaluating, hooked_call, match_stages, stages, unwrap
 
 Transform = Callable[[Tensor], Tensor]
+
+_CHANGES = (
+    "second_order='forward-over-reverse' runs the student twice a step, and this one changes from one pass to the next "
+    "(dropout, or batch normalisation in training mode): use another way"
+)
 
 
 class Output(NamedTuple):
@@ -175,7 +190,8 @@ class Transfer(nn.Module):
         first = way
         if way == "forward-over-reverse":
             first = "func" if torch.compiler.is_compiling() else "double-backward"
-        j, logits, features = differentiate(run, x, y, torch.is_grad_enabled() and not forward, first)
+        with counted_after(self.student, first):
+            j, logits, features = differentiate(run, x, y, torch.is_grad_enabled() and not forward, first)
 
         def fill(j: Tensor) -> None:
             step.student_gradient = j[:n]
@@ -183,6 +199,8 @@ class Transfer(nn.Module):
 
         attached = None
         if forward:
+            if torch.compiler.is_compiling() and known_to_change(self.student):
+                raise UserError(_CHANGES)
 
             def terms(j: Tensor) -> Tensor:
                 fill(j)
@@ -206,25 +224,27 @@ class Transfer(nn.Module):
             )
         return self.second_order
 
+    def coupling(self) -> str | None:
+        """What is wrong with input gradients of the student in the mode it is in: layers that join the samples."""
+        layers = couples_samples(self.student) if self._on_gradients else []
+        if not layers:
+            return None
+        return (
+            f"{len(layers)} layers of the student normalise by their batch ({layers[0]}, …), so that its input "
+            f"gradients depend on the rest of the batch, and {', '.join(m.name for m in self._on_gradients)} with them: take a "
+            "student without batch normalisation, or put it in eval mode"
+        )
+
     def _look(self, x: Tensor) -> None:
         """Once, at the first step: what stands between the student and its second derivatives."""
         self._looked = True
-        if layers := couples_samples(self.student):
-            names = ", ".join(m.name for m in self._on_gradients)
-            warnings.warn(
-                f"{len(layers)} layers of the student normalise by their batch ({layers[0]}, …), so that its input "
-                f"gradients depend on the rest of the batch, and {names} with them: take a student without batch "
-                "normalisation, or put it in eval mode",
-                stacklevel=3,
-            )
+        if text := self.coupling():
+            warnings.warn(text, BatchStatisticsWarning, stacklevel=3)
         if self.second_order == "forward-over-reverse":
             with torch.no_grad():
                 same = repeatable(self.student, self.student_transform(x[:2]))
             if not same:
-                raise UserError(
-                    "second_order='forward-over-reverse' runs the student twice a step, and this one changes from one "
-                    "pass to the next (dropout, or batch normalisation in training mode): use double-backward"
-                )
+                raise UserError(_CHANGES)
 
     def trainable_parameters(self) -> Iterator[nn.Parameter]:
         """The student's parameters and the adapters': what the optimiser gets."""
@@ -293,7 +313,7 @@ class Transfer(nn.Module):
 
 def _run(model: nn.Module, tapped: Tap | None, x: Tensor, names: list[str]) -> tuple[Tensor, list[Tensor]]:
     if tapped is None:
-        return model(x), []
+        return hooked_call(model, x), []
     logits, features = tapped(x)
     return logits, [features[n] for n in names]
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 import socket
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
-from toys import Net, assert_same, batch, gradients, make, make_all
+from torch import Tensor, nn
+from toys import CLASSES, Net, assert_same, batch, gradients, make, make_all
 
 import attention_transfer as at
 from attention_transfer.methods import METHODS
@@ -124,28 +125,72 @@ def test_torch_compile_of_the_whole():
     assert_same(compiled(x, y).parts, expected.parts)
 
 
+STUDENTS = {"free": lambda: Net(), "normalised": lambda: at.create_model("wrn-10-1", CLASSES)}
+# Every method by itself, and the gradient methods by every way.
+PARALLEL = [(name, "auto") for name in METHODS]
+PARALLEL += [(n, w) for n, m in METHODS.items() if m.needs_gradient for w in ("func", "forward-over-reverse")]
+# Batch normalisation in training mode cannot be run twice a step.
+CASES = [(*case, s) for s in STUDENTS for case in PARALLEL if s == "free" or case[1] == "auto"]
+
+
+def make_parallel(name: str, way: str, student: str, rank: int = 0) -> at.Transfer:
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        net = STUDENTS[student]()
+    transfer = make(METHODS[name](), student=net, second_order=way).double()
+    for p in transfer.parameters():
+        p.data += rank  # rank 0's weights are everybody's, the adapters' too
+    return transfer
+
+
+def measured(transfer: at.Transfer, call: nn.Module, x: Tensor, y: Tensor) -> tuple[dict[str, Tensor], ...]:
+    out = call(x, y)
+    out.loss.backward()
+    return {"loss": out.loss.detach(), **{n: p.detach() for n, p in out.parts.items()}}, gradients(transfer)
+
+
 def worker(rank: int, port: int, folder: str) -> None:
     torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
     options = {"init_method": f"tcp://127.0.0.1:{port}", "rank": rank, "world_size": 2}
     torch.distributed.init_process_group("gloo", **options)
-    x, y = batch(8)
-    for name in METHODS:
-        transfer = make(METHODS[name](), student=Net(seed=rank))  # rank 0's weights are everybody's
+    x, y = batch(8, dtype=torch.float64)
+    found = {}
+    for case in CASES:
+        transfer = make_parallel(*case, rank=rank)
         parallel = nn.parallel.DistributedDataParallel(transfer)
-        parallel(x[rank::2], y[rank::2]).loss.backward()
-        torch.save(gradients(transfer), Path(folder) / f"{name}-{rank}.pt")
+        found[case] = measured(transfer, parallel, x[rank::2], y[rank::2])
+    torch.save(found, Path(folder) / f"{rank}.pt")
     torch.distributed.destroy_process_group()
 
 
+def averaged(a: dict[str, Tensor], b: dict[str, Tensor]) -> dict[str, Tensor]:
+    assert a.keys() == b.keys()
+    return {name: (value + b[name]) / 2 for name, value in a.items()}
+
+
+@pytest.mark.filterwarnings("ignore:.*layers of the student normalise")
 def test_one_process_against_two(tmp_path):
+    """The mean of the ranks' parts and the gradients are those of the global batch; with batch normalisation, which
+    each rank takes over its own half, those of the two halves averaged."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     torch.multiprocessing.spawn(worker, (port, str(tmp_path)), nprocs=2)
-    x, y = batch(8)
-    for name in METHODS:
-        alone = make(METHODS[name]())
-        alone(x, y).loss.backward()
-        for rank in (0, 1):
-            found = torch.load(tmp_path / f"{name}-{rank}.pt", weights_only=True)
-            assert_same(found, gradients(alone), rtol=1e-4, atol=1e-4)
+    x, y = batch(8, dtype=torch.float64)
+    ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
+    for case in CASES:
+        parts, reached = (averaged(*pair) for pair in zip(*(r[case] for r in ranks), strict=True))
+        if case[-1] == "free":
+            alone = make_parallel(*case)
+            expected = measured(alone, alone, x, y)
+        else:
+            halves = []
+            for rank in (0, 1):
+                alone = make_parallel(*case)
+                halves.append(measured(alone, alone, x[rank::2], y[rank::2]))
+            expected = tuple(averaged(*pair) for pair in zip(*halves, strict=True))
+        assert_same(parts, expected[0], rtol=1e-10, atol=1e-12)
+        assert_same(reached, expected[1], rtol=1e-10, atol=1e-12)
+        for rank in ranks:  # every rank has the same gradients
+            assert_same(rank[case][1], reached, rtol=0, atol=0)

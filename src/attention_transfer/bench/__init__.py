@@ -1,3 +1,6 @@
-"""Speed, as ratios to the authors' step within one run: `attention-transfer bench step|epoch`."""
+"""Speed, as ratios to the authors' step within one run: `attention-transfer bench step|epoch|gradient`.
 
-NAMES = ("step", "epoch")
+`zoo` counts which networks of timm can be a teacher.
+"""
+
+NAMES = ("step", "epoch", "gradient", "zoo")

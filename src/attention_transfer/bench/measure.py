@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ class Row:
     name: str
     rates: list[float]
     ratios: list[float]
+    more: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         low, high = _percentile(self.rates, 0.1), _percentile(self.rates, 0.9)
@@ -31,6 +32,7 @@ class Row:
             "p10": low,
             "p90": high,
             "times_authors": statistics.median(self.ratios),
+            **self.more,
         }
 
 
@@ -51,11 +53,13 @@ def report(bench: str, rows: list[Row], about: dict[str, Any], console: Console,
     from ..runs import write_json
 
     table = Table(title=f"bench {bench}", title_justify="left")
-    for heading in ("", "images/s", "p10", "p90", "× authors"):
+    more = list(rows[0].more)
+    for heading in ("", "images/s", "p10", "p90", "× authors", *(name.replace("_", " ") for name in more)):
         table.add_column(heading, justify="left" if not heading else "right")
     for row in rows:
         d = row.to_dict()
-        table.add_row(d["name"], *(f"{d[k]:,.0f}" for k in ("median", "p10", "p90")), f"{d['times_authors']:.2f}")
+        numbers = [f"{d[k]:,.0f}" for k in ("median", "p10", "p90")]
+        table.add_row(d["name"], *numbers, *(f"{d[k]:.2f}" for k in ("times_authors", *more)))
     console.print(table)
     if file is not None:
         found = {"bench": bench, "date": date.today().isoformat(), **about, "rows": [r.to_dict() for r in rows]}

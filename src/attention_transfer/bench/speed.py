@@ -52,7 +52,7 @@ class Settings:
 
 def bench_step(settings: Settings, console: Console, file: Path | None) -> None:
     """One training step on a batch that lies ready: authors, student, teacher, at, kd, at+kd."""
-    recipe = _recipe(settings, "none")
+    recipe = recipe_of(settings, "none")
     decisions = decisions_for(recipe, 0)
     fabric = make_fabric(recipe, decisions)
     torch.compiler.reset()
@@ -62,10 +62,10 @@ def bench_step(settings: Settings, console: Console, file: Path | None) -> None:
     with authors(settings, str(fabric.device), None) as authors_rate:
         timed: dict[str, Timed] = {"authors": authors_rate}
         for name, method in (("student", "none"), ("teacher", None), ("at", "at"), ("kd", "kd"), ("at+kd", "at+kd")):
-            timed[name] = _rate(_ours(settings, method, x, y, fabric, decisions), settings, fabric)
+            timed[name] = rate(_ours(settings, method, x, y, fabric, decisions), settings, fabric)
             timed[name]()
         rows = interleave(timed, settings.rounds)
-    report("step", rows, _about(settings, decisions), console, file)
+    report("step", rows, about(settings, decisions), console, file)
 
 
 def bench_epoch(settings: Settings, console: Console, file: Path | None) -> None:
@@ -76,7 +76,7 @@ def bench_epoch(settings: Settings, console: Console, file: Path | None) -> None
     if settings.images < settings.batch_size:
         raise UserError(f"--images is {settings.images}: expected at least one batch of {settings.batch_size}")
     with tempfile.TemporaryDirectory() as temporary:
-        recipe = _recipe(settings, "at+kd")
+        recipe = recipe_of(settings, "at+kd")
         decisions = decisions_for(recipe, 0)
         fabric = make_fabric(recipe, decisions)
         teacher = Path(temporary) / "teacher.pt"
@@ -102,10 +102,10 @@ def bench_epoch(settings: Settings, console: Console, file: Path | None) -> None
             replace(settings, steps=len(images) // settings.batch_size), str(fabric.device), data
         ) as authors_rate:
             rates["authors"] = authors_rate
-            rates["step"] = _rate(lambda: loop._step(x, y), replace(settings, steps=loop.steps_per_epoch), fabric)
+            rates["step"] = rate(lambda: loop._step(x, y), replace(settings, steps=loop.steps_per_epoch), fabric)
             rates["epoch"] = epoch
             rows = interleave(rates, settings.rounds)
-    report("epoch", rows, _about(settings, decisions), console, file)
+    report("epoch", rows, about(settings, decisions), console, file)
 
 
 @contextmanager
@@ -134,7 +134,7 @@ def authors(settings: Settings, device: str, data: Any) -> Iterator[Timed]:
         process.kill()
 
 
-def _recipe(settings: Settings, method: str) -> Recipe:
+def recipe_of(settings: Settings, method: str) -> Recipe:
     return make_recipe(
         {
             "command": "distill",
@@ -159,7 +159,7 @@ def _ours(
 ) -> Callable[[], object]:
     """One step of ours; with method None the teacher's inference alone."""
     student, teacher = create_model(settings.student, 10), create_model(settings.teacher, 10).eval()
-    recipe = _recipe(settings, method or "at+kd")
+    recipe = recipe_of(settings, method or "at+kd")
     methods = create_methods(recipe.method, recipe.method_options())
     student, teacher = (m.to(memory_format=torch.channels_last) for m in (student, teacher))
     transfer = Transfer(student, teacher, methods, example=torch.rand(2, 3, 32, 32))
@@ -187,7 +187,7 @@ def _ours(
     return step
 
 
-def _rate(run: Callable[[], object], settings: Settings, fabric: Fabric) -> Timed:
+def rate(run: Callable[[], object], settings: Settings, fabric: Fabric) -> Timed:
     def rate() -> float:
         start = time.perf_counter()
         for _ in range(settings.steps):
@@ -199,6 +199,6 @@ def _rate(run: Callable[[], object], settings: Settings, fabric: Fabric) -> Time
     return rate
 
 
-def _about(settings: Settings, decisions: Decisions) -> dict[str, Any]:
+def about(settings: Settings, decisions: Decisions) -> dict[str, Any]:
     about = environment(decisions, [Path(sys.argv[0]).name, *sys.argv[1:]])
     return {**about, "settings": vars(settings)}

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
+from torch import nn
 
 from ..data import Dataset, ImageSet, balanced_subset, open_data
 from ..data.decode import decode_into
@@ -17,7 +18,7 @@ from ..models import Network, Preprocess, create_model, load_network, load_train
 from ..models.authors import is_authors_run
 from ..recipe import Recipe
 from ..runs import RunFolder
-from ..taps import Stage, match_stages, stages
+from ..taps import Stage, explain, match_stages, stages
 from .decide import decide
 from .evaluate import as_input, evaluate
 from .outcome import Inference, find_stages, stage_maps
@@ -104,28 +105,45 @@ def map_columns(
 
 
 def print_stages(model: str, teacher: str | None, image_size: int | None, console: Console) -> None:
-    """A table of each network's stages, and the pairs between the two."""
-    networks = [n for n in (model, teacher) if n is not None]
+    """A table of each network's stages, and of the pairs between the two."""
+    names = [n for n in (model, teacher) if n is not None]
     found: list[list[Stage]] = []
-    for name in networks:
+    for name in names:
         network = _network(name)
-        own = network.preprocess.size[0] if network.preprocess.size else None
-        size = image_size or own or (32 if all("wrn" in n or RunFolder(n).exists for n in networks) else 224)
-        found.append(stages(network.module, torch.zeros(1, 3, size, size)))
-        table = Table(title=name, title_justify="left")
-        for heading in ("layer", "channels", "size", "stride"):
-            table.add_column(heading, justify="left" if heading == "layer" else "right")
+        own = network.preprocess.size or _fixed_size(network.module)
+        usual = 32 if all("wrn" in n or RunFolder(n).exists for n in names) else 224
+        size = (image_size, image_size) if image_size else own or (usual, usual)
+        found.append(stages(network.module, torch.zeros(1, 3, *size)))
+        table = _table(f"{name}, images of {size[0]}×{size[1]}", "layer", "channels", "size", "stride", "depth")
         for stage in found[-1]:
-            table.add_row(stage.name, str(stage.channels), "×".join(map(str, stage.size)), f"{stage.stride:g}")
+            numbers = (str(stage.channels), "×".join(map(str, stage.size)), f"{stage.stride:.3g}", str(stage.depth))
+            table.add_row(stage.name, *numbers)
         console.print(table)
     if teacher is not None:
         pairs = match_stages(found[0], found[1])
-        console.print(
-            "pairs (equal stride): " + ", ".join(f"{s} ← {t}" for s, t in pairs), markup=False, highlight=False
-        )
+        students, teachers = ({s.name: s for s in side} for side in found)
+        table = _table("pairs", "student", "teacher", "why")
+        for student_layer, teacher_layer in pairs:
+            why = explain(students[student_layer], teachers[teacher_layer])
+            table.add_row(student_layer, teacher_layer, why)
+        console.print(table)
         console.print(
             f"--pairs {','.join(f'{s}={t}' for s, t in pairs)}", markup=False, highlight=False, soft_wrap=True
         )
+
+
+def _table(title: str, *headings: str) -> Table:
+    table = Table(title=title, title_justify="left")
+    for heading in headings:
+        table.add_column(heading, justify="right" if heading in ("channels", "size", "stride", "depth") else "left")
+    return table
+
+
+def _fixed_size(module: nn.Module) -> tuple[int, int] | None:
+    """The image size of a timm network that takes no other."""
+    config = getattr(module, "pretrained_cfg", None) or {}
+    _, height, width = config.get("input_size", (3, 224, 224))
+    return (height, width) if config.get("fixed_input_size") else None
 
 
 def _title(name: str) -> str:

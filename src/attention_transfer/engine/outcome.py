@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..data import ImageSet, balanced_subset
 from ..errors import UserError
-from ..maps import attention_map
+from ..maps import as_grid, attention_map
 from ..runs import replacing
 from ..taps import Stage, evaluating, stages, tap
 from .decide import count_flops
@@ -71,7 +71,9 @@ def stage_maps(
     with evaluating(network), tap(network.module, layers) as tapped:
         with torch.autocast(x.device.type, torch.bfloat16, enabled=network.bf16):
             logits, features = tapped(network.preprocess(x))
-        return logits.float(), [attention_map(f, kind, p).unflatten(1, tuple(f.shape[2:])) for f in features.values()]
+        return logits.float(), [
+            attention_map(f, kind, p).unflatten(1, tuple(as_grid(f).shape[2:])) for f in features.values()
+        ]
 
 
 def save_maps(file: Any, network: Inference, layers: list[str], images: ImageSet, device: torch.device) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 import re
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
+from ..gradients import BatchStatisticsWarning
 from ..methods import Method
 from ..taps import evaluating, unwrap
 from ..transfer import Output, Transfer
@@ -60,8 +62,11 @@ def preflight(
     _check_arguments(x, y, teacher_accuracy)
     x, y = x[:DRY_IMAGES].detach(), y[:DRY_IMAGES]
     found = [*check_modes(plain), *check_frozen(plain)]
+    if text := plain.coupling():
+        found.append(Finding("warning", text))
     # Compiled code would be compiled for this one batch: run what it was made from.
-    with _unchanged(plain, x.device), torch.compiler.set_stance("force_eager"):
+    with _unchanged(plain, x.device), torch.compiler.set_stance("force_eager"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", BatchStatisticsWarning)
         try:
             with _watching(plain) as seen:
                 features = plain.features(x)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from ..data import Augment, Dataset, ImageSet, balanced_subset, open_data
 from ..errors import UserError
+from ..gradients import BatchStatisticsWarning
 from ..methods import create_methods
 from ..models import Network, Preprocess, create_model, load_network, load_weights, run_fingerprint, save_student
 from ..ops import batch_norm
@@ -73,7 +75,9 @@ def run(recipe: Recipe, out: str | Path, console: Console) -> dict[str, Any]:
     _announce(recipe, parts, decisions, loop, progress)
     if not folder.checkpoint_file.is_file():
         _preflight(parts, loop, progress)
-    rows = loop.run()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", BatchStatisticsWarning)  # said before the first step
+        rows = loop.run()
     fabric.barrier()
     if not fabric.is_global_zero:
         return {}

@@ -66,7 +66,7 @@ class Method(nn.Module):
         """The weights in effect, by the name of their option (for the log)."""
         raise NotImplementedError
 
-    def cross_entropy_share(self, progress: Progress) -> float | Tensor:
+    def cross_entropy_share(self, progress: Progress = None) -> float | Tensor:
         """The factor that this method leaves to the cross-entropy."""
         return 1.0
 

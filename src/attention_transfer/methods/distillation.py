@@ -76,7 +76,7 @@ class KnowledgeDistillation(Method):
     def weights(self, progress: Progress) -> dict[str, float]:
         return {"alpha": float(self.weight(progress))}
 
-    def cross_entropy_share(self, progress: Progress) -> float | Tensor:
+    def cross_entropy_share(self, progress: Progress = None) -> float | Tensor:
         return 1 - self.weight(progress)
 
 

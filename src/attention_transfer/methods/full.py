@@ -72,7 +72,7 @@ class FullActivationTransfer(Method):
             if s.shape[2:] != t.shape[2:]:
                 size = maps.common_grid(student, teacher, f"pair {j}")
                 s, t = (F.adaptive_avg_pool2d(f, size) for f in (s, t))
-            if not isinstance(adapter, nn.Identity):
+            if isinstance(adapter, nn.Conv2d):
                 s = F.conv2d(s, adapter.weight.to(s.dtype))  # the networks may be of any precision
             terms.append(full_activation_loss(s, t))
         return torch.stack(terms).sum()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from .. import maps
@@ -57,6 +59,12 @@ class GradientMethod(Method):
 
     def weights(self, progress: Progress) -> dict[str, float]:
         return {"beta": float(self.weight(progress))}
+
+    def describe(
+        self, pairs: Sequence[tuple[str, str]], student: Sequence[Tensor], teacher: Sequence[Tensor]
+    ) -> list[str]:
+        form = "‖·‖" if not getattr(self, "squared", True) else "‖·‖²"
+        return [f"{self.name}: ½ · mean of {form} of input gradients, β = {self.beta:g} ({self.decay})"]
 
 
 class GradientTransfer(GradientMethod):

@@ -5,7 +5,8 @@ BN-ReLU belongs to the next stage; outputs of 1×1 do not count.
 """
 
 from .capture import Tap, evaluating, hooked_call, tap, unwrap
-from .stages import Stage, describe, explain, match_stages, pair_stages, stages
+from .pairs import describe, explain, match_stages, pair_stages
+from .stages import Stage, stages
 
 __all__ = [
     "Stage",

@@ -1,4 +1,4 @@
-"""`tap`: a model's output with the features of some of its layers, by hooks that go with the object that put them on."""
+"""`tap`: a model's output with the features of some of its layers, by hooks that go with what put them on."""
 
 from __future__ import annotations
 

@@ -50,10 +50,16 @@ class Layout:
 class Hints:
     """What a network says of itself at one of its layers; None where it says nothing."""
 
+    module: nn.Module
     prefix: int | None = None
     patch: Size | None = None
-    channels_last: bool = False
+    form: str | None = None  # NCHW, NHWC or NLC
     in_order: Callable[[Tensor], Tensor] | None = None  # from tokens that the network has shuffled to (N, h, w, D)
+
+    @property
+    def channels_last(self) -> bool:
+        """For outputs of C = h = w, whose shape does not tell."""
+        return _works_channels_last(self.module) if self.form is None else self.form == "NHWC"
 
 
 def read_hints(model: nn.Module, layer: str) -> Hints:
@@ -66,15 +72,15 @@ def read_hints(model: nn.Module, layer: str) -> Hints:
         prefix = _prefix_tokens(module) if prefix is None else prefix
         patch = _patch(module) if patch is None else patch
         form = getattr(module, "output_fmt", None) if form is None else form
-    last = _works_channels_last(path[-1]) if form is None else str(getattr(form, "value", form)).upper() == "NHWC"
-    return Hints(prefix, patch, last, _in_order(path, names))
+    form = None if form is None else str(getattr(form, "value", form)).upper()
+    return Hints(path[-1], prefix, patch, form, _in_order(path, names))
 
 
 def find_layout(shape: tuple[int, ...], image: Size | None, hints: Hints) -> Layout | None:
     """The layout of an output of this shape for images (H, W); None where it is no map of positions."""
     if len(shape) == 4:
         inner, last = (shape[1], shape[2]), (shape[2], shape[3])
-        if image is not None and _fits(inner, image) and (hints.channels_last or not _fits(last, image)):
+        if image is not None and _fits(inner, image) and (not _fits(last, image) or hints.channels_last):
             return Layout("NHWC", inner)
         return Layout("NCHW", last)
     if len(shape) == 3 and image is not None:
@@ -142,10 +148,10 @@ def _fits(grid: Size, image: Size) -> bool:
 def _token_layout(length: int, image: Size, hints: Hints) -> Layout | None:
     if hints.patch is not None:
         for up in (0, 1):
-            grid = tuple((n + up * (p - 1)) // p for n, p in zip(image, hints.patch, strict=True))
-            prefix = length - math.prod(grid)
-            if 0 <= prefix <= max(PREFIX, hints.prefix or 0) and math.prod(grid) > 0:
-                return Layout("NLC", (grid[0], grid[1]), prefix)
+            height, width = ((n + up * (p - 1)) // p for n, p in zip(image, hints.patch, strict=True))
+            prefix = length - height * width
+            if 0 <= prefix <= max(PREFIX, hints.prefix or 0) and prefix < length:
+                return Layout("NLC", (height, width), prefix)
     known = () if hints.prefix is None else (hints.prefix,)
     for exact in (True, False):
         for prefix in (*known, *range(PREFIX + 1)):
@@ -196,7 +202,7 @@ def _in_order(path: list[nn.Module], names: list[str]) -> Callable[[Tensor], Ten
 
 
 def _works_channels_last(module: nn.Module) -> bool:
-    """For outputs of h = w = C, whose shape tells nothing: by the last layer inside whose output's axes are known."""
+    """Judged by the last layer inside whose output's axes are known."""
     last = False
     for inner in module.modules():
         if isinstance(inner, (nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase)):

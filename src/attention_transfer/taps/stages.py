@@ -1,4 +1,4 @@
-"""The stages of a network and the pairs of two."""
+"""The stages of a network: the last layer at each resolution."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from .capture import unwrap
 from .layout import Size
 from .trace import ELEMENTWISE, NORMS, Call, trace
 
-Example = Tensor | tuple[Tensor, Tensor]
 # Where a resolution drops, a map has at most 2/3 of the positions along each axis (3 -> 2); what takes less off is a
 # convolution without padding (149 -> 147), and the resolution the same.
 DROP = math.sqrt(2)
@@ -60,75 +59,14 @@ def stages(model: nn.Module, example: Tensor) -> list[Stage]:
     model = unwrap(model)
     root = trace(model, example)
     size = (example.shape[-2], example.shape[-1])
-    found = _feature_info(model, root) or _last_at_each_size(root, size)
-    worked = {c.size for c in root.descendants() if c.weighted}
-    if any(c.size in worked for c in found):
-        found = [c for c in found if c.size in worked]
+    traced = _last_at_each_size(root, size)
+    found = _worked_out(root, _feature_info(model, root, traced) or list(traced.values()))
     if not found:
         raise UserError(
             f"no stage in {type(model).__name__}: none of its modules puts out a feature map, (N, C, H, W) or tokens "
             "(N, L, D), larger than 1×1"
         )
     return _drops([_stage(c, size) for c in found])
-
-
-def pair_stages(student: nn.Module, teacher: nn.Module, example: Example) -> list[tuple[str, str]]:
-    """Pairs (student layer, teacher layer) of equal stride from the input, by round(log2 stride).
-
-    Args:
-        student, teacher: any two networks.
-        example: images (N, C, H, W) for both, or (the student's, the teacher's) where their inputs differ in size:
-            strides are then relative to each one's own input.
-
-    Raises:
-        UserError: where the two have no stride in common; both lists of stages are in the message.
-    """
-    xs, xt = (example, example) if isinstance(example, Tensor) else example
-    return match_stages(stages(student, xs), stages(teacher, xt))
-
-
-def match_stages(student: Sequence[Stage], teacher: Sequence[Stage]) -> list[tuple[str, str]]:
-    """As `pair_stages`, for stages that are already known. A layer is in one pair at most: that of the nearest stride."""
-    close = [
-        (abs(math.log2(s.stride / t.stride)), -i, -j)
-        for i, s in enumerate(student)
-        for j, t in enumerate(teacher)
-        if _octave(s) == _octave(t)
-    ]
-    chosen: dict[int, int] = {}
-    for _, i, j in sorted(close):
-        if -i not in chosen and -j not in chosen.values():
-            chosen[-i] = -j
-    if not chosen:
-        raise UserError(
-            f"no stage of the student has the stride of one of the teacher's; student: {describe(student)}; teacher: "
-            f"{describe(teacher)}; name the pairs yourself (pairs=[(student layer, teacher layer), ...])"
-        )
-    return [(student[i].name, teacher[chosen[i]].name) for i in sorted(chosen)]
-
-
-def describe(found: Sequence[Stage]) -> str:
-    """One line of text for a list of stages: name, channels×height×width, stride, depth."""
-    return ", ".join(
-        f"{s.name} {s.channels}×{'×'.join(map(str, s.size))} (stride {s.stride:.3g}, depth {s.depth})" for s in found
-    )
-
-
-def explain(student: Stage, teacher: Stage) -> str:
-    """Why `match_stages` joins these two, and what becomes of their sizes."""
-    strides = [f"{s.stride:.3g}" for s in (student, teacher)]
-    if strides[0] == strides[1]:
-        why = f"stride {strides[0]} in both"
-    else:
-        why = f"strides {strides[0]} and {strides[1]}, both nearest to {2 ** _octave(student)}"
-    if student.size == teacher.size:
-        return why
-    smaller = "×".join(str(min(a, b)) for a, b in zip(student.size, teacher.size, strict=True))
-    return f"{why}; maps are compared at {smaller}"
-
-
-def _octave(stage: Stage) -> int:
-    return round(math.log2(stage.stride))
 
 
 def _stage(call: Call, image: Size) -> Stage:
@@ -148,11 +86,22 @@ def _drops(found: Sequence[Stage]) -> list[Stage]:
     return kept
 
 
-def _feature_info(model: nn.Module, root: Call) -> list[Call]:
+def _worked_out(root: Call, found: list[Call]) -> list[Call]:
+    """Without those whose resolution only a pooling has made: no layer with weights put it out until there."""
+    first: dict[Size, int] = {}
+    for call in root.descendants():
+        if call.size is not None and call.weighted:
+            first.setdefault(call.size, call.depth)
+    if not first:
+        return found
+    return [c for c in found if c.size in first and first[c.size] <= c.depth]
+
+
+def _feature_info(model: nn.Module, root: Call, traced: dict[Size, Call]) -> list[Call]:
     """The calls of the layers that timm's `feature_info` names, the last at each size; none where one is not usable."""
     info: Any = getattr(model, "feature_info", None)
     try:
-        layers = [entry["module"] for entry in info]
+        layers = [_called(model, entry["module"]) for entry in info]
     except (TypeError, KeyError, AttributeError):
         return []
     calls: dict[str, list[Call]] = {}
@@ -163,10 +112,18 @@ def _feature_info(model: nn.Module, root: Call) -> list[Call]:
     named = [calls[layer][0] for layer in layers]
     if any(c.shape is None for c in named):
         return []
-    return list({c.size: c for c in named if c.size is not None}.values())
+    last = {c.size: c for c in named if c.size is not None}
+    # It sometimes names the BN-ReLU of a pre-activation, which is part of what comes next.
+    return [traced.get(size, c) if isinstance(c.module, ELEMENTWISE) else c for size, c in last.items()]
 
 
-def _last_at_each_size(root: Call, size: Size) -> list[Call]:
+def _called(model: nn.Module, layer: str) -> str:
+    """The layer; of a list of layers, which is never called itself, the last one."""
+    module = model.get_submodule(layer)
+    return f"{layer}.{len(module) - 1}" if isinstance(module, nn.ModuleList) and len(module) else layer
+
+
+def _last_at_each_size(root: Call, size: Size) -> dict[Size, Call]:
     last: dict[Size, Call] = {}
     calls = Counter(c.name for c in root.descendants())
     for call in _flatten(root, size, seen=set()):
@@ -174,10 +131,17 @@ def _last_at_each_size(root: Call, size: Size) -> list[Call]:
             continue  # one ReLU or pool for the whole network: which call to read could not be said
         assert call.size is not None
         before = last.get(call.size)
-        if before is not None and before.inside and isinstance(call.module, ELEMENTWISE):
+        if before is not None and before.inside and call.depth == before.depth and not _ends_bare(before):
             continue  # BN-ReLU after a block: a pre-activation, part of what comes next
         last[call.size] = call
-    return list(last.values())
+    return last
+
+
+def _ends_bare(call: Call) -> bool:
+    """Whether a chain of layers ends in one with weights: the BN-ReLU after it is its own."""
+    while isinstance(call.module, nn.Sequential) and call.inside:
+        call = call.inside[-1]
+    return not call.inside and call.weighted
 
 
 def _flatten(call: Call, size: Size, seen: set[Size]) -> Iterator[Call]:
@@ -216,7 +180,7 @@ def _is_unit(call: Call, inner: Sequence[Call], size: Size, seen: set[Size]) -> 
 
 def _lowers_at_its_end(call: Call, size: Size) -> bool:
     """Whether blocks at the resolution `size` come first, and only the last layer with weights lowers it."""
-    working = [c for c in call.inside if c.size is not None and (c.weighted or any(d.weighted for d in c.descendants()))]
+    working = [c for c in call.inside if c.size is not None and any(d.weighted for d in (c, *c.descendants()))]
     if len(working) < 2 or any(c.size != size for c in working[:-1]):
         return False
     return any(c.inside for c in working[:-1])

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
@@ -85,6 +84,8 @@ def trace(model: nn.Module, example: Tensor) -> Call:
     try:
         with evaluating(model):
             hooked_call(model, example)
+    except AssertionError as error:  # of networks that take one image size
+        raise UserError(f"{type(model).__name__} does not take images {tuple(example.shape)}: {error}") from error
     finally:
         for handle in handles:
             handle.remove()

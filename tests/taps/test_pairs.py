@@ -1,0 +1,36 @@
+"""Pairing stages."""
+
+from __future__ import annotations
+
+import pytest
+from tapped import HEAD, Small, conv, images
+from torch import nn
+
+import attention_transfer as at
+
+
+class TestPairs:
+    def test_wrn(self):
+        pairs = at.pair_stages(at.create_model("wrn-10-1", 10), at.create_model("wrn-16-2", 10), images(32))
+        assert pairs == [(f"group{g}", f"group{g}") for g in range(3)]
+
+    def test_equal_strides_join_whatever_the_number_of_stages(self):
+        deep = nn.Sequential(conv(3, 8), conv(8, 8, stride=2), conv(8, 8, stride=2), conv(8, 16, stride=2), *HEAD)
+        assert at.pair_stages(Small(), deep, images(32)) == [("one", "0"), ("two", "1")]
+        assert at.pair_stages(deep, Small(), images(32)) == [("0", "one"), ("1", "two")]
+        resnet = at.create_model("torchvision/resnet18", 10)
+        assert at.pair_stages(at.create_model("wrn-10-1", 10), resnet, images(32)) == [
+            ("group1", "relu"),
+            ("group2", "layer1"),
+        ]
+
+    def test_strides_are_rounded_to_octaves(self):
+        unpadded = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 16, 3, 2), nn.ReLU(), *HEAD)  # 30, 14
+        assert at.pair_stages(unpadded, Small(), images(32)) == [("1", "one"), ("3", "two")]
+
+    def test_no_pair_shows_both_tables(self):
+        far = nn.Sequential(conv(3, 16, stride=8), *HEAD)
+        with pytest.raises(at.UserError) as error:
+            at.pair_stages(Small(), far, images(32))
+        for words in ("one 4×32×32 (stride 1, depth 1)", "two 4×16×16 (stride 2, depth 2)", "0 16×4×4 (stride 8, depth 1)", "pairs=["):
+            assert words in str(error.value)
