@@ -231,8 +231,8 @@ class Transfer(nn.Module):
             return None
         return (
             f"{len(layers)} layers of the student normalise by their batch ({layers[0]}, …), so that its input "
-            f"gradients depend on the rest of the batch, and {', '.join(m.name for m in self._on_gradients)} with them: take a "
-            "student without batch normalisation, or put it in eval mode"
+            f"gradients depend on the rest of the batch, and {', '.join(m.name for m in self._on_gradients)} with "
+            "them: take a student without batch normalisation, or put it in eval mode"
         )
 
     def _look(self, x: Tensor) -> None:

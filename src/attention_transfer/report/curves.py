@@ -246,7 +246,9 @@ def constant_weights(rows: list[Row]) -> list[str]:
 
 
 def _symbol(name: str) -> str:
-    return {"beta": "β", "alpha": "α", "ce": "cross-entropy"}.get(name, name)
+    method, _, option = name.rpartition(".")  # `at.beta` where several methods have one
+    symbol = {"beta": "β", "alpha": "α", "ce": "cross-entropy"}.get(option, option)
+    return f"{symbol} of {method}" if method else symbol
 
 
 def _moves(line: Series) -> bool:

@@ -13,7 +13,9 @@ from typing import Any
 from .formats import model_name, setting
 from .reading import Run, dig, number
 
-IGNORED = frozenset(["seed", "seeds", "out", "log", "device", "precision", "compile", "workers", "devices", "nodes"])
+IGNORED = frozenset(
+    ["seed", "seeds", "out", "log", "device", "precision", "compile", "second_order", "workers", "devices", "nodes"]
+)
 """What may differ between the runs of one row."""
 
 SAME_BUDGET = ("model", "data", "epochs", "max_steps", "limit_train", "limit_val", "val_split", "image_size")
@@ -187,13 +189,18 @@ def _assign_roles(rows: list[Row]) -> None:
                     teacher.role = "teacher"
 
 
+def _method_label(method: str) -> str:
+    """`AT+KD`, `symmetry`: abbreviations are written large."""
+    return "+".join(name.upper() if name in ("at", "kd") else name for name in method.split("+"))
+
+
 def _assign_labels(rows: list[Row]) -> None:
     same: dict[str, list[Row]] = {}
     for row in rows:
         if row.first.command == "train":
             row.label = f"{row.model} {row.role}"
         else:
-            row.label = "student alone" if row.method == "none" else row.method.upper()
+            row.label = "student alone" if row.method == "none" else _method_label(row.method)
         same.setdefault(row.label, []).append(row)
     for twins in same.values():
         if len(twins) > 1:
