@@ -17,7 +17,7 @@ from small_runs import FLAGS, Command, contents, rows, write_factory, write_fold
 PNG = b"\x89PNG\r\n\x1a\n"
 TRAIN = f"train --model wrn-10-1 {FLAGS}"
 DISTILL = f"distill --student wrn-10-1 {FLAGS}"
-COMMANDS = ("demo", "train", "distill", "evaluate", "compare", "maps", "stages")
+COMMANDS = ("demo", "train", "distill", "evaluate", "compare", "maps", "stages", "predict", "export")
 
 
 @pytest.fixture

@@ -61,9 +61,9 @@ def test_plain_words_say_which_way_and_whether_ranges_overlap(tmp_path, runs, ma
     assert sentence(row_of(runs, "AT+KD")) == expected
     more = [read_run(make_run(tmp_path, "symmetry", "symmetry", s, e)) for s, e in enumerate((34.8, 36.0))]
     alone = [run for run in runs if run.config["method"] == "none"]
-    worse = sentence(row_of([*alone, *more], "SYMMETRY"))
-    assert worse == "SYMMETRY: 35.4 % error, 0.8 points above the student alone (2 seeds; the ranges overlap)"
-    single = sentence(row_of([*alone, more[0]], "SYMMETRY"))
+    worse = sentence(row_of([*alone, *more], "symmetry"))
+    assert worse == "symmetry: 35.4 % error, 0.8 points above the student alone (2 seeds; the ranges overlap)"
+    single = sentence(row_of([*alone, more[0]], "symmetry"))
     assert single.endswith("0.2 points above the student alone (1 seed against 2; too few to know the spread)")
 
 

@@ -91,7 +91,7 @@ def _worked_out(root: Call, found: list[Call]) -> list[Call]:
     first: dict[Size, int] = {}
     for call in root.descendants():
         if call.size is not None and call.weighted:
-            first.setdefault(call.size, call.depth)
+            first[call.size] = min(call.depth, first.get(call.size, call.depth))
     if not first:
         return found
     return [c for c in found if c.size in first and first[c.size] <= c.depth]
@@ -114,7 +114,14 @@ def _feature_info(model: nn.Module, root: Call, traced: dict[Size, Call]) -> lis
         return []
     last = {c.size: c for c in named if c.size is not None}
     # It sometimes names the BN-ReLU of a pre-activation, which is part of what comes next.
-    return [traced.get(size, c) if isinstance(c.module, ELEMENTWISE) else c for size, c in last.items()]
+    return [_before(c, traced) if isinstance(c.module, ELEMENTWISE) else c for c in last.values()]
+
+
+def _before(call: Call, traced: dict[Size, Call]) -> Call:
+    """The traced call at this size, if it is not a later one."""
+    assert call.size is not None
+    found = traced.get(call.size, call)
+    return found if found.depth <= call.depth else call
 
 
 def _called(model: nn.Module, layer: str) -> str:
@@ -172,10 +179,10 @@ def _is_unit(call: Call, inner: Sequence[Call], size: Size, seen: set[Size]) -> 
         return False
     if call.size == size:
         return True  # what goes on inside at other sizes comes back
-    sizes = dict.fromkeys(c.size for c in [*inner, call] if c.size != size)
+    others = {c.size for c in inner} - {size, call.size, *seen}
     starts_lower = size in seen or all(c.size != size for c in inner)
     works = any(c.size == call.size and c.weighted for c in call.descendants())
-    return len(sizes) == 1 and starts_lower and works and not _lowers_at_its_end(call, size)
+    return not others and starts_lower and works and not _lowers_at_its_end(call, size)
 
 
 def _lowers_at_its_end(call: Call, size: Size) -> bool:

@@ -49,12 +49,15 @@ class Call:
 
     @property
     def weighted(self) -> bool:
-        return has_weights(self.module)
+        """Whether this layer itself mixes channels or positions by learned weights: a convolution, a linear layer, …
 
-
-def has_weights(module: nn.Module) -> bool:
-    """Whether the module itself mixes channels or positions by learned weights: a convolution, a linear layer, …"""
-    return not isinstance(module, NORMS) and any(p.ndim >= 2 for p in module.parameters(recurse=False))
+        A container that holds a position embedding does not, nor does one factor a channel.
+        """
+        if isinstance(self.module, (nn.modules.conv._ConvNd, nn.Linear)):
+            return True
+        if self.inside or isinstance(self.module, NORMS):
+            return False
+        return any(sum(n > 1 for n in p.shape) >= 2 for p in self.module.parameters(recurse=False))
 
 
 def trace(model: nn.Module, example: Tensor) -> Call:
