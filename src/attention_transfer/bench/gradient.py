@@ -9,7 +9,6 @@ before, each in a process of its own. The methods without second derivatives are
 from __future__ import annotations
 
 import multiprocessing
-import resource
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -22,7 +21,7 @@ from lightning.fabric import Fabric
 from rich.console import Console
 from torch import Tensor, nn
 
-from ..engine.loop import make_optimizer
+from ..engine.optim import make_optimizer
 from ..engine.run import decisions_for, make_fabric
 from ..errors import RunError
 from ..methods import create_methods
@@ -87,7 +86,9 @@ def bench_gradient(settings: Settings, console: Console, file: Path | None) -> N
     alone = next(r for r in rows if r.name == "student")
     for row, case in zip(rows, cases, strict=True):
         slower = [a / b for a, b in zip(alone.rates, row.rates, strict=True)]
-        row.more = {"times_student": statistics.median(slower), "peak_mib": peak_memory(case, settings)}
+        row.more = {"times_student": statistics.median(slower)}
+        if settings.memory:
+            row.more["peak_mib"] = peak_memory(case, settings)
     report("gradient", rows, about(settings, decisions), console, file)
 
 
@@ -175,7 +176,16 @@ def _measure_memory(case: Case, settings: Settings, pipe: Any) -> None:
         step()
         pipe.send((torch.cuda.max_memory_allocated() - before) / 2**20)
         return
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = _high_water()
     step()
     step()
-    pipe.send((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**10)
+    pipe.send(_high_water() - before)
+
+
+def _high_water() -> float:
+    """The most memory that this process has held, in MiB; `getrusage` would count its parent's in."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 2**10
+    except (OSError, StopIteration):
+        raise RunError("memory is measured on Linux and CUDA only") from None

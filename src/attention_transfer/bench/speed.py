@@ -19,9 +19,10 @@ import torch
 from lightning.fabric import Fabric
 from rich.console import Console
 
+from ..data import ImageSet
 from ..engine.decide import Decisions, environment
 from ..engine.evaluate import as_input
-from ..engine.loop import make_optimizer
+from ..engine.optim import make_optimizer
 from ..engine.progress import Progress
 from ..engine.run import assemble, decisions_for, make_fabric, prepare
 from ..errors import RunError, UserError
@@ -48,6 +49,7 @@ class Settings:
     device: str = "auto"
     precision: str = "auto"
     compile: str = "on"
+    memory: bool = True  # bench gradient measures it too, in a process a row
 
 
 def bench_step(settings: Settings, console: Console, file: Path | None) -> None:
@@ -83,6 +85,7 @@ def bench_epoch(settings: Settings, console: Console, file: Path | None) -> None
         torch.save(create_model(settings.teacher, 10).state_dict(), teacher)
         parts = assemble(replace(recipe, teacher_weights=str(teacher)))
         images = parts.data.train
+        assert isinstance(images, ImageSet), "the digits are in memory"
         folder = RunFolder(Path(temporary) / "run")
         quiet = Progress(Console(quiet=True), "", 1)
         loop = prepare(recipe, folder, fabric, parts, decisions, quiet)
