@@ -58,6 +58,8 @@ OTHERS = {
     "timm/deit_tiny_distilled_patch16_224": (224, [("blocks.11", 16)]),
     "timm/swin_tiny_patch4_window7_224": (224, [(f"layers.{k}", 4 * 2**k) for k in range(4)]),
     "timm/levit_128s": (224, [("stages.0", 16), ("stages.1", 32), ("stages.2", 56)]),
+    # Works on windows only, each a sample of its own.
+    "timm/nest_tiny_jx": (224, [(f"levels.{k}", 4 * 2**k) for k in range(3)]),
     "timm/pit_ti_224": (224, [("transformers.0", 224 / 27), ("transformers.1", 16), ("transformers.2", 32)]),
     "timm/mvitv2_tiny": (224, [(name, 4 * 2**j) for j, name in enumerate(FOUR)]),
 }

@@ -120,7 +120,10 @@ class TestTap:
         ("make", "words"),
         [
             (lambda f: (f, 2 * f), r"a tuple with 2 feature maps \(\[0\] \(2, 4, 16, 16\), \[1\] \(2, 4, 16, 16\)\)"),
-            (lambda f: {"a": f.mean(), "b": [f[:1]]}, r"a dict with no feature maps \(\['a'\] \(\), \['b'\]\[0\] \(1, 4"),
+            (
+                lambda f: {"a": f.mean(), "b": [f[:1]]},
+                r"a dict with no feature maps \(\['a'\] \(\), \['b'\]\[0\] \(1, 4",
+            ),
             (lambda f: (16, None), "a tuple without tensors"),
             (lambda f: None, "a NoneType without tensors"),
         ],
@@ -304,6 +307,22 @@ class TestLayouts:
     def test_maps_with_other_proportions_than_the_image(self):
         model, x = nn.Sequential(nn.Conv2d(3, 8, 3, (4, 1), 1), nn.Flatten()), torch.randn(2, 3, 32, 64)
         torch.testing.assert_close(at.tap(model, ["0"])(x)[1]["0"], model[0](x))
+
+    def test_a_sequence_is_no_grid(self):
+        """26 steps of a text line of 32×100: no stride makes a grid of them."""
+
+        class Columns(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.conv, self.fc = nn.Conv2d(3, 4, (32, 4), (32, 4), (0, 2)), nn.Linear(4, 5)
+
+            def forward(self, x: Tensor) -> Tensor:
+                return self.fc(self.conv(x)[:, :, 0].mT)
+
+        model, x = Columns(), torch.randn(2, 3, 32, 100)
+        features = at.tap(model, ["fc"])(x)[1]["fc"]
+        assert features.shape == (2, 26, 5)
+        torch.testing.assert_close(features, model(x))
 
     def test_gradients_reach_through_the_views(self):
         for model in (Tokens(2), ChannelsLast()):

@@ -7,6 +7,7 @@ from tapped import HEAD, Small, conv, images
 from torch import nn
 
 import attention_transfer as at
+from attention_transfer.taps import explain, match_stages
 
 
 class TestPairs:
@@ -32,5 +33,26 @@ class TestPairs:
         far = nn.Sequential(conv(3, 16, stride=8), *HEAD)
         with pytest.raises(at.UserError) as error:
             at.pair_stages(Small(), far, images(32))
-        for words in ("one 4×32×32 (stride 1, depth 1)", "two 4×16×16 (stride 2, depth 2)", "0 16×4×4 (stride 8, depth 1)", "pairs=["):
+        students = "student: one 4×32×32 (stride 1, depth 1), two 4×16×16 (stride 2, depth 2)"
+        for words in (students, "teacher: 0 16×4×4 (stride 8, depth 1)", "pairs=["):
             assert words in str(error.value)
+
+    def test_a_pair_of_examples_for_inputs_of_different_size(self):
+        small, large = images(16), images(64)
+        assert at.pair_stages(Small(), Small(), (small, large)) == [("one", "one"), ("two", "two")]
+
+    def test_a_layer_is_in_one_pair_and_the_nearest_stride_wins(self):
+        """At 40 pixels a ResNet ends in 3×3 and 2×2, strides 13.3 and 20, both nearest to 16."""
+        stages = [at.Stage("a", (1, 8, 3, 3), 40 / 3), at.Stage("b", (1, 8, 2, 2), 20.0)]
+        assert match_stages(stages, stages) == [("a", "a"), ("b", "b")]
+        assert match_stages(stages[1:], stages) == [("b", "b")]
+        assert match_stages(stages, stages[:1]) == [("a", "a")]
+        assert match_stages(stages, [at.Stage("c", (1, 8, 2, 2), 18.0)]) == [("b", "c")]
+
+    def test_the_reason(self):
+        square, other = at.Stage("a", (1, 8, 14, 14), 16.0), at.Stage("b", (1, 8, 17, 17), 299 / 17)
+        assert explain(square, square) == "stride 16 in both"
+        assert explain(square, other) == "strides 16 and 17.6, both nearest to 16; maps are compared at 14×14"
+        tokens = at.Stage("c", (1, 196, 8), 16.0)
+        assert tokens.size == (14, 14) and tokens.channels == 8
+        assert explain(tokens, square) == "stride 16 in both"

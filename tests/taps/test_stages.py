@@ -139,3 +139,69 @@ class TestStages:
     def test_no_stage(self):
         with pytest.raises(at.UserError, match=r"no stage in Sequential: .*feature map, \(N, C, H, W\) or tokens"):
             at.stages(nn.Sequential(nn.Flatten(), nn.Linear(768, 5)), images())
+
+    def test_a_pooling_alone_is_no_stage(self):
+        pooled = nn.Sequential(conv(3, 8), nn.MaxPool2d(2), conv(8, 16), nn.MaxPool2d(2), *HEAD)
+        assert names(pooled) == ["0", "2"]
+        # Nor is the pooling before a residual stage, whose first layer still works at the higher resolution.
+        reduced = nn.Sequential(conv(3, 8), nn.MaxPool2d(2), PreActivation(8, 16, 2), *HEAD)
+        assert names(reduced) == ["0", "2"]
+
+    def test_a_block_that_lowers_the_resolution_with_its_last_layer(self):
+        """The last feature map before the drop is inside it."""
+        block = nn.Sequential(conv(8, 8), conv(8, 8), nn.Conv2d(8, 16, 3, 2, 1))
+        assert names(nn.Sequential(conv(3, 8), block, conv(16, 16), *HEAD)) == ["1.1", "2"]
+
+    def test_what_goes_on_inside_at_other_sizes_comes_back(self):
+        class Hourglass(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.down, self.work, self.up = nn.AvgPool2d(4), nn.Conv2d(8, 8, 1), nn.Upsample(scale_factor=4)
+
+            def forward(self, x: Tensor) -> Tensor:
+                return x + self.up(self.work(self.down(x)))
+
+        assert names(nn.Sequential(conv(3, 8), Hourglass(), conv(8, 16, stride=2), *HEAD)) == ["1", "2"]
+
+    def test_the_norm_after_a_convolution_of_its_own_belongs_to_it(self):
+        """A stem of several convolutions, then BN-ReLU: no pre-activation."""
+        stem = nn.Sequential(conv(3, 8), nn.Conv2d(8, 16, 3, 1, 1))
+        assert names(nn.Sequential(stem, nn.BatchNorm2d(16), nn.ReLU(), *HEAD)) == ["2"]
+
+    def test_convolutions_without_padding_are_no_drop(self):
+        """30 and 28 are one resolution, 14 another."""
+        layers = [nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.MaxPool2d(2), nn.Conv2d(8, 16, 1)]
+        assert names(nn.Sequential(*layers, *HEAD)) == ["1", "3"]
+
+    def test_depth(self):
+        found = at.stages(nn.Sequential(conv(3, 8), nn.Sequential(conv(8, 8), conv(8, 16, stride=2)), *HEAD), images())
+        assert [(s.name, s.depth) for s in found] == [("1.0", 2), ("1.1", 3)]
+
+    @pytest.mark.parametrize("size", [(32, 32), (16, 32)])
+    def test_a_transformer_has_one_stage_its_last_block(self, size):
+        class Encoder(nn.Module):
+            """Says nothing of its class token or its patches."""
+
+            def __init__(self) -> None:
+                super().__init__()
+                self.patches, self.token = nn.Conv2d(3, 8, 4, 4), nn.Parameter(torch.zeros(1, 1, 8))
+                blocks = (nn.TransformerEncoderLayer(8, 2, 16, batch_first=True) for _ in range(2))
+                self.blocks = nn.Sequential(*blocks)
+                self.norm, self.fc = nn.LayerNorm(8), nn.Linear(8, 5)
+
+            def forward(self, x: Tensor) -> Tensor:
+                tokens = torch.cat([self.token.expand(len(x), -1, -1), self.patches(x).flatten(2).mT], 1)
+                return self.fc(self.norm(self.blocks(tokens))[:, 0])
+
+        (stage,) = at.stages(Encoder(), torch.randn(2, 3, *size))
+        assert (stage.name, stage.stride, stage.channels, stage.size) == ("blocks", 4, 8, (size[0] // 4, size[1] // 4))
+        assert stage.shape == ((2, 64, 8) if size == (32, 32) else (2, 8, 4, 8))
+
+    def test_a_network_for_another_image_size(self):
+        class Fixed(Small):
+            def forward(self, x: Tensor) -> Tensor:
+                assert x.shape[-1] == 32, "Input height (16) doesn't match model (32)."
+                return super().forward(x)
+
+        with pytest.raises(at.UserError, match=r"Fixed does not take images \(2, 3, 16, 16\): Input height"):
+            at.stages(Fixed(), images(16))

@@ -11,26 +11,26 @@ import sys
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from datetime import date
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor, nn
 
-from ..engine.decide import environment
-from ..engine.run import decisions_for
 from ..errors import UserError
-from ..recipe import Recipe
 from ..runs import replacing, write_json
-from ..taps import match_stages, stages, tap
+from ..taps import Stage, match_stages, stages, tap
 
 STUDENT = "resnet18"
-SECONDS = 60.0
+SECONDS = 300.0
 STEPS = ("traced", "read", "paired")
+RANGES = ("stages", "pairs")
+HEADINGS = ("family", "models", *STEPS, *RANGES)
 
 
 def bench_zoo(console: Console, file: Path | None, limit: int | None = None) -> None:
@@ -45,7 +45,7 @@ def bench_zoo(console: Console, file: Path | None, limit: int | None = None) -> 
 
     names = sample(timm.list_models(), limit)
     start = time.perf_counter()
-    found = []
+    found: list[dict[str, Any]] = []
     with _Worker() as worker, console.status("") as status:
         for name in names:
             status.update(f"{len(found)} of {len(names)}: {name}")
@@ -58,6 +58,10 @@ def bench_zoo(console: Console, file: Path | None, limit: int | None = None) -> 
         console.print(f"{failure['name']}: {failure['reason']}", markup=False, highlight=False)
     if file is None:
         return
+    from ..engine.decide import environment
+    from ..engine.run import decisions_for
+    from ..recipe import Recipe
+
     about = {
         "bench": "zoo",
         "date": date.today().isoformat(),
@@ -92,15 +96,11 @@ def family(name: str) -> str:
     return model_entrypoint(name).__module__.rpartition(".")[2]
 
 
-def examine(name: str, student: str = STUDENT) -> dict[str, Any]:
-    """{traced, read, paired, stages, reason} of one network, as a teacher of `student` on images of its own size."""
-    import timm
-
+def examine(name: str) -> dict[str, Any]:
+    """{traced, read, paired, stages, pairs, reason} of one network, as a teacher on images of its own size."""
     row: dict[str, Any] = {**dict.fromkeys(STEPS, False), "stages": 0, "pairs": 0, "reason": None}
     try:
-        with torch.device("meta"):
-            model, small = (timm.create_model(n, pretrained=False).eval() for n in (name, student))
-        x = torch.zeros(2, *model.pretrained_cfg["input_size"], device="meta")
+        model, x = _on_meta(name)
         teacher = stages(model, x)
         row |= {"traced": True, "stages": len(teacher)}
         with torch.no_grad(), tap(model, [s.name for s in teacher]) as tapped:
@@ -108,11 +108,24 @@ def examine(name: str, student: str = STUDENT) -> dict[str, Any]:
         if shapes != [s.shape for s in teacher]:
             raise UserError(f"tap reads {shapes}, stages() says {[s.shape for s in teacher]}")
         row["read"] = True
-        x = torch.zeros(2, 3, *x.shape[2:], device="meta")
-        row |= {"pairs": len(match_stages(stages(small, x), teacher)), "paired": True}
+        row |= {"pairs": len(match_stages(_student_stages(*x.shape[2:]), teacher)), "paired": True}
     except Exception as error:
         row["reason"] = f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"
     return row
+
+
+def _on_meta(name: str) -> tuple[nn.Module, Tensor]:
+    """A network without weights, in eval mode, and two of its images."""
+    import timm
+
+    with torch.device("meta"):
+        model: Any = timm.create_model(name, pretrained=False).eval()
+        return model, torch.zeros(2, *model.pretrained_cfg["input_size"])
+
+
+@cache
+def _student_stages(height: int, width: int) -> list[Stage]:
+    return stages(_on_meta(STUDENT)[0], torch.zeros(2, 3, height, width, device="meta"))
 
 
 def summary(found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -137,10 +150,6 @@ def _cells(row: dict[str, Any]) -> list[str]:
     return [row["name"], str(row["models"]), *(str(row[s]) for s in STEPS), *ranges]
 
 
-RANGES = ("stages", "pairs")
-HEADINGS = ("family", "models", "traced", "read", f"paired with {STUDENT}", "stages", "pairs")
-
-
 def _table(rows: Sequence[dict[str, Any]]) -> Table:
     table = Table(title="bench zoo", title_justify="left")
     for heading in HEADINGS:
@@ -154,16 +163,19 @@ def markdown(about: dict[str, Any]) -> str:
     """The page of a run: what was counted, on what, the table and the failures."""
     rows, failures = about["rows"], about["failures"]
     total = rows[-1]
-    share = "all" if total["models"] == about["of"] else f"{total['models']} of the {about['of']}, at equal distances,"
+    share = f"all {about['of']}"
+    if total["models"] < about["of"]:
+        share = f"{total['models']} of the {about['of']}, at equal distances in the list,"
     lines = [
         "# Which networks of timm can be a teacher",
         "",
-        f"Of {share} networks in timm {about['versions']['timm']}: the stages of {total['traced']} are found "
+        f"Networks of timm {about['versions']['timm']}, {share} looked at: the stages of {total['traced']} are found "
         f"(*traced*), `tap` gives features of the shapes that `stages` says for {total['read']} (*read*), and "
-        f"{total['paired']} have a stride in common with {about['student']} on images of the same size (*paired*).",
+        f"{total['paired']} have a stride in common with {about['student']} on images of the same size (*paired*). "
+        "*stages* and *pairs*: how many there are in a network, from the fewest to the most.",
         "",
         f"`{' '.join(about['command'])}` · {about['date']} · commit {str(about['commit'])[:12]} · "
-        f"{about['seconds'] / 60:.0f} minutes on one core of {about['hardware']['cpu']}",
+        f"{about['seconds'] / 60:.1f} minutes on a shared core of {about['hardware']['cpu']}",
         "",
         "Each at its default input size, batch 2, on the meta device: shapes, not values.",
         "",

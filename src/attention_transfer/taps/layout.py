@@ -153,8 +153,9 @@ def _token_layout(length: int, image: Size, hints: Hints) -> Layout | None:
             if 0 <= prefix <= max(PREFIX, hints.prefix or 0) and prefix < length:
                 return Layout("NLC", (height, width), prefix)
     known = () if hints.prefix is None else (hints.prefix,)
-    for exact in (True, False):
-        for prefix in (*known, *range(PREFIX + 1)):
+    # Where the stride is no whole number, the evidence is weak: nothing beyond a class token is looked for.
+    for exact, most in ((True, PREFIX), (False, 1)):
+        for prefix in (*known, *range(most + 1)):
             if (grid := _grid(length - prefix, image, exact)) is not None:
                 return Layout("NLC", grid, prefix)
     return None
@@ -173,9 +174,15 @@ def _grid(positions: int, image: Size, exact: bool) -> Size | None:
         if exact:
             if height % h == 0 and width % w == 0 and height // h == width // w:
                 return h, w
-        elif _fits((h, w), image):
+        elif _one_stride((h, w), image):
             return h, w
     return None
+
+
+def _one_stride(grid: Size, image: Size) -> bool:
+    """Whether one stride, rounded up or down, leads to both sides: H/(h+1) < s < H/(h−1), and so for the width."""
+    low = max(n / (k + 1) for n, k in zip(image, grid, strict=True))
+    return all(k <= n and low * (k - 1) < n for n, k in zip(image, grid, strict=True))
 
 
 def _prefix_tokens(module: nn.Module) -> int | None:

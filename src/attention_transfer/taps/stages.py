@@ -88,13 +88,14 @@ def _drops(found: Sequence[Stage]) -> list[Stage]:
 
 def _worked_out(root: Call, found: list[Call]) -> list[Call]:
     """Without those whose resolution only a pooling has made: no layer with weights put it out until there."""
-    first: dict[Size, int] = {}
+    first: dict[Size | None, int] = {}
     for call in root.descendants():
         if call.size is not None and call.weighted:
             first[call.size] = min(call.depth, first.get(call.size, call.depth))
     if not first:
         return found
-    return [c for c in found if c.size in first and first[c.size] <= c.depth]
+    # Windows are worked on at no size of the image's: then the layers inside count.
+    return [c for c in found if first.get(c.size, math.inf) <= c.depth or any(d.weighted for d in c.descendants())]
 
 
 def _feature_info(model: nn.Module, root: Call, traced: dict[Size, Call]) -> list[Call]:
