@@ -98,11 +98,47 @@ def test_only_bad_images_is_an_error_even_when_skipping(make_folder):
 def test_a_missing_val_may_be_cut_from_train(make_folder):
     root = make_folder(train=10)
     shutil.rmtree(root / "val")
-    with pytest.raises(UserError, match="has no folder val/: .*or cut it from train/ with val_split"):
-        open_data(f"folder:{root}")
     data = open_data(f"folder:{root}", val_split=0.2)
+    assert data.notes == ()
     assert torch.bincount(data.val.labels).tolist() == [2, 2] and len(data.train) == 16
     assert not set(data.train.files) & set(data.val.files)
+
+
+def test_a_missing_val_is_cut_from_train_for_every_seed_alike(make_folder):
+    root = make_folder(train=20)
+    shutil.rmtree(root / "val")
+    data = open_data(f"folder:{root}", seed=1)
+    assert torch.bincount(data.val.labels).tolist() == [2, 2] and torch.bincount(data.train.labels).tolist() == [18, 18]
+    assert not set(data.train.files) & set(data.val.files)
+    assert open_data(f"folder:{root}", seed=2).val.files == data.val.files
+    (note,) = data.notes
+    assert "has no validation images: 4 of its 40 training images (10% of each class" in note and "--val-split" in note
+
+
+def test_classes_directly_in_the_folder(make_folder):
+    root = make_folder(train=10)
+    shutil.rmtree(root / "val")
+    data = open_data(f"folder:{root / 'train'}")
+    assert data.classes == ("cat", "dog") and len(data.train) == 18 and len(data.val) == 2
+    assert data.val.files[0].startswith("cat/")
+
+
+@pytest.mark.parametrize("name", ["valid", "validation", "test"])
+def test_other_names_of_val(make_folder, name):
+    root = make_folder()
+    (root / "val").rename(root / name)
+    data = open_data(f"folder:{root}")
+    assert data.notes == () and data.val.files[0] == f"{name}/cat/0.png" and len(data.train) == 8
+
+
+def test_a_class_of_one_image_is_trained_on(make_folder):
+    root = make_folder(train=10)
+    shutil.rmtree(root / "val")
+    for i in range(1, 10):
+        (root / "train" / "dog" / f"{i}.png").unlink()
+    data = open_data(f"folder:{root}")
+    assert torch.bincount(data.train.labels).tolist() == [9, 1] and data.val.labels.tolist() == [0]
+    assert data.notes[1] == "warning: 1 class has a single image, which is trained on: nothing validates it"
 
 
 def test_val_split_needs_images_to_cut(make_folder):

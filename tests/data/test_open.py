@@ -49,6 +49,9 @@ def test_statistics_are_those_of_the_training_images():
         ("digits:here", {}, "digits is built in and takes no folder"),
         ("folder", {}, "names no place: expected folder:PATH"),
         ("parquet:", {}, "names no place: expected parquet:PATH"),
+        ("wds:", {}, "names no place: expected wds:PATTERN"),
+        ("hub", {}, "names no place: expected hub:OWNER/NAME"),
+        ("digits", {"stream": "of"}, "unknown stream setting 'of': expected one of auto, on, off; did you mean off"),
         ("folder:/no/such/place", {}, "/no/such/place does not exist; expected the data's folder"),
         ("cifar10:/no/such/place", {}, "/no/such/place does not exist; expected the folder that holds cifar10"),
         (
@@ -84,12 +87,27 @@ def test_a_file_is_no_folder(tmp_path):
 def test_too_large_a_set_is_refused_before_decoding(make_folder, monkeypatch):
     root = make_folder()
     monkeypatch.setattr("attention_transfer.data.decode.available_memory", lambda: 10**6)
-    monkeypatch.setattr("attention_transfer.data.folder.decode_into", lambda *_: pytest.fail("decoded"))
-    with pytest.raises(UserError, match=r"12 images of 224x224 take 0.00 GiB|lower image_size"):
-        open_data(f"folder:{root}", image_size=224)
+    monkeypatch.setattr("attention_transfer.data.reader.decode_into", lambda *_: pytest.fail("decoded"))
+    with pytest.raises(UserError, match=r"12 images of 224x224 take 0.00 GiB.*lower image_size.*--stream on"):
+        open_data(f"folder:{root}", image_size=224, stream="off")
+
+
+def test_what_does_not_fit_is_streamed(make_folder, monkeypatch):
+    root = make_folder()
+    size = 12 * 224 * 224 * 3
+    assert open_data(f"folder:{root}", image_size=224, memory=size - 1).streamed
+    assert not open_data(f"folder:{root}", image_size=224, memory=size).streamed
+    monkeypatch.setattr("attention_transfer.data.decode.available_memory", lambda: 10**6)
+    assert open_data(f"folder:{root}", image_size=224).streamed
+    assert open_data(f"folder:{root}", stream="on").streamed and not open_data(f"folder:{root}").streamed
+
+
+def test_what_is_in_memory_anyway_cannot_be_streamed():
+    with pytest.raises(UserError, match="digits is in memory as it is read and cannot be streamed"):
+        open_data("digits", stream="on")
 
 
 def test_known_specs_open_themselves():
     assert [spec.partition(":")[0].partition("[")[0] for spec in opening.SPECS] == [
-        "digits", "cifar10", "cifar100", "folder", "parquet"
+        "digits", "cifar10", "cifar100", "folder", "parquet", "wds", "hub"
     ]  # fmt: skip

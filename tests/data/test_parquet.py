@@ -82,6 +82,29 @@ def test_plain_binary_and_any_names_without_metadata(write, encoded):
     assert data.classes == ("0", "1", "2", "3") and data.train.labels.tolist() == [0, 3, 1]
 
 
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())])
+def test_words_as_labels(write, kind):
+    """A number that is no label (an id) does not win over words that are."""
+    columns = {"label": pa.array(["cat", "ant", "cat", "bee"], pa.string()).cast(kind), "id": [7, 8, 9, 10]}
+    write("train-0.parquet", names=None, **columns)
+    root = write("val-0.parquet", labels=[0], names=None, label=pa.array(["bee"]))
+    data = open_data(f"parquet:{root}")
+    assert data.classes == ("ant", "bee", "cat") and data.train.labels.tolist() == [2, 0, 2, 1]
+    assert data.val.labels.tolist() == [1]
+    write("val-0.parquet", labels=[0], names=None, label=pa.array(["dog"]))
+    with pytest.raises(UserError, match=r"val-0.parquet, row 0: the label 'dog' is none of the 3 classes"):
+        open_data(f"parquet:{root}")
+
+
+def test_images_that_are_named_by_their_path(write, picture):
+    root = write("train-0.parquet", image=[{"bytes": None, "path": f"{i}.png"} for i in range(4)])
+    write("val-0.parquet")
+    for i in range(4):
+        picture(seed=50 + i).save(root / f"{i}.png")
+    data = open_data(f"parquet:{root}")
+    assert np.array_equal(data.train.images[2].numpy(), np.asarray(picture(seed=52)))
+
+
 def test_the_column_called_label_wins_over_other_numbers(write):
     write("train-0.parquet", names=None, width=[8] * 4)
     root = write("val-0.parquet", names=None, width=[8] * 4)
@@ -93,6 +116,7 @@ def test_the_column_called_label_wins_over_other_numbers(write):
     [
         ({"image": None, "names": None}, r"has no image column \(its columns: label\)"),
         ({"label": None, "names": None}, r"has no label column \(its columns: image\)"),
+        ({"label": None, "names": None, "a": ["x"] * 4, "b": ["y"] * 4}, "several columns of words"),
         ({"label": None, "names": None, "a": [1] * 4, "b": [2] * 4}, "several columns of whole numbers"),
         ({"labels": (0, 1, 3, 0)}, r"train-0.parquet, row 2: the label 3 is out of range, expected 0 to 2"),
         ({"labels": (0, -1, 1, 0)}, r"train-0.parquet, row 1: the label -1 is out of range"),
@@ -133,10 +157,38 @@ def test_missing_and_damaged_files(write, tmp_path):
     with pytest.raises(UserError, match="holds no train-"):
         open_data(f"parquet:{tmp_path}")
     root = write("train-0.parquet", labels=[0, 1] * 10)
-    with pytest.raises(UserError, match="holds no validation-.*val_split"):
-        open_data(f"parquet:{root}")
+    assert len(open_data(f"parquet:{root}").val) == 2
     assert len(open_data(f"parquet:{root}", val_split=0.2).val) == 4
     whole = (root / "train-0.parquet").read_bytes()
     (root / "train-0.parquet").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UserError, match="cannot read .*train-0.parquet .*expected a whole parquet file"):
         open_data(f"parquet:{root}")
+
+
+def test_a_stream_reads_a_window_of_row_groups_at_a_time(write, monkeypatch):
+    from attention_transfer.data import Stream, make_transform, parquet
+
+    write("train-0.parquet", labels=[i % 3 for i in range(24)], group=3)
+    root = write("val-0.parquet")
+    monkeypatch.setattr(parquet, "WINDOW_BYTES", 1)
+    data = open_data(f"parquet:{root}", stream="on")
+    resident = open_data(f"parquet:{root}")
+    assert data.mean == resident.mean and data.std == resident.std
+    reader = data.train.reader
+    opened, read = reader._values, []
+
+    def counted(group):
+        if group not in reader._kept:
+            read.append(group)
+        return opened(group)
+
+    monkeypatch.setattr(reader, "_values", counted)
+    maker = Stream(data.train, make_transform("crop", 8, 0, False, (0.08, 1), (1, 1)))
+    plan = maker.epoch(0, 0, 6)
+    for step in range(len(plan)):
+        x, y = maker.batch(plan, step)
+        chosen = plan.order[6 * step : 6 * step + 6]
+        assert torch.equal(x, resident.train.batch(chosen)) and torch.equal(y, resident.train.labels[chosen])
+    # Each group once, though no more than one is kept; in an order that the next epoch does not repeat.
+    assert sorted(read[-8:]) == list(range(8)) and len(read) <= 9
+    assert not torch.equal(plan.order, maker.epoch(0, 1, 6).order)

@@ -15,7 +15,8 @@ from .images import ImageSet, seeded
 class EpochPlan:
     """All that an epoch draws: `order`, `dy`, `dx` (N,) int64 and `flip` (N,) bool; `len(plan)` counts the batches.
 
-    `dy` and `dx` are the crop's top left corner in the padded image, in [0, 2 * crop_padding].
+    `dy` and `dx` are the crop's top left corner in the padded image, in [0, 2 * crop_padding]; `noise` (N,) int64 seeds
+    the transform of each image where images are streamed.
     """
 
     order: Tensor
@@ -24,6 +25,7 @@ class EpochPlan:
     flip: Tensor
     batch_size: int
     drop_last: bool = True
+    noise: Tensor | None = None
 
     def __len__(self) -> int:
         whole, rest = divmod(len(self.order), self.batch_size)
@@ -37,36 +39,32 @@ class Augment:
     Raises `UserError` where `crop_padding` is not below the image's height and width.
     """
 
+    # Each process makes whole batches, of which the loop takes its share: making them costs next to nothing.
+    shares = False
+
     def __init__(self, images: ImageSet, crop_padding: int = 4, flip: bool = True) -> None:
         height, width = images.image_size
-        if not 0 <= crop_padding < min(height, width):
-            raise UserError(
-                f"crop_padding is {crop_padding}, but reflection needs 0 <= crop_padding < {min(height, width)} "
-                f"for images of {height}x{width}: choose a smaller crop_padding"
-            )
+        check_padding(crop_padding, height, width)
         self.images = images
         self.crop_padding = crop_padding
         self.flip = flip
         device = images.images.device
         self._pixels = images.images.view(-1, 3)
         # For each offset, which source row (or column) each output row (or column) reads: a batch only looks these up.
-        self._rows = (_reflected(height, crop_padding) * width).to(device)
-        columns = _reflected(width, crop_padding)
+        self._rows = (reflected(height, crop_padding) * width).to(device)
+        columns = reflected(width, crop_padding)
         self._columns = torch.stack([columns, columns.flip(1)]).to(device)
 
     def epoch(self, seed: int, epoch: int, batch_size: int, drop_last: bool = True) -> EpochPlan:
         """Draws one epoch from a CPU generator seeded by (seed, epoch), then moves it to the images' device."""
-        if batch_size < 1:
-            raise UserError(f"batch_size must be at least 1, got {batch_size}: choose a larger batch_size")
-        if not len(self.images):
-            raise UserError("cannot plan an epoch of a set without images: open data that has some")
-        count, device = len(self.images), self.images.images.device
-        generator = seeded(seed, epoch)
-        order = torch.randperm(count, generator=generator)
-        dy = torch.randint(0, 2 * self.crop_padding + 1, (count,), generator=generator)
-        dx = torch.randint(0, 2 * self.crop_padding + 1, (count,), generator=generator)
-        flip = torch.rand(count, generator=generator) < (0.5 if self.flip else 0.0)
-        return EpochPlan(order.to(device), dy.to(device), dx.to(device), flip.to(device), batch_size, drop_last)
+        device = self.images.images.device
+        plan = draw_epoch(len(self.images), self.crop_padding, self.flip, seeded(seed, epoch), batch_size, drop_last)
+        order, dy, dx, flip = (drawn.to(device) for drawn in (plan.order, plan.dy, plan.dx, plan.flip))
+        return EpochPlan(order, dy, dx, flip, batch_size, drop_last)
+
+    def describe(self, batch_size: int) -> str:
+        """Where the images are, in a few words."""
+        return "images in memory"
 
     def batch(self, plan: EpochPlan, step: int) -> tuple[Tensor, Tensor]:
         """Batch `step` of `plan`: images uint8 (B, 3, H, W), channels_last in memory, and labels int64 (B,)."""
@@ -83,7 +81,41 @@ class Augment:
         return x.permute(0, 3, 1, 2), self.images.labels.index_select(0, chosen)
 
 
-def _reflected(length: int, padding: int) -> Tensor:
+def check_padding(crop_padding: int, height: int, width: int) -> None:
+    """Raises `UserError` where images of this size cannot be mirrored so far."""
+    if not 0 <= crop_padding < min(height, width):
+        raise UserError(
+            f"crop_padding is {crop_padding}, but reflection needs 0 <= crop_padding < {min(height, width)} "
+            f"for images of {height}x{width}: choose a smaller crop_padding"
+        )
+
+
+def draw_epoch(
+    count: int,
+    crop_padding: int,
+    flip: bool,
+    generator: torch.Generator,
+    batch_size: int,
+    drop_last: bool,
+    order: Tensor | None = None,
+) -> EpochPlan:
+    """All that an epoch of `count` images draws, on the CPU; `order` (count,) takes the place of the drawn one.
+
+    Raises `UserError` for an epoch without images.
+    """
+    if batch_size < 1:
+        raise UserError(f"batch_size must be at least 1, got {batch_size}: choose a larger batch_size")
+    if not count:
+        raise UserError("cannot plan an epoch of a set without images: open data that has some")
+    order = torch.randperm(count, generator=generator) if order is None else order
+    dy = torch.randint(0, 2 * crop_padding + 1, (count,), generator=generator)
+    dx = torch.randint(0, 2 * crop_padding + 1, (count,), generator=generator)
+    flips = torch.rand(count, generator=generator) < (0.5 if flip else 0.0)
+    noise = torch.randint(0, 1 << 31, (count,), generator=generator)
+    return EpochPlan(order, dy, dx, flips, batch_size, drop_last, noise)
+
+
+def reflected(length: int, padding: int) -> Tensor:
     """Source positions (2 * padding + 1, length) of a crop at each offset, mirrored without repeating the edge."""
     position = torch.arange(2 * padding + 1)[:, None] + torch.arange(length) - padding
     last = length - 1

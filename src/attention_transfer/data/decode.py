@@ -28,10 +28,15 @@ Encoded = Path | bytes | None
 
 
 def decode_into(
-    out: NDArray[np.uint8], encoded: Sequence[Encoded], name: Callable[[int], str], on_bad_image: str
+    out: NDArray[np.uint8],
+    encoded: Sequence[Encoded],
+    name: Callable[[int], str],
+    on_bad_image: str,
+    shorter: int | None = None,
 ) -> NDArray[np.int64]:
     """Decodes into `out` (N, size, size, 3); returns each image's upright width and height (N, 2), 0 0 for a bad one.
 
+    The shorter side is brought to `shorter` pixels (to `size` where it is None), then the centre is cut out.
     `name(i)` says where image i is. Raises `UserError` for the first bad image unless `on_bad_image` is "skip".
     """
     sizes = np.zeros((len(encoded), 2), dtype=np.int64)
@@ -39,17 +44,13 @@ def decode_into(
     def work(start: int) -> None:
         for i in range(start, min(start + _CHUNK, len(encoded))):
             try:
-                sizes[i] = _decode_one(out[i], encoded[i])
+                sizes[i] = decode_centre(out[i], encoded[i], shorter)
             except MemoryError:
                 raise
             except Exception as error:
                 # Pillow's decoders raise nearly anything on damaged input (OSError, SyntaxError, zlib.error, ...).
                 if on_bad_image != "skip":
-                    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-                    raise UserError(
-                        f"cannot read the image {name(i)} ({reason}): expected a whole image; "
-                        'replace or delete it, or set on_bad_image to "skip"'
-                    ) from error
+                    raise UserError(unreadable(name(i), error)) from error
 
     # Pillow decodes and resizes outside of the interpreter's lock.
     pool = ThreadPoolExecutor(max_workers=os.cpu_count())
@@ -61,19 +62,36 @@ def decode_into(
     return sizes
 
 
-def _decode_one(out: NDArray[np.uint8], encoded: Encoded) -> tuple[int, int]:
+def unreadable(place: str, error: Exception) -> str:
+    """What is said of a bad image: one line."""
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return (
+        f"cannot read the image {place} ({reason}): expected a whole image; "
+        'replace or delete it, or set on_bad_image to "skip"'
+    )
+
+
+def decode_centre(out: NDArray[np.uint8], encoded: Encoded, shorter: int | None = None) -> tuple[int, int]:
+    """One image into `out` (size, size, 3), resized and its centre cut; its upright width and height."""
     from PIL import Image
 
-    if encoded is None:
-        raise ValueError("it has no bytes")
-    with Image.open(io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded) as image:
-        picture = _upright(to_rgb(image), image)
+    with open_image(encoded) as image:
+        picture = turned(to_rgb(image), image)
     width, height = picture.size
-    new_width, new_height, left, top = fit(width, height, len(out))
+    new_width, new_height, left, top = fit(width, height, len(out), shorter)
     if picture.size != (new_width, new_height):
         picture = picture.resize((new_width, new_height), Image.Resampling.BILINEAR)
     out[:] = np.asarray(picture)[top : top + len(out), left : left + len(out)]
     return width, height
+
+
+def open_image(encoded: Encoded) -> Image.Image:
+    """The image with its header read, its pixels not yet."""
+    from PIL import Image
+
+    if encoded is None:
+        raise ValueError("it has no bytes")
+    return Image.open(io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -93,7 +111,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _upright(picture: Image.Image, image: Image.Image) -> Image.Image:
+def turned(picture: Image.Image, image: Image.Image) -> Image.Image:
     """Turns the picture as its file's EXIF orientation says."""
     from PIL import Image
 
@@ -107,11 +125,12 @@ def _upright(picture: Image.Image, image: Image.Image) -> Image.Image:
         7: turn.TRANSVERSE,
         8: turn.ROTATE_90,
     }
-    method = turns.get(_orientation(image))
+    method = turns.get(orientation(image))
     return picture if method is None else picture.transpose(method)
 
 
-def _orientation(image: Image.Image) -> Any:
+def orientation(image: Image.Image) -> Any:
+    """The number of EXIF's orientation, 1 where nothing is to be turned."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -121,20 +140,22 @@ def _orientation(image: Image.Image) -> Any:
         return 1
 
 
-def fit(width: int, height: int, size: int) -> tuple[int, int, int, int]:
-    """New width and height with the shorter side at `size`, and the left and top of the centre crop."""
-    short = min(width, height)
-    new_width, new_height = max(size, width * size // short), max(size, height * size // short)
+def fit(width: int, height: int, size: int, shorter: int | None = None) -> tuple[int, int, int, int]:
+    """New width and height with the shorter side at `shorter` (or `size`), and the left and top of the centre crop."""
+    short, side = min(width, height), shorter or size
+    new_width, new_height = max(side, width * side // short), max(side, height * side // short)
     return new_width, new_height, (new_width - size) // 2, (new_height - size) // 2
 
 
-def fit_boxes(boxes: NDArray[np.int64], sizes: NDArray[np.int64], size: int) -> NDArray[np.int64]:
+def fit_boxes(
+    boxes: NDArray[np.int64], sizes: NDArray[np.int64], size: int, shorter: int | None = None
+) -> NDArray[np.int64]:
     """Boxes (N, 4) of images with width and height `sizes` (N, 2) after `fit`; 0 0 0 0 where nothing is left of one."""
     fitted = np.zeros_like(boxes)
     for i, ((x0, y0, x1, y1), (width, height)) in enumerate(zip(boxes.tolist(), sizes.tolist(), strict=True)):
         if x1 <= x0 or y1 <= y0 or not width:
             continue
-        new_width, new_height, left, top = fit(width, height, size)
+        new_width, new_height, left, top = fit(width, height, size, shorter)
         # Outwards to whole pixels, in whole numbers so that nothing is lost to rounding.
         new = (
             max(x0 * new_width // width - left, 0),
@@ -176,8 +197,14 @@ def check_memory(where: str, count: int, size: int) -> None:
         raise UserError(
             f"{where}: {count} images of {size}x{size} take {needed / 2**30:.2f} GiB decoded, expected at most "
             f"{MEMORY_SHARE:.0%} of the {free / 2**30:.2f} GiB of free memory; "
-            "lower image_size, limit_train or limit_val"
+            "lower image_size, limit_train or limit_val, or stream them (--stream on)"
         )
+
+
+def memory_share() -> int | None:
+    """Bytes that decoded images may take, or None where the system does not say."""
+    free = available_memory()
+    return None if free is None else int(MEMORY_SHARE * free)
 
 
 def available_memory() -> int | None:

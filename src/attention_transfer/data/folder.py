@@ -1,4 +1,4 @@
-"""`folder:PATH`: train/ and val/ with a folder of image files a class."""
+"""`folder:PATH`: train/ and val/, or PATH itself, with a folder of image files a class."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
-from .decode import decode_into, default_size, fit_boxes
-from .images import ImageSet
-from .source import Source, Split, without_bad
+from .reader import FileReader
+from .source import Source, Split
+from .stream import StreamSet
 
 # torchvision.datasets.folder.IMG_EXTENSIONS
 EXTENSIONS = frozenset((".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"))
+VAL_FOLDERS = ("val", "valid", "validation", "test")
 BOX_COLUMNS = ("file", "x_min", "y_min", "x_max", "y_max")
 NO_BOX = (0, 0, 0, 0)
 
@@ -28,34 +29,43 @@ def open_folder(path: Path, image_size: int | None, on_bad_image: str, want_val:
     Optional files: `classes.csv` (class folder, readable name) and `boxes.csv` (file, x_min, y_min, x_max, y_max in
     pixels of the upright image, both ends within the box). Raises `UserError` for missing, empty or unequal folders.
     """
-    folders = class_folders(path, "train")
-    files, labels = list_files(path, "train", folders)
-    size = image_size or default_size(files)
+    val_part = next((name for name in VAL_FOLDERS if (path / name).is_dir()), None)
+    train_part = "train"
+    if val_part is None and not (path / "train").is_dir() and _holds_classes(path):
+        train_part = "."
+    folders = class_folders(path, train_part)
     names = _class_names(path / "classes.csv")
     classes = tuple(names.get(folder, folder) for folder in folders)
     boxes = read_boxes(path / "boxes.csv")
 
-    def split(files: list[Path], labels: Tensor) -> Split:
-        def load(indices: Tensor) -> tuple[ImageSet, int]:
-            chosen = [files[i] for i in indices.tolist()]
-            return _decode(path, chosen, labels[indices], classes, boxes, size, on_bad_image)
+    def read(part: str, size: int | None) -> StreamSet:
+        files, labels = list_files(path, part, folders)
+        reader = FileReader(path, files)
+        if boxes is not None:
+            known = [boxes.get(reader.file(i), NO_BOX) for i in range(len(reader))]
+            reader.boxes = np.array(known, dtype=np.int64).reshape(-1, 4)
+        return StreamSet.whole(reader, labels, classes, size or reader.usual_size(), on_bad_image)
 
-        return Split(labels, load)
+    train = read(train_part, image_size)
+    if not want_val or val_part is None:
+        return Source(classes, train.size, Split.read(train), None)
+    _check_same_classes(path, folders, val_part)
+    return Source(classes, train.size, Split.read(train), Split.read(read(val_part, train.size)))
 
-    train = split(files, labels)
-    if not want_val:
-        return Source(classes, size, train, None)
-    _check_same_classes(path, folders)
-    return Source(classes, size, train, split(*list_files(path, "val", folders)))
+
+def _holds_classes(path: Path) -> bool:
+    """Whether folders directly in `path` hold images."""
+    return any(
+        file.suffix.lower() in EXTENSIONS for folder in path.iterdir() if folder.is_dir() for file in folder.iterdir()
+    )
 
 
 def class_folders(path: Path, part: str) -> list[str]:
     """Sorted names of the class folders in `path`/`part`."""
     folder = path / part
     if not folder.is_dir():
-        advice = "or cut it from train/ with val_split" if part == "val" else "or check the path"
         raise UserError(
-            f"{path} has no folder {part}/: expected train/ and val/ with a folder a class; add it, {advice}"
+            f"{path} has no folder {part}/: expected train/ and val/ with a folder a class; add it, or check the path"
         )
     found = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     if not found:
@@ -80,17 +90,17 @@ def list_files(path: Path, part: str, folders: list[str]) -> tuple[list[Path], T
     return files, torch.repeat_interleave(torch.arange(len(folders)), torch.tensor(counts))
 
 
-def _check_same_classes(path: Path, folders: list[str]) -> None:
-    present = class_folders(path, "val")
+def _check_same_classes(path: Path, folders: list[str], part: str) -> None:
+    present = class_folders(path, part)
     for name in folders:
         if name not in present:
             raise UserError(
-                f"{path / 'val'} lacks the class folder {name!r} of train/: expected the same; add or remove it"
+                f"{path / part} lacks the class folder {name!r} of train/: expected the same; add or remove it"
             )
     for name in present:
         if name not in folders:
             raise UserError(
-                f"{path / 'val'} has a class folder {name!r} that train/ lacks: expected the same; remove it"
+                f"{path / part} has a class folder {name!r} that train/ lacks: expected the same; remove it"
             )
 
 
@@ -124,23 +134,3 @@ def read_boxes(path: Path) -> Boxes | None:
             # In the file both ends belong to the box (a whole 64-pixel image is 0 to 63).
             boxes[row["file"].replace("\\", "/")] = (x0, y0, x1 + 1, y1 + 1)
     return boxes
-
-
-def _decode(
-    path: Path,
-    files: list[Path],
-    labels: Tensor,
-    classes: tuple[str, ...],
-    boxes: Boxes | None,
-    size: int,
-    on_bad_image: str,
-) -> tuple[ImageSet, int]:
-    out = np.empty((len(files), size, size, 3), dtype=np.uint8)
-    sizes = decode_into(out, files, lambda i: str(files[i]), on_bad_image)
-    names = tuple(file.relative_to(path).as_posix() for file in files)
-    fitted = None
-    if boxes is not None:
-        known = np.array([boxes.get(name, NO_BOX) for name in names], dtype=np.int64).reshape(-1, 4)
-        fitted = torch.from_numpy(fit_boxes(known, sizes, size))
-    images = ImageSet(torch.from_numpy(out), labels, classes, fitted, names)
-    return without_bad(images, sizes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -26,6 +27,8 @@ class ImageSet:
     classes: tuple[str, ...]
     boxes: Tensor | None = None
     files: tuple[str, ...] | None = None
+    # The bad images of a set are left out when it is decoded; those of a `StreamSet` are found later.
+    bad: ClassVar[frozenset[int]] = frozenset()
 
     def __post_init__(self) -> None:
         if self.images.dtype != torch.uint8 or self.images.ndim != 4 or self.images.shape[-1] != 3:
@@ -73,31 +76,6 @@ class ImageSet:
             where = torch.as_tensor(indices, dtype=torch.int64, device=self.images.device)
             chosen = self.images.index_select(0, where)
         return chosen.permute(0, 3, 1, 2)
-
-
-@dataclass(frozen=True, eq=False)
-class Dataset:
-    """Training and validation images of one spec; `mean` and `std` are those of the training images, in [0, 1] units.
-
-    `skipped` counts the unreadable images that were left out (`on_bad_image="skip"`).
-    """
-
-    spec: str
-    train: ImageSet
-    val: ImageSet
-    mean: Triple
-    std: Triple
-    skipped: int = 0
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """The names of the classes, by label."""
-        return self.train.classes
-
-    @property
-    def image_size(self) -> tuple[int, int]:
-        """Height and width in pixels."""
-        return self.train.image_size
 
 
 def balanced_subset(labels: Tensor, n: int, seed: int) -> Tensor:

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from ..errors import UserError, check_choice, nearest
-from .decode import ON_BAD_IMAGE, check_memory
-from .images import Dataset, ImageSet, balanced_subset, channel_statistics, stratified_split
+from .dataset import STATISTICS_IMAGES, Dataset
+from .decode import ON_BAD_IMAGE, check_memory, memory_share
+from .images import ImageSet, balanced_subset, channel_statistics, seeded, stratified_split
 from .source import Source, Split
+from .stream import StreamSet, shuffled_blocks
 
-SPECS = ("digits", "cifar10[:FOLDER]", "cifar100[:FOLDER]", "folder:PATH", "parquet:PATH")
+SPECS = (
+    "digits", "cifar10[:FOLDER]", "cifar100[:FOLDER]", "folder:PATH", "parquet:PATH", "wds:PATTERN", "hub:OWNER/NAME",
+)  # fmt: skip
+STREAM = ("auto", "on", "off")
+VAL_SPLIT = 0.1
 
 
 def open_data(
@@ -23,15 +31,25 @@ def open_data(
     val_split: float | None = None,
     seed: int = 0,
     on_bad_image: str = "error",
+    stream: str = "auto",
+    workers: int = 0,
+    val_resize: float = 1.0,
+    memory: int | None = None,
 ) -> Dataset:
-    """Decodes the images named by `spec` once, as uint8 tensors (N, image_size, image_size, 3).
+    """The images named by `spec`: decoded once, as uint8 tensors (N, image_size, image_size, 3), or streamed.
+
+    With `stream="auto"` they are streamed, by so many `workers`, where decoded they would not fit the memory that is
+    free (nor `memory` bytes, where a device has less). The shorter side of an image is brought to `image_size` and the
+    centre is cut out; that of validation images in files, to `val_resize` times as much.
 
     `val_split` cuts that fraction of every class from the training images and takes it in place of the validation
-    images; `limit_train` and `limit_val` keep so many images, balanced over the classes; `seed` draws what is
-    trained on; the validation subset is the same for every seed, so that runs can be compared.
-    `on_bad_image="skip"` leaves unreadable images out and counts them. Raises `UserError` for what cannot be opened.
+    images (without it, a tenth is cut from data that has none, the same for every seed); `limit_train` and `limit_val`
+    keep so many images, balanced over the classes; `seed` draws what is trained on; the validation subset is the same
+    for every seed, so that runs can be compared. `on_bad_image="skip"` leaves unreadable images out and counts them.
+    Raises `UserError` for what cannot be opened.
     """
     check_choice("on_bad_image", on_bad_image, ON_BAD_IMAGE)
+    check_choice("stream setting", stream, STREAM)
     for name, value in (("image_size", image_size), ("limit_train", limit_train), ("limit_val", limit_val)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise UserError(f"{name} must be a whole number of at least 1, got {value!r}: give such a number or none")
@@ -40,19 +58,67 @@ def open_data(
 
     source = _open_source(spec, image_size, on_bad_image, want_val=val_split is None)
     train, val = source.train, source.val
-    if val_split is not None:
-        rest, cut = stratified_split(train.labels, val_split, seed)
-        if not len(cut):
-            raise UserError(f"{spec}: val_split needs a class with at least 2 training images, found none: add images")
-        train, val = train.at(rest), train.at(cut)
-    assert val is not None, "an opener leaves val out only where it is not wanted"
-    train, val = _limited(train, limit_train, seed), _limited(val, limit_val, 0)
+    notes: list[str] = []
+    if val is None or val_split is not None:
+        train, val, notes = _cut(spec, train, val_split, seed)
+    train, val = _limited(train, limit_train, seed), _limited(val.enlarged(val_resize), limit_val, 0)
 
-    check_memory(spec, len(train.labels) + len(val.labels), source.size)
+    count = len(train.labels) + len(val.labels)
+    if _streamed(spec, stream, train, count * source.size**2 * 3, memory):
+        assert train.stream is not None, "`_streamed` says so"
+        assert val.stream is not None, "both come from the same files"
+        looked_at = train.at(_sample(train.stream))
+        mean, std = channel_statistics(_load(spec, "training", looked_at)[0].images)
+        train_set, val_set = replace(train.stream, workers=workers), replace(val.stream, workers=workers)
+        return Dataset(spec, train_set, val_set, mean, std, source.skipped, tuple(notes))
+    check_memory(spec, count, source.size)
     train_images, train_skipped = _load(spec, "training", train)
     val_images, val_skipped = _load(spec, "validation", val)
     mean, std = source.statistics or channel_statistics(train_images.images)
-    return Dataset(spec, train_images, val_images, mean, std, train_skipped + val_skipped)
+    skipped = source.skipped + train_skipped + val_skipped
+    return Dataset(spec, train_images, val_images, mean, std, skipped, tuple(notes))
+
+
+def _cut(spec: str, train: Split, val_split: float | None, seed: int) -> tuple[Split, Split, list[str]]:
+    """Training and validation images from the training images, and what is to be said of it."""
+    notes = []
+    # What nobody asked for is the same for every seed, so that runs can be compared and no student is judged by images
+    # that its teacher has seen.
+    share, seed = (VAL_SPLIT, 0) if val_split is None else (val_split, seed)
+    rest, cut = stratified_split(train.labels, share, seed)
+    if not len(cut):
+        raise UserError(f"{spec}: val_split needs a class with at least 2 training images, found none: add images")
+    if val_split is None:
+        notes.append(
+            f"{spec} has no validation images: {len(cut)} of its {len(train.labels)} training images ({share:.0%} of "
+            "each class, the same for every seed) validate instead; --val-split says how many"
+        )
+    alone = int((torch.bincount(train.labels) == 1).sum())
+    if alone:
+        one = "1 class has a single image, which" if alone == 1 else f"{alone} classes have a single image, which"
+        notes.append(f"warning: {one} is trained on: nothing validates it")
+    return train.at(rest), train.at(cut), notes
+
+
+def _sample(images: StreamSet) -> Tensor:
+    """Sorted indices of `STATISTICS_IMAGES` images, of as few blocks as can be where they are read in blocks."""
+    if images.reader.blocks is None:
+        return balanced_subset(images.labels, STATISTICS_IMAGES, 0)
+    return shuffled_blocks(images.reader.blocks[images.rows], 1, seeded(0))[:STATISTICS_IMAGES].sort().values
+
+
+def _streamed(spec: str, stream: str, train: Split, needed: int, memory: int | None) -> bool:
+    if stream == "off":
+        return False
+    if stream == "on":
+        if train.stream is None:
+            raise UserError(
+                f"{spec} is in memory as it is read and cannot be streamed: expected images in files; "
+                "leave --stream (and --augment imagenet) out"
+            )
+        return True
+    room = [bytes for bytes in (memory_share(), memory) if bytes is not None]
+    return train.stream is not None and bool(room) and needed > min(room)
 
 
 def _open_source(spec: str, image_size: int | None, on_bad_image: str, want_val: bool) -> Source:
@@ -82,6 +148,17 @@ def _open_source(spec: str, image_size: int | None, on_bad_image: str, want_val:
         from .parquet import open_parquet
 
         return open_parquet(path, image_size, on_bad_image, want_val)
+    if kind in ("wds", "hub"):
+        if not place:
+            expected = next(known for known in SPECS if known.startswith(kind))
+            raise UserError(f"data {spec!r} names no place: expected {expected}; add it")
+        if kind == "wds":
+            from .wds import open_wds
+
+            return open_wds(place, image_size, on_bad_image, want_val)
+        from .hub import open_hub
+
+        return open_hub(place, image_size, on_bad_image, want_val)
     kinds = [known.partition("[")[0].partition(":")[0] for known in SPECS]
     hint = nearest(kind, kinds)
     if not hint and Path(spec).expanduser().is_dir():

@@ -3,34 +3,41 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
 from ..errors import UserError
-from .decode import Encoded, decode_into, default_size
-from .images import ImageSet
-from .source import Source, Split, without_bad
+from .decode import Encoded, default_size
+from .labels import Labels, class_names, numbered
+from .reader import Chosen, Reader
+from .source import Source, Split
+from .stream import StreamSet
 
 # Where a data set has both, `test` often comes without labels.
 VAL_NAMES = ("validation", "val", "test")
 IMAGE_NAMES = ("image", "img")
-LABEL_NAMES = ("label", "labels", "fine_label")
+LABEL_NAMES = ("label", "labels", "fine_label", "class", "target", "category")
+# A process keeps the row groups that it reads by turns; a window of them is as much as this.
+WINDOW_BYTES = 256 << 20
+HEADERS = 256
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The columns to read; `classes` is empty where the files name none."""
+    """The columns to read, and whether labels are words; `classes` is empty where the files name none."""
 
     image: str
     label: str
     classes: tuple[str, ...]
+    words: bool
 
 
 def open_parquet(
@@ -38,34 +45,26 @@ def open_parquet(
 ) -> Source:
     """Reads labels at once and images when they are wanted, from train-*.parquet and validation-* or test-*.
 
-    `label` names the label column; without it, it is found by type. Raises `UserError` for missing files or columns
-    and for labels out of range.
+    `label` names the label column; without it, it is found by type. Labels that are words become classes in
+    alphabetical order. Raises `UserError` for missing files or columns and for labels out of range.
     """
     folder = parquet_folder(path)
     if folder is None:
         raise UserError(f"{path} holds no train-*.parquet: expected Hugging Face's layout; check the path")
     train_files = part_files(folder, "train")
     layout = find_layout(train_files[0], label)
-    train_labels = read_labels(train_files, layout, len(layout.classes) or None)
-    classes = layout.classes or tuple(str(i) for i in range(int(train_labels.max()) + 1))
-    size = image_size or default_size(_first_images(train_files, layout))
-
-    def split(files: list[Path], labels: Tensor) -> Split:
-        def load(indices: Tensor) -> tuple[ImageSet, int]:
-            return _decode(files, layout, labels, indices, classes, size, on_bad_image)
-
-        return Split(labels, load)
-
-    train = split(train_files, train_labels)
-    if not want_val:
-        return Source(classes, size, train, None)
-    val_files = next((found for name in VAL_NAMES if (found := part_files(folder, name))), None)
-    if val_files is None:
-        raise UserError(
-            f"{folder} holds no validation-*.parquet, val-*.parquet or test-*.parquet: expected one beside train; "
-            "add it, or cut it from train with val_split"
-        )
-    return Source(classes, size, train, split(val_files, read_labels(val_files, layout, len(classes))))
+    found = read_labels(train_files, layout)
+    classes = layout.classes or class_names(found)
+    reader = ParquetReader(train_files, layout.image)
+    labels = numbered(reader, found, classes)
+    train = StreamSet.whole(reader, labels, classes, image_size or reader.usual_size(), on_bad_image)
+    val_files = next((files for name in VAL_NAMES if (files := part_files(folder, name))), None)
+    if not want_val or val_files is None:
+        return Source(classes, train.size, Split.read(train), None)
+    reader = ParquetReader(val_files, layout.image)
+    labels = numbered(reader, read_labels(val_files, layout), classes)
+    val = StreamSet.whole(reader, labels, classes, train.size, on_bad_image)
+    return Source(classes, train.size, Split.read(train), Split.read(val))
 
 
 def part_files(folder: Path, part: str) -> list[Path]:
@@ -92,15 +91,14 @@ def _open_file(file: Path) -> Any:
 
 
 def find_layout(file: Path, label: str | None) -> Layout:
-    """Finds the columns by Hugging Face's own metadata, then by type, then by usual names."""
-    from pyarrow import types
-
+    """Finds the columns by Hugging Face's own metadata, then by usual names, then by type."""
     schema = _open_file(file).schema_arrow
     features = _features(schema.metadata)
     images = [field.name for field in schema if features.get(field.name, {}).get("_type") == "Image"] or [
         field.name for field in schema if _holds_bytes(field.type)
     ]
-    numbers = [field.name for field in schema if types.is_integer(field.type)]
+    numbers = [field.name for field in schema if _is_label(field.type, words=False)]
+    words = [field.name for field in schema if _is_label(field.type, words=True)]
     classed = [name for name in numbers if features.get(name, {}).get("_type") == "ClassLabel"]
     columns = ", ".join(schema.names)
     if not images:
@@ -111,17 +109,28 @@ def find_layout(file: Path, label: str | None) -> Layout:
         raise UserError(
             f"{file} has no label column {label!r} (its columns: {columns}): expected whole numbers; check it"
         )
-    chosen = label or _prefer(classed or numbers, LABEL_NAMES)
+    chosen = label or _prefer(classed, LABEL_NAMES) or _named([*numbers, *words]) or _only(numbers) or _only(words)
     if chosen is None:
-        found = "several columns of whole numbers" if numbers else "no label column"
-        raise UserError(f"{file} has {found} (its columns: {columns}): expected one of whole numbers; name it label")
+        kinds = "whole numbers" if numbers else "words"
+        found = f"several columns of {kinds}" if numbers or words else "no label column"
+        raise UserError(
+            f"{file} has {found} (its columns: {columns}): expected one of whole numbers or words; name it label"
+        )
     names = features.get(chosen, {}).get("names")
     classes = tuple(str(name) for name in names) if isinstance(names, list) else ()
-    return Layout(_prefer(images, IMAGE_NAMES) or images[0], chosen, classes)
+    return Layout(_prefer(images, IMAGE_NAMES) or images[0], chosen, classes, chosen in words)
 
 
 def _prefer(found: list[str], usual: tuple[str, ...]) -> str | None:
-    return found[0] if len(found) == 1 else next((name for name in usual if name in found), None)
+    return _only(found) or next((name for name in usual if name in found), None)
+
+
+def _named(found: list[str]) -> str | None:
+    return next((name for name in LABEL_NAMES if name in found), None)
+
+
+def _only(found: list[str]) -> str | None:
+    return found[0] if len(found) == 1 else None
 
 
 def _features(metadata: dict[bytes, bytes] | None) -> dict[str, dict[str, Any]]:
@@ -140,90 +149,118 @@ def _holds_bytes(kind: Any) -> bool:
     return bool(types.is_binary(kind) or types.is_large_binary(kind))
 
 
-def read_labels(files: list[Path], layout: Layout, classes: int | None) -> Tensor:
-    """Labels int64 (N,) of all files; one below 0 or not below `classes` is an error that names its file and row."""
+def _is_label(kind: Any, words: bool) -> bool:
     from pyarrow import types
 
-    parts = []
+    if not words:
+        return bool(types.is_integer(kind) or types.is_boolean(kind))
+    kind = kind.value_type if types.is_dictionary(kind) else kind
+    return bool(types.is_string(kind) or types.is_large_string(kind))
+
+
+def read_labels(files: list[Path], layout: Layout) -> Labels:
+    """The label column of all files."""
+    parts: list[Any] = []
     for file in files:
         opened = _open_file(file)
         schema = opened.schema_arrow
         for column in (layout.label, layout.image):
-            if column not in schema.names or (
-                column == layout.label and not types.is_integer(schema.field(column).type)
-            ):
+            kind = schema.field(column).type if column in schema.names else None
+            if kind is None or (column == layout.label and not _is_label(kind, layout.words)):
                 names = ", ".join(schema.names)
                 raise UserError(
                     f"{file} has no such column {column!r} as train (its columns: {names}): expected the same; check it"
                 )
+        labels = opened.read(columns=[layout.label])[layout.label]
         # A missing label counts as -1, which Hugging Face writes for unlabelled images.
-        labels = opened.read(columns=[layout.label])[layout.label].cast("int64").fill_null(-1).to_numpy()
-        wrong = np.flatnonzero((labels < 0) | (labels >= (classes if classes is not None else np.inf)))
-        if len(wrong):
-            limit = "0 or more" if classes is None else f"0 to {classes - 1}"
-            raise UserError(
-                f"{file}, row {wrong[0]}: the label {labels[wrong[0]]} is out of range, expected {limit}; "
-                "correct it, or use a part that has labels"
-            )
-        parts.append(torch.tensor(labels))
-    labels = torch.cat(parts)
-    if not len(labels):
+        if layout.words:
+            parts.append(labels.cast("string").to_pylist())
+        else:
+            parts.append(labels.cast("int64").fill_null(-1).to_numpy())
+    if not sum(map(len, parts)):
         raise UserError(f"{files[0]} has no rows: expected images and labels; check the file")
-    return labels
+    return [word for part in parts for word in part] if layout.words else np.concatenate(parts)
 
 
-def _encoded(table: Any, column: str) -> Iterator[Any]:
-    """The binary values of an image column, not yet copied out of Arrow's memory."""
-    from pyarrow import types
+class ParquetReader(Reader):
+    """Rows of parquet files; a row group is read as a whole, and the last ones are kept."""
 
-    for chunk in table[column].chunks:
-        yield from (chunk.field("bytes") if types.is_struct(chunk.type) else chunk)
+    def __init__(self, files: Sequence[Path], column: str) -> None:
+        self.files, self.column = tuple(files), column
+        groups, sizes = [], []
+        for number, file in enumerate(self.files):
+            metadata = _open_file(file).metadata
+            for group in range(metadata.num_row_groups):
+                about = metadata.row_group(group)
+                groups.append((number, group, about.num_rows))
+                sizes.append(about.total_byte_size)
+        self._groups = groups
+        counts = torch.tensor([count for _, _, count in groups])
+        self._starts = np.cumsum([0, *counts.tolist()])
+        self._first_of_file: dict[int, int] = {}
+        for (number, _, _), start in zip(groups, self._starts.tolist(), strict=False):
+            self._first_of_file.setdefault(number, start)
+        self.blocks = torch.repeat_interleave(torch.arange(len(groups)), counts)
+        self.window = max(1, WINDOW_BYTES // max(1, max(sizes, default=1)))
+        self._begin()
 
+    def _begin(self) -> None:
+        self._lock = threading.Lock()
+        self._kept: OrderedDict[int, Any] = OrderedDict()
+        self._open: dict[int, Any] = {}
+        self._process = os.getpid()
 
-def _first_images(files: list[Path], layout: Layout) -> list[Encoded]:
-    """The first images of the first file, enough to tell the usual size."""
-    import pyarrow
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in self.__dict__.items() if k not in ("_lock", "_kept", "_open", "_process")}
 
-    for batch in _open_file(files[0]).iter_batches(batch_size=256, columns=[layout.image]):
-        return [value.as_py() for value in _encoded(pyarrow.Table.from_batches([batch]), layout.image)]
-    return []
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._begin()
 
+    def __len__(self) -> int:
+        return int(self._starts[-1])
 
-def _decode(
-    files: list[Path],
-    layout: Layout,
-    labels: Tensor,
-    indices: Tensor,
-    classes: tuple[str, ...],
-    size: int,
-    on_bad_image: str,
-) -> tuple[ImageSet, int]:
-    """Decodes the rows at sorted `indices`; `files` of the set are "file:row"."""
-    wanted = np.zeros(len(labels), dtype=bool)
-    wanted[indices.numpy()] = True
-    out = np.empty((len(indices), size, size, 3), dtype=np.uint8)
-    sizes = np.empty((len(indices), 2), dtype=np.int64)
-    names: list[str] = []
-    for file, rows, encoded in _groups(files, layout.image, wanted):
-        here = slice(len(names), len(names) + len(rows))
-        where = [f"{file}, row {row}" for row in rows]
-        sizes[here] = decode_into(out[here], encoded, where.__getitem__, on_bad_image)
-        names += [f"{file.name}:{row}" for row in rows]
-    return without_bad(ImageSet(torch.from_numpy(out), labels[indices], classes, None, tuple(names)), sizes)
+    def _row(self, i: int) -> tuple[int, int, int]:
+        """Row group, row in it, row in its file."""
+        group = int(np.searchsorted(self._starts, i, side="right")) - 1
+        return group, i - int(self._starts[group]), i - self._first_of_file[self._groups[group][0]]
 
+    def encoded(self, i: int) -> Encoded:
+        group, row, _ = self._row(i)
+        if self._process != os.getpid():
+            self._begin()  # an open file is not shared with the process that this one was forked from
+        with self._lock:
+            values = self._values(group)
+        value = values[row].as_py()
+        if not isinstance(value, dict):
+            return value
+        if value.get("bytes") is None and value.get("path"):
+            file = self.files[self._groups[group][0]].parent / value["path"]
+            return file if file.is_file() else None
+        return value.get("bytes")
 
-def _groups(
-    files: list[Path], column: str, wanted: NDArray[np.bool_]
-) -> Iterator[tuple[Path, list[int], list[Encoded]]]:
-    """File, rows in it and encoded images that are `wanted` (N,), a row group at a time to spare memory."""
-    seen = 0
-    for file in files:
-        opened = _open_file(file)
-        first_of_file = seen
-        for group in range(opened.num_row_groups):
-            count = opened.metadata.row_group(group).num_rows
-            rows = np.flatnonzero(wanted[seen : seen + count])
-            if len(rows):
-                values = list(_encoded(opened.read_row_group(group, columns=[column]), column))
-                yield file, (rows + (seen - first_of_file)).tolist(), [values[row].as_py() for row in rows]
-            seen += count
+    def _values(self, group: int) -> Any:
+        if group in self._kept:
+            self._kept.move_to_end(group)
+            return self._kept[group]
+        file, number, _ = self._groups[group]
+        if file not in self._open:
+            self._open[file] = _open_file(self.files[file])
+        # No threads of Arrow's: this may be a forked process.
+        table = self._open[file].read_row_group(number, columns=[self.column], use_threads=False)
+        self._kept[group] = table[self.column]
+        while len(self._kept) > self.window:
+            self._kept.popitem(last=False)
+        return self._kept[group]
+
+    def usual_size(self) -> int:
+        # Images all over the set would mean to read all of it.
+        return default_size(Chosen(self, range(min(len(self), HEADERS))))
+
+    def file(self, i: int) -> str:
+        group, _, row = self._row(i)
+        return f"{self.files[self._groups[group][0]].name}:{row}"
+
+    def place(self, i: int) -> str:
+        group, _, row = self._row(i)
+        return f"{self.files[self._groups[group][0]]}, row {row}"

@@ -5,22 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from .images import ImageSet, Triple
+from .stream import StreamSet
 
 Load = Callable[[Tensor], tuple[ImageSet, int]]
 
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Labels (N,) int64 and `load`: indices (M,) to the decoded images and how many bad ones were left out."""
+    """Labels (N,) int64 and `load`: indices (M,) to the decoded images and how many bad ones were left out.
+
+    `stream`, where the images can be decoded anew each time, is the set that does so.
+    """
 
     labels: Tensor
     load: Load
+    stream: StreamSet | None = None
 
     @classmethod
     def of(cls, images: ImageSet) -> Split:
@@ -31,20 +34,37 @@ class Split:
 
         return cls(images.labels, load)
 
+    @classmethod
+    def read(cls, stream: StreamSet) -> Split:
+        """A split of images that are in their files."""
+        return cls(stream.labels, stream.load, stream)
+
     def at(self, indices: Tensor) -> Split:
         """The part of this split at sorted `indices` (M,)."""
+        if self.stream is not None:
+            return Split.read(self.stream.at(indices))
         return Split(self.labels[indices], lambda chosen: self.load(indices[chosen]))
+
+    def enlarged(self, factor: float) -> Split:
+        """The same images, their shorter side `factor` times as long before the centre is cut; if they are in files."""
+        if self.stream is None or factor == 1:
+            return self
+        return Split.read(replace(self.stream, shorter=round(self.stream.size * factor)))
 
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """Opened but not yet decoded data; `size` is the side of its square images, `val` is None where not asked for."""
+    """Opened but not yet decoded data; `size` is the side of its square images.
+
+    `val` is None where it is not asked for, or the data has none. `skipped` counts what could not even be listed.
+    """
 
     classes: tuple[str, ...]
     size: int
     train: Split
     val: Split | None
     statistics: tuple[Triple, Triple] | None = None
+    skipped: int = 0
 
     def resized(self, size: int | None) -> Source:
         """The same source with images (and boxes) resized after decoding, for data of one known size."""
@@ -61,13 +81,6 @@ def _resized_split(split: Split, size: int) -> Split:
         return resize_images(images, size), skipped
 
     return Split(split.labels, load)
-
-
-def without_bad(images: ImageSet, sizes: NDArray[np.int64]) -> tuple[ImageSet, int]:
-    """The images whose decoded `sizes` (N, 2) are not 0, and how many the others are."""
-    good = torch.from_numpy(np.flatnonzero(sizes[:, 0]))
-    skipped = len(images) - len(good)
-    return (images.subset(good) if skipped else images), skipped
 
 
 def resize_images(images: ImageSet, size: int) -> ImageSet:
