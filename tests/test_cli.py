@@ -381,7 +381,7 @@ def test_maps(command, teacher_run, student_run, tmp_path, images):
 def test_stages(command, teacher_run):
     said = command(f"stages {teacher_run} wrn-16-2")
     assert (said.status, said.err) == (0, "")
-    for word in ("group0", "group1", "group2", "32×32", "128", "group0 ← group0, group1 ← group1, group2 ← group2"):
+    for word in ("group0", "group1", "group2", "32×32", "128", "stride 4 in both"):
         assert word in said.out
     assert "--pairs group0=group0,group1=group1,group2=group2" in said.out
 

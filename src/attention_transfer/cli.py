@@ -11,11 +11,10 @@ from typing import Any
 import click
 
 from . import __version__
+from .cli_options import DATA_HELP, METHOD_OPTIONS, MODEL_HELP, TRAINING_OPTIONS, Option, option
 from .errors import RunError, UserError, nearest
 
 PROGRAM = "attention-transfer"
-MODEL_HELP = "wrn-16-1, timm/NAME[:pretrained], torchvision/NAME[:pretrained] or FILE.py:FACTORY."
-DATA_HELP = "digits, cifar10[:FOLDER], cifar100[:FOLDER], folder:PATH or parquet:PATH."
 
 
 class Commands(click.Group):
@@ -82,72 +81,6 @@ def _leave(message: str, status: int, everywhere: bool = False) -> None:
     sys.exit(status)
 
 
-Option = tuple[tuple[str, ...], dict[str, Any]]
-
-
-def _option(*names: str, **settings: Any) -> Option:
-    return names, settings
-
-
-METHOD_OPTIONS: list[Option] = [
-    _option("--method", help="none, at, kd, full, gradient, symmetry, min-l2, or a sum: at+kd."),
-    _option("--teacher", help=f"A run folder (the authors' too), or a model with trained weights: {MODEL_HELP}"),
-    _option("--teacher-weights", help="A state dict for the teacher (.safetensors, .pt, .pth, .th)."),
-    _option("--beta", help="β, or METHOD=NUMBER,… where several have one. [at: 1000, full: 10000, others: 1]"),
-    _option(
-        "--decay",
-        help="Schedule of β: constant, linear, cosine, step, warm-up or warm-up+linear, …; or METHOD=WORD,… "
-        "(kd=linear is that of α). [constant; at+kd: linear]",
-    ),
-    _option("--kind", help="Attention map: sum or max over channels. [sum]"),
-    _option("--p", type=float, help="Exponent of the map, p ≥ 1. [2]"),
-    _option("--norm", type=float, help="Order of ‖D‖ under --convention paper. [2]"),
-    _option("--convention", help="authors, paper or caffe. [authors]"),
-    _option("--resize", help="Where sizes differ: map, features or bilinear. [map]"),
-    _option("--axis", help="space, or channel: maps over channels, for pairs of equal channels. [space]"),
-    _option("--weights", help="A factor for each pair of layers, like 1,1,0.5. [1 each]"),
-    _option("--squared/--no-squared", default=None, help="Of gradient and symmetry: ‖·‖², or ‖·‖. [squared]"),
-    _option("--pairs", help="auto, or STUDENT_LAYER=TEACHER_LAYER,… [auto]"),
-    _option("--alpha", type=float, help="Weight of distillation, 1 − α of the cross-entropy. [0.9]"),
-    _option("--temperature", type=float, help="Temperature of distillation. [4]"),
-    _option(
-        "--second-order",
-        help="How methods on input gradients are differentiated: auto, double-backward, func or forward-over-reverse.",
-    ),
-]
-TRAINING_OPTIONS: list[Option] = [
-    _option("--data", help=DATA_HELP + " [digits]"),
-    _option("--out", required=True, type=click.Path(path_type=Path), help="The run folder to write, or to continue."),
-    _option("--recipe", help="A recipe of the package: cifar10-paper, cifar10-short."),
-    _option("--config", type=click.Path(path_type=Path), help="A recipe file (YAML, these keys); flags override it."),
-    _option("--student-weights", help="A state dict to start from."),
-    _option("--epochs", type=int, help="Passes over the training images. [15]"),
-    _option("--batch-size", type=int, help="Images a step, over all devices. [128]"),
-    _option("--lr", type=float, help="Learning rate, the highest one. [0.2]"),
-    _option("--momentum", type=float, help="SGD's momentum. [0.9]"),
-    _option("--nesterov/--no-nesterov", default=None, help="Nesterov's momentum. [on]"),
-    _option("--weight-decay", type=float, help="[5e-4]"),
-    _option("--schedule", help="step, one-cycle, cosine or constant. [one-cycle]"),
-    _option("--lr-decay", type=float, help="Factor at each milestone of --schedule step. [0.2]"),
-    _option("--milestones", help="Epochs, counted from 1, at whose start the rate drops. [60,120,160]"),
-    _option("--crop-padding", type=int, help="Pixels of reflection around a random crop; 0: no crop. [4]"),
-    _option("--flip/--no-flip", default=None, help="Random horizontal flips. [on; digits: off]"),
-    _option("--seed", type=int, help="[0]"),
-    _option("--seeds", type=int, default=1, help="Run so many seeds, each in a folder seed-S of --out. [1]"),
-    _option("--image-size", type=int, help="Height and width to bring images to."),
-    _option("--max-steps", type=int, help="End after so many steps."),
-    _option("--limit-train", type=int, help="So many training images, balanced over the classes."),
-    _option("--limit-val", type=int, help="So many validation images, balanced over the classes."),
-    _option("--val-split", type=float, help="Validate on this share of train; the test set stays untouched."),
-    _option("--on-bad-image", help="error, or skip: leave unreadable images out and count them. [error]"),
-    _option("--device", help="auto, cpu, cuda or mps. [auto]"),
-    _option("--precision", help="auto, fp32 or bf16 (autocast). [auto]"),
-    _option("--compile", help="auto (when the run is long enough to earn it back), on or off. [auto]"),
-    _option("--devices", type=int, help="Processes (GPUs) a node. [1]"),
-    _option("--nodes", type=int, help="[1]"),
-]
-
-
 def _options(options: list[Option]) -> Callable[[Any], Any]:
     def add(function: Any) -> Any:
         for names, settings in reversed(options):
@@ -197,14 +130,14 @@ def _launch(command: str, words: dict[str, Any]) -> None:
 
 
 @app.command()
-@_options([_option("--model", help=MODEL_HELP), *TRAINING_OPTIONS])
+@_options([option("--model", help=MODEL_HELP), *TRAINING_OPTIONS])
 def train(**words: Any) -> None:
     """Train one network alone: a teacher, or a baseline."""
     _launch("train", words)
 
 
 @app.command()
-@_options([_option("--student", "--model", "model", help=MODEL_HELP), *METHOD_OPTIONS, *TRAINING_OPTIONS])
+@_options([option("--student", "--model", "model", help=MODEL_HELP), *METHOD_OPTIONS, *TRAINING_OPTIONS])
 def distill(**words: Any) -> None:
     """Train a student under a teacher's guidance; --method none is the student alone."""
     _launch("distill", words)
@@ -335,7 +268,7 @@ def demo(out: Path, seeds: int) -> None:
 @click.option("--compile", default="on", help="on or off. [on]")
 @click.option("--limit", type=int, help="So many networks, spread over timm's list (bench zoo). [all]")
 def bench(name: str, json_file: Path | None, limit: int | None, **words: Any) -> None:
-    """Measure speed as ratios to the authors' step: step, epoch, gradient. Or count the networks that work: zoo."""
+    """Measure speed as ratios to the authors' step: step, epoch, gradient, loss. Or count what works of timm: zoo."""
     from .bench import NAMES
     from .errors import check_choice
 
@@ -352,7 +285,12 @@ def bench(name: str, json_file: Path | None, limit: int | None, **words: Any) ->
     for key in ("batch_size", "rounds", "steps", "images"):
         if words[key] < 1:
             raise UserError(f"--{key.replace('_', '-')} is {words[key]}: expected at least 1")
-    from .bench import gradient, speed
+    from .bench import gradient, loss, speed
 
-    benches = {"step": speed.bench_step, "epoch": speed.bench_epoch, "gradient": gradient.bench_gradient}
+    benches = {
+        "step": speed.bench_step,
+        "epoch": speed.bench_epoch,
+        "gradient": gradient.bench_gradient,
+        "loss": loss.bench_loss,
+    }
     benches[name](speed.Settings(**words), _console(), json_file)

@@ -41,7 +41,7 @@ def input_gradient(model: nn.Module, x: Tensor, y: Tensor, create_graph: bool = 
         model: images (N, C, H, W) -> logits (N, K). Batch normalisation in training mode couples the samples, which is
             warned of.
         x: images (N, C, H, W).
-        y: labels (N,), int64.
+        y: labels (N,), int64, or probabilities (N, K).
         create_graph: whether a loss on J is to be differentiated once more, with respect to the model's parameters.
 
     Returns:
@@ -125,10 +125,11 @@ def along(run: Run, x: Tensor, y: Tensor, v: Tensor) -> tuple[Tensor, Tensor, li
 
 
 def _check_batch(x: Tensor, y: Tensor) -> None:
-    if x.ndim < 2 or not x.is_floating_point() or y.shape != x.shape[:1] or y.is_floating_point():
+    fits = y.ndim == 2 and len(y) == len(x) if y.is_floating_point() else y.shape == x.shape[:1]
+    if x.ndim < 2 or not x.is_floating_point() or not fits:
         raise UserError(
             f"input gradients of images {tuple(x.shape)} {x.dtype} and labels {tuple(y.shape)} {y.dtype}: expected "
-            "(N, C, H, W) of floats and (N,) of class numbers"
+            "(N, C, H, W) of floats and (N,) of class numbers, or (N, K) of probabilities"
         )
     if not torch.compiler.is_compiling() and torch.is_inference_mode_enabled():
         raise UserError("input gradients cannot be had in torch.inference_mode(): use torch.no_grad()")
@@ -137,7 +138,8 @@ def _check_batch(x: Tensor, y: Tensor) -> None:
 def cross_entropy_sum(logits: Tensor, y: Tensor) -> Tensor:
     """Over the batch, in at least float32 whatever the autocast."""
     with torch.autocast(logits.device.type, enabled=False):
-        return F.cross_entropy(logits if logits.dtype == torch.float64 else logits.float(), y, reduction="sum")
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        return F.cross_entropy(logits, y.to(logits.dtype) if y.is_floating_point() else y, reduction="sum")
 
 
 def repeatable(model: nn.Module, x: Tensor) -> bool:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import math
+import re
+import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
@@ -16,13 +18,14 @@ from typing import Any
 
 from .errors import UserError, check_choice, nearest
 
+OPTIMIZERS = ("sgd", "adamw")
 SCHEDULES = ("step", "one-cycle", "cosine", "constant")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 PRECISIONS = ("auto", "fp32", "bf16")
 COMPILES = ("auto", "on", "off")
 # How a run is carried out, not what it computes: another value continues the same run. (What precision `auto` settled
 # on is kept with the run; another one asked for by name is refused there.)
-RUNTIME = ("device", "precision", "compile", "second_order")
+RUNTIME = ("device", "precision", "compile", "second_order", "stream", "workers")
 # One value for every method that has such an option, or one for each by name; None leaves it to the method.
 METHOD_KEYS = ("kind", "p", "norm", "convention", "resize", "axis", "weights", "squared", "alpha", "temperature")
 PER_METHOD = ("beta", "decay")
@@ -63,7 +66,23 @@ class Recipe:
     schedule: str = "one-cycle"
     milestones: tuple[int, ...] = (60, 120, 160)
     lr_decay: float = 0.2
+    optimizer: str = "sgd"
+    accumulate: int = 1
+    lr_reference_batch: int | None = None
+    warmup_epochs: float = 0.0
+    clip_norm: float | None = None
+    weight_decay_on_norm: bool = True
+    head_lr: float | None = None
+    layer_decay: float | None = None
+    freeze_bn: bool = False
+    label_smoothing: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    ema: float | None = None
+    augment: str = "crop"
     crop_padding: int = 4
+    crop_scale: tuple[float, ...] = (0.08, 1.0)
+    crop_ratio: tuple[float, ...] = (3 / 4, 4 / 3)
     flip: bool = True
     seed: int = 0
     image_size: int | None = None
@@ -72,6 +91,8 @@ class Recipe:
     limit_val: int | None = None
     val_split: float | None = None
     on_bad_image: str = "error"
+    stream: str = "auto"
+    workers: int | None = None
 
     device: str = "auto"
     precision: str = "auto"
@@ -119,50 +140,40 @@ class Recipe:
         return given
 
     def layer_pairs(self) -> str | list[tuple[str, str]]:
-        """`auto`, or the pairs in "student=teacher,student=teacher"."""
-        if self.pairs == "auto":
-            return "auto"
+        """`auto`, `last2` and the like, or the pairs in "student=teacher,student=teacher"."""
+        if self.pairs == "auto" or re.fullmatch(r"last[1-9]\d*", self.pairs):
+            return self.pairs
         pairs = [tuple(p.strip() for p in pair.split("=")) for pair in self.pairs.split(",")]
         if any(len(p) != 2 or not all(p) for p in pairs):
             raise UserError(
-                f"--pairs is {self.pairs!r}: expected auto, or STUDENT_LAYER=TEACHER_LAYER,… (see `stages`)"
+                f"--pairs is {self.pairs!r}: expected auto, last2, or STUDENT_LAYER=TEACHER_LAYER,… (see `stages`)"
             )
         return [(s, t) for s, t in pairs]
 
 
 _DEFAULTS = {f.name: f.default for f in dataclasses.fields(Recipe)}
 KEYS = tuple(_DEFAULTS)
+# What is annotated, without its None; lists and what a method each may have are looked at by themselves.
 _TYPES: dict[str, type] = {
-    **dict.fromkeys(
-        (
-            "epochs",
-            "batch_size",
-            "seed",
-            "image_size",
-            "max_steps",
-            "limit_train",
-            "limit_val",
-            "crop_padding",
-            "devices",
-            "nodes",
-        ),
-        int,
-    ),
-    **dict.fromkeys(
-        ("p", "norm", "alpha", "temperature", "lr", "momentum", "weight_decay", "lr_decay", "val_split"), float
-    ),
-    **dict.fromkeys(("nesterov", "flip", "squared"), bool),
-    **dict.fromkeys(("command", "model", "teacher", "method", "data", "teacher_weights", "student_weights"), str),
-    **dict.fromkeys(
-        (
-            *("kind", "convention", "resize", "axis", "pairs", "schedule", "on_bad_image"),
-            *("device", "precision", "compile", "second_order"),
-        ),
-        str,
-    ),
+    key: next(kind for kind in (typing.get_args(hint) or (hint,)) if kind is not type(None))
+    for key, hint in typing.get_type_hints(Recipe).items()
 }
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a word"}
-_AT_LEAST_ONE = ("epochs", "batch_size", "image_size", "max_steps", "limit_train", "limit_val", "devices", "nodes")
+_AT_LEAST_ONE = (
+    *("epochs", "batch_size", "image_size", "max_steps", "limit_train", "limit_val", "devices", "nodes"),
+    *("accumulate", "lr_reference_batch"),
+)
+# Options between 0 and an end of their own: (key, whether it may be 0, the end, whether it may be that).
+_RANGES = (
+    ("warmup_epochs", True, math.inf, False),
+    ("clip_norm", False, math.inf, False),
+    ("head_lr", False, math.inf, False),
+    ("layer_decay", False, 1, True),
+    ("label_smoothing", True, 1, False),
+    ("mixup", True, math.inf, False),
+    ("cutmix", True, math.inf, False),
+    ("ema", False, 1, False),
+)
 
 
 def make_recipe(*layers: Mapping[str, Any]) -> Recipe:
@@ -241,13 +252,15 @@ def _typed(key: str, value: Any) -> Any:
             raise UserError(f"milestones is {value!r}: expected a list of epochs")
         return tuple(value)
     if key == "weights":
-        return None if value is None else _numbers(key, value)
+        return None if value is None else _numbers(key, value, "one a pair, like 1,1,0.5")
+    if key in ("crop_scale", "crop_ratio"):
+        return _numbers(key, value, "LOW,HIGH")
     if key in PER_METHOD:
         return _per_method(value, number=key == "beta")
     kind = _TYPES[key]
     if value is None and _DEFAULTS[key] is None:
         return None
-    if key == "compile" and isinstance(value, bool):
+    if key in ("compile", "stream") and isinstance(value, bool):
         return "on" if value else "off"  # as YAML reads these two words
     wrong = isinstance(value, bool) != (kind is bool)
     if kind is float and isinstance(value, str):
@@ -261,12 +274,12 @@ def _typed(key: str, value: Any) -> Any:
     return kind(value)
 
 
-def _numbers(key: str, value: Any) -> tuple[float, ...]:
+def _numbers(key: str, value: Any, expected: str) -> tuple[float, ...]:
     words = value.split(",") if isinstance(value, str) else value
     try:
         return tuple(float(v) for v in words)
     except (TypeError, ValueError):
-        raise UserError(f"{key} is {value!r}: expected numbers, one a pair, like 1,1,0.5") from None
+        raise UserError(f"{key} is {value!r}: expected numbers, {expected}") from None
 
 
 def _per_method(value: Any, number: bool) -> Any:
@@ -283,6 +296,7 @@ def _check(recipe: Recipe) -> None:
     check_choice("device", recipe.device, DEVICES)
     check_choice("precision", recipe.precision, PRECISIONS)
     check_choice("compile setting", recipe.compile, COMPILES)
+    _check_data(recipe)
     check_choice("second_order", recipe.second_order, WAYS)
     check_choice("command", recipe.command, ("train", "distill"))
     for key in _AT_LEAST_ONE:
@@ -293,6 +307,7 @@ def _check(recipe: Recipe) -> None:
         value = getattr(recipe, key)
         if not 0 <= value < math.inf or (key == "lr" and value == 0):
             raise UserError(f"{key} is {value}: expected a finite number {'>' if key == 'lr' else '≥'} 0")
+    _check_training(recipe)
     if not 0 <= recipe.seed < 1 << 63:
         raise UserError(f"seed is {recipe.seed}: expected 0 to 2^63 - 1")
     if recipe.nesterov and recipe.momentum == 0:
@@ -307,3 +322,38 @@ def _check(recipe: Recipe) -> None:
         raise UserError("train takes one network alone: for a teacher and a method use distill")
     if not recipe.model:
         raise UserError("no network named: give --model (train) or --student (distill)")
+
+
+def _check_data(recipe: Recipe) -> None:
+    """How images are read and augmented."""
+    from .data.transforms import AUGMENTS, check_ranges
+
+    check_choice("augment", recipe.augment, AUGMENTS)
+    check_choice("stream setting", recipe.stream, COMPILES)
+    check_ranges(recipe.crop_scale, recipe.crop_ratio)
+    if recipe.workers is not None and recipe.workers < 0:
+        raise UserError(f"workers is {recipe.workers}: expected 0 (decode between the steps) or more")
+    others = {"crop": ("crop_scale", "crop_ratio"), "imagenet": ("crop_padding",)}[recipe.augment]
+    for key in others:
+        if getattr(recipe, key) != _DEFAULTS[key]:
+            raise UserError(
+                f"--{key.replace('_', '-')} is given, but --augment {recipe.augment} has none: leave it out"
+            )
+    if recipe.augment == "imagenet" and recipe.stream == "off":
+        raise UserError("--augment imagenet cuts whole images as they are decoded: leave --stream off out")
+
+
+def _check_training(recipe: Recipe) -> None:
+    """How the weights are optimised."""
+    check_choice("optimizer", recipe.optimizer, OPTIMIZERS)
+    for key, zero, end, closed in _RANGES:
+        value = getattr(recipe, key)
+        if value is not None and not (0 < value < end or (zero and value == 0) or (closed and value == end)):
+            below = "" if end == math.inf else f" and {'≤' if closed else '<'} {end}"
+            raise UserError(f"{key} is {value}: expected a finite number {'≥' if zero else '>'} 0{below}")
+    if recipe.accumulate > recipe.batch_size:
+        raise UserError(f"accumulate is {recipe.accumulate}: expected at most the batch size, {recipe.batch_size}")
+    if recipe.warmup_epochs and recipe.schedule == "one-cycle":
+        raise UserError("--warmup-epochs is given, but --schedule one-cycle warms up of itself: choose another one")
+    if recipe.optimizer == "adamw" and recipe.momentum >= 1:
+        raise UserError(f"momentum is {recipe.momentum}: AdamW expects its first β below 1")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -53,11 +54,13 @@ class Transfer(nn.Module):
         student: images (N, C, H, W) -> logits (N, K). A compiled or wrapped one is unwrapped.
         teacher: the same, trained; None where no method needs one.
         methods: `ActivationTransfer`, `KnowledgeDistillation`, … ; none of them is training on labels alone.
-        pairs: [(student layer, teacher layer)], or "auto": the stages of equal stride (needs `example`).
+        pairs: [(student layer, teacher layer)], or "auto": the stages of equal stride (needs `example`); "last2" and
+            the like: the last so many of these.
         example: a batch like those to come, (N, C, H, W), with which the networks are run once, in eval mode.
         student_transform, teacher_transform: each network's own preprocessing of the batch, its normalisation say.
         second_order: how the methods on input gradients get their second derivatives: `double-backward`, `func`,
             `forward-over-reverse` (see `gradients.py`), or `auto`: the first, and inside a compiled region the second.
+        label_smoothing: of the cross-entropy, in [0, 1); the input gradients are of the labels as they are.
 
     Raises:
         UserError: (a ValueError) where a method needs a teacher or an example that is not there, two methods have the
@@ -75,11 +78,14 @@ class Transfer(nn.Module):
         student_transform: Transform | None = None,
         teacher_transform: Transform | None = None,
         second_order: str = "auto",
+        label_smoothing: float = 0.0,
     ):
         super().__init__()
         _check_methods(methods, teacher, example)
         check_choice("second_order", second_order, WAYS)
-        self.second_order = second_order
+        if isinstance(label_smoothing, bool) or not 0 <= label_smoothing < 1:
+            raise UserError(f"label_smoothing is {label_smoothing!r}: expected a number in [0, 1)")
+        self.second_order, self.label_smoothing = second_order, float(label_smoothing)
         self.student = unwrap(student)
         self.methods = cast(Sequence[Method], nn.ModuleList(methods))
         self.student_transform = nn.Identity() if student_transform is None else student_transform
@@ -107,7 +113,7 @@ class Transfer(nn.Module):
 
         Args:
             x: images (N, C, H, W), before any network's own normalisation.
-            y: labels (N,), int64.
+            y: labels (N,), int64; or of mixed images, the probabilities (N, K) of each class.
             progress: the share of the training that is done, in [0, 1], for methods that decay; a float or 0-d tensor.
         """
         if not self._looked and self.training and not torch.compiler.is_compiling():
@@ -169,7 +175,7 @@ class Transfer(nn.Module):
             share: float | Tensor = 1.0
             for method in self.methods:
                 share = share * method.cross_entropy_share(progress)
-            parts = {"ce": F.cross_entropy(logits if logits.dtype == torch.float64 else logits.float(), y) * share}
+            parts = {"ce": self._cross_entropy(logits, y) * share}
             for method in self.methods:
                 parts[method.part] = method(step) * method.weight(progress)
         if attached is not None:
@@ -177,6 +183,14 @@ class Transfer(nn.Module):
             part = self._on_gradients[0].part
             parts[part] = parts[part] + (attached - attached.detach())
         return Output(torch.stack(list(parts.values())).sum(), logits, parts)
+
+    def _cross_entropy(self, logits: Tensor, y: Tensor) -> Tensor:
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        if y.is_floating_point():
+            if y.shape != logits.shape:
+                raise UserError(f"soft labels {tuple(y.shape)} for logits {tuple(logits.shape)}: expected both (N, K)")
+            y = y.to(logits.dtype)
+        return F.cross_entropy(logits, y, label_smoothing=self.label_smoothing)
 
     def _second_order(self, run: Run, step: Step, x: Tensor, progress: Progress) -> Tensor | None:
         """Fills in logits, features and J. By `forward-over-reverse` J has no graph, and a scalar comes back whose
@@ -286,11 +300,15 @@ class Transfer(nn.Module):
                 if isinstance(pair, str) or len(pair) != 2:
                     raise UserError(f"pairs has {pair!r}: expected (student layer, teacher layer)")
             return [(s, t) for s, t in pairs]
-        if pairs != "auto":
-            raise UserError(f"pairs is {pairs!r}: expected 'auto' or a list of (student layer, teacher layer)")
+        if pairs != "auto" and not re.fullmatch(r"last[1-9]\d*", pairs):
+            raise UserError(f"pairs is {pairs!r}: expected 'auto', 'last2' or a list of (student layer, teacher layer)")
         if xs is None or xt is None:
-            raise UserError("pairs='auto' needs example=, a batch of images (N, C, H, W), to find the layers with")
-        return match_stages(stages(self.student, xs), stages(self._frozen[0], xt))
+            raise UserError(f"pairs={pairs!r} needs example=, a batch of images (N, C, H, W), to find the layers with")
+        found = match_stages(stages(self.student, xs), stages(self._frozen[0], xt))
+        last = len(found) if pairs == "auto" else int(pairs.removeprefix("last"))
+        if last > len(found):
+            raise UserError(f"pairs is {pairs!r}, but there are {len(found)}: {', '.join('='.join(p) for p in found)}")
+        return found[-last:]
 
     def _views(self, example: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         if example is None:

@@ -6,9 +6,9 @@ import shutil
 
 import pytest
 import torch
-from small_runs import STEPS_PER_EPOCH, carry_out, rows, small, write_factory, write_folder
+from small_runs import STEPS_PER_EPOCH, carry_out, distilled, rows, small, write_factory, write_folder
 
-from attention_transfer.engine.loop import make_scheduler
+from attention_transfer.engine.optim import make_scheduler
 from attention_transfer.engine.run import assemble
 from attention_transfer.errors import UserError
 
@@ -34,8 +34,8 @@ def test_val_split_leaves_the_test_set_alone(tmp_path):
     data = write_folder(tmp_path / "data", classes=3, train=10)
     shutil.rmtree(data / "val")
     words = {"data": f"folder:{data}", "limit_train": None, "limit_val": None, "batch_size": 8}
-    with pytest.raises(UserError, match="val"):
-        assemble(small(**words))
+    cut = assemble(small(**words)).data
+    assert torch.bincount(cut.val.labels).tolist() == [1] * 3  # a tenth, where there is no set of its own
     found = assemble(small(**words, val_split=0.2)).data
     assert torch.bincount(found.val.labels).tolist() == [2] * 3
     assert torch.bincount(found.train.labels).tolist() == [8] * 3
@@ -97,3 +97,19 @@ def test_a_network_that_puts_out_no_logits(tmp_path):
     (tmp_path / "net.py").write_text("from torch import nn\ndef make():\n    return nn.Conv2d(3, 4, 3)\n")
     with pytest.raises(UserError, match=r"puts out \(2, 4, 30, 30\): expected logits \(N, 10\), a column a class"):
         assemble(small(model=f"{tmp_path / 'net.py'}:make"))
+
+
+def test_bf16_rounds_neither_images_nor_progress(tmp_path, teacher_run, monkeypatch):
+    """A schedule in bfloat16 would stand still for a hundred steps of a long run."""
+    from attention_transfer.transfer import Transfer
+
+    dtypes = []
+    original = Transfer.forward
+
+    def watched(self, x, y, progress=None):
+        dtypes.append((x.dtype, getattr(progress, "dtype", None), torch.is_autocast_enabled("cpu")))
+        return original(self, x, y, progress)
+
+    monkeypatch.setattr(Transfer, "forward", watched)
+    carry_out(distilled(teacher_run, precision="bf16", max_steps=2), tmp_path / "run")
+    assert dtypes[-1] == (torch.float32, torch.float32, True)

@@ -93,7 +93,7 @@ class TestNames:
 
     @pytest.mark.parametrize("name", ["", "resnet18", "timm/resnet18:pretraind", "timm/", "model.py"])
     def test_no_such_form(self, name):
-        with pytest.raises(ValueError, match=r"expected wrn-DEPTH-WIDTH, timm/NAME.*FILE.py:FACTORY"):
+        with pytest.raises(ValueError, match=r"expected wrn-DEPTH-WIDTH.*timm/NAME.*FILE.py:FACTORY"):
             create_model(name, 10)
 
     @pytest.mark.parametrize("library", ["timm", "torchvision"])

@@ -170,11 +170,11 @@ def peak_memory(case: Case, settings: Settings) -> float:
 def _measure_memory(case: Case, settings: Settings, pipe: Any) -> None:
     step = make_step(case, settings)
     if torch.cuda.is_available() and settings.device != "cpu":
-        before = torch.cuda.memory_allocated()
+        held = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
         step()
         step()
-        pipe.send((torch.cuda.max_memory_allocated() - before) / 2**20)
+        pipe.send((torch.cuda.max_memory_allocated() - held) / 2**20)
         return
     before = _high_water()
     step()

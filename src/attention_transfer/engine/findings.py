@@ -55,8 +55,9 @@ def check_modes(transfer: Transfer) -> Iterator[Finding]:
     modal = {n: m for n, m in transfer.student.named_modules() if _is_modal(m)}
     asleep = [n for n, m in modal.items() if not m.training]
     kinds = ", ".join(dict.fromkeys(type(m).__name__ for m in modal.values()))
-    # Methods on input gradients want batch normalisation in eval mode.
-    if asleep and len(asleep) == len(modal) and not any(m.needs_gradient for m in transfer.methods):
+    # Methods on input gradients, and fine-tuning, want batch normalisation in eval mode: it alone is no mistake.
+    wanted = transfer.student.training or any(m.needs_gradient for m in transfer.methods)
+    if asleep and len(asleep) == len(modal) and not wanted:
         yield Finding("warning", f"the student is in eval mode, but its {kinds} train otherwise: call transfer.train()")
     elif asleep:
         yield Finding("note", f"{len(asleep)} of the student's {len(modal)} {kinds} stay in eval mode ({_few(asleep)})")

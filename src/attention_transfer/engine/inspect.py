@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from ..data import Dataset, ImageSet, balanced_subset, open_data
+from ..data import VAL_RESIZE, Dataset, ImageSet, balanced_subset, open_data, usual_workers
 from ..data.decode import decode_into
 from ..errors import UserError
 from ..models import Network, Preprocess, create_model, load_network, load_trained
@@ -47,6 +48,8 @@ def evaluate_run(folder: Path, spec: str | None, limit: int | None, device: str)
         val_split=config.get("val_split") if own else None,
         seed=config.get("seed", 0),
         on_bad_image=config.get("on_bad_image", "error"),
+        workers=usual_workers(on_cpu=device == "cpu"),
+        val_resize=val_resize(config),
     )
     if not network.knows(data.classes):
         raise UserError(
@@ -56,6 +59,11 @@ def evaluate_run(folder: Path, spec: str | None, limit: int | None, device: str)
     inference, chosen = inference_on(network, folder, device)
     found = evaluate(inference, data.val.to(chosen), EVALUATION_BATCH, chosen)
     return {"run": str(folder), "data": data.spec, **found, "images": len(data.val)}
+
+
+def val_resize(config: Mapping[str, Any]) -> float:
+    """How much larger than its network's input a run resizes validation images before it cuts their centre out."""
+    return VAL_RESIZE if config.get("augment") == "imagenet" else 1.0
 
 
 def inference_on(network: Network, folder: Path, device: str) -> tuple[Inference, str]:

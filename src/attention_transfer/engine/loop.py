@@ -15,15 +15,14 @@ import torch
 import torch.nn.functional as F
 from lightning.fabric import Fabric
 from torch import Tensor
-from torch.optim import SGD
-from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LRScheduler, MultiStepLR, OneCycleLR
 
-from ..data import Augment
+from ..data import Augment, Stream
 from ..errors import RunError, UserError
 from ..recipe import Recipe
 from ..runs import RunFolder, replacing
 from ..transfer import Transfer
 from .evaluate import as_input
+from .optim import Mix, Update, make_optimizer, make_scheduler, peak_lr, training_mode
 from .progress import Progress
 
 Row = dict[str, Any]
@@ -53,7 +52,8 @@ class Meter:
     def update(self, logits: Tensor, labels: Tensor, parts: dict[str, Tensor], step: int) -> None:
         logits = logits.detach().float()
         values = torch.stack([p.detach() for p in parts.values()]).to(self.sums.dtype)
-        right = (logits.argmax(1) == labels).sum()
+        hard = labels.argmax(1) if labels.is_floating_point() else labels  # of mixed images, the larger share's
+        right = (logits.argmax(1) == hard).sum()
         n = len(labels)
         first = torch.stack([F.cross_entropy(logits, labels) * n, right]).to(self.sums.dtype)
         self.sums += torch.cat([first, values * n])
@@ -85,33 +85,14 @@ class Meter:
         self.first_bad.copy_(state["first_bad"])
 
 
-def make_optimizer(recipe: Recipe, transfer: Transfer) -> SGD:
-    """SGD over what the transfer trains, in its fused form where the device has one."""
-    parameters = list(transfer.trainable_parameters())
-    fused = parameters[0].device.type in ("cpu", "cuda")
-    return SGD(
-        parameters, recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay, nesterov=recipe.nesterov, fused=fused
-    )
-
-
-def make_scheduler(recipe: Recipe, optimizer: SGD, steps_per_epoch: int, total_steps: int) -> LRScheduler:
-    """The learning rate of each step; with `step`, it drops at the *start* of each milestone epoch, counted from 1."""
-    if recipe.schedule == "one-cycle":
-        # A quarter of 4 steps would be a warm-up of no length, by which PyTorch divides.
-        return OneCycleLR(
-            optimizer, recipe.lr, total_steps=max(total_steps, 5), pct_start=0.25, anneal_strategy="linear",
-            cycle_momentum=False, div_factor=10, final_div_factor=1e4,
-        )  # fmt: skip
-    if recipe.schedule == "cosine":
-        return CosineAnnealingLR(optimizer, total_steps)
-    if recipe.schedule == "step":
-        drops = [(m - 1) * steps_per_epoch for m in recipe.milestones]
-        return MultiStepLR(optimizer, drops, recipe.lr_decay)
-    return ConstantLR(optimizer, 1.0, 0)
-
-
 class Loop:
-    """Trains a `Transfer` epoch by epoch; `run()` continues from `checkpoint.pt` where there is one."""
+    """Trains a `Transfer` epoch by epoch; `run()` continues from `checkpoint.pt` where there is one.
+
+    Args:
+        example: a batch as the student sees it, for rates by layer.
+        mix: mixes the images and labels of a batch.
+        average: keeps the moving average of the student's weights (`make_average`).
+    """
 
     def __init__(
         self,
@@ -119,25 +100,34 @@ class Loop:
         folder: RunFolder,
         fabric: Fabric,
         transfer: Transfer,
-        augment: Augment,
+        augment: Augment | Stream,
         validate: Callable[[], dict[str, float]],
         progress: Progress,
+        *,
+        example: Tensor | None = None,
+        mix: Mix | None = None,
+        average: Any = None,
     ):
         self.recipe, self.folder, self.fabric = recipe, folder, fabric
         self.augment, self.validate, self.progress = augment, validate, progress
+        self.mix, self.average = mix, average
         self.batch_size = min(recipe.batch_size, len(augment.images))
         if self.batch_size < fabric.world_size:
             raise UserError(f"a batch of {self.batch_size} images is too small for {fabric.world_size} processes")
+        if self.batch_size // fabric.world_size < recipe.accumulate:
+            each = "" if fabric.world_size == 1 else f" over {fabric.world_size} processes"
+            raise UserError(f"a batch of {self.batch_size} images{each} cannot be had in {recipe.accumulate} parts")
         self.steps_per_epoch = len(augment.epoch(recipe.seed, 0, self.batch_size))
         self.total_steps = min(recipe.epochs * self.steps_per_epoch, recipe.max_steps or 1 << 62)
         self.plain = transfer
-        self.optimizer = make_optimizer(recipe, transfer)
+        self.optimizer = make_optimizer(recipe, transfer, example)
         self.scheduler = make_scheduler(recipe, self.optimizer, self.steps_per_epoch, self.total_steps)
+        self.update = Update(recipe, self.optimizer, transfer, self.steps_per_epoch)
         self.transfer, self.wrapped_optimizer = fabric.setup(transfer, self.optimizer)
         self.parts = ["ce", *(m.part for m in transfer.methods)]
         self.meter = Meter(self.parts, fabric.device)
         self.step = 0
-        self.lr = recipe.lr
+        self.lr = peak_lr(recipe)
         self.seconds = 0.0
         self.rows: list[Row] = []
         self.stop_signal: int | None = None
@@ -159,7 +149,7 @@ class Loop:
         epoch, first = divmod(self.step, self.steps_per_epoch)
         plan = self.augment.epoch(self.recipe.seed, epoch, self.batch_size)
         end = min(self.steps_per_epoch, self.total_steps - epoch * self.steps_per_epoch)
-        self.plain.train()
+        training_mode(self.plain, self.recipe.freeze_bn)
         start = time.perf_counter()
         self.progress.begin(epoch + 1, self.step, self.total_steps)
         for step in range(first, end):
@@ -213,7 +203,7 @@ class Loop:
         """This process's share of a batch: every world_size-th image of it."""
         x, y = self.augment.batch(plan, step)
         world, rank = self.fabric.world_size, self.fabric.global_rank
-        if world > 1:
+        if world > 1 and not self.augment.shares:
             even = len(y) // world * world
             x, y = x[rank:even:world], y[rank:even:world]
         return as_input(x), y
@@ -221,15 +211,29 @@ class Loop:
     def _step(self, x: Tensor, y: Tensor) -> None:
         # A 0-d tensor, so that a compiled Transfer sees a new value and not a new constant.
         progress = torch.tensor(self.step / self.total_steps)
-        self.lr = self.optimizer.param_groups[0]["lr"]
-        output = self.transfer(x, y, progress)
-        self.fabric.backward(output.loss)
-        self.wrapped_optimizer.step()
+        self.lr = self.update.lr(self.step)
+        if self.mix is not None:
+            x, y = self.mix(x, y)
+        if self.recipe.accumulate == 1:
+            self._backward(x, y, progress)
+        else:
+            parts = list(zip(*(t.tensor_split(self.recipe.accumulate) for t in (x, y)), strict=True))
+            for i, (some, labels) in enumerate(parts, 1):
+                with self.fabric.no_backward_sync(self.transfer, enabled=i < len(parts)):
+                    self._backward(some, labels, progress, len(labels) / len(y))
+        self.update(self.wrapped_optimizer.step, self.step)
         self.wrapped_optimizer.zero_grad()
         self.step += 1
-        self.meter.update(output.logits, y, output.parts, self.step)
+        if self.average is not None:
+            self.average.update(self.plain.student, self.step)
         if self.step < self.total_steps:
             self.scheduler.step()
+
+    def _backward(self, x: Tensor, y: Tensor, progress: Tensor, share: float = 1.0) -> None:
+        """Adds the gradient of `share` of the loss to what is there."""
+        output = self.transfer(x, y, progress)
+        self.fabric.backward(output.loss if share == 1 else output.loss * share)
+        self.meter.update(output.logits, y, output.parts, self.step + 1)
 
     def _sync(self) -> None:
         if self.fabric.device.type == "cuda":
@@ -242,6 +246,7 @@ class Loop:
             return
         state = {
             "transfer": self.plain.state_dict(),
+            "average": None if self.average is None else self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": {k: v for k, v in self.scheduler.state_dict().items() if isinstance(v, (int, float, list))},
             "meter": self.meter.state_dict(),
@@ -272,6 +277,8 @@ class Loop:
                 f"{file} cannot be read ({str(error).splitlines()[0]}): remove the run folder to start anew"
             ) from error
         self.plain.load_state_dict(state["transfer"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
         self.meter.load_state_dict(state["meter"])

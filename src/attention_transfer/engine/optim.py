@@ -74,7 +74,7 @@ def _scales(recipe: Recipe, student: nn.Module, example: Tensor | None) -> dict[
     scales: dict[str, float] = {}
     head: list[str] = []
     if recipe.head_lr is not None or recipe.layer_decay is not None:
-        head = head_parameters(student, example)
+        head = head_parameters(student, _classes(student, example))
     if recipe.layer_decay is not None:
         layers = layer_numbers(student, head, example)
         last = max(layers.values())
@@ -82,6 +82,13 @@ def _scales(recipe: Recipe, student: nn.Module, example: Tensor | None) -> dict[
     if recipe.head_lr is not None:
         scales |= {f"student.{name}": recipe.head_lr / recipe.lr for name in head}
     return scales
+
+
+def _classes(student: nn.Module, example: Tensor | None) -> int | None:
+    if example is None:
+        return None
+    with evaluating(student):
+        return int(student(example).shape[1])
 
 
 def layer_numbers(student: nn.Module, head: list[str], example: Tensor | None) -> dict[str, int]:
@@ -94,9 +101,9 @@ def layer_numbers(student: nn.Module, head: list[str], example: Tensor | None) -
         from timm.models import group_parameters
 
         return dict(group_parameters(student, matcher(coarse=False), reverse=True))
-    assert example is not None
-    with evaluating(student):
-        names = [s.name for s in stages(student, example)]
+    if example is None:
+        raise UserError("layer_decay needs example=, a batch as the student sees it, to find its stages with")
+    names = [s.name for s in stages(student, example)]
     order = {name: i for i, (name, _) in enumerate(student.named_modules())}
     ends = sorted(max(i for n, i in order.items() if n == s or n.startswith(f"{s}.")) for s in names)
     found = {}
@@ -112,9 +119,10 @@ def make_scheduler(recipe: Recipe, optimizer: Optimizer, steps_per_epoch: int, t
     """The learning rate of each step; with `step`, it drops at the *start* of each milestone epoch, counted from 1."""
     if recipe.schedule == "one-cycle":
         # A quarter of 4 steps would be a warm-up of no length, by which PyTorch divides.
+        peaks = [peak_lr(recipe) * g.get("lr_scale", 1.0) for g in optimizer.param_groups]
         return OneCycleLR(
-            optimizer, [g["lr"] for g in optimizer.param_groups], total_steps=max(total_steps, 5), pct_start=0.25,
-            anneal_strategy="linear", cycle_momentum=False, div_factor=10, final_div_factor=1e4,
+            optimizer, peaks, total_steps=max(total_steps, 5), pct_start=0.25, anneal_strategy="linear",
+            cycle_momentum=False, div_factor=10, final_div_factor=1e4,
         )  # fmt: skip
     if recipe.schedule == "cosine":
         return CosineAnnealingLR(optimizer, total_steps)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..data import ImageSet, balanced_subset
+from ..data import Images, balanced_subset
 from ..errors import UserError
 from ..maps import as_grid, attention_map
 from ..runs import replacing
@@ -59,7 +59,7 @@ def find_stages(network: Inference, image_size: tuple[int, int]) -> list[Stage]:
     """The network's stages for images of this size; none where it has no feature maps."""
     device = next(network.parameters()).device
     try:
-        return stages(network.module, torch.zeros(1, 3, *image_size, device=device))
+        return stages(network.module, network.preprocess(torch.zeros(1, 3, *image_size, device=device)))
     except UserError:
         return []
 
@@ -76,7 +76,7 @@ def stage_maps(
         ]
 
 
-def save_maps(file: Any, network: Inference, layers: list[str], images: ImageSet, device: torch.device) -> None:
+def save_maps(file: Any, network: Inference, layers: list[str], images: Images, device: torch.device) -> None:
     """The maps of a few images, balanced over the classes and the same for every run on a data set, as npz."""
     chosen = images.subset(balanced_subset(images.labels, SHOWN_IMAGES, seed=0))
     logits, maps = stage_maps(network, layers, as_input(chosen.batch(slice(None)).to(device)))
@@ -96,7 +96,7 @@ def save_maps(file: Any, network: Inference, layers: list[str], images: ImageSet
 
 
 def attention_in_box(
-    network: Inference, layers: list[str], images: ImageSet, device: torch.device
+    network: Inference, layers: list[str], images: Images, device: torch.device
 ) -> dict[str, Any] | None:
     """The mean share of each stage's attention that falls inside the object's box; None where no box is known.
 

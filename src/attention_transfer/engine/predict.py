@@ -12,8 +12,9 @@ import torch
 from ..data.decode import decode_into
 from ..errors import UserError
 from ..models import load_trained
+from ..runs import RunFolder
 from .evaluate import as_input
-from .inspect import image_files, inference_on
+from .inspect import image_files, inference_on, val_resize
 
 BATCH = 128
 
@@ -37,13 +38,14 @@ def predict_files(run: Path, paths: Sequence[Path], top: int = 5, device: str = 
     # A file that is named twice is looked at once.
     files = list(dict.fromkeys(file for path in paths for file in image_files(path)))
     inference, chosen = inference_on(network, run, device)
+    shorter = round(network.preprocess.size[0] * val_resize(RunFolder(run).config()))
     size, top = network.preprocess.size[0], min(top, len(network.classes))
     found: list[dict[str, Any]] = []
     bad: list[Path] = []
     for start in range(0, len(files), BATCH):
         part = files[start : start + BATCH]
         images = np.zeros((len(part), size, size, 3), dtype=np.uint8)
-        sizes = decode_into(images, part, lambda i, part=part: str(part[i]), "skip")  # type: ignore[misc]
+        sizes = decode_into(images, part, lambda i, part=part: str(part[i]), "skip", shorter)  # type: ignore[misc]
         bad += [file for file, (width, _) in zip(part, sizes, strict=True) if not width]
         if bad:
             continue

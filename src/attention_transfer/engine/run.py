@@ -12,27 +12,43 @@ from typing import Any
 
 import torch
 from lightning.fabric import Fabric
+from lightning.fabric.plugins import MixedPrecision
 from rich.console import Console
 from torch import Tensor, nn
 
-from ..data import Augment, Dataset, ImageSet, balanced_subset, open_data
+from ..data import (
+    VAL_RESIZE,
+    Augment,
+    Dataset,
+    Images,
+    ImageSet,
+    Stream,
+    balanced_subset,
+    make_transform,
+    memory_share,
+    open_data,
+    usual_workers,
+)
 from ..errors import UserError
 from ..gradients import BatchStatisticsWarning
 from ..methods import create_methods
-from ..models import Network, Preprocess, create_model, load_network, load_weights, run_fingerprint, save_student
+from ..models import Network, load_network, run_fingerprint, save_student, start_network
 from ..ops import batch_norm
 from ..recipe import Recipe
 from ..runs import RunFolder, write_json
 from ..transfer import Transfer
 from .decide import Decisions, count_flops, decide, environment, keep_freed_memory
 from .evaluate import as_input, evaluate
+from .folder import check_folder, check_teacher
 from .loop import Loop
+from .optim import describe_rates, make_average, make_mix, training_mode
 from .outcome import Inference, attention_in_box, cost, find_stages, save_maps
 from .preflight import DRY_IMAGES, TEACHER_IMAGES, preflight
 from .progress import Progress
 
 EVALUATION_BATCH = 500
 PREFLIGHT_BATCH = 100
+GPU_SHARE = 0.4
 
 
 @dataclass
@@ -43,6 +59,14 @@ class Parts:
     student: Network
     teacher: Network | None
     transfer: Transfer
+    example: Tensor  # as the student sees it
+    said: Sequence[str] = ()  # where the student starts from
+    average: Any = None
+
+    @property
+    def trained(self) -> nn.Module:
+        """What is validated and kept: the student, or the moving average of its weights."""
+        return self.student.module if self.average is None else self.average.module
 
 
 def run(recipe: Recipe, out: str | Path, console: Console) -> dict[str, Any]:
@@ -54,15 +78,15 @@ def run(recipe: Recipe, out: str | Path, console: Console) -> dict[str, Any]:
         Interrupted: (a KeyboardInterrupt) after the state was saved.
     """
     folder = RunFolder(out)
-    _check_folder(folder, recipe)
+    check_folder(folder, recipe)
     if (summary := folder.summary()) is not None:
-        _check_teacher(folder, run_fingerprint(recipe.teacher) if recipe.teacher else None)
+        check_teacher(folder, run_fingerprint(recipe.teacher) if recipe.teacher else None)
         console.print(
             f"{folder} is finished: {describe(summary)}; nothing to do", markup=False, highlight=False, soft_wrap=True
         )
         return summary
-    parts = assemble(recipe)
-    _check_teacher(folder, parts.teacher.fingerprint if parts.teacher else None)
+    parts = assemble(recipe, folder.environment().get("streamed"))
+    check_teacher(folder, parts.teacher.fingerprint if parts.teacher else None)
     # Second derivatives are cheaper eager, by the convolutions of ops/convolution.py (results/gradient.md).
     compilable = not any(m.needs_gradient for m in parts.transfer.methods)
     flops = _training_flops(recipe, parts)
@@ -71,7 +95,7 @@ def run(recipe: Recipe, out: str | Path, console: Console) -> dict[str, Any]:
     progress = Progress(console if fabric.is_global_zero else Console(quiet=True), title(recipe), recipe.epochs)
     loop = prepare(recipe, folder, fabric, parts, decisions, progress)
     if fabric.is_global_zero:
-        _write_down(recipe, folder, parts.teacher, decisions)
+        _write_down(recipe, folder, parts, decisions)
     _announce(recipe, parts, decisions, loop, progress)
     if not folder.checkpoint_file.is_file():
         _preflight(parts, loop, progress)
@@ -81,12 +105,14 @@ def run(recipe: Recipe, out: str | Path, console: Console) -> dict[str, Any]:
     fabric.barrier()
     if not fabric.is_global_zero:
         return {}
+    if (found := parts.data.unreadable() - parts.data.skipped) > 0:
+        progress.say(f"warning: {found} unreadable images were met and left out")
     summary = _finish(recipe, folder, parts, decisions, rows)
     progress.say(f"{folder}: {describe(summary)}")
     return summary
 
 
-def _write_down(recipe: Recipe, folder: RunFolder, teacher: Network | None, decisions: Decisions) -> None:
+def _write_down(recipe: Recipe, folder: RunFolder, parts: Parts, decisions: Decisions) -> None:
     """config.yaml and environment.json of a new run; of one that continues, only what is decided otherwise now."""
     before = folder.environment()
     if before and folder.exists and folder.checkpoint_file.is_file():
@@ -95,7 +121,9 @@ def _write_down(recipe: Recipe, folder: RunFolder, teacher: Network | None, deci
         return
     folder.write_config(recipe.to_dict())
     about = environment(decisions, [Path(sys.argv[0]).name, *sys.argv[1:]])
-    write_json(folder.environment_file, about | {"teacher": teacher and teacher.fingerprint})
+    teacher = parts.teacher
+    found = {"teacher": teacher and teacher.fingerprint, "streamed": parts.data.streamed}
+    write_json(folder.environment_file, about | found)
 
 
 def decisions_for(
@@ -108,18 +136,27 @@ def decisions_for(
     return decisions
 
 
+class AutocastAlone(MixedPrecision):
+    """bfloat16 by autocast; what goes in keeps its precision: images, mixed labels, the progress of schedules."""
+
+    def convert_input(self, data: Any) -> Any:
+        return data
+
+
 def make_fabric(recipe: Recipe, decisions: Decisions) -> Fabric:
     """The launched Fabric of a run: its devices, processes and autocast."""
     for name in ("lightning.fabric", "lightning.pytorch"):  # Fabric speaks through either
         logging.getLogger(name).setLevel(logging.WARNING)
     # Inductor looks for CUDA's compiler and complains where there is no GPU to go with it.
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+    bf16 = decisions.precision == "bf16"
     fabric = Fabric(
         accelerator=decisions.device,
         devices=recipe.devices,
         num_nodes=recipe.nodes,
         strategy="ddp" if recipe.devices * recipe.nodes > 1 else "auto",
-        precision="bf16-mixed" if decisions.precision == "bf16" else "32-true",
+        precision=None if bf16 else "32-true",
+        plugins=[AutocastAlone("bf16-mixed", decisions.device)] if bf16 else None,
     )
     fabric.launch()
     return fabric
@@ -139,53 +176,20 @@ def describe(summary: dict[str, Any]) -> str:
     )
 
 
-def _check_folder(folder: RunFolder, recipe: Recipe) -> None:
-    above = next(p for p in (folder.path, *folder.path.absolute().parents) if p.exists())
-    if not above.is_dir():
-        raise UserError(f"--out {folder}: {above} is a file; choose a new folder")
-    if not folder.exists:
-        if folder.path.is_file() or (folder.path.is_dir() and any(p.name[0] != "." for p in folder.path.iterdir())):
-            raise UserError(f"--out {folder} exists and holds no run of this tool: choose a new folder")
-        return
-    precision = (folder.environment().get("auto") or {}).get("precision")
-    if precision is not None and recipe.precision not in ("auto", precision):
-        raise UserError(f"{folder} holds a run in {precision}: leave --precision out, or choose another --out")
-    there, here = folder.config(), recipe.identity()
-    differing = [f"{k} is {there.get(k)!r} there and {v!r} here" for k, v in here.items() if there.get(k) != v]
-    if differing:
-        raise UserError(
-            f"{folder} holds a different run ({'; '.join(differing[:4])}): choose another --out, or remove it"
-        )
-
-
-def _check_teacher(folder: RunFolder, fingerprint: str | None) -> None:
-    before = folder.environment().get("teacher")
-    if fingerprint is not None and before is not None and fingerprint != before:
-        raise UserError(f"{folder} was trained with other weights of its teacher: choose another --out")
-
-
-def assemble(recipe: Recipe) -> Parts:
-    data = open_data(
-        recipe.data,
-        image_size=recipe.image_size,
-        limit_train=recipe.limit_train,
-        limit_val=recipe.limit_val,
-        val_split=recipe.val_split,
-        seed=recipe.seed,
-        on_bad_image=recipe.on_bad_image,
-    )
+def assemble(recipe: Recipe, streamed: bool | None = None) -> Parts:
+    """`streamed`, where a run continues, is whether its images were."""
+    data = _open(recipe, streamed)
     methods = create_methods(recipe.method, recipe.method_options())
     teacher = None
     if recipe.teacher is not None and any(m.needs_teacher for m in methods):
         teacher = load_network(recipe.teacher, data.classes, data.mean, data.std, recipe.teacher_weights)
     torch.manual_seed(recipe.seed)
-    module = create_model(recipe.model, len(data.classes))
-    if recipe.student_weights is not None:
-        load_weights(module, recipe.student_weights)
-    student = Network(module, recipe.model, data.classes, Preprocess(data.mean, data.std))
+    student, said = start_network(recipe.model, data.classes, data.mean, data.std, recipe.student_weights)
+    module = student.module.to(memory_format=torch.channels_last)
+    average = make_average(recipe, module)  # a copy, made before the Transfer taps the student
     example = as_input(data.train.batch(slice(0, 2)))
     transfer = Transfer(
-        module.to(memory_format=torch.channels_last),
+        module,
         None if teacher is None else teacher.module.to(memory_format=torch.channels_last),
         methods,
         recipe.layer_pairs(),
@@ -193,15 +197,44 @@ def assemble(recipe: Recipe) -> Parts:
         student_transform=student.preprocess,
         teacher_transform=None if teacher is None else teacher.preprocess,
         second_order=recipe.second_order,
+        label_smoothing=recipe.label_smoothing,
     )
+    seen = student.preprocess(example)
     with torch.no_grad():
-        outputs = transfer.student.eval()(student.preprocess(example))
+        outputs = transfer.student.eval()(seen)
     if outputs.ndim != 2 or outputs.shape[1] != len(data.classes):
         raise UserError(
             f"{recipe.model} puts out {tuple(outputs.shape)}: expected logits (N, {len(data.classes)}), "
             "a column a class"
         )
-    return Parts(data, student, teacher, transfer)
+    return Parts(data, student, teacher, transfer, seen, said, average)
+
+
+def _open(recipe: Recipe, streamed: bool | None) -> Dataset:
+    """The data of a run. On a GPU resident images lie in its memory, and leave most of it to the training."""
+    stream = recipe.stream
+    if stream == "auto" and (streamed is not None or recipe.augment == "imagenet"):
+        stream = "off" if streamed is False else "on"
+    on_gpu = recipe.device in ("auto", "cuda") and torch.cuda.is_available()
+    workers = recipe.workers
+    if workers is None:
+        workers = usual_workers(on_cpu=not on_gpu, processes=recipe.devices)
+    room = [int(GPU_SHARE * torch.cuda.mem_get_info()[0])] if on_gpu else []
+    if (share := memory_share()) is not None:
+        room.append(share // recipe.devices)
+    return open_data(
+        recipe.data,
+        image_size=recipe.image_size,
+        limit_train=recipe.limit_train,
+        limit_val=recipe.limit_val,
+        val_split=recipe.val_split,
+        seed=recipe.seed,
+        on_bad_image=recipe.on_bad_image,
+        stream=stream,
+        workers=workers,
+        val_resize=VAL_RESIZE if recipe.augment == "imagenet" else 1.0,
+        memory=min(room, default=None),
+    )
 
 
 def _training_flops(recipe: Recipe, parts: Parts) -> float:
@@ -210,20 +243,23 @@ def _training_flops(recipe: Recipe, parts: Parts) -> float:
     images = recipe.epochs * len(parts.data.train)
     if recipe.max_steps is not None:
         images = min(images, recipe.max_steps * recipe.batch_size)
-    each = 3 * count_flops(parts.student.module.eval(), example)
-    if parts.transfer.teacher is not None:
-        each += count_flops(parts.transfer.teacher, example)
+    each = 3 * count_flops(parts.student.module.eval(), parts.student.preprocess(example))
+    if parts.transfer.teacher is not None and parts.teacher is not None:
+        each += count_flops(parts.transfer.teacher, parts.teacher.preprocess(example))
     return float(each * images)
 
 
 def prepare(
     recipe: Recipe, folder: RunFolder, fabric: Fabric, parts: Parts, decisions: Decisions, progress: Progress
 ) -> Loop:
-    train = parts.data.train.to(fabric.device)
+    told = fabric.all_reduce(torch.tensor(float(parts.data.streamed), device=fabric.device), reduce_op="sum")
+    if told not in (0, fabric.world_size):
+        raise UserError("some processes have memory for all images and others not: say --stream on")
     val = parts.data.val.to(fabric.device)
-    augment = Augment(train, recipe.crop_padding, recipe.flip)
-    network: nn.Module = Inference(parts.student.module, parts.student.preprocess, decisions.precision)
+    augment = _augment(recipe, fabric, parts.data.train)
+    network: nn.Module = Inference(parts.trained, parts.student.preprocess, decisions.precision)
     parts.transfer.to(fabric.device)
+    parts.trained.to(fabric.device)
     if decisions.compile:
         # Compiled code is kept by function: what earlier runs of this process left would count against the limit.
         torch.compiler.reset()
@@ -235,7 +271,20 @@ def prepare(
     def validate() -> dict[str, float]:
         return evaluate(network, val, EVALUATION_BATCH, fabric.device)
 
-    return Loop(recipe, folder, fabric, parts.transfer, augment, validate, progress)
+    return Loop(
+        recipe, folder, fabric, parts.transfer, augment, validate, progress,
+        example=parts.example.to(fabric.device), mix=make_mix(recipe, len(parts.data.classes)), average=parts.average,
+    )  # fmt: skip
+
+
+def _augment(recipe: Recipe, fabric: Fabric, images: Images) -> Augment | Stream:
+    """What makes the batches of an epoch."""
+    if isinstance(images, ImageSet):
+        return Augment(images.to(fabric.device), recipe.crop_padding, recipe.flip)
+    transform = make_transform(
+        recipe.augment, images.size, recipe.crop_padding, recipe.flip, recipe.crop_scale, recipe.crop_ratio
+    )
+    return Stream(images, transform, fabric.device, fabric.global_rank, fabric.world_size)
 
 
 def _announce(recipe: Recipe, parts: Parts, decisions: Decisions, loop: Loop, progress: Progress) -> None:
@@ -244,10 +293,15 @@ def _announce(recipe: Recipe, parts: Parts, decisions: Decisions, loop: Loop, pr
     data = parts.data
     progress.say(
         f"{title(recipe)} on {recipe.data}: {len(data.train)} training and {len(data.val)} validation images, "
-        f"{loop.total_steps} steps; {how}"
+        f"{loop.total_steps} steps; {how}; "
+        f"{loop.augment.describe(loop.batch_size)}"
     )
+    for note in data.notes:
+        progress.say(note)
     if data.skipped:
         progress.say(f"warning: {data.skipped} unreadable images were left out")
+    for line in (*parts.said, *describe_rates(recipe, loop.optimizer)):
+        progress.say(f"  {line}")
     example = as_input(data.train.batch(slice(0, 2)).to(loop.fabric.device))
     features = parts.transfer.features(example)
     for method in parts.transfer.methods:
@@ -262,7 +316,7 @@ def _preflight(parts: Parts, loop: Loop, progress: Progress) -> None:
     data, device = parts.data, loop.fabric.device
     shown = balanced_subset(data.train.labels, DRY_IMAGES, seed=0)
     x = as_input(data.train.batch(shown).to(device))
-    parts.transfer.train()
+    training_mode(parts.transfer, loop.recipe.freeze_bn)
     with loop.fabric.autocast():
         found = preflight(
             parts.transfer,
@@ -278,7 +332,7 @@ def _preflight(parts: Parts, loop: Loop, progress: Progress) -> None:
         raise UserError("; ".join(errors))
 
 
-def _validation_batches(images: ImageSet) -> Iterator[tuple[Tensor, Tensor]]:
+def _validation_batches(images: Images) -> Iterator[tuple[Tensor, Tensor]]:
     """Balanced over the classes, and each batch as far as it can be."""
     chosen = balanced_subset(images.labels, TEACHER_IMAGES, seed=0)
     count = -(-len(chosen) // PREFLIGHT_BATCH)
@@ -298,11 +352,10 @@ def _finish(
 ) -> dict[str, Any]:
     """Weights, maps and summary; the summary last, since it says that the run is finished."""
     data, device = parts.data, next(parts.transfer.parameters()).device
-    student = Inference(parts.student.module, parts.student.preprocess, decisions.precision).eval()
+    student = Inference(parts.trained, parts.student.preprocess, decisions.precision).to(device).eval()
     layers = [s.name for s in find_stages(student, data.image_size)]
-    save_student(
-        folder.student_file, student.module, recipe.model, data.classes, parts.student.preprocess, data.image_size
-    )
+    size = parts.student.preprocess.size or data.image_size
+    save_student(folder.student_file, student.module, recipe.model, data.classes, parts.student.preprocess, size)
     if layers:
         save_maps(folder.maps_file, student, layers, data.val, device)
     final = {k: v for k, v in rows[-1].items() if k.startswith(("train_", "val_"))}
@@ -318,7 +371,7 @@ def _finish(
         "final": final,
         "seconds": rows[-1]["seconds"],
         "images_per_second": rates[len(rates) // 2],
-        "skipped_images": data.skipped,
+        "skipped_images": data.unreadable(),
         **cost(student, data.image_size),
         "teacher": None,
         "attention": attention_in_box(student, layers, data.val, device),

@@ -14,6 +14,8 @@ _HOME = {
     "save_student": ".network",
     "load_trained": ".network",
     "load_weights": ".weights",
+    "head_parameters": ".weights",
+    "start_network": ".network",
     "AuthorsRun": ".authors",
     "load_authors_run": ".authors",
     "run_fingerprint": ".network",
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
     from .network import load_trained as load_trained
     from .network import run_fingerprint as run_fingerprint
     from .network import save_student as save_student
+    from .network import start_network as start_network
+    from .weights import head_parameters as head_parameters
     from .weights import load_weights as load_weights
 
 

@@ -133,7 +133,7 @@ def _users(file: Path, run: Any) -> Any:
     """Runs a user's code; what it raises comes back as one line with its own error and line."""
     try:
         return run()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         lines = [
             f.lineno for f in traceback.extract_tb(error.__traceback__) if Path(f.filename).resolve() == file.resolve()
         ]

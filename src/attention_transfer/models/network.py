@@ -17,7 +17,7 @@ from ..errors import UserError
 from ..runs import RunFolder, replacing
 from .authors import MODEL_FILE, is_authors_run, load_authors_run
 from .create import create_model, pretrained_classes
-from .weights import load_weights
+from .weights import file_state, load_body, load_weights
 
 
 class Preprocess(nn.Module):
@@ -34,6 +34,8 @@ class Preprocess(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.size is not None and tuple(x.shape[-2:]) != tuple(self.size):
+            # In at least float32: on a CPU no kernel takes bfloat16, which training hands in.
+            x = x if x.dtype == torch.float64 else x.float()
             x = F.interpolate(x, self.size, mode="bilinear", align_corners=False, antialias=True)
         return (x - self.mean.to(x.dtype)) / self.std.to(x.dtype)
 
@@ -189,12 +191,62 @@ def load_network(
     return Network(module.eval(), spec, tuple(classes), _own_preprocess(module, mean, std), digest)
 
 
+def start_network(
+    spec: str, classes: Sequence[str], mean: Sequence[float], std: Sequence[float], weights: str | None = None
+) -> tuple[Network, list[str]]:
+    """A network to be trained (a student), and lines on where it starts from.
+
+    Args:
+        spec: a model's name. A `:pretrained` one keeps everything but a head of another number of classes.
+        mean, std: the data's; a network with trained weights keeps the normalisation that it was trained with.
+        weights: a file, a run of ours or the authors', to start from. The head starts anew where its classes are not
+            the data's.
+
+    Raises:
+        UserError: for weights that do not fit, and a pretrained model that is given others.
+    """
+    data = (mean, std)
+    module = create_model(spec, len(classes))
+    pretrained = spec.endswith(":pretrained")
+    if weights is None:
+        said = []
+        if pretrained and (known := pretrained_classes(spec)) not in (None, len(classes)):
+            said = [f"{spec}: its head knows {known} classes, the data has {len(classes)}, so the head starts anew"]
+        preprocess = _own_preprocess(module, mean, std) if pretrained else Preprocess(mean, std, _fixed_size(module))
+    elif pretrained:
+        raise UserError(f"{spec} starts from its own weights: leave :pretrained or --student-weights out")
+    elif Path(weights).is_dir() or RunFolder(weights).exists:
+        before = load_trained(weights)
+        named = f"{weights} ({before.name})"
+        line = load_body(module, before.module.state_dict(), named, not before.knows(classes))
+        said = [f"the student starts from {named}", *([line] if line else [])]
+        mean, std = (v.flatten().tolist() for v in (before.preprocess.mean, before.preprocess.std))
+        preprocess = Preprocess(mean, std, _fixed_size(module))
+    else:
+        line = load_body(module, file_state(module, weights), weights)
+        said = [f"the student starts from {weights}", *([line] if line else [])]
+        preprocess = _own_preprocess(module, mean, std)
+    if not torch.equal(preprocess.mean, Preprocess(data[0], data[1]).mean):
+        words = ", ".join(f"{v:.3g}" for v in preprocess.mean.flatten().tolist())
+        said.append(f"the student sees images normalised as its weights did (mean {words}), not by the data's own")
+    return Network(module, spec, tuple(classes), preprocess), said
+
+
 def _own_preprocess(module: nn.Module, mean: Sequence[float], std: Sequence[float]) -> Preprocess:
     """Pretrained models carry the normalisation they were trained with; others get the data's."""
     config = getattr(module, "pretrained_cfg", None)
     if isinstance(config, dict) and "mean" in config and "std" in config:
         mean, std = config["mean"], config["std"]
-    return Preprocess(mean, std)
+    return Preprocess(mean, std, _fixed_size(module))
+
+
+def _fixed_size(module: nn.Module) -> tuple[int, int] | None:
+    """The one input size (H, W) that a network takes, as a vision transformer with learned positions; else None."""
+    config = getattr(module, "pretrained_cfg", None)
+    if isinstance(config, dict) and config.get("fixed_input_size"):
+        return tuple(config["input_size"][-2:])
+    size = getattr(module, "image_size", None)  # torchvision's
+    return (size, size) if isinstance(size, int) else None
 
 
 def _few(names: Sequence[str]) -> str:

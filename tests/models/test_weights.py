@@ -1,0 +1,129 @@
+"""Weights from elsewhere: what wraps them, what does not fit, a head of other classes."""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+
+from attention_transfer.errors import UserError
+from attention_transfer.models import create_model, head_parameters, load_weights
+from attention_transfer.models.weights import load_body, read_state_dict
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(v, b[k]) for k, v in a.items())
+
+
+class TestWrappings:
+    @pytest.mark.parametrize("entry", ["state_dict", "model", "model_state_dict", "state_dict_ema", "model_ema"])
+    def test_entries(self, tmp_path, entry):
+        a, b = create_model("wrn-10-1", 3), create_model("wrn-10-1", 3)
+        torch.save({"epoch": 3, entry: a.state_dict(), "optimizer": {"state": {}}}, tmp_path / "w.pt")
+        load_weights(b, tmp_path / "w.pt")
+        assert same(a.state_dict(), b.state_dict())
+
+    def test_the_weights_themselves_before_their_average(self, tmp_path):
+        a, b = nn.Linear(2, 2), nn.Linear(2, 2)
+        torch.save({"state_dict_ema": b.state_dict(), "state_dict": a.state_dict()}, tmp_path / "w.pt")
+        assert same(read_state_dict(tmp_path / "w.pt"), a.state_dict())
+
+    def test_an_averaged_model_with_its_count(self, tmp_path):
+        a, b = create_model("wrn-10-1", 3), create_model("wrn-10-1", 3)
+        torch.save({"model_ema": AveragedModel(a).state_dict()}, tmp_path / "w.pth")
+        load_weights(b, tmp_path / "w.pth")
+        assert same(a.state_dict(), b.state_dict())
+
+    def test_a_training_scripts_options_beside_them(self, tmp_path):
+        args = argparse.Namespace(lr=0.1, output=pathlib.PosixPath("out"))
+        torch.save({"model": nn.Linear(2, 2).state_dict(), "args": args}, tmp_path / "w.pth")
+        load_weights(nn.Linear(2, 2), tmp_path / "w.pth")
+
+    def test_options_that_would_execute_something(self, tmp_path):
+        proof = tmp_path / "executed"
+
+        class Explosive:
+            def __reduce__(self):
+                return pathlib.Path.touch, (proof,)
+
+        args = argparse.Namespace(hook=Explosive())
+        torch.save({"model": nn.Linear(2, 2).state_dict(), "args": args}, tmp_path / "w.pth")
+        with pytest.raises(UserError, match="pickles are not executed"):
+            load_weights(nn.Linear(2, 2), tmp_path / "w.pth")
+        assert not proof.exists()
+
+
+class TestOtherClasses:
+    def test_it_is_said_how_many_the_file_has(self, tmp_path):
+        save_file(create_model("wrn-10-1", 7).state_dict(), tmp_path / "w.safetensors")
+        with pytest.raises(UserError, match=r"fc.bias \(7,\) for \(3,\)\); its head knows 7 classes, the data has 3"):
+            load_weights(create_model("wrn-10-1", 3), tmp_path / "w.safetensors")
+
+    @pytest.mark.parametrize("name", ["wrn-10-1", "nin-thin"])
+    def test_the_head_starts_anew(self, name):
+        """NIN's classifier is a convolution with batch normalisation behind it: all of it goes by the classes."""
+        source, model = create_model(name, 7), create_model(name, 3)
+        before = {k: v.clone() for k, v in model.state_dict().items()}
+        line = load_body(model, source.state_dict(), "w.pt")
+        assert line is not None
+        assert line.startswith("w.pt: its head knows 7 classes, the data has 3, so ") and line.endswith("start anew")
+        for key, value in model.state_dict().items():
+            other = source.state_dict()[key]
+            assert torch.equal(value, other if other.shape == value.shape else before[key]), key
+        head = [k for k, v in before.items() if v.shape != source.state_dict()[k].shape]
+        assert ", ".join(head[:3]) in line and len(head) == (2 if name == "wrn-10-1" else 6)
+
+    def test_as_many_but_others(self):
+        source, model = create_model("wrn-10-1", 3), create_model("wrn-10-1", 3)
+        before = {k: v.clone() for k, v in model.state_dict().items()}
+        assert load_body(model, source.state_dict(), "run") is None
+        assert same(model.state_dict(), source.state_dict())
+        model.load_state_dict(before)
+        line = load_body(model, source.state_dict(), "run", new_head=True)
+        assert line == "run: its head knows other classes than the data's, so fc.weight, fc.bias start anew"
+        kept = [k for k, v in model.state_dict().items() if torch.equal(v, before[k]) and "num_batches" not in k]
+        assert {"fc.weight", "fc.bias"} <= set(kept) and "conv0.weight" not in kept
+
+    def test_what_differs_elsewhere_is_an_error(self):
+        with pytest.raises(UserError, match=r"w.pt does not fit WideResNet: .*of another shape") as error:
+            load_body(create_model("wrn-10-1", 3), create_model("wrn-10-2", 7).state_dict(), "w.pt")
+        assert "head knows" not in str(error.value)
+        state = create_model("wrn-10-1", 7).state_dict()
+        del state["conv0.weight"]
+        with pytest.raises(UserError, match=r"1 missing \(conv0.weight\)"):
+            load_body(create_model("wrn-10-1", 3), state, "w.pt")
+
+
+class TestHead:
+    @pytest.mark.parametrize(
+        ("name", "head"),
+        [
+            ("wrn-10-1", ["fc.weight", "fc.bias"]),
+            ("timm/resnet10t", ["fc.weight", "fc.bias"]),
+            ("timm/mobilenetv3_small_050", ["classifier.weight", "classifier.bias"]),
+            ("torchvision/squeezenet1_1", ["classifier.1.weight", "classifier.1.bias"]),
+            ("torchvision/mobilenet_v3_small", ["classifier.3.weight", "classifier.3.bias"]),
+        ],
+    )
+    def test_by_name(self, name, head):
+        assert head_parameters(create_model(name, 7), 7) == head
+
+    def test_its_normalisation_belongs_to_it(self):
+        names = head_parameters(create_model("nin-thin", 7), 7)
+        shapes = dict(create_model("nin-thin", 7).named_parameters())
+        assert len(names) > 2 and all(len(shapes[n]) == 7 for n in names)
+
+    def test_none(self):
+        with pytest.raises(UserError, match="Linear has no layer of 7 outputs"):
+            head_parameters(nn.Linear(3, 2), 7)
+
+
+def test_a_factory_file_that_leaves(tmp_path):
+    (tmp_path / "net.py").write_text("import sys\nsys.exit('no weights here')\n")
+    with pytest.raises(UserError, match=r"net.py, line 2: SystemExit: no weights here"):
+        create_model(f"{tmp_path / 'net.py'}:make", 3)
