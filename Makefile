@@ -19,7 +19,7 @@ demo: $(READY)  ## the whole story on built-in data, about 6 minutes on a 2-core
 	$(BIN)/attention-transfer demo
 
 test: $(READY)  ## all tests; more of them run where ../shared is present
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2
 
 lint: $(READY)  ## formatting, style and types
 	$(BIN)/ruff check .

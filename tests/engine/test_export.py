@@ -248,7 +248,7 @@ def test_an_exported_teacher(command, teacher_run, tmp_path):
     theirs = command("evaluate theirs --data digits --limit-val 100 --device cpu").out.partition(":")[2]
     assert theirs == command(f"evaluate {teacher_run} --limit-val 100 --device cpu").out.partition(":")[2] != ""
     assert "give --data" in command("evaluate theirs").err
-    assert "group0 ← group0, group1 ← group1" in command("stages run theirs").out
+    assert "--pairs group0=group0,group1=group1,group2=group2" in command("stages run theirs").out
     assert command("maps theirs run --images digits --limit 2 --out maps.png").status == 0
     (tmp_path / "theirs" / "model.pt7").write_bytes(b"other")
     assert "other weights of its teacher" in command(line).err

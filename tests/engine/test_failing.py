@@ -75,7 +75,7 @@ def test_a_full_disk(teacher_run, command, tmp_path, monkeypatch, module, name, 
     assert same[0] == same[1]
 
 
-@pytest.mark.parametrize("place", ["safetensors.torch.save_file", "json.dumps", "numpy.savez_compressed"])
+@pytest.mark.parametrize("place", ["safetensors.torch.save", "json.dumps", "numpy.savez_compressed"])
 def test_a_full_disk_at_another_file(teacher_run, command, tmp_path, monkeypatch, place):
     with monkeypatch.context() as patch:
         patch.setattr(place, full_disk)
