@@ -276,6 +276,32 @@ class TestMethods:
         with pytest.raises(UserError, match="unknown second_order 'funk'.*did you mean func"):
             methods(method="min-l2", second_order="funk")
 
+    def test_one_beta_for_methods_of_other_scales_is_refused(self):
+        with pytest.raises(
+            UserError, match="--beta 1000 could mean at or symmetry.*say --beta at=NUMBER,symmetry=NUMBER"
+        ):
+            methods(method="at+symmetry", beta=1000.0)
+        assert methods(method="at+symmetry", beta="at=1000,symmetry=1")["symmetry"].beta == 1
+        assert methods(method="at+kd", beta=1000.0)["at"].beta == 1000
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"method": "kd", "pairs": "a=b"}, "--pairs is given, but method 'kd' reads no layers"),
+            ({"method": "at", "norm": 3}, "--norm is given, but --convention authors has none"),
+            ({"method": "min-l2", "teacher_weights": "w.pt"}, "--teacher-weights is given, but method 'min-l2' has no"),
+            ({"method": "at", "momentum": 0}, "nesterov needs momentum above 0.*--no-nesterov"),
+        ],
+    )
+    def test_an_option_that_would_do_nothing_is_refused(self, options, message):
+        with pytest.raises(UserError, match=message):
+            make_recipe(DISTILL, options)
+
+    def test_what_belongs_together(self):
+        assert make_recipe(DISTILL, {"method": "kd", "pairs": "last2"}).pairs == "last2"  # as the recipe has it
+        assert make_recipe(DISTILL, {"method": "at", "norm": 3, "convention": "paper"}).norm == 3
+        assert make_recipe(DISTILL, {"method": "at", "optimizer": "adamw", "momentum": 0}).momentum == 0
+
     def test_weights_of_the_pairs(self):
         assert methods(weights="1,0.5,2")["at"].pair_weights == methods(weights=[1, 0.5, 2])["at"].pair_weights
         assert methods(weights="1,0.5,2")["at"].pair_weights == [1, 0.5, 2]

@@ -115,6 +115,12 @@ class TestOutput:
         assert "7.8125 (caffe)" in lines[1] and "31.25 (caffe)" in lines[2] and len(lines) == 3
 
 
+@pytest.mark.parametrize("labels", [torch.arange(4, dtype=torch.int32), torch.arange(2), torch.rand(4, 3)])
+def test_labels_that_are_none(labels):
+    with pytest.raises(ValueError, match=r"labels .* for logits \(4, 5\): expected"):
+        make(at.KnowledgeDistillation())(batch()[0], labels)
+
+
 class TestDecay:
     @pytest.mark.parametrize("tensor", [False, True])
     @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-MODEL_HELP = "wrn-16-1, timm/NAME[:pretrained], torchvision/NAME[:pretrained] or FILE.py:FACTORY."
+MODEL_HELP = "wrn-16-1, nin-thin, timm/NAME[:pretrained], torchvision/NAME[:pretrained] or FILE.py:FACTORY."
 DATA_HELP = "digits, cifar10[:FOLDER], cifar100[:FOLDER], folder:PATH, parquet:PATH, wds:PATTERN or hub:OWNER/NAME."
 
 Option = tuple[tuple[str, ...], dict[str, Any]]
@@ -40,7 +40,8 @@ METHOD_OPTIONS: list[Option] = [
     option("--temperature", type=float, help="Temperature of distillation. [4]"),
     option(
         "--second-order",
-        help="How methods on input gradients are differentiated: auto, double-backward, func or forward-over-reverse.",
+        help="How methods on input gradients are differentiated: auto, double-backward, func or forward-over-reverse "
+        "(gradient, symmetry, min-l2). [auto]",
     ),
 ]
 TRAINING_OPTIONS: list[Option] = [

@@ -84,8 +84,11 @@ def differentiate(
             logits, rest = run(x)
             return cross_entropy_sum(logits, y), (logits, rest)
 
-        with nullcontext() if create_graph else torch.no_grad():
-            j, (logits, rest) = torch.func.grad(loss, has_aux=True)(x)
+        try:
+            with nullcontext() if create_graph else torch.no_grad():
+                j, (logits, rest) = torch.func.grad(loss, has_aux=True)(x)
+        except RuntimeError as error:
+            raise _not_by("func", error) from None
         return j, logits, rest
     mode = TwiceDifferentiable()
     with torch.enable_grad():
@@ -117,11 +120,17 @@ def along(run: Run, x: Tensor, y: Tensor, v: Tensor) -> tuple[Tensor, Tensor, li
         _, product, (logits, rest) = torch.func.jvp(  # type: ignore[misc]
             loss, (x,), (v.detach(),), has_aux=True
         )
-    except NotImplementedError as error:
-        raise UserError(
-            f"forward-over-reverse cannot be had here ({str(error).splitlines()[0]}): use double-backward"
-        ) from error
+    except (NotImplementedError, RuntimeError) as error:
+        raise _not_by("forward-over-reverse", error) from None
     return product, logits, rest
+
+
+def _not_by(way: str, error: Exception) -> Exception:
+    """What to say where `torch.func` cannot hold an operation of the network; any other error as it is."""
+    text = str(error)
+    if not isinstance(error, NotImplementedError) and "torch.func" not in text and "transform" not in text:
+        return error
+    return UserError(f"{way} cannot be had here ({text.splitlines()[0]}): use double-backward")
 
 
 def _check_batch(x: Tensor, y: Tensor) -> None:
@@ -145,7 +154,8 @@ def cross_entropy_sum(logits: Tensor, y: Tensor) -> Tensor:
 def repeatable(model: nn.Module, x: Tensor) -> bool:
     """Whether two forward passes in the model's own mode give the same and change nothing (dropout, statistics)."""
     model = copy.deepcopy(model)
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
+    devices = [x.device] if x.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices), torch.no_grad():
         before = {k: v.clone() for k, v in model.named_buffers()}
         first, second = model(x), model(x)
     same = all(torch.equal(v, before[k]) for k, v in model.named_buffers())
@@ -173,7 +183,10 @@ def counted_after(model: nn.Module, way: str) -> Iterator[None]:
 def known_to_change(model: nn.Module) -> bool:
     """As `repeatable`, the other way round and by the layers alone: what can be told while a compiler traces."""
     kind = nn.modules.batchnorm._BatchNorm
-    return any(m.training and (isinstance(m, kind) or "Drop" in type(m).__name__) for m in model.modules())
+    training = [m for m in model.modules() if m.training]
+    drops = (m for m in training if "Drop" in type(m).__name__)
+    random = any((getattr(m, "p", getattr(m, "drop_prob", 1.0)) or 0.0) > 0 for m in drops)
+    return random or any(isinstance(m, kind) for m in training)
 
 
 def couples_samples(model: nn.Module) -> list[str]:

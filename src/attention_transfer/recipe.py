@@ -123,6 +123,11 @@ class Recipe:
                 raise UserError(f"--{key} is given, but method {self.method!r} has no {key}: leave it out")
             # A schedule without a name is that of β; α's is asked for by its method's name.
             plain = [n for n in having if "beta" in takes[n]] or having
+            if key == "beta" and len(plain) > 1 and isinstance(value, (int, float)):
+                ways = ",".join(f"{n}=NUMBER" for n in plain)
+                raise UserError(
+                    f"--beta {value:g} could mean {' or '.join(plain)}, whose scales differ: say --beta {ways}"
+                )
             for name, number in value.items() if isinstance(value, Mapping) else [(n, value) for n in plain]:
                 if name not in having:
                     known = ", ".join(having) or "none"
@@ -310,10 +315,15 @@ def _check(recipe: Recipe) -> None:
     _check_training(recipe)
     if not 0 <= recipe.seed < 1 << 63:
         raise UserError(f"seed is {recipe.seed}: expected 0 to 2^63 - 1")
-    if recipe.nesterov and recipe.momentum == 0:
-        raise UserError("nesterov needs momentum above 0")
+    if recipe.optimizer == "sgd" and recipe.nesterov and recipe.momentum == 0:
+        raise UserError("nesterov needs momentum above 0: raise it, or say --no-nesterov")
     methods = create_methods(recipe.method, recipe.method_options())
-    recipe.layer_pairs()
+    if not isinstance(recipe.layer_pairs(), str) and not any(m.needs_features for m in methods):
+        raise UserError(f"--pairs is given, but method {recipe.method!r} reads no layers: leave it out")
+    if recipe.norm != _DEFAULTS["norm"] and recipe.convention != "paper":
+        raise UserError(f"--norm is given, but --convention {recipe.convention} has none: add --convention paper")
+    if recipe.teacher_weights is not None and not any(m.needs_teacher for m in methods):
+        raise UserError(f"--teacher-weights is given, but method {recipe.method!r} has no teacher: leave it out")
     if recipe.second_order != "auto" and not any(m.needs_gradient for m in methods):
         raise UserError(f"--second-order is given, but method {recipe.method!r} has no input gradients: leave it out")
     if any(m.needs_teacher for m in methods) and recipe.teacher is None:

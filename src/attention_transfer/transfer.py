@@ -83,7 +83,11 @@ class Transfer(nn.Module):
         super().__init__()
         _check_methods(methods, teacher, example)
         check_choice("second_order", second_order, WAYS)
-        if isinstance(label_smoothing, bool) or not 0 <= label_smoothing < 1:
+        if (
+            isinstance(label_smoothing, bool)
+            or not isinstance(label_smoothing, (int, float))
+            or not 0 <= label_smoothing < 1
+        ):
             raise UserError(f"label_smoothing is {label_smoothing!r}: expected a number in [0, 1)")
         self.second_order, self.label_smoothing = second_order, float(label_smoothing)
         self.student = unwrap(student)
@@ -190,6 +194,11 @@ class Transfer(nn.Module):
             if y.shape != logits.shape:
                 raise UserError(f"soft labels {tuple(y.shape)} for logits {tuple(logits.shape)}: expected both (N, K)")
             y = y.to(logits.dtype)
+        elif y.dtype != torch.int64 or y.shape != logits.shape[:1]:
+            raise UserError(
+                f"labels {y.dtype} {tuple(y.shape)} for logits {tuple(logits.shape)}: expected int64 (N,), or (N, K) "
+                "of probabilities"
+            )
         return F.cross_entropy(logits, y, label_smoothing=self.label_smoothing)
 
     def _second_order(self, run: Run, step: Step, x: Tensor, progress: Progress) -> Tensor | None:

@@ -26,8 +26,19 @@ CLASSES = ("cat", "dog", "emu")
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 CONFIG = {"command": "distill", "model": "wrn-10-2", "data": "cifar10:/d", "teacher": "runs/big", "lr": 0.2}
 ROWS = [
-    {"epoch": 1, "train_loss": 2.0, "val_accuracy": 0.25, "weights": {"at": 1000.0, "kd": 0.9}},
-    {"epoch": 2, "train_loss": 1.0, "val_accuracy": 0.5, "weights": {"at": 500.0, "kd": 0.9}},
+    {
+        "epoch": 1,
+        "train_loss": 2.0,
+        "val_accuracy": 0.25,
+        "parts": {"at": 1.0},
+        "weights": {"beta": 1000.0, "alpha": 0.9},
+    },
+    {
+        "epoch": 2,
+        "train_loss": 1.0,
+        "val_accuracy": 0.5,
+        "weights": {"at.beta": 500.0, "symmetry.beta": 1.0, "alpha": 0.9},
+    },
 ]
 ONNX = pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in ("onnx", "onnxscript")), reason="the extra onnx is not there"

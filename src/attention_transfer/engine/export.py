@@ -177,9 +177,10 @@ def _authors_options(module: WideResNet, config: Mapping[str, Any]) -> dict[str,
 def _authors_epoch(row: Mapping[str, Any]) -> dict[str, Any]:
     """An epoch's numbers by the script's names; accuracies in percent; α and β as they were in effect."""
     weights = row.get("weights", {})
+    beta = weights.get("beta", 0) if "at" in row.get("parts", {}) else 0
     return {
-        "alpha": weights.get("kd", 0),
-        "beta": weights.get("at", 0),
+        "alpha": weights.get("alpha", 0),
+        "beta": weights.get("at.beta", beta),
         "epoch": row.get("epoch", 0),
         **{
             theirs: factor * row[ours]

@@ -42,7 +42,8 @@ def evaluate_run(folder: Path, spec: str | None, limit: int | None, device: str)
     height = network.preprocess.size[0] if network.preprocess.size else None
     data = open_data(
         config["data"] if own else str(spec),
-        image_size=height,
+        # Its own images as the run saw them; a network of one input size resizes them itself.
+        image_size=config.get("image_size") if own else height,
         limit_train=1,  # none is looked at
         limit_val=limit if not own or limit is not None else config.get("limit_val"),
         val_split=config.get("val_split") if own else None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -94,11 +95,11 @@ def run(recipe: Recipe, out: str | Path, console: Console) -> dict[str, Any]:
     fabric = make_fabric(recipe, decisions)
     progress = Progress(console if fabric.is_global_zero else Console(quiet=True), title(recipe), recipe.epochs)
     loop = prepare(recipe, folder, fabric, parts, decisions, progress)
-    if fabric.is_global_zero:
-        _write_down(recipe, folder, parts, decisions)
     _announce(recipe, parts, decisions, loop, progress)
     if not folder.checkpoint_file.is_file():
         _preflight(parts, loop, progress)
+    if fabric.is_global_zero:  # a run that was refused so far leaves nothing in the way of the next try
+        _write_down(recipe, folder, parts, decisions)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", BatchStatisticsWarning)  # said before the first step
         rows = loop.run()
@@ -219,7 +220,7 @@ def _open(recipe: Recipe, streamed: bool | None) -> Dataset:
     workers = recipe.workers
     if workers is None:
         workers = usual_workers(on_cpu=not on_gpu, processes=recipe.devices)
-    room = [int(GPU_SHARE * torch.cuda.mem_get_info()[0])] if on_gpu else []
+    room = [int(GPU_SHARE * torch.cuda.mem_get_info(int(os.environ.get("LOCAL_RANK", "0")))[0])] if on_gpu else []
     if (share := memory_share()) is not None:
         room.append(share // recipe.devices)
     return open_data(
