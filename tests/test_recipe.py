@@ -205,7 +205,7 @@ class TestLayers:
         [
             {},
             {"beta": {"at": 10.0}, "decay": {"at": "step"}},
-            {"beta": "at=5", "milestones": [1, 2], "norm": math.inf},
+            {"beta": "at=5", "milestones": [1, 2], "norm": math.inf, "convention": "paper"},
             {"pairs": "a=b, c=d"},
         ],
     )

@@ -74,10 +74,10 @@ TRAINING_OPTIONS: list[Option] = [
     option(
         "--lr-reference-batch",
         type=int,
-        help="--lr is for batches of so many: × --batch-size over this.",
+        help="--lr and --head-lr are for batches of so many: × --batch-size over this.",
     ),
     option("--clip-norm", type=float, help="Clip the norm of the gradient of all weights."),
-    option("--head-lr", type=float, help="A learning rate of its own for the classifier."),
+    option("--head-lr", type=float, help="The classifier's learning rate, where it is its own; scaled with --lr."),
     option(
         "--layer-decay",
         type=float,

@@ -80,7 +80,7 @@ def _scales(recipe: Recipe, student: nn.Module, example: Tensor | None) -> dict[
         last = max(layers.values())
         scales = {f"student.{name}": recipe.layer_decay ** (last - layer) for name, layer in layers.items()}
     if recipe.head_lr is not None:
-        scales |= {f"student.{name}": recipe.head_lr / peak_lr(recipe) for name in head}
+        scales |= {f"student.{name}": recipe.head_lr / recipe.lr for name in head}
     return scales
 
 
