@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .errors import UserError
+from .ops.activation_loss import wide
 from .ops.convolution import TwiceDifferentiable
 
 WAYS = ("auto", "double-backward", "func", "forward-over-reverse")
@@ -79,14 +80,9 @@ def differentiate(
     """
     _check_batch(x, y)
     if way == "func":
-
-        def loss(x: Tensor) -> tuple[Tensor, tuple[Tensor, list[Tensor]]]:
-            logits, rest = run(x)
-            return cross_entropy_sum(logits, y), (logits, rest)
-
         try:
             with nullcontext() if create_graph else torch.no_grad():
-                j, (logits, rest) = torch.func.grad(loss, has_aux=True)(x)
+                j, (logits, rest) = torch.func.grad(_loss_of(run, y), has_aux=True)(x)
         except RuntimeError as error:
             raise _not_by("func", error) from None
         return j, logits, rest
@@ -111,18 +107,23 @@ def along(run: Run, x: Tensor, y: Tensor, v: Tensor) -> tuple[Tensor, Tensor, li
     Raises:
         UserError: where an operation of the network has no forward-mode derivative.
     """
+    try:
+        _, product, (logits, rest) = torch.func.jvp(  # type: ignore[misc]
+            _loss_of(run, y), (x,), (v.detach(),), has_aux=True
+        )
+    except (NotImplementedError, RuntimeError) as error:
+        raise _not_by("forward-over-reverse", error) from None
+    return product, logits, rest
+
+
+def _loss_of(run: Run, y: Tensor) -> Callable[[Tensor], tuple[Tensor, tuple[Tensor, list[Tensor]]]]:
+    """x -> the sum of cross-entropies, and beside it logits and the rest."""
 
     def loss(x: Tensor) -> tuple[Tensor, tuple[Tensor, list[Tensor]]]:
         logits, rest = run(x)
         return cross_entropy_sum(logits, y), (logits, rest)
 
-    try:
-        _, product, (logits, rest) = torch.func.jvp(  # type: ignore[misc]
-            loss, (x,), (v.detach(),), has_aux=True
-        )
-    except (NotImplementedError, RuntimeError) as error:
-        raise _not_by("forward-over-reverse", error) from None
-    return product, logits, rest
+    return loss
 
 
 def _not_by(way: str, error: Exception) -> Exception:
@@ -147,7 +148,7 @@ def _check_batch(x: Tensor, y: Tensor) -> None:
 def cross_entropy_sum(logits: Tensor, y: Tensor) -> Tensor:
     """Over the batch, in at least float32 whatever the autocast."""
     with torch.autocast(logits.device.type, enabled=False):
-        logits = logits if logits.dtype == torch.float64 else logits.float()
+        logits = wide(logits)
         return F.cross_entropy(logits, y.to(logits.dtype) if y.is_floating_point() else y, reduction="sum")
 
 

@@ -26,6 +26,7 @@ from .gradients import (
     repeatable,
 )
 from .methods.base import Method, Progress, Step
+from .ops.activation_loss import wide
 from .taps import Tap, evaluating, hooked_call, match_stages, stages, unwrap
 
 Transform = Callable[[Tensor], Tensor]
@@ -189,7 +190,7 @@ class Transfer(nn.Module):
         return Output(torch.stack(list(parts.values())).sum(), logits, parts)
 
     def _cross_entropy(self, logits: Tensor, y: Tensor) -> Tensor:
-        logits = logits if logits.dtype == torch.float64 else logits.float()
+        logits = wide(logits)
         if y.is_floating_point():
             if y.shape != logits.shape:
                 raise UserError(f"soft labels {tuple(y.shape)} for logits {tuple(logits.shape)}: expected both (N, K)")

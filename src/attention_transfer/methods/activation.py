@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .. import maps
 from ..errors import UserError
-from .base import Method, Progress, Step, check_decay, check_weight, decayed
+from .base import BetaMethod, Step, check_weight, decayed
 
 # As shares of the number of steps: a β (under `authors`, its mean over a schedule) above the first was too heavy where
 # it was tried (1000 in 280 to 370 steps, constant or linear to zero), one of the second did well (100 there).
@@ -16,7 +16,7 @@ HEAVY_BETA = 0.5
 GOOD_BETA = 0.25
 
 
-class ActivationTransfer(Method):
+class ActivationTransfer(BetaMethod):
     """β · `at_loss` (Eq. 2 of the paper, or the authors' code: see `convention`).
 
     Args:
@@ -47,9 +47,8 @@ class ActivationTransfer(Method):
         weights: Sequence[float] | None = None,
         decay: str = "constant",
     ):
-        super().__init__()
+        super().__init__(beta, decay)
         maps.check_loss_options(kind, p, convention, resize, norm, axis)
-        self.beta = check_weight("beta", beta)
         self.options: maps.LossOptions = {
             "kind": kind,
             "p": p,
@@ -61,16 +60,9 @@ class ActivationTransfer(Method):
         if weights is not None and (isinstance(weights, (str, Mapping)) or not isinstance(weights, Iterable)):
             raise UserError(f"weights is {weights!r}: expected a list of numbers, one a pair")
         self.pair_weights = None if weights is None else [check_weight("weights", w) for w in weights]
-        self.decay = check_decay(decay)
 
     def forward(self, step: Step) -> Tensor:
         return maps.at_loss(step.student_features, step.teacher_features, weights=self.pair_weights, **self.options)
-
-    def weight(self, progress: Progress) -> float | Tensor:
-        return self.beta * decayed(self.decay, progress)
-
-    def weights(self, progress: Progress) -> dict[str, float]:
-        return {"beta": float(self.weight(progress))}
 
     def prepare(self, pairs: Sequence[tuple[str, str]], student: Sequence[Tensor], teacher: Sequence[Tensor]) -> None:
         if self.pair_weights is not None and len(self.pair_weights) != len(pairs):

@@ -84,6 +84,25 @@ class Method(nn.Module):
         return []
 
 
+class BetaMethod(Method):
+    """A method whose weight is β under a schedule.
+
+    Raises:
+        UserError: (a ValueError) for a β that is no finite number ≥ 0, or an unknown schedule.
+    """
+
+    def __init__(self, beta: float, decay: str):
+        super().__init__()
+        self.beta = check_weight("beta", beta)
+        self.decay = check_decay(decay)
+
+    def weight(self, progress: Progress) -> float | Tensor:
+        return self.beta * decayed(self.decay, progress)
+
+    def weights(self, progress: Progress) -> dict[str, float]:
+        return {"beta": float(self.weight(progress))}
+
+
 def decayed(decay: str, progress: Progress) -> float | Tensor:
     """The factor of a schedule: 1 at progress 0; `linear` and `cosine` reach 0 at progress 1, `step` 0.008.
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import UserError
+from ..ops.activation_loss import wide
 from .base import Method, Progress, Step, check_decay, decayed
 
 
@@ -35,8 +35,8 @@ def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float =
             f"kd_loss got {student_logits.dtype} and {teacher_logits.dtype}: expected floating-point logits"
         )
     check_temperature(temperature)
-    log_p = F.log_softmax(_float(student_logits) / temperature, 1)
-    log_q = F.log_softmax(_float(teacher_logits) / temperature, 1)
+    log_p = F.log_softmax(wide(student_logits) / temperature, 1)
+    log_q = F.log_softmax(wide(teacher_logits) / temperature, 1)
     return F.kl_div(log_p, log_q, reduction="batchmean", log_target=True) * temperature**2
 
 
@@ -83,7 +83,3 @@ class KnowledgeDistillation(Method):
 def check_temperature(temperature: float) -> None:
     if not isinstance(temperature, (int, float)) or not 0 < temperature < math.inf:
         raise UserError(f"temperature is {temperature!r}: expected a number > 0")
-
-
-def _float(logits: Tensor) -> Tensor:
-    return logits if logits.dtype == torch.float64 else logits.float()

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .. import maps
 from ..errors import UserError
-from .base import Method, Progress, Step, check_decay, check_weight, decayed
+from .base import BetaMethod, Step
 
 
 def full_activation_loss(student: Tensor, teacher: Tensor) -> Tensor:
@@ -38,7 +38,7 @@ def full_activation_loss(student: Tensor, teacher: Tensor) -> Tensor:
     return (ys - yt).square().mean()
 
 
-class FullActivationTransfer(Method):
+class FullActivationTransfer(BetaMethod):
     """β · Σ over pairs of `full_activation_loss`.
 
     Where channels differ a 1×1 convolution student → teacher is learned along; it is trained and checkpointed with the
@@ -59,9 +59,7 @@ class FullActivationTransfer(Method):
     needs_example = True  # the adapters' sizes
 
     def __init__(self, beta: float = 1e4, decay: str = "constant"):
-        super().__init__()
-        self.beta = check_weight("beta", beta)
-        self.decay = check_decay(decay)
+        super().__init__(beta, decay)
         self.adapters = nn.ModuleList()
 
     def forward(self, step: Step) -> Tensor:
@@ -76,12 +74,6 @@ class FullActivationTransfer(Method):
                 s = F.conv2d(s, adapter.weight.to(s.dtype))  # the networks may be of any precision
             terms.append(full_activation_loss(s, t))
         return torch.stack(terms).sum()
-
-    def weight(self, progress: Progress) -> float | Tensor:
-        return self.beta * decayed(self.decay, progress)
-
-    def weights(self, progress: Progress) -> dict[str, float]:
-        return {"beta": float(self.weight(progress))}
 
     def prepare(self, pairs: Sequence[tuple[str, str]], student: Sequence[Tensor], teacher: Sequence[Tensor]) -> None:
         """Makes the adapters, each a convolution where channels differ."""

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .. import maps
 from ..errors import UserError
-from .base import Method, Progress, Step, check_decay, check_weight, decayed
+from .base import BetaMethod, Step
 
 
 def gradient_loss(j_student: Tensor, j_teacher: Tensor, squared: bool = True) -> Tensor:
@@ -40,7 +40,7 @@ def half_mean_norm(d: Tensor, squared: bool) -> Tensor:
     return maps.row_norm(d.flatten(1)).mean() / 2
 
 
-class GradientMethod(Method):
+class GradientMethod(BetaMethod):
     """What the methods on input gradients share: β · the term, under a schedule.
 
     They need second derivatives of the student, and its batch normalisation, if any, in eval mode: in training mode it
@@ -50,15 +50,7 @@ class GradientMethod(Method):
     needs_gradient = True
 
     def __init__(self, beta: float = 1.0, decay: str = "constant"):
-        super().__init__()
-        self.beta = check_weight("beta", beta)
-        self.decay = check_decay(decay)
-
-    def weight(self, progress: Progress) -> float | Tensor:
-        return self.beta * decayed(self.decay, progress)
-
-    def weights(self, progress: Progress) -> dict[str, float]:
-        return {"beta": float(self.weight(progress))}
+        super().__init__(beta, decay)
 
     def describe(
         self, pairs: Sequence[tuple[str, str]], student: Sequence[Tensor], teacher: Sequence[Tensor]
