@@ -29,6 +29,8 @@ lint: $(READY)  ## formatting, style and types
 bench: $(READY)  ## measure speed: ratios to the authors' step, in one run; rewrites results/bench
 	$(BIN)/attention-transfer bench step --json results/bench/step.json
 	$(BIN)/attention-transfer bench epoch --json results/bench/epoch.json
+	$(BIN)/attention-transfer bench gradient --json results/bench/gradient.json
+	$(BIN)/attention-transfer bench loss --json results/bench/loss.json
 
 clean:  ## remove the environment and what tests and tools left
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .mypy_cache

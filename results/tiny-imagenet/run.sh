@@ -1,5 +1,5 @@
 # The paper's Table 4 cut down to a CPU: pretrain on 22 classes, fine-tune on others with 50 images a class.
-#   bash run.sh teacher|student|lone|tuned S      (S: a seed); DATA has pretrain/, finegrained/ and scenes/
+#   bash run.sh teacher|student|lone|tuned S      (S: a seed), where resnet64.py and data/{pretrain,finegrained,scenes} lie
 # `teacher` and `student` pretrain; then `lone S`; `tuned S` needs `teacher` and `student`.
 AT="${AT:-attention-transfer}"
 PRE="--data folder:data/pretrain --image-size 64 --crop-padding 8 --batch-size 64 --lr 0.1 --epochs 8"
