@@ -107,6 +107,7 @@ TRAINING_OPTIONS: list[Option] = [
     option("--flip/--no-flip", default=None, help="Random horizontal flips. [on; digits: off]"),
     option("--seed", type=int, help="[0]"),
     option("--seeds", type=int, default=1, help="Run so many seeds, each in a folder seed-S of --out. [1]"),
+    option("--at-once", type=int, default=1, help="Run so many seeds at a time, each with its share of the cores. [1]"),
     option("--image-size", type=int, help="Height and width to bring images to."),
     option("--max-steps", type=int, help="End after so many steps."),
     option("--limit-train", type=int, help="So many training images, balanced over the classes."),
@@ -124,4 +125,11 @@ TRAINING_OPTIONS: list[Option] = [
     option("--compile", help="auto (when the run is long enough to earn it back), on or off. [auto]"),
     option("--devices", type=int, help="Processes (GPUs) a node. [1]"),
     option("--nodes", type=int, help="[1]"),
+    option(
+        "--log",
+        "--logger",
+        "log",
+        help="Log each epoch to csv, tensorboard or wandb too, or to several: csv,tensorboard; "
+        "under torchrun write --logger.",
+    ),
 ]

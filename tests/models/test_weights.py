@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import pathlib
+import pickle
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from attention_transfer.errors import UserError
 from attention_transfer.models import create_model, head_parameters, load_weights
-from attention_transfer.models.weights import load_body, read_state_dict
+from attention_transfer.models.weights import ENTRIES, load_body, read_state_dict
 
 
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
@@ -21,7 +22,7 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 
 class TestWrappings:
-    @pytest.mark.parametrize("entry", ["state_dict", "model", "model_state_dict", "state_dict_ema", "model_ema"])
+    @pytest.mark.parametrize("entry", ENTRIES)
     def test_entries(self, tmp_path, entry):
         a, b = create_model("wrn-10-1", 3), create_model("wrn-10-1", 3)
         torch.save({"epoch": 3, entry: a.state_dict(), "optimizer": {"state": {}}}, tmp_path / "w.pt")
@@ -38,6 +39,18 @@ class TestWrappings:
         torch.save({"model_ema": AveragedModel(a).state_dict()}, tmp_path / "w.pth")
         load_weights(b, tmp_path / "w.pth")
         assert same(a.state_dict(), b.state_dict())
+
+    @pytest.mark.parametrize("prefix", ["backbone.", "model.", "module.net.encoder."])
+    def test_a_prefix_that_all_names_share(self, tmp_path, prefix):
+        a, b = create_model("wrn-10-1", 3), create_model("wrn-10-1", 3)
+        state = {prefix + k: v for k, v in a.state_dict().items()}
+        torch.save({"state_dict": state, "epoch": 1}, tmp_path / "w.ckpt")
+        load_weights(b, tmp_path / "w.ckpt")
+        assert same(a.state_dict(), b.state_dict())
+
+    def test_a_prefix_of_some_names_is_part_of_them(self, tmp_path):
+        torch.save({"a.weight": torch.zeros(1), "b.weight": torch.zeros(1)}, tmp_path / "w.pth.tar")
+        assert list(read_state_dict(tmp_path / "w.pth.tar", ["weight"])) == ["a.weight", "b.weight"]
 
     def test_a_training_scripts_options_beside_them(self, tmp_path):
         args = argparse.Namespace(lr=0.1, output=pathlib.PosixPath("out"))
@@ -61,7 +74,7 @@ class TestWrappings:
 class TestOtherClasses:
     def test_it_is_said_how_many_the_file_has(self, tmp_path):
         save_file(create_model("wrn-10-1", 7).state_dict(), tmp_path / "w.safetensors")
-        with pytest.raises(UserError, match=r"fc.bias \(7,\) for \(3,\)\); its head knows 7 classes, the data has 3"):
+        with pytest.raises(UserError, match=r"fc.bias \(7,\) for \(3,\)\); its head knows 7 classes, the network's 3"):
             load_weights(create_model("wrn-10-1", 3), tmp_path / "w.safetensors")
 
     @pytest.mark.parametrize("name", ["wrn-10-1", "nin-thin"])
@@ -127,3 +140,51 @@ def test_a_factory_file_that_leaves(tmp_path):
     (tmp_path / "net.py").write_text("import sys\nsys.exit('no weights here')\n")
     with pytest.raises(UserError, match=r"net.py, line 2: SystemExit: no weights here"):
         create_model(f"{tmp_path / 'net.py'}:make", 3)
+
+
+class TestFilesThatAreNone:
+    """What is wrong with a file, and what to do; torch's own words are `101` or `[Errno 22] Invalid argument`."""
+
+    @pytest.mark.parametrize("name", ["w.pt", "w.safetensors"])
+    def test_cut_off(self, tmp_path, name):
+        state, file = nn.Linear(20, 20).state_dict(), tmp_path / name
+        save_file(state, file) if name.endswith("rs") else torch.save(state, file)
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+        with pytest.raises(UserError, match=f"{name} is damaged, cut off perhaps .*: copy or download it again"):
+            read_state_dict(file)
+
+    @pytest.mark.parametrize("content", [b"hello", b"<html>404</html>", bytes(range(200, 256))])
+    def test_something_else(self, tmp_path, content):
+        (tmp_path / "w.pt").write_bytes(content)
+        with pytest.raises(UserError, match=r"w.pt cannot be read as weights: expected what torch.save writes"):
+            read_state_dict(tmp_path / "w.pt")
+
+    def test_empty(self, tmp_path):
+        (tmp_path / "w.pt").touch()
+        with pytest.raises(UserError, match="w.pt is damaged: it is empty"):
+            read_state_dict(tmp_path / "w.pt")
+
+    def test_a_folder_and_a_name_misspelt(self, tmp_path):
+        with pytest.raises(UserError, match="is a folder: expected a file of weights"):
+            read_state_dict(tmp_path)
+        (tmp_path / "weights.pt").touch()
+        with pytest.raises(UserError, match="no weights file .*wieghts.pt; did you mean weights.pt"):
+            read_state_dict(tmp_path / "wieghts.pt")
+
+    @pytest.mark.filterwarnings("error")
+    def test_a_pickle_is_named_and_nothing_else_is_said(self, tmp_path):
+        (tmp_path / "w.pt").write_bytes(pickle.dumps(pathlib.PurePosixPath.joinpath, protocol=4))
+        with pytest.raises(UserError, match=r"holds more than tensors.*pickles are not executed.*if you trust it"):
+            read_state_dict(tmp_path / "w.pt")
+
+    def test_another_networks(self, tmp_path):
+        torch.save({"x.y": torch.zeros(1), "z": torch.zeros(1)}, tmp_path / "w.pt")
+        with pytest.raises(
+            UserError, match="2 missing .*2 unexpected .*no name is the network's own: they are another"
+        ):
+            load_weights(nn.Linear(2, 2), tmp_path / "w.pt")
+
+    def test_what_a_file_without_a_state_dict_has(self, tmp_path):
+        torch.save({"mine": {"w": torch.zeros(1)}, "epoch": 3}, tmp_path / "w.pt")
+        with pytest.raises(UserError, match=r"holds no state dict: .*; it has mine, epoch$"):
+            read_state_dict(tmp_path / "w.pt")

@@ -7,7 +7,7 @@ from tapped import HEAD, Small, conv, images
 from torch import nn
 
 import attention_transfer as at
-from attention_transfer.taps import explain, match_stages
+from attention_transfer.taps import explain, match_stages, unpaired
 
 
 class TestPairs:
@@ -34,7 +34,12 @@ class TestPairs:
         with pytest.raises(at.UserError) as error:
             at.pair_stages(Small(), far, images(32))
         students = "student: one 4×32×32 (stride 1, depth 1), two 4×16×16 (stride 2, depth 2)"
-        for words in (students, "teacher: 0 16×4×4 (stride 8, depth 1)", "pairs=["):
+        for words in (
+            students,
+            "teacher: 0 16×4×4 (stride 8, depth 1)",
+            "--pairs STUDENT_LAYER=TEACHER_LAYER",
+            "pairs=[",
+        ):
             assert words in str(error.value)
 
     def test_a_pair_of_examples_for_inputs_of_different_size(self):
@@ -56,3 +61,18 @@ class TestPairs:
         tokens = at.Stage("c", (1, 196, 8), 16.0)
         assert tokens.size == (14, 14) and tokens.channels == 8
         assert explain(tokens, square) == "stride 16 in both"
+
+    def test_what_is_left_out_and_why(self):
+        student = [
+            at.Stage("a", (1, 8, 8, 8), 4.0),
+            at.Stage("b", (1, 8, 3, 3), 40 / 3),
+            at.Stage("c", (1, 8, 2, 2), 20.0),
+        ]
+        teacher = [at.Stage("d", (1, 8, 16, 16), 2.0), at.Stage("e", (1, 8, 2, 2), 18.0)]
+        assert match_stages(student, teacher) == [("c", "e")]
+        assert unpaired(student, teacher) == [
+            ("student", "a", "none there of stride 4"),
+            ("student", "b", "that of its stride is in a nearer pair"),
+            ("teacher", "d", "none there of stride 2"),
+        ]
+        assert unpaired(student, student) == []

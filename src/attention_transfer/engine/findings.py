@@ -9,9 +9,8 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from ..errors import UserError
 from ..maps import attention_map
-from ..taps import Stage, stages
+from ..taps import Stage, find_stages
 from ..transfer import Transfer
 
 UNIFORM = 1e-4  # a map whose values differ by less, relative to the largest, is uniform
@@ -190,7 +189,7 @@ def check_depths(transfer: Transfer, features: tuple[list[Tensor], list[Tensor]]
         apart = abs(s.octave - t.octave)
         if round(s.octave) == round(t.octave) or apart < 0.5:
             continue  # as "auto" joins them
-        found = found or [_stages(network, seen.inputs[side]) for side, network in both]
+        found = found or [find_stages(network, seen.inputs[side][:2]) for side, network in both]
         # Odd sizes make 2.1 of a stride of 2: more than a factor of 2 is what is nearer to 4.
         if apart > 1.5 or abs(_relative(s, found[0]) - _relative(t, found[1])) >= 0.5:
             yield Finding("warning", f"a pair joins {s.words(found[0])} with {t.words(found[1])}: {STAGES}")
@@ -205,10 +204,3 @@ def _octave(x: Tensor, feature: Tensor) -> float | None:
 def _relative(end: _End, found: Sequence[Stage]) -> float:
     """The stage's place among its network's, from 0 to 1."""
     return end.stage(found) / (len(found) - 1) if len(found) > 1 else 0.5
-
-
-def _stages(network: nn.Module, x: Tensor) -> list[Stage]:
-    try:
-        return stages(network, x[:2])
-    except UserError:
-        return []

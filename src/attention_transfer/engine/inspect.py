@@ -10,22 +10,22 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import nn
 
 from ..data import VAL_RESIZE, Dataset, ImageSet, balanced_subset, open_data, usual_workers
 from ..data.decode import decode_into
 from ..errors import UserError
-from ..models import Network, Preprocess, create_model, load_network, load_trained
+from ..models import Network, Preprocess, create_model, fixed_size, load_network, load_trained, run_once
 from ..models.authors import is_authors_run
 from ..recipe import Recipe
 from ..runs import RunFolder
-from ..taps import Stage, explain, match_stages, stages
+from ..taps import Stage, explain, match_stages, stages, unpaired
 from .decide import decide
 from .evaluate import as_input, evaluate
-from .outcome import Inference, find_stages, stage_maps
+from .outcome import Inference, stage_maps
 from .run import EVALUATION_BATCH
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+SMALL = ("wrn-", "nin-")  # made for images of 32×32
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff")
 
 
@@ -104,7 +104,7 @@ def map_columns(
     columns = []
     for name, network in zip(names, networks, strict=True):
         inference = Inference(network.module, network.preprocess, "fp32").eval()
-        layers = [s.name for s in find_stages(inference, pictures.image_size)]
+        layers = [s.name for s in inference.stages(pictures.image_size)]
         if not layers:
             raise UserError(f"{name} has no feature maps to draw")
         logits, found = stage_maps(inference, layers, x, kind, p)
@@ -119,11 +119,13 @@ def print_stages(model: str, teacher: str | None, image_size: int | None, consol
     found: list[list[Stage]] = []
     for name in names:
         network = _network(name)
-        own = network.preprocess.size or _fixed_size(network.module)
-        usual = 32 if all("wrn" in n or RunFolder(n).exists for n in names) else 224
-        size = (image_size, image_size) if image_size else own or (usual, usual)
+        own = network.preprocess.size or fixed_size(network.module)  # it resizes any batch to that
+        usual = image_size or (32 if all(n.startswith(SMALL) or RunFolder(n).exists for n in names) else 224)
+        size = own or (usual, usual)
+        run_once(Network(network.module, name, (), Preprocess(*IMAGENET)), torch.zeros(1, 3, *size), name)
         found.append(stages(network.module, torch.zeros(1, 3, *size)))
-        table = _table(f"{name}, images of {size[0]}×{size[1]}", "layer", "channels", "size", "stride", "depth")
+        only = ", the size that it takes" if own and image_size not in (None, own[0]) else ""
+        table = _table(f"{name}, images of {size[0]}×{size[1]}{only}", "layer", "channels", "size", "stride", "depth")
         for stage in found[-1]:
             numbers = (str(stage.channels), "×".join(map(str, stage.size)), f"{stage.stride:.3g}", str(stage.depth))
             table.add_row(stage.name, *numbers)
@@ -135,6 +137,8 @@ def print_stages(model: str, teacher: str | None, image_size: int | None, consol
         for student_layer, teacher_layer in pairs:
             why = explain(students[student_layer], teachers[teacher_layer])
             table.add_row(student_layer, teacher_layer, why)
+        for side, layer, why in unpaired(found[0], found[1]):
+            table.add_row(*((layer, "–") if side == "student" else ("–", layer)), why)
         console.print(table)
         console.print(
             f"--pairs {','.join(f'{s}={t}' for s, t in pairs)}", markup=False, highlight=False, soft_wrap=True
@@ -146,13 +150,6 @@ def _table(title: str, *headings: str) -> Table:
     for heading in headings:
         table.add_column(heading, justify="right" if heading in ("channels", "size", "stride", "depth") else "left")
     return table
-
-
-def _fixed_size(module: nn.Module) -> tuple[int, int] | None:
-    """The image size of a timm network that takes no other."""
-    config = getattr(module, "pretrained_cfg", None) or {}
-    _, height, width = config.get("input_size", (3, 224, 224))
-    return (height, width) if config.get("fixed_input_size") else None
 
 
 def _title(name: str) -> str:

@@ -10,10 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..data import Images, balanced_subset
-from ..errors import UserError
 from ..maps import as_grid, attention_map
 from ..runs import replacing
-from ..taps import Stage, evaluating, stages, tap
+from ..taps import Stage, evaluating, find_stages, tap
 from .decide import count_flops
 from .evaluate import as_input
 
@@ -31,6 +30,11 @@ class Inference(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16):
             return self.module(self.preprocess(x)).float()
+
+    def stages(self, image_size: tuple[int, int]) -> list[Stage]:
+        """The network's stages for images of this size; none where it has no feature maps."""
+        device = next(self.parameters()).device
+        return find_stages(self.module, self.preprocess(torch.zeros(1, 3, *image_size, device=device)))
 
 
 def cost(network: Inference, image_size: tuple[int, int], batch_size: int = 128) -> dict[str, Any]:
@@ -53,15 +57,6 @@ def cost(network: Inference, image_size: tuple[int, int], batch_size: int = 128)
         "flops": flops,
         "inference": {"images_per_second": rate, "batch_size": batch_size, "latency_ms": latency * 1e3},
     }
-
-
-def find_stages(network: Inference, image_size: tuple[int, int]) -> list[Stage]:
-    """The network's stages for images of this size; none where it has no feature maps."""
-    device = next(network.parameters()).device
-    try:
-        return stages(network.module, network.preprocess(torch.zeros(1, 3, *image_size, device=device)))
-    except UserError:
-        return []
 
 
 def stage_maps(

@@ -134,8 +134,10 @@ def _watching(transfer: Transfer) -> Iterator[Seen]:
 
     def watch(side: str) -> Callable[[nn.Module, Any, Any], None]:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
-            if args and isinstance(args[0], Tensor) and isinstance(output, Tensor):
-                seen.inputs[side], seen.outputs[side] = args[0].detach(), output.detach()
+            if args and isinstance(args[0], Tensor):
+                seen.inputs[side] = args[0].detach()
+            if isinstance(output, Tensor):
+                seen.outputs[side] = output.detach()
 
         return hook
 

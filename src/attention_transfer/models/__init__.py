@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Any
 _HOME = {
     "create_model": ".create",
     "Network": ".network",
+    "check_network": ".network",
+    "fixed_size": ".network",
+    "run_once": ".network",
     "Preprocess": ".network",
     "load_network": ".network",
     "load_student": ".network",
@@ -28,10 +31,13 @@ if TYPE_CHECKING:
     from .create import create_model as create_model
     from .network import Network as Network
     from .network import Preprocess as Preprocess
+    from .network import check_network as check_network
+    from .network import fixed_size as fixed_size
     from .network import load_network as load_network
     from .network import load_student as load_student
     from .network import load_trained as load_trained
     from .network import run_fingerprint as run_fingerprint
+    from .network import run_once as run_once
     from .network import save_student as save_student
     from .network import start_network as start_network
     from .weights import head_parameters as head_parameters

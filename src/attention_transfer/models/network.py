@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from ..errors import UserError
 from ..runs import RunFolder, replacing
 from .authors import MODEL_FILE, is_authors_run, load_authors_run
-from .create import create_model, pretrained_classes
-from .weights import file_state, load_body, load_weights
+from .create import create_model, place_of, pretrained_classes
+from .weights import file_state, load_body, load_state, load_weights, other_head
 
 
 class Preprocess(nn.Module):
@@ -175,20 +175,36 @@ def load_network(
         return replace(network, classes=tuple(classes))
     if "/" in spec and not spec.startswith(("timm/", "torchvision/")) and ".py:" not in spec:
         raise UserError(f"no teacher at {spec}: expected a run folder, or a model with trained weights")
+    pretrained = spec.endswith(":pretrained")
+    if weights is None and pretrained:  # before its weights are downloaded for nothing
+        known = pretrained_classes(spec)
+        if known not in (None, len(classes)):
+            raise UserError(
+                f"the teacher {spec} knows {known} classes, the data has {len(classes)}: fine-tune it first "
+                f"(attention-transfer train --model {spec}) and give that run's folder"
+            )
     module = create_model(spec, len(classes))
-    if weights is None and not spec.endswith(":pretrained"):
+    if weights is None and not pretrained:
         own = f", {spec}:pretrained" if spec.startswith(("timm/", "torchvision/")) else ""
         raise UserError(f"the teacher {spec} has no trained weights: give a run folder{own}, or --teacher-weights FILE")
     digest = None
-    if weights is None and (known := pretrained_classes(spec)) not in (None, len(classes)):
-        raise UserError(
-            f"the teacher {spec} knows {known} classes, the data has {len(classes)}: fine-tune it first "
-            f"(attention-transfer train --model {spec}) and give that run's folder"
-        )
     if weights is not None:
-        load_weights(module, weights)
+        _load_teacher(module, spec, weights, len(classes))
         digest = hashlib.sha256(Path(weights).read_bytes()).hexdigest()
     return Network(module.eval(), spec, tuple(classes), _own_preprocess(module, mean, std), digest)
+
+
+def _load_teacher(module: nn.Module, spec: str, weights: str, classes: int) -> None:
+    """Weights into a teacher; where only its head is another's, what to do about that."""
+    state = file_state(module, weights)
+    own = module.state_dict()
+    head = other_head(own, state) if state.keys() == own.keys() else None
+    if head is not None and head[2] == classes:
+        raise UserError(
+            f"the teacher's weights {weights} know {head[1]} classes, the data has {classes}: fine-tune them first "
+            f"(attention-transfer train --model {spec} --student-weights {weights}) and give that run's folder"
+        )
+    load_state(module, state, weights)
 
 
 def start_network(
@@ -212,7 +228,7 @@ def start_network(
         said = []
         if pretrained and (known := pretrained_classes(spec)) not in (None, len(classes)):
             said = [f"{spec}: its head knows {known} classes, the data has {len(classes)}, so the head starts anew"]
-        preprocess = _own_preprocess(module, mean, std) if pretrained else Preprocess(mean, std, _fixed_size(module))
+        preprocess = _own_preprocess(module, mean, std) if pretrained else Preprocess(mean, std, fixed_size(module))
     elif pretrained:
         raise UserError(f"{spec} starts from its own weights: leave :pretrained or --student-weights out")
     elif Path(weights).is_dir() or RunFolder(weights).exists:
@@ -221,7 +237,7 @@ def start_network(
         line = load_body(module, before.module.state_dict(), named, not before.knows(classes))
         said = [f"the student starts from {named}", *([line] if line else [])]
         mean, std = (v.flatten().tolist() for v in (before.preprocess.mean, before.preprocess.std))
-        preprocess = Preprocess(mean, std, _fixed_size(module))
+        preprocess = Preprocess(mean, std, fixed_size(module))
     else:
         line = load_body(module, file_state(module, weights), weights)
         said = [f"the student starts from {weights}", *([line] if line else [])]
@@ -232,15 +248,55 @@ def start_network(
     return Network(module, spec, tuple(classes), preprocess), said
 
 
+def check_network(network: Network, images: Tensor, who: str) -> None:
+    """Runs a network once, in eval mode, on a few images (N, 3, H, W) in [0, 1]; `who` is what a fault is said of.
+
+    Raises:
+        UserError: where it fails on them, or puts out anything but logits (N, a column a class).
+    """
+    outputs = run_once(network, images, who)
+    if not isinstance(outputs, Tensor):
+        kind = type(outputs).__name__
+        raise UserError(f"{who} puts out a {kind}: expected logits (N, {len(network.classes)}), a tensor alone")
+    if outputs.ndim == 2 and outputs.shape[1] != len(network.classes):
+        raise UserError(
+            f"{who} puts out logits of {outputs.shape[1]} classes, the data has {len(network.classes)}: expected "
+            f"logits (N, {len(network.classes)}), a column a class"
+        )
+    if outputs.ndim != 2:
+        raise UserError(
+            f"{who} puts out {tuple(outputs.shape)}: expected logits (N, {len(network.classes)}), a column a class"
+        )
+
+
+def run_once(network: Network, images: Tensor, who: str) -> Any:
+    """What a network puts out for these images, in eval mode.
+
+    Raises:
+        UserError: where it fails on them, with its own error: too small, or not the size that it is made for.
+    """
+    x = network.preprocess(images)
+    try:
+        with torch.no_grad():
+            return network.module.eval()(x)
+    except Exception as error:
+        height, width = x.shape[-2:]
+        said = " ".join(str(error).split()[:30])
+        raise UserError(
+            f"{who} fails on images of {height}×{width}{place_of(error)}: {type(error).__name__}: {said} (if it is "
+            "made for another size, give that as --image-size)"
+        ) from error
+
+
 def _own_preprocess(module: nn.Module, mean: Sequence[float], std: Sequence[float]) -> Preprocess:
     """Pretrained models carry the normalisation they were trained with; others get the data's."""
     config = getattr(module, "pretrained_cfg", None)
     if isinstance(config, dict) and "mean" in config and "std" in config:
         mean, std = config["mean"], config["std"]
-    return Preprocess(mean, std, _fixed_size(module))
+    return Preprocess(mean, std, fixed_size(module))
 
 
-def _fixed_size(module: nn.Module) -> tuple[int, int] | None:
+def fixed_size(module: nn.Module) -> tuple[int, int] | None:
     """The one input size (H, W) that a network takes, as a vision transformer with learned positions; else None."""
     config = getattr(module, "pretrained_cfg", None)
     if isinstance(config, dict) and config.get("fixed_input_size"):

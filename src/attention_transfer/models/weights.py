@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import pathlib
 import pickle
+import re
+import warnings
 from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,57 +14,95 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import UserError
+from ..errors import UserError, nearest
 
-SUFFIXES = (".safetensors", ".pt", ".pth", ".th", ".bin")
+SUFFIXES = (".safetensors", ".pt", ".pth", ".th", ".bin", ".ckpt", ".tar")
 # Where training scripts keep the weights; an average of them is taken where nothing else is there.
-ENTRIES = ("state_dict", "model", "model_state_dict", "state_dict_ema", "model_ema")
+ENTRIES = ("state_dict", "model", "model_state_dict", "net", "network", "weights", "state_dict_ema", "model_ema")
 # What timm's and torchvision's scripts save beside them: values that loading does not execute.
 PLAIN: list[Any] = [argparse.Namespace, pathlib.PosixPath, pathlib.PurePosixPath]
 
 
 def read_state_dict(file: str | Path, names: Container[str] = ()) -> dict[str, Tensor]:
-    """Tensors by name; an entry like `state_dict` or `model` and a `module.` or `_orig_mod.` prefix that `names` lacks
-    are seen through.
+    """Tensors by name. Seen through are an entry like `state_dict` or `model`, a `module.` or `_orig_mod.` prefix that
+    `names` lacks, and any other that all share where `names` has none of them (`backbone.`, Lightning's `model.`).
 
     Raises:
         UserError: for a file that is not there, of another kind, damaged, or that would execute code to load.
     """
     file = Path(file)
-    if not file.is_file():
-        raise UserError(f"no weights file {file}")
-    if file.suffix not in SUFFIXES:
-        raise UserError(f"{file}: expected a weights file that ends in {', '.join(SUFFIXES)}")
-    try:
-        if file.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            found: Any = load_file(file)
-        else:
-            with torch.serialization.safe_globals(PLAIN):
-                found = torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise UserError(
-            f"{file} holds more than tensors, and pickles are not executed here: save model.state_dict() alone, or as "
-            "safetensors"
-        ) from error
-    except Exception as error:
-        raise UserError(
-            f"{file} cannot be read as weights: {' '.join(str(error).split()[:20]) or type(error).__name__}"
-        ) from error
+    _check_file(file)
+    found = _read(file)
     for key in ENTRIES:
         if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
             found = found[key]
     if isinstance(found, Mapping) and "n_averaged" in found and "n_averaged" not in names:
         found = {k: v for k, v in found.items() if k != "n_averaged"}  # torch.optim.swa_utils counts there
-    if not isinstance(found, Mapping) or not all(isinstance(v, Tensor) for v in found.values()):
+    if not isinstance(found, Mapping) or not found or not all(isinstance(v, Tensor) for v in found.values()):
+        has = f"; it has {', '.join(map(str, list(found)[:5]))}" if isinstance(found, Mapping) and found else ""
         raise UserError(
-            f"{file} holds no state dict: expected tensors by name, or a 'state_dict' or 'model' entry of them"
+            f"{file} holds no state dict: expected tensors by name, or an entry of them ({', '.join(ENTRIES)}){has}"
         )
-    return {_bare(str(k), names): v for k, v in found.items()}
+    return _bare({str(k): v for k, v in found.items()}, names)
 
 
-def _bare(name: str, known: Container[str]) -> str:
+def _check_file(file: Path) -> None:
+    if file.is_dir():
+        raise UserError(f"{file} is a folder: expected a file of weights (a run's folder is a teacher itself)")
+    if not file.is_file():
+        beside = [f.name for f in file.parent.iterdir() if f.suffix in SUFFIXES] if file.parent.is_dir() else []
+        raise UserError(f"no weights file {file}{nearest(file.name, beside)}")
+    if file.suffix not in SUFFIXES:
+        raise UserError(f"{file}: expected a weights file that ends in {', '.join(SUFFIXES)}")
+    if not file.stat().st_size:
+        raise UserError(f"{file} is damaged: it is empty; copy it again")
+
+
+def _read(file: Path) -> Any:
+    try:
+        if file.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(file)
+        with torch.serialization.safe_globals(PLAIN), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the pickle's protocol
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if not _starts_a_pickle(file):
+            raise UserError(f"{file} {_NO_WEIGHTS}") from error
+        found = re.findall(r"(?:GLOBAL |global )['\"`]?([\w.]+)", str(error))
+        what = f" ({', '.join(dict.fromkeys(found))})" if found else ""
+        raise UserError(
+            f"{file} holds more than tensors{what}, and pickles are not executed here: if you trust it, load it "
+            "yourself and save model.state_dict() alone, or as safetensors"
+        ) from error
+    except Exception as error:
+        if file.suffix != ".safetensors" and not _starts_a_pickle(file):
+            raise UserError(f"{file} {_NO_WEIGHTS}") from error
+        why = " ".join(str(error).split()[:20]) or type(error).__name__
+        raise UserError(f"{file} is damaged, cut off perhaps ({why}): copy or download it again") from error
+
+
+_NO_WEIGHTS = "cannot be read as weights: expected what torch.save writes, or safetensors"
+
+
+def _starts_a_pickle(file: Path) -> bool:
+    """Whether a file begins as torch.save's do: a zip archive, or a pickle."""
+    with open(file, "rb") as stream:
+        return stream.read(2) in (b"PK", *(bytes([0x80, protocol]) for protocol in range(2, 6)))
+
+
+def _bare(state: dict[str, Tensor], known: Container[str]) -> dict[str, Tensor]:
+    """The state by the names that are known, without the prefixes of wrappers."""
+    state = {_unwrapped(name, known): value for name, value in state.items()}
+    inner = state
+    while inner and not any(name in known for name in inner):
+        shared = len({name.partition(".")[0] for name in inner}) == 1
+        inner = {name.partition(".")[2]: value for name, value in inner.items()} if shared else {}
+    return inner or state
+
+
+def _unwrapped(name: str, known: Container[str]) -> str:
     while name not in known and name.startswith(("module.", "_orig_mod.")):
         name = name.partition(".")[2]
     return name
@@ -105,7 +145,9 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], source: str) -> No
     if faults:
         why = ""
         if not missing and not unexpected and (head := other_head(own, state)) is not None:
-            why = f"; its head knows {head[1]} classes, the data has {head[2]}"
+            why = f"; its head knows {head[1]} classes, the network's {head[2]}"
+        elif not any(k in own for k in state):
+            why = "; no name is the network's own: they are another network's weights"
         raise UserError(f"{source} does not fit {type(model).__name__}: {'; '.join(faults)}{why}")
     model.load_state_dict({k: state.get(k, v) for k, v in own.items()})
 

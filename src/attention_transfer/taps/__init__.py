@@ -5,8 +5,8 @@ BN-ReLU belongs to the next stage; outputs of 1×1 do not count.
 """
 
 from .capture import Tap, evaluating, hooked_call, tap, unwrap
-from .pairs import describe, explain, match_stages, pair_stages
-from .stages import Stage, stages
+from .pairs import describe, explain, match_stages, pair_stages, unpaired
+from .stages import Stage, find_stages, stages
 
 __all__ = [
     "Stage",
@@ -14,10 +14,12 @@ __all__ = [
     "describe",
     "evaluating",
     "explain",
+    "find_stages",
     "hooked_call",
     "match_stages",
     "pair_stages",
     "stages",
     "tap",
+    "unpaired",
     "unwrap",
 ]

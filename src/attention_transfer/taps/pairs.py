@@ -43,7 +43,8 @@ def match_stages(student: Sequence[Stage], teacher: Sequence[Stage]) -> list[tup
     if not chosen:
         raise UserError(
             f"no stage of the student has the stride of one of the teacher's; student: {describe(student)}; teacher: "
-            f"{describe(teacher)}; name the pairs yourself (pairs=[(student layer, teacher layer), ...])"
+            f"{describe(teacher)}; name the pairs yourself (--pairs STUDENT_LAYER=TEACHER_LAYER,…; in Python "
+            "pairs=[(student layer, teacher layer), …])"
         )
     return [(student[i].name, teacher[chosen[i]].name) for i in sorted(chosen)]
 
@@ -66,6 +67,18 @@ def explain(student: Stage, teacher: Stage) -> str:
         return why
     smaller = "×".join(str(min(a, b)) for a, b in zip(student.size, teacher.size, strict=True))
     return f"{why}; maps are compared at {smaller}"
+
+
+def unpaired(student: Sequence[Stage], teacher: Sequence[Stage]) -> list[tuple[str, str, str]]:
+    """(side, layer, why) of the stages that `match_stages` leaves out."""
+    used = list(zip(*match_stages(student, teacher), strict=True))
+    left = []
+    for side, own, other, names in (("student", student, teacher, used[0]), ("teacher", teacher, student, used[1])):
+        for stage in (s for s in own if s.name not in names):
+            taken = any(_octave(o) == _octave(stage) for o in other)
+            why = "that of its stride is in a nearer pair" if taken else f"none there of stride {stage.stride:.3g}"
+            left.append((side, stage.name, why))
+    return left
 
 
 def _octave(stage: Stage) -> int:

@@ -69,6 +69,14 @@ def stages(model: nn.Module, example: Tensor) -> list[Stage]:
     return _drops([_stage(c, size) for c in found])
 
 
+def find_stages(model: nn.Module, example: Tensor) -> list[Stage]:
+    """As `stages`; none where the network has no feature maps, or does not take the example."""
+    try:
+        return stages(model, example)
+    except UserError:
+        return []
+
+
 def _stage(call: Call, image: Size) -> Stage:
     assert call.shape is not None
     assert call.size is not None
