@@ -12,7 +12,7 @@ from toys import Net, batch
 from attention_transfer.methods import METHODS
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted((ROOT / "docs" / "methods").glob("*.md"))
+PAGES = [ROOT / "docs" / "data.md", ROOT / "docs" / "models.md", *sorted((ROOT / "docs" / "methods").glob("*.md"))]
 EXAMPLES = [
     pytest.param(code, id=f"{page.name}-{j}")
     for page in [ROOT / "README.md", *PAGES]

@@ -10,6 +10,10 @@ class UserError(ValueError):
     """The user's words, files or tensors are wrong (the command exits with status 2)."""
 
 
+class LocalError(UserError):
+    """What one process of several met alone, an unreadable image of its share: it says so itself."""
+
+
 class RunError(RuntimeError):
     """The run itself failed: a full disk, a loss that is no longer finite (exit status 1)."""
 

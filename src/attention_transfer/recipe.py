@@ -23,9 +23,10 @@ SCHEDULES = ("step", "one-cycle", "cosine", "constant")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 PRECISIONS = ("auto", "fp32", "bf16")
 COMPILES = ("auto", "on", "off")
+LOGGERS = ("csv", "tensorboard", "wandb")
 # How a run is carried out, not what it computes: another value continues the same run. (What precision `auto` settled
 # on is kept with the run; another one asked for by name is refused there.)
-RUNTIME = ("device", "precision", "compile", "second_order", "stream", "workers")
+RUNTIME = ("device", "precision", "compile", "second_order", "stream", "workers", "on_bad_image", "log")
 # One value for every method that has such an option, or one for each by name; None leaves it to the method.
 METHOD_KEYS = ("kind", "p", "norm", "convention", "resize", "axis", "weights", "squared", "alpha", "temperature")
 PER_METHOD = ("beta", "decay")
@@ -100,6 +101,7 @@ class Recipe:
     second_order: str = "auto"
     devices: int = 1
     nodes: int = 1
+    log: str | None = None
 
     def identity(self) -> dict[str, Any]:
         """The options that change numbers: two runs with the same are the same run."""
@@ -219,6 +221,18 @@ def read_recipe(file: str | Path) -> dict[str, Any]:
     return found
 
 
+def logger_names(log: str | None) -> list[str]:
+    """The loggers in `csv,tensorboard`.
+
+    Raises:
+        UserError: for one that is not known.
+    """
+    names = [] if log is None else [word.strip() for word in log.split(",")]
+    for name in names:
+        check_choice("logger", name, LOGGERS)
+    return list(dict.fromkeys(names))
+
+
 def recipe_names() -> list[str]:
     """The recipes that come with the package."""
     return sorted(
@@ -301,6 +315,7 @@ def _check(recipe: Recipe) -> None:
     check_choice("device", recipe.device, DEVICES)
     check_choice("precision", recipe.precision, PRECISIONS)
     check_choice("compile setting", recipe.compile, COMPILES)
+    logger_names(recipe.log)
     _check_data(recipe)
     check_choice("second_order", recipe.second_order, WAYS)
     check_choice("command", recipe.command, ("train", "distill"))

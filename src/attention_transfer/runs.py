@@ -8,6 +8,7 @@ student.safetensors  the last epoch's weights, its metadata the network's name, 
 maps.npz             attention maps of a few validation images, for the report
 report.html          opens from disk
 summary.json         only when the run is finished
+logs/                what `--log` wrote, and how far it has come
 """
 
 from __future__ import annotations
@@ -98,10 +99,10 @@ class RunFolder:
             partial.write_text(yaml.safe_dump(dict(config), sort_keys=False))
 
     def environment(self) -> dict[str, Any]:
-        return _json(self.environment_file) or {}
+        return read_json(self.environment_file) or {}
 
     def summary(self) -> dict[str, Any] | None:
-        return _json(self.summary_file)
+        return read_json(self.summary_file)
 
     def metrics(self) -> list[dict[str, Any]]:
         """The finished epochs, oldest first; a last line cut short by a crash is left out."""
@@ -121,7 +122,7 @@ class RunFolder:
             partial.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def _json(path: Path) -> dict[str, Any] | None:
+def read_json(path: Path) -> dict[str, Any] | None:
     try:
         return json.loads(path.read_text()) if path.is_file() else None
     except ValueError as error:
@@ -140,13 +141,18 @@ def _yaml(path: Path) -> Any:
 def find_runs(paths: list[str | os.PathLike[str]]) -> list[RunFolder]:
     """The run folders that `paths` name: each a run, or a folder of runs at any depth (its seeds, a whole demo).
 
+    What lies within a run (its logs) is none.
+
     Raises:
         UserError: for a path with no run in it.
     """
     found: dict[Path, RunFolder] = {}
     for path in paths:
         run = RunFolder(path)
-        inside = [run] if run.exists else [RunFolder(f.parent) for f in sorted(run.path.rglob("config.yaml"))]
+        inside = [run]
+        if not run.exists:
+            folders = [f.parent for f in sorted(run.path.rglob("config.yaml"))]
+            inside = [RunFolder(f) for f in folders if not any(other in f.parents for other in folders)]
         if not inside:
             raise UserError(f"no run in {path}: expected a run folder (with config.yaml) or a folder of them")
         found.update({r.path.resolve(): r for r in inside})

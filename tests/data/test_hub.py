@@ -115,6 +115,16 @@ def test_words_and_numbers_as_labels(hub):
     assert open_data("hub:a/b").classes == ("0", "1", "2")
 
 
+def test_columns_by_name(hub):
+    hub("a/b", Value("int64"), {"train": [0, 1], "test": [1]}, column="fine", coarse=(Value("int64"), [3]))
+    with pytest.raises(UserError, match=r"surely the label .*hub:a/b#label=COLUMN"):
+        open_data("hub:a/b")
+    assert open_data("hub:a/b#label=fine").train.labels.tolist() == [0, 1]
+    assert open_data("hub:a/b#label=coarse,image=image").classes == ("0", "1", "2", "3")
+    with pytest.raises(UserError, match="no label column 'fien' .*did you mean fine"):
+        open_data("hub:a/b#label=fien")
+
+
 def test_a_bad_row_is_named(hub):
     hub("a/b", ClassLabel(["x"]), {"train": [0, -1], "test": [0]})
     with pytest.raises(UserError, match="hub:a/b, train, row 1: the label -1 is out of range"):

@@ -117,7 +117,11 @@ def test_the_column_called_label_wins_over_other_numbers(write):
         ({"image": None, "names": None}, r"has no image column \(its columns: label\)"),
         ({"label": None, "names": None}, r"has no label column \(its columns: image\)"),
         ({"label": None, "names": None, "a": ["x"] * 4, "b": ["y"] * 4}, "several columns of words"),
-        ({"label": None, "names": None, "a": [1] * 4, "b": [2] * 4}, "several columns of whole numbers"),
+        ({"label": None, "names": None, "a": [1] * 4, "b": [2] * 4}, "several columns of whole .*PATH#label=a"),
+        (
+            {"image": None, "names": None, "left": [b"1"] * 4, "right": [b"2"] * 4},
+            r"several image columns \(left, right\).*PATH#image=left",
+        ),
         ({"labels": (0, 1, 3, 0)}, r"train-0.parquet, row 2: the label 3 is out of range, expected 0 to 2"),
         ({"labels": (0, -1, 1, 0)}, r"train-0.parquet, row 1: the label -1 is out of range"),
         ({"labels": (0, None, 1, 0), "names": None}, r"row 1: the label -1 is out of range, expected 0 or more"),
@@ -132,6 +136,55 @@ def test_wrong_files_are_named(write, columns, message):
     with pytest.raises(UserError, match=message) as caught:
         open_data(f"parquet:{root}")
     assert "\n" not in str(caught.value)
+
+
+def test_columns_by_name(write, encoded, picture):
+    for name in ("train-0.parquet", "val-0.parquet"):
+        sides = {side: [encoded(seed + i) for i in range(4)] for side, seed in (("left", 20), ("right", 30))}
+        root = write(name, image=None, label=None, names=None, coarse=[0] * 4, fine=["x", "y"] * 2, **sides)
+    data = open_data(f"parquet:{root}#image=right,label=fine")
+    assert data.classes == ("x", "y") and data.train.labels.tolist() == [0, 1, 0, 1]
+    assert np.array_equal(data.val.images[3].numpy(), np.asarray(picture(seed=33)))
+    assert open_data(f"parquet:{root}#image=left,label=coarse").classes == ("0",)
+    with pytest.raises(UserError, match="no image column 'rihgt' .*did you mean right"):
+        open_data(f"parquet:{root}#image=rihgt,label=fine")
+    with pytest.raises(UserError, match="no label column 'fin' .*did you mean fine"):
+        open_data(f"parquet:{root}#image=left,label=fin")
+
+
+def test_a_folder_for_each_part(write):
+    root = write("train-0.parquet")
+    write("val-0.parquet", labels=(2, 1))
+    for part in ("train", "val"):
+        (root / part).mkdir()
+        (root / f"{part}-0.parquet").rename(root / part / "0000.parquet")
+    assert len(open_data(f"parquet:{root}").val) == 2
+    (root / "train" / "0000.parquet").rename(root / "some.parquet")
+    (root / "val" / "0000.parquet").unlink()
+    with pytest.raises(UserError, match="holds some.parquet but no train-"):
+        open_data(f"parquet:{root}")
+
+
+def test_classes_without_images_are_said(write):
+    write("train-0.parquet", labels=(0, 5), names=None)
+    root = write("val-0.parquet", labels=(0,), names=None)
+    said = ("warning: 4 of 6 classes have no training image: 1, 2, 3, …",)
+    assert open_data(f"parquet:{root}").notes == said
+    assert open_data(f"parquet:{root}", limit_train=1).notes == said  # of the data, not of a part of it
+
+
+@pytest.mark.parametrize("column", ["image", "label"])
+def test_a_damaged_column_is_named(write, column):
+    write("val-0.parquet")
+    root = write("train-0.parquet", group=99)
+    file = root / "train-0.parquet"
+    chunk = pq.ParquetFile(file).metadata.row_group(0).column(0 if column == "image" else -1 + 3)
+    data = bytearray(file.read_bytes())
+    start = chunk.dictionary_page_offset or chunk.data_page_offset
+    data[start : start + chunk.total_compressed_size] = b"\xff" * chunk.total_compressed_size
+    file.write_bytes(data)
+    with pytest.raises(UserError, match=r"cannot read (the image )?.*train-0\.parquet"):
+        open_data(f"parquet:{root}")
 
 
 def test_val_must_agree_with_train(write):

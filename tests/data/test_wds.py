@@ -174,3 +174,31 @@ def test_shards_at_a_url_are_fetched_once(shard, tmp_path, monkeypatch):
         open_data(spec)
         server.shutdown()
     assert len(data.train) == 3 and len(data.val) == 1 and asked == ["/train-0.tar", "/val-0.tar"]
+
+
+def test_words_among_numbers_are_said(shard):
+    root = shard("train-000.tar", labels=(0, 1, "cat", 1))
+    shard("val-000.tar", labels=(0,))
+    data = open_data(f"wds:{root}")
+    assert data.classes == ("0", "1", "cat") and len(data.notes) == 1
+    assert "1 of 4 labels are no whole numbers ('cat' of" in data.notes[0] and "0002)" in data.notes[0]
+    shard("train-000.tar", labels=("a", "b"))
+    shard("val-000.tar", labels=("b",))
+    assert open_data(f"wds:{root}").notes == ()
+
+
+def test_compressed_shards_are_named(shard):
+    root = shard("train-000.tar")
+    (root / "train-000.tar").rename(root / "train-000.tar.gz")
+    with pytest.raises(UserError, match="holds compressed shards only: .*unpack them"):
+        open_data(f"wds:{root}")
+
+
+def test_names_of_classes(shard):
+    root = shard("train-000.tar")
+    shard("val-000.tar")
+    (root / "classes.txt").write_text("crane\nkite\ncrane\n", encoding="utf-8")
+    assert open_data(f"wds:{root}").classes == ("crane (0)", "kite", "crane (2)")
+    (root / "classes.txt").write_bytes(b"\xff\xfe")
+    with pytest.raises(UserError, match="classes.txt .*expected UTF-8"):
+        open_data(f"wds:{root}")

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
+import subprocess
+import sys
 
 import pytest
-from small_runs import carry_out, rows, small, stop_after, write_folder
+import torch.distributed
+from small_runs import FLAGS, carry_out, rows, small, stop_after, write_factory, write_folder
 
+from attention_transfer.data.augment import draw_epoch
+from attention_transfer.data.images import seeded
+from attention_transfer.data.stream import Stream
 from attention_transfer.engine.inspect import evaluate_run
 from attention_transfer.engine.loop import Interrupted
 from attention_transfer.errors import UserError
@@ -55,6 +62,37 @@ def test_random_resized_crops_stopped_and_continued(images, tmp_path):
     assert found["loss"] == pytest.approx(last["val_loss"], rel=1e-4)
 
 
+@pytest.mark.parametrize("part", ["train", "val"])
+def test_an_unreadable_image_loses_nothing(images, tmp_path, monkeypatch, part):
+    """It is met in the second epoch's steps, or where the first epoch is validated."""
+    recipe = streamed(images)
+    carry_out(recipe, tmp_path / "alone")
+    with pytest.MonkeyPatch.context() as patch:
+        if part == "train":
+            broken = "attention_transfer.data.stream.Stream.batch"
+
+            def fail(self, plan, step, original=Stream.batch):
+                if step == 2 and plan.order.tolist() != first.order.tolist():
+                    raise UserError("cannot read the image x")
+                return original(self, plan, step)
+
+            first = draw_epoch(36, 4, False, seeded(0, 0), 8, True)
+        else:
+            broken = "attention_transfer.engine.run.evaluate"
+
+            def fail(*args):
+                raise UserError("cannot read the image x")
+
+        patch.setattr(broken, fail)
+        with pytest.raises(UserError, match="cannot read the image x; the state is saved: run the command again"):
+            carry_out(recipe, tmp_path / "run")
+    # The image may be mended by now, or left out.
+    said = carry_out(streamed(images, on_bad_image="skip"), tmp_path / "run")
+    assert f"at step {6 if part == 'train' else 4} of 8" in said
+    assert rows(tmp_path / "run") == rows(tmp_path / "alone")
+    assert weights(tmp_path / "run") == weights(tmp_path / "alone")
+
+
 def test_how_images_were_held_is_kept(images, tmp_path):
     recipe = streamed(images, stream="auto", max_steps=1)
     assert "images in memory" in carry_out(recipe, tmp_path / "run")
@@ -89,3 +127,17 @@ def test_wrong_words_are_named(options, message):
 def test_built_in_images_are_not_streamed(tmp_path):
     with pytest.raises(UserError, match=r"digits is in memory .*leave --stream \(and --augment imagenet\) out"):
         carry_out(small(augment="imagenet"), tmp_path / "run")
+
+
+@pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="needs gloo")
+def test_an_image_that_one_of_two_processes_cannot_read(tmp_path):
+    folder = write_folder(tmp_path / "set", classes=2, train=8, val=4)
+    torn = sorted((folder / "train").rglob("*.png"))[5]
+    words = f"train --model {write_factory(tmp_path)} {FLAGS} --data folder:{folder} --stream on --devices 2 --out run"
+    torn.write_bytes(torn.read_bytes()[:60])
+    said = subprocess.run(
+        [sys.executable, "-m", "attention_transfer", *words.split()],
+        cwd=tmp_path, capture_output=True, text=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert said.returncode != 0
+    assert str(torn) in said.stderr

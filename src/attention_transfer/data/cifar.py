@@ -14,6 +14,7 @@ import torch
 from ..errors import UserError
 from .images import ImageSet
 from .parquet import open_parquet, parquet_folder
+from .place import nearest_path
 from .source import Source, Split
 
 SIZE = 32
@@ -40,7 +41,8 @@ def open_cifar(kind: str, path: Path | None, on_bad_image: str, want_val: bool) 
         return _open_torchvision(kind, *_downloaded(kind), want_val)
     if not path.is_dir():
         state = "is not a folder" if path.exists() else "does not exist"
-        raise UserError(f"data {kind}: {path} {state}; expected the folder that holds {kind}; check the path")
+        hint = nearest_path(path)
+        raise UserError(f"data {kind}: {path} {state}; expected the folder that holds {kind}; check the path{hint}")
     for folder in (path / BASE_FOLDER[kind], path):
         if (folder / FIRST_FILE[kind]).is_file():
             return _open_torchvision(kind, folder.parent, folder.name, want_val)

@@ -64,10 +64,14 @@ def decode_into(
 
 def unreadable(place: str, error: Exception) -> str:
     """What is said of a bad image: one line."""
+    from PIL import UnidentifiedImageError
+
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    if isinstance(error, UnidentifiedImageError):  # which names an object in memory
+        reason = "no image format is known by its first bytes"
     return (
         f"cannot read the image {place} ({reason}): expected a whole image; "
-        'replace or delete it, or set on_bad_image to "skip"'
+        "replace or delete it, or leave such out with --on-bad-image skip"
     )
 
 
@@ -176,10 +180,11 @@ def default_size(encoded: Sequence[Encoded]) -> int:
     from PIL import Image
 
     found = []
-    for source in encoded[:: max(1, len(encoded) // 1000)]:
-        if source is None:
-            continue
+    chosen = encoded[:: max(1, len(encoded) // 1000)]
+    for i in range(len(chosen)):
         try:
+            if (source := chosen[i]) is None:
+                continue
             with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
                 found.append(image.size)
         except (OSError, ValueError, Image.DecompressionBombError):

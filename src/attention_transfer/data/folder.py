@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
+from .place import distinct
 from .reader import FileReader
 from .source import Source, Split
 from .stream import StreamSet
@@ -35,7 +36,7 @@ def open_folder(path: Path, image_size: int | None, on_bad_image: str, want_val:
         train_part = "."
     folders = class_folders(path, train_part)
     names = _class_names(path / "classes.csv")
-    classes = tuple(names.get(folder, folder) for folder in folders)
+    classes = distinct([names.get(folder, folder) for folder in folders], folders)
     boxes = read_boxes(path / "boxes.csv")
 
     def read(part: str, size: int | None) -> StreamSet:
@@ -55,9 +56,12 @@ def open_folder(path: Path, image_size: int | None, on_bad_image: str, want_val:
 
 def _holds_classes(path: Path) -> bool:
     """Whether folders directly in `path` hold images."""
-    return any(
-        file.suffix.lower() in EXTENSIONS for folder in path.iterdir() if folder.is_dir() for file in folder.iterdir()
-    )
+    return any(_is_image(file) for folder in path.iterdir() if folder.is_dir() for file in folder.iterdir())
+
+
+def _is_image(file: Path) -> bool:
+    """By its name; one that begins with a dot is the system's own, as macOS' ._cat.jpg beside cat.jpg."""
+    return file.suffix.lower() in EXTENSIONS and not file.name.startswith(".")
 
 
 def class_folders(path: Path, part: str) -> list[str]:
@@ -69,7 +73,8 @@ def class_folders(path: Path, part: str) -> list[str]:
         )
     found = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     if not found:
-        raise UserError(f"{folder} is empty: expected a folder of images a class; add them, or check the path")
+        state = "is empty" if not any(folder.iterdir()) else "has files but no folders"
+        raise UserError(f"{folder} {state}: expected a folder of images a class; add them, or check the path")
     return found
 
 
@@ -79,7 +84,7 @@ def list_files(path: Path, part: str, folders: list[str]) -> tuple[list[Path], T
     counts = []
     for name in folders:
         here = path / part / name
-        found = sorted(file for file in here.rglob("*") if file.suffix.lower() in EXTENSIONS and file.is_file())
+        found = sorted(file for file in here.rglob("*") if _is_image(file) and file.is_file())
         if not found:
             kinds = ", ".join(sorted(EXTENSIONS))
             raise UserError(
@@ -108,29 +113,42 @@ def _class_names(path: Path) -> dict[str, str]:
     """Readable names by class folder; a heading is a row like any other, as no folder has its name."""
     if not path.is_file():
         return {}
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        return {row[0].strip(): row[1].strip() for row in csv.reader(file) if len(row) >= 2 and row[1].strip()}
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            return {row[0].strip(): row[1].strip() for row in csv.reader(file) if len(row) >= 2 and row[1].strip()}
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise _no_csv(path, error) from error
+
+
+def _no_csv(path: Path, error: Exception) -> UserError:
+    return UserError(f"cannot read {path} ({error}): expected CSV in UTF-8; save it as such, or delete it")
 
 
 def read_boxes(path: Path) -> Boxes | None:
     """Half-open boxes by file name relative to the data's folder, or None where there is no such file."""
     if not path.is_file():
         return None
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            return _boxes(path, csv.DictReader(file))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise _no_csv(path, error) from error
+
+
+def _boxes(path: Path, reader: csv.DictReader[str]) -> Boxes:
     boxes: Boxes = {}
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        missing = [column for column in BOX_COLUMNS if column not in (reader.fieldnames or ())]
-        if missing:
+    missing = [column for column in BOX_COLUMNS if column not in (reader.fieldnames or ())]
+    if missing:
+        raise UserError(
+            f"{path} lacks the column {missing[0]!r}: expected {', '.join(BOX_COLUMNS)}; add it or delete the file"
+        )
+    for row in reader:
+        try:
+            x0, y0, x1, y1 = (int(row[column]) for column in BOX_COLUMNS[1:])
+        except (TypeError, ValueError):
             raise UserError(
-                f"{path} lacks the column {missing[0]!r}: expected {', '.join(BOX_COLUMNS)}; add it or delete the file"
-            )
-        for row in reader:
-            try:
-                x0, y0, x1, y1 = (int(row[column]) for column in BOX_COLUMNS[1:])
-            except (TypeError, ValueError):
-                raise UserError(
-                    f"{path}, line {reader.line_num}: expected a file and four whole numbers; correct or delete it"
-                ) from None
-            # In the file both ends belong to the box (a whole 64-pixel image is 0 to 63).
-            boxes[row["file"].replace("\\", "/")] = (x0, y0, x1 + 1, y1 + 1)
+                f"{path}, line {reader.line_num}: expected a file and four whole numbers; correct or delete it"
+            ) from None
+        # In the file both ends belong to the box (a whole 64-pixel image is 0 to 63).
+        boxes[row["file"].replace("\\", "/")] = (x0, y0, x1 + 1, y1 + 1)
     return boxes

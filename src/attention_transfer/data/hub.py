@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import UserError
+from ..errors import UserError, nearest
 from .decode import Encoded
 from .labels import Labels, class_names, numbered
 from .parquet import IMAGE_NAMES, LABEL_NAMES, VAL_NAMES
@@ -17,18 +17,25 @@ from .source import Source, Split
 from .stream import StreamSet
 
 
-def open_hub(place: str, image_size: int | None, on_bad_image: str, want_val: bool) -> Source:
+def open_hub(
+    place: str,
+    image_size: int | None,
+    on_bad_image: str,
+    want_val: bool,
+    label: str | None = None,
+    image: str | None = None,
+) -> Source:
     """`place` is OWNER/NAME, or OWNER/NAME:CONFIGURATION; the library fetches it once, into a cache of its own.
 
-    Columns are found by their types: an Image, and a ClassLabel, whole numbers or words. Raises `UserError` without
-    the library, and where there is no such data set or no network.
+    `image` and `label` name the columns; without them, they are found by their types: an Image, and a ClassLabel,
+    whole numbers or words. Raises `UserError` without the library, and where there is no such data set or no network.
     """
     name, _, configuration = place.partition(":")
     parts = _fetched(name, configuration or None)
     train_name = next((part for part in ("train", *parts) if part in parts), None)
     if train_name is None:
         raise UserError(f"hub:{place} has no parts: expected train and, for validation, validation or test; check it")
-    image, label = find_columns(place, parts[train_name].features)
+    image, label = find_columns(place, parts[train_name].features, image, label)
 
     def read(part: str, classes: tuple[str, ...], size: int | None) -> StreamSet:
         reader = HubReader(place, part, parts[part], image)
@@ -64,8 +71,8 @@ def _fetched(name: str, configuration: str | None) -> dict[str, Any]:
         ) from error
 
 
-def find_columns(place: str, features: Any) -> tuple[str, str]:
-    """The image column and the label column."""
+def find_columns(place: str, features: Any, image: str | None = None, label: str | None = None) -> tuple[str, str]:
+    """The image column and the label column: those that are named, or else the only ones, or the usual ones."""
     kinds = {name: type(feature).__name__ for name, feature in features.items()}
     types = {name: str(getattr(feature, "dtype", "")) for name, feature in features.items()}
     images = [name for name in kinds if kinds[name] == "Image"]
@@ -77,18 +84,24 @@ def find_columns(place: str, features: Any) -> tuple[str, str]:
     classed = [name for name in kinds if kinds[name] == "ClassLabel"]
     numbers = [name for name in kinds if kinds[name] == "Value" and types[name].lstrip("u").startswith(("int", "bool"))]
     words = [name for name in kinds if kinds[name] == "Value" and types[name] in ("string", "large_string")]
+    for what, name, known in (("image", image, images), ("label", label, [*classed, *numbers, *words])):
+        if name is not None and name not in known:
+            raise UserError(f"hub:{place} has no {what} column {name!r} (its columns: {columns}){nearest(name, known)}")
+    image = image or _usual(images, IMAGE_NAMES)
     label = (
-        _usual(classed, LABEL_NAMES)
+        label
+        or _usual(classed, LABEL_NAMES)
         or next((name for name in LABEL_NAMES if name in (*numbers, *words)), None)
         or _usual(numbers, ())
         or _usual(words, ())
     )
-    if label is None:
+    if image is None or label is None:
+        what = "label" if label is None else "image"
         raise UserError(
-            f"hub:{place} has no column that is surely the label (its columns: {columns}): "
-            "expected a ClassLabel, or one of whole numbers or words called label"
+            f"hub:{place} has no column that is surely the {what} (its columns: {columns}): "
+            f"expected one called {what}, or say which, hub:{place}#{what}=COLUMN"
         )
-    return _usual(images, IMAGE_NAMES) or images[0], label
+    return image, label
 
 
 def _usual(found: Sequence[str], names: Sequence[str]) -> str | None:

@@ -12,6 +12,7 @@ from ..errors import UserError, check_choice, nearest
 from .dataset import STATISTICS_IMAGES, Dataset
 from .decode import ON_BAD_IMAGE, check_memory, memory_share
 from .images import ImageSet, balanced_subset, channel_statistics, seeded, stratified_split
+from .place import nearest_path, split_columns
 from .source import Source, Split
 from .stream import StreamSet, shuffled_blocks
 
@@ -58,9 +59,10 @@ def open_data(
 
     source = _open_source(spec, image_size, on_bad_image, want_val=val_split is None)
     train, val = source.train, source.val
-    notes: list[str] = []
+    notes = [*source.notes, *_absent(source)]
     if val is None or val_split is not None:
-        train, val, notes = _cut(spec, train, val_split, seed)
+        train, val, said = _cut(spec, train, val_split, seed)
+        notes += said
     train, val = _limited(train, limit_train, seed), _limited(val.enlarged(val_resize), limit_val, 0)
 
     count = len(train.labels) + len(val.labels)
@@ -79,6 +81,17 @@ def open_data(
     return Dataset(spec, train_images, val_images, mean, std, skipped, tuple(notes))
 
 
+def _absent(source: Source) -> list[str]:
+    """What is to be said of classes that nothing trains."""
+    counts = torch.bincount(source.train.labels, minlength=len(source.classes))
+    absent = (counts == 0).nonzero().flatten().tolist()
+    if not absent:
+        return []
+    names = ", ".join(source.classes[label] for label in absent[:3]) + (", …" if len(absent) > 3 else "")
+    verb = "has" if len(absent) == 1 else "have"
+    return [f"warning: {len(absent):,} of {len(source.classes):,} classes {verb} no training image: {names}"]
+
+
 def _cut(spec: str, train: Split, val_split: float | None, seed: int) -> tuple[Split, Split, list[str]]:
     """Training and validation images from the training images, and what is to be said of it."""
     notes = []
@@ -87,7 +100,8 @@ def _cut(spec: str, train: Split, val_split: float | None, seed: int) -> tuple[S
     share, seed = (VAL_SPLIT, 0) if val_split is None else (val_split, seed)
     rest, cut = stratified_split(train.labels, share, seed)
     if not len(cut):
-        raise UserError(f"{spec}: val_split needs a class with at least 2 training images, found none: add images")
+        why = "val_split" if val_split is not None else "it has no validation images, and cutting some from train"
+        raise UserError(f"{spec}: {why} needs a class with at least 2 training images, found none: add images")
     if val_split is None:
         notes.append(
             f"{spec} has no validation images: {len(cut)} of its {len(train.labels)} training images ({share:.0%} of "
@@ -136,18 +150,23 @@ def _open_source(spec: str, image_size: int | None, on_bad_image: str, want_val:
 
         return open_cifar(kind, path, on_bad_image, want_val).resized(image_size)
     if kind in ("folder", "parquet"):
-        if path is None:
+        columns: dict[str, str] = {}
+        if kind == "parquet":
+            place, columns = split_columns(spec, place)
+        if not place:
             raise UserError(f"data {spec!r} names no place: expected {kind}:PATH; add the path of the data's folder")
+        path = Path(place).expanduser()
         if not path.is_dir():
             state = "is not a folder" if path.exists() else "does not exist"
-            raise UserError(f"data {spec!r}: {path} {state}; expected the data's folder; check the path")
+            hint = nearest_path(path)
+            raise UserError(f"data {spec!r}: {path} {state}; expected the data's folder; check the path{hint}")
         if kind == "folder":
             from .folder import open_folder
 
             return open_folder(path, image_size, on_bad_image, want_val)
         from .parquet import open_parquet
 
-        return open_parquet(path, image_size, on_bad_image, want_val)
+        return open_parquet(path, image_size, on_bad_image, want_val, **columns)
     if kind in ("wds", "hub"):
         if not place:
             expected = next(known for known in SPECS if known.startswith(kind))
@@ -158,7 +177,8 @@ def _open_source(spec: str, image_size: int | None, on_bad_image: str, want_val:
             return open_wds(place, image_size, on_bad_image, want_val)
         from .hub import open_hub
 
-        return open_hub(place, image_size, on_bad_image, want_val)
+        place, columns = split_columns(spec, place)
+        return open_hub(place, image_size, on_bad_image, want_val, **columns)
     kinds = [known.partition("[")[0].partition(":")[0] for known in SPECS]
     hint = nearest(kind, kinds)
     if not hint and Path(spec).expanduser().is_dir():

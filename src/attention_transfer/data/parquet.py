@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..errors import UserError
+from ..errors import UserError, nearest
 from .decode import Encoded, default_size
 from .labels import Labels, class_names, numbered
 from .reader import Chosen, Reader
@@ -41,18 +41,25 @@ class Layout:
 
 
 def open_parquet(
-    path: Path, image_size: int | None, on_bad_image: str, want_val: bool, label: str | None = None
+    path: Path,
+    image_size: int | None,
+    on_bad_image: str,
+    want_val: bool,
+    label: str | None = None,
+    image: str | None = None,
 ) -> Source:
     """Reads labels at once and images when they are wanted, from train-*.parquet and validation-* or test-*.
 
-    `label` names the label column; without it, it is found by type. Labels that are words become classes in
+    `image` and `label` name the columns; without them, they are found by type. Labels that are words become classes in
     alphabetical order. Raises `UserError` for missing files or columns and for labels out of range.
     """
     folder = parquet_folder(path)
     if folder is None:
-        raise UserError(f"{path} holds no train-*.parquet: expected Hugging Face's layout; check the path")
+        others = sorted(path.rglob("*.parquet"))
+        state = f"holds {others[0].relative_to(path)} but no train-*.parquet" if others else "holds no train-*.parquet"
+        raise UserError(f"{path} {state}: expected Hugging Face's layout; rename the files, or check the path")
     train_files = part_files(folder, "train")
-    layout = find_layout(train_files[0], label)
+    layout = find_layout(train_files[0], label, image)
     found = read_labels(train_files, layout)
     classes = layout.classes or class_names(found)
     reader = ParquetReader(train_files, layout.image)
@@ -68,8 +75,10 @@ def open_parquet(
 
 
 def part_files(folder: Path, part: str) -> list[Path]:
-    """Sorted parquet files of one part."""
-    return sorted({*folder.glob(f"{part}-*.parquet"), *folder.glob(f"{part}.parquet")})
+    """Sorted parquet files of one part: train-*.parquet, train.parquet, or all in train/."""
+    return sorted(
+        {file for name in ("{}-*.parquet", "{}.parquet", "{}/*.parquet") for file in folder.glob(name.format(part))}
+    )
 
 
 def parquet_folder(path: Path) -> Path | None:
@@ -86,12 +95,16 @@ def _open_file(file: Path) -> Any:
     try:
         return pyarrow.parquet.ParquetFile(file)
     except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"cannot read {file} ({reason}): expected a whole parquet file; fetch it again") from error
+        raise _damaged(file, error) from error
 
 
-def find_layout(file: Path, label: str | None) -> Layout:
-    """Finds the columns by Hugging Face's own metadata, then by usual names, then by type."""
+def _damaged(file: Path, error: Exception) -> UserError:
+    reason = str(error).splitlines()[0]
+    return UserError(f"cannot read {file} ({reason}): expected a whole parquet file; fetch it again")
+
+
+def find_layout(file: Path, label: str | None, image: str | None = None) -> Layout:
+    """The columns that are named, or else by Hugging Face's own metadata, then by usual names, then by type."""
     schema = _open_file(file).schema_arrow
     features = _features(schema.metadata)
     images = [field.name for field in schema if features.get(field.name, {}).get("_type") == "Image"] or [
@@ -105,20 +118,28 @@ def find_layout(file: Path, label: str | None) -> Layout:
         raise UserError(
             f"{file} has no image column (its columns: {columns}): expected one of {{bytes, path}}; check the file"
         )
-    if label is not None and label not in numbers:
+    if image is not None and image not in images:
+        expected = f"one of {', '.join(images)}{nearest(image, images)}"
+        raise UserError(f"{file} has no image column {image!r} (its columns: {columns}): expected {expected}")
+    if image is None and len(images) > 1 and not any(name in images for name in IMAGE_NAMES):
         raise UserError(
-            f"{file} has no label column {label!r} (its columns: {columns}): expected whole numbers; check it"
+            f"{file} has several image columns ({', '.join(images)}): expected one, or one called image; "
+            f"say which, parquet:PATH#image={images[0]}"
+        )
+    if label is not None and label not in (*numbers, *words):
+        raise UserError(
+            f"{file} has no label column {label!r} (its columns: {columns}): expected whole numbers or words; check it"
+            f"{nearest(label, [*numbers, *words])}"
         )
     chosen = label or _prefer(classed, LABEL_NAMES) or _named([*numbers, *words]) or _only(numbers) or _only(words)
     if chosen is None:
         kinds = "whole numbers" if numbers else "words"
         found = f"several columns of {kinds}" if numbers or words else "no label column"
-        raise UserError(
-            f"{file} has {found} (its columns: {columns}): expected one of whole numbers or words; name it label"
-        )
+        what = f"say which, parquet:PATH#label={(numbers or words)[0]}" if numbers or words else "add one"
+        raise UserError(f"{file} has {found} (its columns: {columns}): expected one of whole numbers or words; {what}")
     names = features.get(chosen, {}).get("names")
     classes = tuple(str(name) for name in names) if isinstance(names, list) else ()
-    return Layout(_prefer(images, IMAGE_NAMES) or images[0], chosen, classes, chosen in words)
+    return Layout(image or _prefer(images, IMAGE_NAMES) or images[0], chosen, classes, chosen in words)
 
 
 def _prefer(found: list[str], usual: tuple[str, ...]) -> str | None:
@@ -171,7 +192,10 @@ def read_labels(files: list[Path], layout: Layout) -> Labels:
                 raise UserError(
                     f"{file} has no such column {column!r} as train (its columns: {names}): expected the same; check it"
                 )
-        labels = opened.read(columns=[layout.label])[layout.label]
+        try:
+            labels = opened.read(columns=[layout.label])[layout.label]
+        except (OSError, ValueError) as error:
+            raise _damaged(file, error) from error
         # A missing label counts as -1, which Hugging Face writes for unlabelled images.
         if layout.words:
             parts.append(labels.cast("string").to_pylist())

@@ -56,7 +56,8 @@ class Split:
 class Source:
     """Opened but not yet decoded data; `size` is the side of its square images.
 
-    `val` is None where it is not asked for, or the data has none. `skipped` counts what could not even be listed.
+    `val` is None where it is not asked for, or the data has none. `skipped` counts what could not even be listed;
+    `notes` say what a person should know.
     """
 
     classes: tuple[str, ...]
@@ -65,6 +66,7 @@ class Source:
     val: Split | None
     statistics: tuple[Triple, Triple] | None = None
     skipped: int = 0
+    notes: tuple[str, ...] = ()
 
     def resized(self, size: int | None) -> Source:
         """The same source with images (and boxes) resized after decoding, for data of one known size."""

@@ -22,6 +22,7 @@ from .cifar import cache_folder
 from .decode import Encoded
 from .folder import EXTENSIONS, VAL_FOLDERS
 from .labels import Labels, class_names, numbered
+from .place import distinct, nearest_path
 from .reader import Packed, Reader
 from .source import Source, Split
 from .stream import StreamSet
@@ -55,19 +56,20 @@ def open_wds(place: str, image_size: int | None, on_bad_image: str, want_val: bo
     train_shards, val_shards = find_shards(place)
     train = read_shards(train_shards, on_bad_image)
     words = any(isinstance(label, str) for label in train.labels)
+    notes = _mixed(train) if words else ()
     labels = _labels(train, words)
     classes = _named_classes(train_shards[0].parent) or class_names(labels)
     reader = TarReader(train)
     numbers = numbered(reader, labels, classes)
     made = StreamSet.whole(reader, numbers, classes, image_size or reader.usual_size(), on_bad_image)
     if not want_val or not val_shards:
-        return Source(classes, made.size, Split.read(made), None, skipped=train.skipped)
+        return Source(classes, made.size, Split.read(made), None, skipped=train.skipped, notes=notes)
     val = read_shards(val_shards, on_bad_image)
     reader = TarReader(val)
     numbers = numbered(reader, _labels(val, words), classes)
     held = StreamSet.whole(reader, numbers, classes, made.size, on_bad_image)
     skipped = train.skipped + val.skipped
-    return Source(classes, made.size, Split.read(made), Split.read(held), skipped=skipped)
+    return Source(classes, made.size, Split.read(made), Split.read(held), skipped=skipped, notes=notes)
 
 
 def find_shards(place: str) -> tuple[list[Path], list[Path]]:
@@ -84,7 +86,9 @@ def find_shards(place: str) -> tuple[list[Path], list[Path]]:
     else:
         train, val = (_matching(pattern) for pattern in _parts(str(folder)))
     if not train:
-        raise UserError(f"wds:{place} names no shard that exists: {EXPECTED}; check it")
+        packed = folder.is_dir() and any(folder.glob("*.tar.*"))
+        state = "holds compressed shards only" if packed else "names no shard that exists"
+        raise UserError(f"wds:{place} {state}: {EXPECTED}; {'unpack them to .tar' if packed else 'check it'}")
     return train, [shard for shard in val if shard not in train]
 
 
@@ -119,7 +123,10 @@ def _matching(pattern: str) -> list[Path]:
     for one in expand(pattern):
         matches = sorted(glob.glob(one))
         if not matches and not glob.has_magic(one):
-            raise UserError(f"the shard {one} does not exist: expected all that {pattern} names; check the pattern")
+            hint = nearest_path(Path(one))
+            raise UserError(
+                f"the shard {one} does not exist: expected all that {pattern} names; check the pattern{hint}"
+            )
         found += map(Path, matches)
     return found
 
@@ -149,7 +156,12 @@ def _fetched(url: str) -> Path:
 
 def _named_classes(folder: Path) -> tuple[str, ...]:
     file = folder / "classes.txt"
-    return tuple(line.strip() for line in file.read_text().splitlines() if line.strip()) if file.is_file() else ()
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines() if file.is_file() else []
+    except UnicodeDecodeError as error:
+        raise UserError(f"cannot read {file} ({error}): expected UTF-8, a class a line; save it as such") from error
+    names = [line.strip() for line in lines if line.strip()]
+    return distinct(names, [str(label) for label in range(len(names))])
 
 
 def read_shards(shards: Sequence[Path], on_bad_image: str) -> Samples:
@@ -164,7 +176,7 @@ def read_shards(shards: Sequence[Path], on_bad_image: str) -> Samples:
                 reason = str(error).splitlines()[0] if str(error) else type(error).__name__
                 raise UserError(
                     f"cannot read the shard {shard} ({reason}): expected a whole tar file, not compressed; fetch it "
-                    'again, or set on_bad_image to "skip" to do without the rest of it'
+                    "again, or do without the rest of it with --on-bad-image skip"
                 ) from error
             samples.skipped += 1
     if not samples.labels:
@@ -201,7 +213,7 @@ def _grouped(shard: Path) -> Iterator[tuple[str, list[Member], dict[str, bytes]]
         assert tar.fileobj is not None
         tar.fileobj.seek(tar.offset)
         if tar.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-            raise tarfile.ReadError("it ends too early")
+            raise tarfile.ReadError(f"it is damaged or cut off at byte {tar.offset:,}")
         if name is not None:
             yield name, images, labels
 
@@ -218,8 +230,8 @@ def _add(
             return
         lacks = "image" if not images else "label (.cls, or .json with cls or label)"
         raise UserError(
-            f"{samples.shards[number]}, sample {name}, has no {lacks}: expected both; "
-            'mend it, or set on_bad_image to "skip"'
+            f"{samples.shards[number]}, sample {name}, has no {lacks}: expected both, one right after the other; "
+            "mend it, or leave such out with --on-bad-image skip"
         )
     offset, length = images[0]
     samples.shard.append(number)
@@ -242,6 +254,18 @@ def _label(found: dict[str, bytes]) -> int | str | None:
     if isinstance(value, str):
         return int(value) if re.fullmatch(r"-?\d+", value) else value or None
     return int(value) if isinstance(value, int) else None
+
+
+def _mixed(samples: Samples) -> tuple[str, ...]:
+    """What is to be said where some labels are words and others whole numbers: seldom is that meant."""
+    words = [i for i, label in enumerate(samples.labels) if isinstance(label, str)]
+    if len(words) == len(samples.labels):
+        return ()
+    i = words[0]
+    return (
+        f"warning: {len(words):,} of {len(samples.labels):,} labels are no whole numbers ({samples.labels[i]!r} of "
+        f"{samples.shards[samples.shard[i]]}, sample {samples.names[i]}), so all are taken as words",
+    )
 
 
 def _labels(samples: Samples, words: bool) -> Labels:

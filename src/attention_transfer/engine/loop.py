@@ -17,7 +17,7 @@ from lightning.fabric import Fabric
 from torch import Tensor
 
 from ..data import Augment, Stream
-from ..errors import RunError, UserError
+from ..errors import LocalError, RunError, UserError
 from ..recipe import Recipe
 from ..runs import RunFolder, replacing
 from ..transfer import Transfer
@@ -130,6 +130,7 @@ class Loop:
         self.lr = peak_lr(recipe)
         self.seconds = 0.0
         self.rows: list[Row] = []
+        self.log: Callable[[list[Row]], None] = lambda rows: None  # gets the rows so far
         self.stop_signal: int | None = None
 
     def run(self) -> list[Row]:
@@ -140,20 +141,26 @@ class Loop:
             RunError: for a loss that is not finite, or a file that cannot be written.
         """
         self._load()
+        self.log(self.rows)
         with self._signals(), self.progress:
-            while self.step < self.total_steps:
+            while not self.rows or self.rows[-1]["step"] < self.total_steps:
                 self._epoch()
         return self.rows
 
     def _epoch(self) -> None:
         epoch, first = divmod(self.step, self.steps_per_epoch)
+        if not first and self.step > (self.rows[-1]["step"] if self.rows else 0):
+            # An unreadable validation image ended the last epoch: its steps are done, its row is still to come.
+            epoch, first = epoch - 1, self.steps_per_epoch
         plan = self.augment.epoch(self.recipe.seed, epoch, self.batch_size)
         end = min(self.steps_per_epoch, self.total_steps - epoch * self.steps_per_epoch)
         training_mode(self.plain, self.recipe.freeze_bn)
         start = time.perf_counter()
         self.progress.begin(epoch + 1, self.step, self.total_steps)
         for step in range(first, end):
-            self._step(*self._batch(plan, step))
+            with self._saving(start):
+                batch = self._batch(plan, step)
+            self._step(*batch)
             self.progress.tick(self.step, self.batch_size, self.meter)
             # Several processes stop at the end of the epoch, together: within it each has sums of its own.
             if self.stop_signal is not None and step + 1 < end and self.fabric.world_size == 1:
@@ -167,7 +174,8 @@ class Loop:
         self._check()
         loss, accuracy, parts = self.meter.means(self.fabric)
         self.plain.eval()
-        val = self.validate()
+        with self._saving(start):
+            val = self.validate()
         if not math.isfinite(val["loss"]):
             raise RunError(f"the validation loss is not finite after step {self.step}; {KEPT}")
         self.seconds += time.perf_counter() - start
@@ -188,9 +196,24 @@ class Loop:
         self.rows.append(row)
         self.meter = Meter(self.parts, self.fabric.device)
         self._save()
+        self.log(self.rows)
         self.progress.end(row)
         if self._stopped() and self.step < self.total_steps:
             raise Interrupted
+
+    @contextmanager
+    def _saving(self, start: float) -> Iterator[None]:
+        """An image that cannot be read, met while training: what was computed so far is saved first."""
+        try:
+            yield
+        except UserError as error:
+            if self.fabric.world_size > 1:  # within an epoch each has sums of its own, as with signals
+                raise LocalError(str(error)) from error
+            if not self.step:
+                raise
+            self.seconds += time.perf_counter() - start
+            self._save()
+            raise UserError(f"{error}; the state is saved: run the command again to continue") from error
 
     def _stopped(self) -> bool:
         """Whether any process got a signal."""
@@ -252,6 +275,7 @@ class Loop:
             "meter": self.meter.state_dict(),
             "step": self.step,
             "seconds": self.seconds,
+            "lr": self.lr,
             "rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state() if self.fabric.device.type == "cuda" else None,
         }
@@ -282,7 +306,7 @@ class Loop:
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
         self.meter.load_state_dict(state["meter"])
-        self.step, self.seconds = state["step"], state["seconds"]
+        self.step, self.seconds, self.lr = state["step"], state["seconds"], state.get("lr", self.lr)
         torch.set_rng_state(state["rng"].cpu())
         if state["cuda_rng"] is not None:
             torch.cuda.set_rng_state(state["cuda_rng"].cpu())

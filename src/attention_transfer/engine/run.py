@@ -33,7 +33,7 @@ from ..data import (
 from ..errors import UserError
 from ..gradients import BatchStatisticsWarning
 from ..methods import create_methods
-from ..models import Network, load_network, run_fingerprint, save_student, start_network
+from ..models import Network, check_network, load_network, run_fingerprint, save_student, start_network
 from ..ops import batch_norm
 from ..recipe import Recipe
 from ..runs import RunFolder, write_json
@@ -41,9 +41,10 @@ from ..transfer import Transfer
 from .decide import Decisions, count_flops, decide, environment, keep_freed_memory
 from .evaluate import as_input, evaluate
 from .folder import check_folder, check_teacher
+from .loggers import check_loggers, logging_to
 from .loop import Loop
 from .optim import describe_rates, make_average, make_mix, training_mode
-from .outcome import Inference, attention_in_box, cost, find_stages, save_maps
+from .outcome import Inference, attention_in_box, cost, save_maps
 from .preflight import DRY_IMAGES, TEACHER_IMAGES, preflight
 from .progress import Progress
 
@@ -80,11 +81,12 @@ def run(recipe: Recipe, out: str | Path, console: Console) -> dict[str, Any]:
     """
     folder = RunFolder(out)
     check_folder(folder, recipe)
+    check_loggers(recipe)
     if (summary := folder.summary()) is not None:
         check_teacher(folder, run_fingerprint(recipe.teacher) if recipe.teacher else None)
-        console.print(
-            f"{folder} is finished: {describe(summary)}; nothing to do", markup=False, highlight=False, soft_wrap=True
-        )
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            done = f"{folder} is finished: {describe(summary)}; nothing to do"
+            console.print(done, markup=False, highlight=False, soft_wrap=True)
         return summary
     parts = assemble(recipe, folder.environment().get("streamed"))
     check_teacher(folder, parts.teacher.fingerprint if parts.teacher else None)
@@ -100,7 +102,7 @@ def run(recipe: Recipe, out: str | Path, console: Console) -> dict[str, Any]:
         _preflight(parts, loop, progress)
     if fabric.is_global_zero:  # a run that was refused so far leaves nothing in the way of the next try
         _write_down(recipe, folder, parts, decisions)
-    with warnings.catch_warnings():
+    with logging_to(recipe, folder, progress.say, fabric.is_global_zero) as loop.log, warnings.catch_warnings():
         warnings.simplefilter("ignore", BatchStatisticsWarning)  # said before the first step
         rows = loop.run()
     fabric.barrier()
@@ -189,6 +191,9 @@ def assemble(recipe: Recipe, streamed: bool | None = None) -> Parts:
     module = student.module.to(memory_format=torch.channels_last)
     average = make_average(recipe, module)  # a copy, made before the Transfer taps the student
     example = as_input(data.train.batch(slice(0, 2)))
+    check_network(student, example, f"the student {recipe.model}")
+    if teacher is not None:
+        check_network(teacher, example, f"the teacher {recipe.teacher}")
     transfer = Transfer(
         module,
         None if teacher is None else teacher.module.to(memory_format=torch.channels_last),
@@ -201,13 +206,6 @@ def assemble(recipe: Recipe, streamed: bool | None = None) -> Parts:
         label_smoothing=recipe.label_smoothing,
     )
     seen = student.preprocess(example)
-    with torch.no_grad():
-        outputs = transfer.student.eval()(seen)
-    if outputs.ndim != 2 or outputs.shape[1] != len(data.classes):
-        raise UserError(
-            f"{recipe.model} puts out {tuple(outputs.shape)}: expected logits (N, {len(data.classes)}), "
-            "a column a class"
-        )
     return Parts(data, student, teacher, transfer, seen, said, average)
 
 
@@ -354,7 +352,7 @@ def _finish(
     """Weights, maps and summary; the summary last, since it says that the run is finished."""
     data, device = parts.data, next(parts.transfer.parameters()).device
     student = Inference(parts.trained, parts.student.preprocess, decisions.precision).to(device).eval()
-    layers = [s.name for s in find_stages(student, data.image_size)]
+    layers = [s.name for s in student.stages(data.image_size)]
     size = parts.student.preprocess.size or data.image_size
     save_student(folder.student_file, student.module, recipe.model, data.classes, parts.student.preprocess, size)
     if layers:
