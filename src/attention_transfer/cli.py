@@ -12,7 +12,7 @@ import click
 
 from . import __version__
 from .cli_options import DATA_HELP, METHOD_OPTIONS, MODEL_HELP, TRAINING_OPTIONS, Option, option
-from .errors import RunError, UserError, nearest
+from .errors import LocalError, RunError, UserError, nearest
 
 PROGRAM = "attention-transfer"
 
@@ -55,7 +55,7 @@ def main() -> None:
             sys.exit(0)
         _leave(error.format_message(), 2)
     except UserError as error:
-        _leave(str(error), 2)
+        _leave(str(error), 2, everywhere=isinstance(error, LocalError))
     except _Stopped as stop:
         _leave(f"interrupted: {stop}" if str(stop) else "interrupted", 130)
     except RunError as error:
@@ -120,13 +120,14 @@ def _recipe(command: str, words: dict[str, Any]) -> Any:
 
 
 def _launch(command: str, words: dict[str, Any]) -> None:
-    out, seeds = words.pop("out"), words.pop("seeds")
-    if seeds < 1:
-        raise UserError(f"--seeds is {seeds}: expected at least 1")
+    out, seeds, at_once = (words.pop(key) for key in ("out", "seeds", "at_once"))
+    for name, value in (("--seeds", seeds), ("--at-once", at_once)):
+        if value < 1:
+            raise UserError(f"{name} is {value}: expected at least 1")
     recipe = _recipe(command, words)
     from .launch import run_seeds
 
-    run_seeds(recipe, out, seeds, _console())
+    run_seeds(recipe, out, seeds, _console(), at_once)
 
 
 @app.command()
@@ -259,17 +260,20 @@ def demo(out: Path, seeds: int) -> None:
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the table here too.")
 @click.option("--student", help="[wrn-16-1; gradient: nin-thin-no-bn]")
 @click.option("--teacher", help="[wrn-16-2; gradient: nin-wide-no-bn]")
-@click.option("--batch-size", type=int, default=128, help="[128]")
-@click.option("--rounds", type=int, default=9, help="Rounds, each of which runs everything once. [9]")
-@click.option("--steps", type=int, default=8, help="Steps a measurement (bench step). [8]")
-@click.option("--images", type=int, default=6400, help="Images an epoch (bench epoch). [6400]")
+@click.option("--batch-size", type=int, help="[128; compile: 64]")
+@click.option("--rounds", type=int, help="Rounds, each of which runs everything once. [9; compile: 1; scale: 3]")
+@click.option("--steps", type=int, help="Steps a measurement; of the long run (compile). [8; compile: 600; scale: 2]")
+@click.option("--images", type=int, default=6400, help="Images an epoch (epoch, data, compile). [6400]")
 @click.option("--device", default="auto", help="auto, cpu, cuda or mps.")
 @click.option("--precision", default="auto", help="auto, fp32 or bf16.")
-@click.option("--compile", default="on", help="on or off. [on]")
-@click.option("--limit", type=int, help="So many networks, spread over timm's list (bench zoo). [all]")
-def bench(name: str, json_file: Path | None, limit: int | None, **words: Any) -> None:
-    """Measure speed as ratios to the authors' step: step, epoch, gradient, loss. Or count what works of timm: zoo."""
-    from .bench import NAMES
+@click.option("--compile", help="on or off. [on; scale: off]")
+@click.option("--data", help="A folder of JPEGs (data). [some made of scikit-learn's photographs]")
+@click.option("--plot", type=click.Path(path_type=Path), help="Draw the table here, .png or .svg (scale).")
+@click.option("--limit", type=int, help="So many networks, spread over timm's list (zoo). [all]")
+def bench(name: str, json_file: Path | None, limit: int | None, plot: Path | None, **words: Any) -> None:
+    """Measure speed as ratios to the authors' step: step, epoch, gradient, loss, teacher, data, compile (whole runs),
+    peer (torchdistill's step), scale (batch, width, …). Or count what works of timm: zoo."""
+    from .bench import DEFAULTS, NAMES
     from .errors import check_choice
 
     check_choice("bench", name, NAMES)
@@ -277,20 +281,28 @@ def bench(name: str, json_file: Path | None, limit: int | None, **words: Any) ->
         from .bench.zoo import bench_zoo
 
         return bench_zoo(_console(), json_file, limit)
-    defaults = ("nin-thin-no-bn", "nin-wide-no-bn") if name == "gradient" else ("wrn-16-1", "wrn-16-2")
-    for key, default in zip(("student", "teacher"), defaults, strict=True):
-        words[key] = words[key] or default
+    usual = {"student": "wrn-16-1", "teacher": "wrn-16-2", "batch_size": 128, "rounds": 9, "steps": 8, "compile": "on"}
+    for key, value in (usual | DEFAULTS.get(name, {})).items():
+        words[key] = value if words[key] is None else words[key]
+    for key in ("student", "teacher"):
         if name != "gradient" and not words[key].startswith("wrn-"):
             raise UserError(f"--{key} is {words[key]!r}: the authors' step knows wrn-DEPTH-WIDTH only")
     for key in ("batch_size", "rounds", "steps", "images"):
         if words[key] < 1:
             raise UserError(f"--{key.replace('_', '-')} is {words[key]}: expected at least 1")
-    from .bench import gradient, loss, speed
+    from .bench import compile, data, gradient, loss, peer, scale, speed, teacher
 
-    benches = {
+    benches: dict[str, Any] = {
         "step": speed.bench_step,
         "epoch": speed.bench_epoch,
         "gradient": gradient.bench_gradient,
         "loss": loss.bench_loss,
+        "teacher": teacher.bench_teacher,
+        "data": data.bench_data,
+        "compile": compile.bench_compile,
+        "peer": peer.bench_peer,
     }
-    benches[name](speed.Settings(**words), _console(), json_file)
+    settings = speed.Settings(**words)
+    if name == "scale":
+        return scale.bench_scale(settings, _console(), json_file, plot)
+    benches[name](settings, _console(), json_file)

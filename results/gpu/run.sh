@@ -1,0 +1,29 @@
+# What is to be run on a GPU, unattended; each step may be stopped (SIGTERM) and goes on where it was.
+#   bash results/gpu/run.sh tests|bench|teacher|table1 [SECONDS]      from the checkout; OUT and CIFAR10 are folders
+# `table1` needs `teacher`: WRN-16-2 -> WRN-16-1, the paper's schedule, five methods of five seeds each, all at once.
+# MPS=1 starts CUDA's multi-process service first, so that the processes' kernels run side by side.
+set -u
+OUT="${OUT:-runs/gpu}"; CIFAR10="${CIFAR10:-data/cifar10}"; SEEDS="${SEEDS:-5}"
+AT="${AT:-attention-transfer}"; PYTHON="${PYTHON:-python}"
+mkdir -p "$OUT"
+stop() { timeout --signal TERM --kill-after 30 "${LIMIT:-570}" "$@"; }
+LIMIT="${2:-570}"
+paper="--recipe cifar10-paper --data cifar10:$CIFAR10"
+case $1 in
+tests) stop $PYTHON -m pytest -q -rs 2>&1 | tee "$OUT/tests.txt" ;;
+bench)
+  for name in step epoch loss teacher gradient compile; do
+    [ -f "$OUT/$name-gpu.json" ] || stop $AT bench $name --json "$OUT/$name-gpu.json" 2>&1 | tee "$OUT/bench-$name.txt"
+  done ;;
+teacher) stop $AT train $paper --model wrn-16-2 --out "$OUT/teacher" ;;
+table1)
+  if [ "${MPS:-0}" = 1 ]; then nvidia-cuda-mps-control -d; fi
+  for method in none at full kd at+kd; do
+    stop $AT distill $paper --teacher "$OUT/teacher" --student wrn-16-1 --method $method \
+      --seeds $SEEDS --at-once $SEEDS --out "$OUT/$method" > "$OUT/$method.log" 2>&1 &
+  done
+  wait
+  tail -n 1 "$OUT"/*.log
+  $AT compare "$OUT/teacher" "$OUT"/{none,at,full,kd,at+kd}/seed-* --out "$OUT/table1.html" | tee "$OUT/table1.txt" ;;
+*) echo "unknown step '$1': expected tests, bench, teacher or table1" >&2; exit 2 ;;
+esac
