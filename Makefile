@@ -31,6 +31,12 @@ bench: $(READY)  ## measure speed: ratios to the authors' step, in one run; rewr
 	$(BIN)/attention-transfer bench epoch --json results/bench/epoch.json
 	$(BIN)/attention-transfer bench gradient --json results/bench/gradient.json
 	$(BIN)/attention-transfer bench loss --json results/bench/loss.json
+	$(BIN)/attention-transfer bench teacher --json results/bench/teacher.json
+	$(BIN)/attention-transfer bench data --json results/bench/data.json
+	$(BIN)/attention-transfer bench compile --json results/bench/compile.json
+	$(BIN)/attention-transfer bench scale --json results/bench/scale.json --plot docs/scale.png
+	$(BIN)/python -m pip install --quiet --editable '.[peers]'
+	$(BIN)/attention-transfer bench peer --json results/bench/peer.json
 
 clean:  ## remove the environment and what tests and tools left
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .mypy_cache

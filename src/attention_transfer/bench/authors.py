@@ -8,7 +8,7 @@ and threads nobody has tuned.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -79,6 +79,38 @@ class AuthorsStep:
         self.optimizer.step()
         return loss
 
+    def to(self, device: str) -> AuthorsStep:
+        _move((self.student, self.teacher), device)
+        return self
+
+
+class AuthorsInference:
+    """The teacher alone: logits and the groups' outputs of batches (N, 3, 32, 32) float32, without gradients.
+
+    `state` is that of a `WideResNet` of this name, or None for random weights.
+    """
+
+    def __init__(self, teacher: str, classes: int = 10, state: Params | None = None):
+        from ..models import create_model
+
+        torch.manual_seed(0)
+        self.depth = int(teacher.split("-")[1])
+        self.teacher = dict(create_model(teacher, classes).state_dict() if state is None else state)
+
+    def __call__(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, list[Tensor]]:
+        with torch.no_grad():
+            return network(x, self.teacher, self.depth, training=False)
+
+    def to(self, device: str) -> AuthorsInference:
+        _move((self.teacher,), device)
+        return self
+
+
+def _move(networks: tuple[Params, ...], device: str) -> None:
+    for params in networks:
+        for tensor in params.values():
+            tensor.data = tensor.data.to(device)
+
 
 class AuthorsImages(Dataset[tuple[Tensor, int]]):
     """Images (N, 32, 32, 3) uint8, transformed one at a time by PIL as in the authors' script."""
@@ -117,18 +149,22 @@ def authors_loader(images: Any, labels: Any, batch_size: int, workers: int) -> I
 
 
 def serve(
-    pipe: Connection, student: str, teacher: str, batch_size: int, device: str, data: tuple[Any, Any] | None
+    pipe: Connection,
+    make: Callable[[], Any],
+    batch_size: int,
+    device: str,
+    data: tuple[Any, Any] | None,
+    size: int = 32,
 ) -> None:
-    """The process: answers each number of steps with the seconds they took; with `data`, loading included."""
+    """The process: answers each number of steps with the seconds they took; with `data`, loading included.
+
+    `make` gives what is timed: a call with a batch (N, 3, size, size) and its labels, and `to(device)`.
+    """
     torch.backends.cudnn.benchmark = True  # as in their script
-    step = AuthorsStep(student, teacher)
-    for params in (step.student, step.teacher):
-        for name, tensor in params.items():
-            tensor.data = tensor.data.to(device)
-            params[name] = tensor
+    step = make().to(device)
     if data is None:
         torch.manual_seed(1)
-        fixed = torch.randn(batch_size, 3, 32, 32, device=device), torch.randint(10, (batch_size,), device=device)
+        fixed = torch.randn(batch_size, 3, size, size, device=device), torch.randint(10, (batch_size,), device=device)
         batches: Iterator[tuple[Tensor, Tensor]] = iter(lambda: fixed, None)
     else:
         batches = authors_loader(*data, batch_size, torch.get_num_threads())
@@ -137,9 +173,9 @@ def serve(
         start = time.perf_counter()
         for _ in range(steps):
             x, y = next(batches)
-            loss = step(x.to(device), y.to(device))
+            out = step(x.to(device), y.to(device))
             if data is not None:
-                total += loss.item()  # their meters read every step's loss
+                total += out.item()  # their meters read every step's loss
         if device == "cuda":
             torch.cuda.synchronize()
         pipe.send(time.perf_counter() - start)

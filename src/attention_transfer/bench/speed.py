@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from ..ops import batch_norm
 from ..recipe import Recipe, make_recipe
 from ..runs import RunFolder
 from ..transfer import Transfer
-from .authors import serve
+from .authors import AuthorsStep, serve
 from .measure import Timed, interleave, report
 
 
@@ -50,6 +51,7 @@ class Settings:
     precision: str = "auto"
     compile: str = "on"
     memory: bool = True  # bench gradient measures it too, in a process a row
+    data: str | None = None  # bench data: a folder of JPEGs
 
 
 def bench_step(settings: Settings, console: Console, file: Path | None) -> None:
@@ -64,7 +66,7 @@ def bench_step(settings: Settings, console: Console, file: Path | None) -> None:
     with authors(settings, str(fabric.device), None) as authors_rate:
         timed: dict[str, Timed] = {"authors": authors_rate}
         for name, method in (("student", "none"), ("teacher", None), ("at", "at"), ("kd", "kd"), ("at+kd", "at+kd")):
-            timed[name] = rate(_ours(settings, method, x, y, fabric, decisions), settings, fabric)
+            timed[name] = rate(training_step(settings, method, x, y, fabric, decisions), settings, fabric)
             timed[name]()
         rows = interleave(timed, settings.rounds)
     report("step", rows, about(settings, decisions), console, file)
@@ -114,9 +116,21 @@ def bench_epoch(settings: Settings, console: Console, file: Path | None) -> None
 @contextmanager
 def authors(settings: Settings, device: str, data: Any) -> Iterator[Timed]:
     """The authors' step in a process of its own: a function that runs it and returns images/s."""
+    with elsewhere(partial(AuthorsStep, settings.student, settings.teacher), settings, device, data) as rate:
+        yield rate
+
+
+@contextmanager
+def elsewhere(
+    make: Callable[[], Any], settings: Settings, device: str, data: Any = None, size: int = 32, warm: bool = True
+) -> Iterator[Timed]:
+    """What `make` gives (see `serve`), in a process of its own whose allocator and threads nobody has tuned.
+
+    It has run once before it is handed out, unless `warm` is False.
+    """
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
-    arguments = (there, settings.student, settings.teacher, settings.batch_size, device.split(":")[0], data)
+    arguments = (there, make, settings.batch_size, device.split(":")[0], data, size)
     process = context.Process(target=serve, args=arguments)
     process.start()
     there.close()  # so that a process that died is an end of file here, and not a wait
@@ -126,15 +140,17 @@ def authors(settings: Settings, device: str, data: Any) -> Iterator[Timed]:
         try:
             return settings.steps * settings.batch_size / here.recv()
         except EOFError:
-            raise RunError("the process of the authors' step died; its own message is above") from None
+            raise RunError("the process of what is compared with died; its own message is above") from None
 
     try:
-        rate()
+        if warm:
+            rate()
         yield rate
         here.send(None)
         process.join(10)
     finally:
         process.kill()
+        process.join()
 
 
 def recipe_of(settings: Settings, method: str) -> Recipe:
@@ -157,15 +173,21 @@ def recipe_of(settings: Settings, method: str) -> Recipe:
     )
 
 
-def _ours(
-    settings: Settings, method: str | None, x: torch.Tensor, y: torch.Tensor, fabric: Fabric, decisions: Decisions
+def training_step(
+    settings: Settings,
+    method: str | None,
+    x: torch.Tensor,
+    y: torch.Tensor,
+    fabric: Fabric,
+    decisions: Decisions,
+    pairs: str = "auto",
 ) -> Callable[[], object]:
     """One step of ours; with method None the teacher's inference alone."""
     student, teacher = create_model(settings.student, 10), create_model(settings.teacher, 10).eval()
     recipe = recipe_of(settings, method or "at+kd")
     methods = create_methods(recipe.method, recipe.method_options())
     student, teacher = (m.to(memory_format=torch.channels_last) for m in (student, teacher))
-    transfer = Transfer(student, teacher, methods, example=torch.rand(2, 3, 32, 32))
+    transfer = Transfer(student, teacher, methods, pairs, example=torch.rand(2, *x.shape[1:]))
     transfer.to(fabric.device)
     if decisions.compile:
         if decisions.device == "cpu":
