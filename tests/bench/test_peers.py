@@ -12,7 +12,6 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 from rich.console import Console
-from torchvision.transforms import v2
 
 import attention_transfer as at
 from attention_transfer.bench import DEFAULTS, NAMES, compile, data, decoders, peer, scale, scale_plot, speed, teacher
@@ -22,7 +21,7 @@ from attention_transfer.cli import app
 
 SMALL = speed.Settings("wrn-10-1", "wrn-10-1", batch_size=8, rounds=1, steps=1, images=24, device="cpu", compile="off")
 QUIET = Console(quiet=True)
-FILES = (decoders.AUTHORS, decoders.OURS, decoders.CROPPED)
+FILES = (decoders.AUTHORS, decoders.OURS)
 
 
 def rows_of(file, bench):
@@ -126,17 +125,6 @@ def test_every_library_makes_a_crop_of_the_same_picture(name, jpegs):
         assert np.all(columns > 0) or np.all(columns < 0)
         flips += columns[0] < 0
     assert 0 < flips < 8
-
-
-def test_the_order_of_memory_changes_no_pixel(jpegs):
-    encoded = (jpegs / "deep" / "1.jpg").read_bytes()
-    plain = v2.Compose([v2.RandomResizedCrop(224, antialias=True), v2.RandomHorizontalFlip()])
-    cropped = decoders.with_torchvision_cropped()
-    for seed in range(6):
-        torch.manual_seed(seed)
-        expected = plain(decoders.decode_jpeg(encoded)).permute(1, 2, 0)
-        torch.manual_seed(seed)
-        torch.testing.assert_close(cropped(encoded), expected, rtol=0, atol=0)
 
 
 def test_the_photographs_are_jpegs_where_no_folder_is_given(tmp_path):

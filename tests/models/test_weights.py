@@ -184,6 +184,12 @@ class TestFilesThatAreNone:
         ):
             load_weights(nn.Linear(2, 2), tmp_path / "w.pt")
 
+    @pytest.mark.parametrize("name", ["weight", "a.weight", "a.b.weight", "."])
+    def test_a_single_tensor_that_fits_nothing(self, tmp_path, name):
+        torch.save({name: torch.zeros(2)}, tmp_path / "w.pt")
+        with pytest.raises(UserError, match="missing"):
+            load_weights(create_model("wrn-10-1", 3), tmp_path / "w.pt")
+
     def test_what_a_file_without_a_state_dict_has(self, tmp_path):
         torch.save({"mine": {"w": torch.zeros(1)}, "epoch": 3}, tmp_path / "w.pt")
         with pytest.raises(UserError, match=r"holds no state dict: .*; it has mine, epoch$"):

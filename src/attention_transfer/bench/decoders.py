@@ -17,7 +17,7 @@ from ..data.transforms import RATIO, SCALE, Draw, make_transform
 
 SIZE = 224
 AUTHORS = "authors 224"
-OURS, CROPPED = "torchvision 224", "torchvision cropped 224"
+OURS = "torchvision 224"
 # A row's name and the module that it takes.
 OTHERS = {"simplejpeg 224": "simplejpeg", "opencv 224": "cv2"}
 
@@ -31,7 +31,7 @@ def decoders() -> tuple[dict[str, Decode], list[str]]:
     """
     makers = {"simplejpeg 224": with_simplejpeg, "opencv 224": with_opencv}
     there = [name for name, module in OTHERS.items() if find_spec(module) is not None]
-    found: dict[str, Decode] = {AUTHORS: with_pillow(), OURS: with_torchvision(), CROPPED: with_torchvision_cropped()}
+    found: dict[str, Decode] = {AUTHORS: with_pillow(), OURS: with_torchvision()}
     found |= {name: makers[name]() for name in there}
     absent = [name for name in OTHERS if name not in there]
     return found, absent if is_simd() else [*absent, "pillow-simd"]
@@ -66,30 +66,6 @@ def with_torchvision() -> Decode:
         return out
 
     return decode
-
-
-def with_torchvision_cropped() -> Decode:
-    """The same pixels with the crop laid out channels last before it is resized, for which torchvision has a kernel."""
-    from torchvision.transforms import v2
-
-    crop, flip = v2.RandomResizedCrop(SIZE, SCALE, RATIO, antialias=True), v2.RandomHorizontalFlip()
-
-    def decode(data: bytes) -> Tensor:
-        picture = decode_jpeg(data)
-        at = crop.make_params([picture])
-        cut = v2.functional.crop(picture, at["top"], at["left"], at["height"], at["width"])
-        cut = cut.permute(1, 2, 0).contiguous().permute(2, 0, 1)
-        return flip(v2.functional.resize(cut, [SIZE, SIZE], antialias=True)).permute(1, 2, 0).contiguous()
-
-    return decode
-
-
-def decode_jpeg(data: bytes) -> Tensor:
-    """RGB uint8 (3, H, W), by torchvision."""
-    from torchvision.io import ImageReadMode
-    from torchvision.io import decode_jpeg as decode
-
-    return decode(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB)
 
 
 def with_simplejpeg() -> Decode:

@@ -97,7 +97,7 @@ def _bare(state: dict[str, Tensor], known: Container[str]) -> dict[str, Tensor]:
     state = {_unwrapped(name, known): value for name, value in state.items()}
     inner = state
     while inner and not any(name in known for name in inner):
-        shared = len({name.partition(".")[0] for name in inner}) == 1
+        shared = len({name.partition(".")[0] for name in inner}) == 1 and all("." in name for name in inner)
         inner = {name.partition(".")[2]: value for name, value in inner.items()} if shared else {}
     return inner or state
 
