@@ -34,6 +34,7 @@ bench: $(READY)  ## measure speed: ratios to the authors' step, in one run; rewr
 	$(BIN)/attention-transfer bench teacher --json results/bench/teacher.json
 	$(BIN)/attention-transfer bench data --json results/bench/data.json
 	$(BIN)/attention-transfer bench compile --json results/bench/compile.json
+	$(BIN)/attention-transfer bench parts --json results/bench/parts.json
 	$(BIN)/attention-transfer bench scale --json results/bench/scale.json --plot docs/scale.png
 	$(BIN)/python -m pip install --quiet --editable '.[peers]'
 	$(BIN)/attention-transfer bench peer --json results/bench/peer.json

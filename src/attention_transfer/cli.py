@@ -272,7 +272,8 @@ def demo(out: Path, seeds: int) -> None:
 @click.option("--limit", type=int, help="So many networks, spread over timm's list (zoo). [all]")
 def bench(name: str, json_file: Path | None, limit: int | None, plot: Path | None, **words: Any) -> None:
     """Measure speed as ratios to the authors' step: step, epoch, gradient, loss, teacher, data, compile (whole runs),
-    peer (torchdistill's step), scale (batch, width, …). Or count what works of timm: zoo."""
+    parts (what each measure brings), peer (torchdistill's step), scale (batch, width, …). zoo counts what works of timm.
+    """
     from .bench import DEFAULTS, NAMES
     from .errors import check_choice
 
@@ -290,7 +291,7 @@ def bench(name: str, json_file: Path | None, limit: int | None, plot: Path | Non
     for key in ("batch_size", "rounds", "steps", "images"):
         if words[key] < 1:
             raise UserError(f"--{key.replace('_', '-')} is {words[key]}: expected at least 1")
-    from .bench import compile, data, gradient, loss, peer, scale, speed, teacher
+    from .bench import compile, data, gradient, loss, parts, peer, scale, speed, teacher
 
     benches: dict[str, Any] = {
         "step": speed.bench_step,
@@ -300,6 +301,7 @@ def bench(name: str, json_file: Path | None, limit: int | None, plot: Path | Non
         "teacher": teacher.bench_teacher,
         "data": data.bench_data,
         "compile": compile.bench_compile,
+        "parts": parts.bench_parts,
         "peer": peer.bench_peer,
     }
     settings = speed.Settings(**words)

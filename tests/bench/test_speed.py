@@ -9,7 +9,7 @@ from lightning.fabric import Fabric
 from rich.console import Console
 
 import attention_transfer as at
-from attention_transfer.bench import gradient, loss, speed
+from attention_transfer.bench import gradient, loss, parts, speed
 from attention_transfer.bench.authors import AuthorsStep
 from attention_transfer.methods import METHODS
 
@@ -57,6 +57,7 @@ def test_the_authors_step_and_ours_are_one_computation():
                 *(f"{w} {k}" for k in KINDS for w in ("authors", "ours", "floor")),
             ],
         ),
+        (parts.bench_parts, ["authors", "eager", "eager, contiguous, float32"]),
         (gradient.bench_gradient, [c.name for c in gradient.CASES if not c.compiled]),
     ],
 )

@@ -3,7 +3,7 @@
 `zoo` counts which networks of timm can be a teacher.
 """
 
-NAMES = ("step", "epoch", "gradient", "loss", "teacher", "data", "compile", "peer", "scale", "zoo")
+NAMES = ("step", "epoch", "gradient", "loss", "teacher", "data", "compile", "parts", "peer", "scale", "zoo")
 # Where a bench's own defaults differ from those of `step`.
 DEFAULTS: dict[str, dict[str, object]] = {
     "gradient": {"student": "nin-thin-no-bn", "teacher": "nin-wide-no-bn"},
