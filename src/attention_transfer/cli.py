@@ -272,7 +272,7 @@ def demo(out: Path, seeds: int) -> None:
 @click.option("--limit", type=int, help="So many networks, spread over timm's list (zoo). [all]")
 def bench(name: str, json_file: Path | None, limit: int | None, plot: Path | None, **words: Any) -> None:
     """Measure speed as ratios to the authors' step: step, epoch, gradient, loss, teacher, data, compile (whole runs),
-    parts (what each measure brings), peer (torchdistill's step), scale (batch, width, …). zoo counts what works of timm.
+    parts (what each measure brings), peer (torchdistill's step), scale. Or count what works of timm: zoo.
     """
     from .bench import DEFAULTS, NAMES
     from .errors import check_choice

@@ -252,11 +252,12 @@ def _reduce(features: Tensor, kind: str, p: float, axis: str) -> Tensor:
         return activation_loss.reduced(features, kind, p, axis)
     features = wide(features)
     if axis == "channel":
-        features = features.flatten(2) if features.ndim == 4 else features.transpose(1, 2)
+        dim, features = (2, features.flatten(2)) if features.ndim == 4 else (1, features)
     elif features.ndim == 4:
-        # Channels last, as in the memory of `channels_last` features: the gradient then comes out in that layout too.
-        features = features.permute(0, 2, 3, 1)
-    dim = features.ndim - 1
+        # In the order of their memory: a compiler makes the gradient so, and would copy it into the features' layout.
+        dim, features = (3, features.permute(0, 2, 3, 1)) if features.stride(1) == 1 else (1, features)
+    else:
+        dim = 2
     q = power(features, p).sum(dim) if kind == "sum" else power(features.abs().max(dim).values, p)
     return q.flatten(1)
 

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .power_sum import power_slope, power_sum
+
 EPS = 1e-12
 
 
@@ -43,7 +45,9 @@ class PowerSum(torch.autograd.Function):
 
     @staticmethod
     def forward(features: Tensor, p: float, axis: str) -> Tensor:
-        return power(wide(features), p).sum(_removed(features, axis), keepdim=True)
+        removed = _removed(features, axis)
+        q = power_sum(features, p, removed)
+        return power(wide(features), p).sum(removed, keepdim=True) if q is None else q
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, float, str], output: Tensor) -> None:
@@ -54,7 +58,8 @@ class PowerSum(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None]:
         (features,) = ctx.saved_tensors
-        return _slope(wide(features), ctx.p, g).to(features.dtype), None, None
+        slope = power_slope(features, ctx.p, _removed(features, ctx.axis), g)
+        return _slope(wide(features), ctx.p, g).to(features.dtype) if slope is None else slope, None, None
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:
