@@ -370,3 +370,20 @@ class TestCompiled:
         found = torch.compile(loss, backend="aot_eager", fullgraph=True)(student, teacher)
         close(found, expected)
         close(derivative(found, student), derivative(expected, student))
+
+    @pytest.mark.parametrize("layout", LAYOUTS)
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_the_gradient_is_made_in_the_layout_of_the_features(self, kind, layout):
+        """Made in another one, it would be written twice."""
+        torch.compiler.reset()
+        student, teacher = (draw(2, 3, 4, 5, seed=s).to(memory_format=layout) for s in (0, 1))
+        made = []
+
+        def backend(graph, inputs):
+            made.append([n.target for n in graph.graph.nodes if n.op == "call_method"])
+            return graph
+
+        torch.compile(lambda s: at_loss(s, teacher, kind=kind), backend=backend, fullgraph=True)(student)
+        assert ("permute" in made[0]) == (layout == torch.channels_last)
+        found = torch.func.grad(lambda s: at_loss(s, teacher, kind=kind))(student)
+        assert found.stride() == student.stride()
