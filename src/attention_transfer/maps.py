@@ -255,7 +255,7 @@ def _reduce(features: Tensor, kind: str, p: float, axis: str) -> Tensor:
         dim, features = (2, features.flatten(2)) if features.ndim == 4 else (1, features)
     elif features.ndim == 4:
         # In the order of their memory: a compiler makes the gradient so, and would copy it into the features' layout.
-        dim, features = (3, features.permute(0, 2, 3, 1)) if features.stride(1) == 1 else (1, features)
+        dim, features = (1, features) if features.is_contiguous() else (3, features.permute(0, 2, 3, 1))
     else:
         dim = 2
     q = power(features, p).sum(dim) if kind == "sum" else power(features.abs().max(dim).values, p)

@@ -387,3 +387,15 @@ class TestCompiled:
         assert ("permute" in made[0]) == (layout == torch.channels_last)
         found = torch.func.grad(lambda s: at_loss(s, teacher, kind=kind))(student)
         assert found.stride() == student.stride()
+
+    @pytest.mark.parametrize("layout", LAYOUTS)
+    def test_batches_of_other_sizes(self, layout):
+        """Dynamic shapes: sizes and strides are symbols while the compiler looks."""
+        torch.compiler.reset()
+        compiled = torch.compile(at_loss, backend="aot_eager", fullgraph=True, dynamic=True)
+        for n, size in ((2, 4), (5, 6), (3, 8)):
+            student, teacher = (draw(n, 3, size, size, seed=s).to(memory_format=layout) for s in (0, 1))
+            student.requires_grad_()
+            expected, found = at_loss(student, teacher), compiled(student, teacher)
+            close(found, expected)
+            close(derivative(found, student), derivative(expected, student))

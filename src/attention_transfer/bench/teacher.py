@@ -24,9 +24,9 @@ from ..engine.run import decisions_for, make_fabric
 from ..maps import attention_map
 from ..methods import create_methods
 from ..models import create_model
-from ..models.fold import fold_batch_norms
 from ..transfer import Transfer
 from .authors import AuthorsInference
+from .fold import fold_batch_norms
 from .measure import Timed, interleave, report
 from .speed import Settings, about, elsewhere, rate, recipe_of
 

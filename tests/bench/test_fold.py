@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import attention_transfer as at
-from attention_transfer.models.fold import fold_batch_norms, foldable
+from attention_transfer.bench.fold import fold_batch_norms, foldable
 
 X = torch.rand(2, 3, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
