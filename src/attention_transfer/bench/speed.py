@@ -100,6 +100,10 @@ def bench_epoch(settings: Settings, console: Console, file: Path | None) -> None
             loop._epoch()
             return loop.steps_per_epoch * loop.batch_size / (time.perf_counter() - start)
 
+        def step() -> None:
+            loop._step(x, y)
+            loop.step -= 1  # it belongs to no epoch
+
         epoch()
         rates: dict[str, Timed] = {}
         data = (images.images.cpu().numpy(), images.labels.cpu().numpy())
@@ -107,7 +111,7 @@ def bench_epoch(settings: Settings, console: Console, file: Path | None) -> None
             replace(settings, steps=len(images) // settings.batch_size), str(fabric.device), data
         ) as authors_rate:
             rates["authors"] = authors_rate
-            rates["step"] = rate(lambda: loop._step(x, y), replace(settings, steps=loop.steps_per_epoch), fabric)
+            rates["step"] = rate(step, replace(settings, steps=loop.steps_per_epoch), fabric)
             rates["epoch"] = epoch
             rows = interleave(rates, settings.rounds)
     report("epoch", rows, about(settings, decisions), console, file)

@@ -17,11 +17,12 @@ from torch import Tensor, nn
 from ..errors import UserError
 from ..recipe import Recipe
 
-# Compiling takes so many seconds of a run's start, and makes a step so much cheaper (estimates, from 2 CPU cores).
-COMPILE_SECONDS = {"cpu": 60.0, "cuda": 60.0, "mps": 60.0}
-COMPILE_SAVES = 0.22
-# Eager training throughput in FLOP/s, for an estimate of how long a run is: on the low side for a small CPU.
-EAGER_FLOPS = {"cpu": 2e11, "cuda": 1e13, "mps": 1e12}
+# Compiling takes so many seconds of a run's start, and makes a step so much cheaper (2 CPU cores: results/bench.md).
+COMPILE_SECONDS = {"cpu": 40.0, "cuda": 60.0, "mps": 60.0}
+COMPILE_SAVES = {"cpu": 0.11, "cuda": 0.22, "mps": 0.22}  # (the latter two are guesses)
+COMPILE_SAVES_AMX = 0.4  # where convolutions take less of a step
+# Eager training throughput in FLOP/s, for an estimate of how long a run is.
+EAGER_FLOPS = {"cpu": 4e11, "cuda": 1e13, "mps": 1e12}
 
 
 @dataclass
@@ -59,7 +60,8 @@ def decide(
         )
     precision = _settled(recipe.precision, earlier.get("precision")) or ("bf16" if fast_bf16(device) else "fp32")
     seconds = training_flops / EAGER_FLOPS[device]
-    worth = compilable and seconds * COMPILE_SAVES > COMPILE_SECONDS[device]
+    saves = COMPILE_SAVES_AMX if device == "cpu" and _has_amx() else COMPILE_SAVES[device]
+    worth = compilable and seconds * saves > COMPILE_SECONDS[device]
     compiled = {"on": True, "off": False}.get(recipe.compile, earlier.get("compile", worth and _can_compile(device)))
     threads = int(earlier.get("threads", torch.get_num_threads()))
     return Decisions(device, precision, bool(compiled), threads)
@@ -69,10 +71,11 @@ def fast_bf16(device: str) -> bool:
     """Whether the hardware multiplies bfloat16 faster than float32."""
     if device == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    if device == "cpu":
-        checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-        return any(getattr(torch.cpu, check, bool)() for check in checks)
-    return False
+    return device == "cpu" and (_has_amx() or getattr(torch.cpu, "_is_avx512_bf16_supported", bool)())
+
+
+def _has_amx() -> bool:
+    return bool(getattr(torch.cpu, "_is_amx_tile_supported", bool)())
 
 
 def keep_freed_memory() -> None:
