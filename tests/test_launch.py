@@ -10,6 +10,7 @@ import sys
 import time
 
 import pytest
+import torch
 from small_runs import FLAGS, Command, rows, write_factory
 
 LINE = f"train --seed 3 --seeds 2 --max-steps 6 {FLAGS} --precision fp32"
@@ -35,8 +36,6 @@ def make(num_classes):
 @pytest.fixture
 def _one_thread(monkeypatch):
     """The order of sums depends on the number of threads."""
-    import torch
-
     before = torch.get_num_threads()
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     torch.set_num_threads(1)
@@ -68,7 +67,7 @@ def test_each_line_names_its_run(tmp_path):
     assert said.returncode == 0, said.stderr
     lines = said.stdout.splitlines()
     assert lines
-    assert all(line.startswith(("seed-3 │ ", "seed-4 │ ")) for line in lines)
+    assert all(line.startswith(("seed-3 | ", "seed-4 | ")) for line in lines)
     assert sum("% error" in line for line in lines) == 2
 
 
@@ -81,23 +80,29 @@ def test_what_fails_is_named_and_the_rest_is_kept(command: Command, tmp_path):
     assert (tmp_path / "run" / "seed-4" / "summary.json").is_file()
 
 
-def test_terminated_it_saves_and_goes_on(tmp_path):
+@pytest.mark.parametrize(("number", "whole_group"), [(signal.SIGTERM, True), (signal.SIGINT, False)])
+def test_stopped_it_saves_and_goes_on(tmp_path, number, whole_group):
+    """As by `timeout` or a scheduler; as by a stop button."""
     line = f"{LINE} --model {write_factory(tmp_path)} --epochs 200 --max-steps 800 --out run --at-once 2"
     arguments = [sys.executable, "-m", "attention_transfer", *shlex.split(line)]
-    process = subprocess.Popen(arguments, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        arguments, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
     checkpoints = [tmp_path / "run" / seed / "checkpoint.pt" for seed in ("seed-3", "seed-4")]
     end = time.monotonic() + 100
     while not all(c.is_file() for c in checkpoints) and time.monotonic() < end and process.poll() is None:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
+        time.sleep(0.02)
+    (os.killpg if whole_group else os.kill)(process.pid, number)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     assert err == "attention-transfer: interrupted: the state is saved; run the same command again to continue\n"
-    done = [len(rows(c.parent)) for c in checkpoints]
-    again = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, timeout=300, env=os.environ)
+    steps = [torch.load(c, weights_only=True)["step"] for c in checkpoints]
+    again = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert again.returncode == 0, again.stderr
-    assert again.stdout.count("continuing") == 2
-    assert all(0 < n < 200 == len(rows(c.parent)) for n, c in zip(done, checkpoints, strict=True))
+    for step, c in zip(steps, checkpoints, strict=True):
+        assert 0 < step < 800
+        assert f"{c.parent.name} | continuing run/{c.parent.name} at step {step} of 800" in again.stdout
+        assert rows(c.parent)[-1]["step"] == 800
 
 
 @pytest.mark.parametrize(

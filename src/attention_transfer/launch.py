@@ -6,21 +6,26 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 
+from .data import open_data
 from .engine.loop import Interrupted
-from .engine.run import run
+from .engine.run import AT_ONCE, run
 from .errors import RunError, UserError
 from .recipe import Recipe
 from .report import read_run, write_report
 from .runs import RunFolder
+
+POLL = 0.3  # seconds
+Run = tuple[Any, Connection, RunFolder]
 
 
 def run_seeds(recipe: Recipe, out: Path, seeds: int, console: Console, at_once: int = 1) -> list[RunFolder]:
@@ -39,7 +44,7 @@ def run_seeds(recipe: Recipe, out: Path, seeds: int, console: Console, at_once: 
     ]
     folders = [folder for _, folder in runs]
     if at_once > 1 and seeds > 1:
-        _run_at_once(runs, min(at_once, seeds))
+        _run_at_once(runs, min(at_once, seeds), console)
     else:
         for one, folder in runs:
             run_and_report(one, folder, console)
@@ -56,63 +61,73 @@ def run_and_report(recipe: Recipe, folder: RunFolder, console: Console) -> dict[
     return summary
 
 
-def _run_at_once(runs: list[tuple[Recipe, RunFolder]], count: int) -> None:
+def _run_at_once(runs: list[tuple[Recipe, RunFolder]], count: int, console: Console) -> None:
     """After a run that failed no other is started; those under way end as they would have.
 
     Raises:
-        UserError, RunError: what the first that failed says.
+        UserError, RunError: what the first that failed says; the others are said when they fail.
         Interrupted: after a signal, once every run has saved its state.
     """
     waiting, failed = list(runs), list[Exception]()
-    running: dict[Any, tuple[Any, Connection, RunFolder]] = {}
-    with _threads(max(1, (os.cpu_count() or 1) // count)), _terminating(running):
-        try:
-            while running or (waiting and not failed):
-                while waiting and not failed and len(running) < count:
-                    _start(*waiting.pop(0), running)
-                for sentinel in wait(list(running)):
-                    failed += _end(*running.pop(sentinel))
-        except KeyboardInterrupt:
-            for process, _, _ in running.values():  # each has the signal too, and saves
-                process.join()
-            raise Interrupted from None
-    if failed:
-        raise failed[0]
+    running: list[Run] = []
+    if runs[0][0].data in ("cifar10", "cifar100"):
+        open_data(runs[0][0].data)  # downloaded once
+    threads = max(1, torch.get_num_threads() // count)
+    with _environment(OMP_NUM_THREADS=threads), _environment(**{AT_ONCE: count}), _signals() as stopped:
+        while running or (waiting and not failed and not stopped()):
+            while waiting and not failed and not stopped() and len(running) < count:
+                running.append(_start(*waiting.pop(0)))
+            ready = wait([pipe for _, pipe, _ in running], POLL)
+            for one in [one for one in running if one[1] in ready]:
+                running.remove(one)
+                if (error := _end(*one, stopped())) is not None:
+                    failed.append(error)
+                    console.print(f"failed: {error}", markup=False, highlight=False, soft_wrap=True)
+            if stopped():  # from a terminal they have it already: a second one changes nothing
+                for process, _, _ in running:
+                    process.terminate()
+        if failed:
+            raise failed[0]
+        if stopped():
+            raise Interrupted
 
 
-def _start(recipe: Recipe, folder: RunFolder, running: dict[Any, tuple[Any, Connection, RunFolder]]) -> None:
+def _start(recipe: Recipe, folder: RunFolder) -> Run:
     context = multiprocessing.get_context("spawn")  # CUDA and OpenMP do not survive a fork
     here, there = context.Pipe(duplex=False)
     process = context.Process(target=_serve, args=(recipe, folder, there))
-    process.start()
+    with _handling(signal.SIG_IGN, signal.SIGINT):  # which it inherits: until it trains, only SIGTERM ends it
+        process.start()
     there.close()
-    running[process.sentinel] = process, here, folder
+    return process, here, folder
 
 
-def _end(process: Any, pipe: Connection, folder: RunFolder) -> list[Exception]:
-    process.join()
+def _end(process: Any, pipe: Connection, folder: RunFolder, stopped: bool) -> Exception | None:
     try:
         kind, text = pipe.recv()
     except EOFError:
-        kind, text = RunError, f"its process ended with status {process.exitcode}"
-    return [] if kind is None else [kind(f"{folder}: {text}")]
+        process.join()
+        kind, text = (None, "") if stopped else (RunError, f"its process ended with status {process.exitcode}")
+    process.join()
+    return None if kind is None else kind(f"{folder}: {text}")
 
 
 def _serve(recipe: Recipe, folder: RunFolder, pipe: Connection) -> None:
-    """A run in a process of its own; what went wrong goes through `pipe`."""
+    """A run in a process of its own; what went wrong goes through `pipe`, in one line."""
     console = Console(file=_Labelled(folder.path.name), force_terminal=False)  # type: ignore[arg-type]
+    said: tuple[type[Exception] | None, str] = (None, "")
     try:
         run_and_report(recipe, folder, console)
     except (UserError, RunError) as error:
-        pipe.send((type(error), str(error)))
-    except KeyboardInterrupt as stop:
-        pipe.send((RunError, str(stop) or "interrupted"))
+        said = (UserError if isinstance(error, UserError) else RunError), str(error)
+    except KeyboardInterrupt:
+        pass  # saved
     except Exception as error:
-        pipe.send((RunError, f"{type(error).__name__}: {error}"))
         if os.environ.get("ATTENTION_TRANSFER_TRACEBACK"):
             raise
-    else:
-        pipe.send((None, ""))
+        first = (str(error).strip().splitlines() or [""])[0][:1000]
+        said = RunError, f"{type(error).__name__}: {first} (ATTENTION_TRANSFER_TRACEBACK=1 shows where)"
+    pipe.send(said)
 
 
 class _Labelled:
@@ -123,7 +138,7 @@ class _Labelled:
 
     def write(self, text: str) -> int:
         # In one piece, or another process's line could come between.
-        sys.stdout.write("".join(f"{self.label} │ {line}" for line in text.splitlines(keepends=True)))
+        sys.stdout.write("".join(f"{self.label} | {line}" for line in text.splitlines(keepends=True)))
         return len(text)
 
     def flush(self) -> None:
@@ -131,28 +146,33 @@ class _Labelled:
 
 
 @contextmanager
-def _threads(count: int) -> Iterator[None]:
-    """What processes started inside take for the number of cores, unless the user has said."""
-    before = os.environ.get("OMP_NUM_THREADS")
-    os.environ.setdefault("OMP_NUM_THREADS", str(count))
+def _environment(**words: object) -> Iterator[None]:
+    """What processes started inside find in their environment, unless the user has said otherwise."""
+    new = {name: str(word) for name, word in words.items() if name not in os.environ}
+    os.environ.update(new)
     try:
         yield
     finally:
-        if before is None:
-            del os.environ["OMP_NUM_THREADS"]
+        for name in new:
+            del os.environ[name]
 
 
 @contextmanager
-def _terminating(running: dict[Any, tuple[Any, Connection, RunFolder]]) -> Iterator[None]:
-    """Hands SIGTERM on to the processes; Ctrl-C they get from the terminal themselves."""
+def _signals() -> Iterator[Callable[[], bool]]:
+    """Whether Ctrl-C or SIGTERM came meanwhile."""
+    came: list[int] = []
+    with _handling(lambda number, frame: came.append(number), signal.SIGINT, signal.SIGTERM):
+        yield lambda: bool(came)
 
-    def stop(number: int, frame: Any) -> None:
-        for process, _, _ in running.values():
-            process.terminate()
-        raise KeyboardInterrupt
 
-    earlier = signal.signal(signal.SIGTERM, stop)
+@contextmanager
+def _handling(handler: Any, *numbers: signal.Signals) -> Iterator[None]:
+    try:
+        earlier = {number: signal.signal(number, handler) for number in numbers}
+    except ValueError:  # not in the main thread: signals are somebody else's
+        earlier = {}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, earlier)
+        for number, before in earlier.items():
+            signal.signal(number, before)

@@ -16,7 +16,7 @@ def nearest_path(path: Path) -> str:
     if path.exists():
         return ""
     missing = path
-    while not missing.parent.exists():
+    while not missing.parent.exists() and missing.parent != missing.parent.parent:
         missing = missing.parent
     try:
         names = [entry.name for entry in missing.parent.iterdir()]
@@ -31,7 +31,7 @@ def split_columns(spec: str, place: str) -> tuple[str, dict[str, str]]:
 
     Raises `UserError` for other words after the #.
     """
-    where, mark, words = place.partition("#")
+    where, mark, words = place.rpartition("#")
     if not mark or Path(place).expanduser().exists():
         return place, {}
     columns = {}

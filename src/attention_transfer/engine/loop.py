@@ -152,6 +152,8 @@ class Loop:
         if not first and self.step > (self.rows[-1]["step"] if self.rows else 0):
             # An unreadable validation image ended the last epoch: its steps are done, its row is still to come.
             epoch, first = epoch - 1, self.steps_per_epoch
+            if not self.meter.images:
+                raise RunError(f"{self.folder} has lost epoch {epoch + 1} of metrics.jsonl: put it back, or start anew")
         plan = self.augment.epoch(self.recipe.seed, epoch, self.batch_size)
         end = min(self.steps_per_epoch, self.total_steps - epoch * self.steps_per_epoch)
         training_mode(self.plain, self.recipe.freeze_bn)
@@ -319,7 +321,9 @@ class Loop:
 
         def stop(number: int, frame: Any) -> None:
             if self.stop_signal is not None:
-                raise KeyboardInterrupt
+                if number == signal.SIGINT:
+                    raise KeyboardInterrupt
+                return  # SIGTERM may come twice, to the whole group and handed on by a parent
             self.stop_signal = number
             self.progress.say("stopping after this step; the state is saved first")
 

@@ -51,6 +51,7 @@ from .progress import Progress
 EVALUATION_BATCH = 500
 PREFLIGHT_BATCH = 100
 GPU_SHARE = 0.4
+AT_ONCE = "ATTENTION_TRANSFER_AT_ONCE"  # so many runs share this machine (launch.py)
 
 
 @dataclass
@@ -215,12 +216,15 @@ def _open(recipe: Recipe, streamed: bool | None) -> Dataset:
     if stream == "auto" and (streamed is not None or recipe.augment == "imagenet"):
         stream = "off" if streamed is False else "on"
     on_gpu = recipe.device in ("auto", "cuda") and torch.cuda.is_available()
-    workers = recipe.workers
+    workers, at_once = recipe.workers, int(os.environ.get(AT_ONCE, "1"))
     if workers is None:
-        workers = usual_workers(on_cpu=not on_gpu, processes=recipe.devices)
-    room = [int(GPU_SHARE * torch.cuda.mem_get_info(int(os.environ.get("LOCAL_RANK", "0")))[0])] if on_gpu else []
+        workers = usual_workers(on_cpu=not on_gpu, processes=recipe.devices * at_once)
+    room = []
+    if on_gpu:
+        free = torch.cuda.mem_get_info(int(os.environ.get("LOCAL_RANK", "0")))[0]
+        room.append(int(GPU_SHARE * free) // at_once)
     if (share := memory_share()) is not None:
-        room.append(share // recipe.devices)
+        room.append(share // (recipe.devices * at_once))
     return open_data(
         recipe.data,
         image_size=recipe.image_size,
@@ -358,7 +362,7 @@ def _finish(
     if layers:
         save_maps(folder.maps_file, student, layers, data.val, device)
     final = {k: v for k, v in rows[-1].items() if k.startswith(("train_", "val_"))}
-    rates = sorted(r["images_per_second"] for r in rows)
+    rates = sorted(r["images_per_second"] for r in rows if r["images_per_second"]) or [0.0]
     summary: dict[str, Any] = {
         "command": recipe.command,
         "model": recipe.model,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import difflib
 import hashlib
 import importlib.util
@@ -190,7 +191,8 @@ def _from_file(file: Path, factory: str, num_classes: int) -> nn.Module:
         options = {"num_classes": num_classes} if _takes_classes(make, f"{file}:{factory}") else {}
         model = _users(file, lambda: make(**options))
     finally:
-        sys.path.remove(str(file.parent.resolve()))
+        with contextlib.suppress(ValueError):  # the file may have changed it
+            sys.path.remove(str(file.parent.resolve()))
     if not isinstance(model, nn.Module):
         hint = ": does it lack its return?" if model is None else ""
         raise UserError(f"{file}:{factory} returned a {type(model).__name__}: expected a torch.nn.Module{hint}")

@@ -61,14 +61,14 @@ template <class T, int P> void sum_rows(const T* a, float* q, int64_t rows, int6
     }
 }
 
-template <class T, int P> void sum(const T* a, float* q, int64_t n, int64_t rows, int64_t columns, bool inner) {
+template <class T, int P> void sum(const T* a, float* q, int64_t n, int64_t rows, int64_t columns, bool inner, int threads) {
     if (inner) {
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) num_threads(threads)
         for (int64_t i = 0; i < n * rows; i++) q[i] = sum_row<T, P>(a + i * columns, columns);
         return;
     }
     int64_t strips = (columns + STRIP - 1) / STRIP;
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) num_threads(threads)
     for (int64_t i = 0; i < n * strips; i++) {
         int64_t sample = i / strips, start = i % strips * STRIP;
         int64_t width = std::min(STRIP, columns - start);
@@ -77,8 +77,8 @@ template <class T, int P> void sum(const T* a, float* q, int64_t n, int64_t rows
 }
 
 template <class T, int P>
-void gradient(const T* a, const float* g, T* __restrict out, int64_t n, int64_t rows, int64_t columns, bool inner) {
-#pragma omp parallel for schedule(static)
+void gradient(const T* a, const float* g, T* __restrict out, int64_t n, int64_t rows, int64_t columns, bool inner, int threads) {
+#pragma omp parallel for schedule(static) num_threads(threads)
     for (int64_t i = 0; i < n * rows; i++) {
         const T* row = a + i * columns;
         T* to = out + i * columns;
@@ -91,19 +91,19 @@ void gradient(const T* a, const float* g, T* __restrict out, int64_t n, int64_t 
 }
 
 template <class T, int P>
-void either(const void* a, float* q, const float* g, void* out, int64_t n, int64_t rows, int64_t columns, bool inner) {
-    if (q) sum<T, P>(static_cast<const T*>(a), q, n, rows, columns, inner);
-    else gradient<T, P>(static_cast<const T*>(a), g, static_cast<T*>(out), n, rows, columns, inner);
+void either(const void* a, float* q, const float* g, void* out, int64_t n, int64_t rows, int64_t columns, bool inner, int threads) {
+    if (q) sum<T, P>(static_cast<const T*>(a), q, n, rows, columns, inner, threads);
+    else gradient<T, P>(static_cast<const T*>(a), g, static_cast<T*>(out), n, rows, columns, inner, threads);
 }
 
 }  // namespace
 
 // With `q` the sum is written there; without it the gradient, g times the slope, to `out`. 0, or 1 for another p.
 extern "C" int power_sum(const void* a, float* q, const float* g, void* out, int64_t n, int64_t rows, int64_t columns,
-                         int p, int half, int inner) {
+                         int p, int half, int inner, int threads) {
     auto run = p == 1 ? (half ? either<bf16, 1> : either<float, 1>)
              : p == 2 ? (half ? either<bf16, 2> : either<float, 2>)
              : p == 4 ? (half ? either<bf16, 4> : either<float, 4>) : nullptr;
-    if (run) run(a, q, g, out, n, rows, columns, inner);
+    if (run) run(a, q, g, out, n, rows, columns, inner, threads);
     return run == nullptr;
 }

@@ -14,6 +14,7 @@ import os
 import platform
 import shlex
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ def power_sum(features: Tensor, p: float, removed: tuple[int, ...]) -> Tensor | 
     if call is None:
         return None
     shape = [1 if d in removed else size for d, size in enumerate(features.shape)]
-    q = torch.empty(shape, dtype=torch.float32)
+    q = features.new_empty(shape, dtype=torch.float32)
     call(features.data_ptr(), q.data_ptr(), None, None)
     return q
 
@@ -77,7 +78,8 @@ def _call(features: Tensor, p: float, removed: tuple[int, ...]) -> Any:
     if kernel is None:
         return None
     half = features.dtype == torch.bfloat16
-    return lambda *pointers: kernel(*pointers, n, rows, columns, int(p), half, inner)
+    threads = torch.get_num_threads()
+    return lambda *pointers: kernel(*pointers, n, rows, columns, int(p), half, inner, threads)
 
 
 def _plain(x: Tensor) -> bool:
@@ -91,6 +93,8 @@ def _kernel() -> Any:
     """The function `power_sum` of the compiled source, or None where it cannot be had."""
     try:
         # Not `native`: the cache may be shared by machines of different kinds.
+        if sys.platform in ("darwin", "win32") and "CXX" not in os.environ:
+            return None  # what is called g++ there knows no OpenMP, or is not there
         flags = [*_FLAGS, *_OF_CAPABILITY.get(torch.backends.cpu.get_cpu_capability(), [])]
         command = [*shlex.split(os.environ.get("CXX", "g++")), *flags]
         key = hashlib.sha256(repr((command, platform.platform(), _SOURCE.read_text())).encode()).hexdigest()[:16]
@@ -101,7 +105,7 @@ def _kernel() -> Any:
         kernel = ctypes.CDLL(str(file)).power_sum
     except (OSError, RuntimeError, ValueError, AttributeError, subprocess.SubprocessError):
         return None
-    kernel.argtypes = [_POINTER] * 4 + [_SIZE] * 3 + [_INT] * 3
+    kernel.argtypes = [_POINTER] * 4 + [_SIZE] * 3 + [_INT] * 4
     return kernel
 
 
