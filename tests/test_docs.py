@@ -12,7 +12,7 @@ from toys import Net, batch
 from attention_transfer.methods import METHODS
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "docs" / "data.md", ROOT / "docs" / "models.md", *sorted((ROOT / "docs" / "methods").glob("*.md"))]
+PAGES = sorted((ROOT / "docs").rglob("*.md"))
 EXAMPLES = [
     pytest.param(code, id=f"{page.name}-{j}")
     for page in [ROOT / "README.md", *PAGES]

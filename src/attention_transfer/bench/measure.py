@@ -62,12 +62,14 @@ def report(
     console: Console,
     file: Path | None,
     said: Sequence[str] = (),
+    hidden: Sequence[str] = (),
 ) -> None:
-    """Prints the table and what else is said; writes `{"bench", "hardware", "rows"}` where a file is named."""
+    """Prints the table, without the columns `hidden`, and what else is said; writes `{"bench", "hardware", "rows"}`
+    where a file is named."""
     from ..runs import write_json
 
     table = Table(title=f"bench {bench}", title_justify="left")
-    more = list(dict.fromkeys(key for row in rows for key in row.more))
+    more = list(dict.fromkeys(key for row in rows for key in row.more if key not in hidden))
     for heading in ("", "images/s", "p10", "p90", "× authors", *(name.replace("_", " ") for name in more)):
         table.add_column(heading, justify="left" if not heading else "right")
     for row in rows:

@@ -83,7 +83,8 @@ def bench_scale(settings: Settings, console: Console, file: Path | None, plot: P
         rows.append(_row(f"{axis} {value}", known[point], {"axis": axis, "value": value}))
     base = known[Point(settings.batch_size)]["authors"]
     rows.insert(0, Row("authors", base.rates, base.ratios))
-    report("scale", rows, about(settings, decisions), console, file)
+    hidden = ("axis", "value", "authors_rate", "student_rate", "teacher_rate")
+    report("scale", rows, about(settings, decisions), console, file, hidden=hidden)
     if plot is not None:
         from .scale_plot import draw
 
@@ -153,7 +154,7 @@ def _processes(point: Point, settings: Settings) -> Iterator[dict[str, Timed]]:
             pipe.send(part)
         try:
             return min(pipe.recv() for pipe in pipes)  # the slowest one's
-        except EOFError:
+        except (EOFError, OSError):
             raise RunError("a process of a step by several died; its own message is above") from None
 
     try:

@@ -34,7 +34,6 @@ def draw(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
         rates.plot(at, [row["median"] for row in here], "o-", color=OURS, markersize=4, label="AT+KD")
         rates.plot(at, [row["authors_rate"] for row in here], "o-", color=THEIRS, markersize=4, label="the authors'")
         rates.set_yscale("log")
-        rates.set_ylim(bottom=10 ** _floor_of(points))
         share.plot(at, [row["share"] for row in here], "o-", color=OURS, markersize=4)
         share.axhline(0, color="black", linewidth=0.6)
         share.set_xlabel(axis)
@@ -46,6 +45,7 @@ def draw(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
             panel.grid(axis="y", linewidth=0.4, alpha=0.5)
             panel.spines[["top", "right"]].set_visible(False)
             panel.tick_params(labelsize=8)
+    panels[0][0].set_ylim(*_limits(points))  # of the whole row
     panels[0][0].set_ylabel("images/s")
     panels[1][0].set_ylabel("share that transfer adds")
     panels[0][0].legend(frameon=False, fontsize=8)
@@ -53,11 +53,12 @@ def draw(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
         figure.savefig(partial, dpi=100, format=file.suffix.removeprefix(".") or "png")
 
 
-def _floor_of(points: Sequence[Mapping[str, Any]]) -> int:
-    """The power of ten below every rate."""
+def _limits(points: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
+    """The power of ten below every rate, and a little more than the highest."""
     from math import floor, log10
 
-    return floor(log10(min(min(row["p10"], row["authors_rate"]) for row in points)))
+    low = min(min(row["p10"], row["authors_rate"]) for row in points)
+    return 10.0 ** floor(log10(low)), 1.3 * max(max(row["p90"], row["authors_rate"]) for row in points)
 
 
 if __name__ == "__main__":

@@ -140,10 +140,10 @@ def elsewhere(
     there.close()  # so that a process that died is an end of file here, and not a wait
 
     def rate() -> float:
-        here.send(settings.steps)
         try:
+            here.send(settings.steps)
             return settings.steps * settings.batch_size / here.recv()
-        except EOFError:
+        except (EOFError, OSError):
             raise RunError("the process of what is compared with died; its own message is above") from None
 
     try:
