@@ -17,7 +17,7 @@ import torch
 from rich.console import Console
 
 from .data import open_data
-from .engine.loop import Interrupted
+from .engine.loop import Interrupted, handling
 from .engine.run import AT_ONCE, run
 from .errors import RunError, UserError
 from .recipe import Recipe
@@ -96,7 +96,7 @@ def _start(recipe: Recipe, folder: RunFolder) -> Run:
     context = multiprocessing.get_context("spawn")  # CUDA and OpenMP do not survive a fork
     here, there = context.Pipe(duplex=False)
     process = context.Process(target=_serve, args=(recipe, folder, there))
-    with _handling(signal.SIG_IGN, signal.SIGINT):  # which it inherits: until it trains, only SIGTERM ends it
+    with handling(signal.SIG_IGN, signal.SIGINT):  # which it inherits: until it trains, only SIGTERM ends it
         process.start()
     there.close()
     return process, here, folder
@@ -161,18 +161,5 @@ def _environment(**words: object) -> Iterator[None]:
 def _signals() -> Iterator[Callable[[], bool]]:
     """Whether Ctrl-C or SIGTERM came meanwhile."""
     came: list[int] = []
-    with _handling(lambda number, frame: came.append(number), signal.SIGINT, signal.SIGTERM):
+    with handling(lambda number, frame: came.append(number), signal.SIGINT, signal.SIGTERM):
         yield lambda: bool(came)
-
-
-@contextmanager
-def _handling(handler: Any, *numbers: signal.Signals) -> Iterator[None]:
-    try:
-        earlier = {number: signal.signal(number, handler) for number in numbers}
-    except ValueError:  # not in the main thread: signals are somebody else's
-        earlier = {}
-    try:
-        yield
-    finally:
-        for number, before in earlier.items():
-            signal.signal(number, before)

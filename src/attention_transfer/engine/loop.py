@@ -327,15 +327,22 @@ class Loop:
             self.stop_signal = number
             self.progress.say("stopping after this step; the state is saved first")
 
-        try:
-            earlier = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)}
-        except ValueError:  # not in the main thread: signals are somebody else's
-            earlier = {}
-        try:
+        with handling(stop, signal.SIGINT, signal.SIGTERM):
             yield
-        finally:
-            for number, handler in earlier.items():
-                signal.signal(number, handler)
+
+
+@contextmanager
+def handling(handler: Any, *numbers: signal.Signals) -> Iterator[None]:
+    """These signals go to `handler` meanwhile; not outside of the main thread, where they are somebody else's."""
+    try:
+        earlier = {number: signal.signal(number, handler) for number in numbers}
+    except ValueError:
+        earlier = {}
+    try:
+        yield
+    finally:
+        for number, before in earlier.items():
+            signal.signal(number, before)
 
 
 def save_checkpoint(file: Path, state: dict[str, Any]) -> None:
