@@ -235,7 +235,9 @@ def maps(networks: tuple[str, ...], images: str, out: Path, limit: int, kind: st
 @app.command()
 @click.argument("model")
 @click.argument("teacher", required=False)
-@click.option("--image-size", type=int, help="Height and width of the example. [32 for wrn, else 224]")
+@click.option(
+    "--image-size", type=int, help="Height and width of the example. [32 for wrn and nin, a run's own, else 224]"
+)
 def stages(model: str, teacher: str | None, image_size: int | None) -> None:
     """The layers of a network, and the pairs of two (student, teacher) that "auto" picks."""
     from .engine.inspect import print_stages
@@ -278,6 +280,13 @@ def bench(name: str, json_file: Path | None, limit: int | None, plot: Path | Non
     from .errors import check_choice
 
     check_choice("bench", name, NAMES)
+    for flag, value, only in (("data", words["data"], "data"), ("plot", plot, "scale"), ("limit", limit, "zoo")):
+        if value is not None and name != only:
+            raise UserError(f"--{flag} is an option of bench {only}: bench {name} has none, leave it out")
+    if plot is not None and plot.suffix not in (".png", ".svg"):
+        raise UserError(f"--plot is {plot}: expected a file that ends in .png or .svg")
+    if name == "scale" and (words["student"] or words["teacher"]):
+        raise UserError("bench scale has networks of its own: leave --student and --teacher out")
     if name == "zoo":
         from .bench.zoo import bench_zoo
 
