@@ -9,6 +9,7 @@ import pytest
 from attention_transfer.errors import UserError
 from attention_transfer.report import group_runs, read_run
 from attention_transfer.report.curves import series
+from attention_transfer.report.formats import short
 from attention_transfer.report.reading import Run, number
 from attention_transfer.report.words import caveats, sentence, title
 from attention_transfer.runs import RunFolder
@@ -136,3 +137,16 @@ def test_series_holds_mean_and_range_over_seeds():
     second = [{"epoch": 1}, {"epoch": 2, "val_loss": 3.0}, {"epoch": 3, "val_loss": None}]
     line = series([Run(Path("a"), {}, first), Run(Path("b"), {}, second)], lambda row: number(row.get("val_loss")))
     assert (line.epochs, line.mean, line.low, line.high) == ([1, 2], [5.0, 2.0], [5.0, 1.0], [5.0, 3.0])
+
+
+@pytest.mark.parametrize(
+    ("label", "expected"),
+    [
+        ("student alone", "student alone"),
+        ("resnet64.py:resnet34 teacher", "resnet34 teacher"),
+        ("timm/mobilenetv3_small_075 teacher", "mobilenetv3_small_0…"),
+        ("AT+KD, β=100", "AT+KD, β=100"),
+    ],
+)
+def test_labels_fit_the_margin_of_a_plot(label, expected):
+    assert short(label) == expected

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from .formats import setting
+from .formats import setting, short
 from .reading import Run, dig, number
 from .rows import Row
 from .words import absent_teachers, decimals
@@ -131,7 +131,7 @@ def spread_figure(rows: list[Row], look: dict[Row, Style]) -> Plot | None:
                 color=INK,
                 fontsize=10,
             )
-        axes.set_yticks(range(len(shown)), [row.label for row, _ in shown], fontsize=10.5, color=INK)
+        axes.set_yticks(range(len(shown)), [short(row.label) for row, _ in shown], fontsize=10.5, color=INK)
         axes.set_ylim(len(shown) - 0.45, -0.55)
         axes.tick_params(axis="y", length=0)
         axes.grid(axis="x", color=GRID, lw=0.8)
@@ -161,7 +161,7 @@ def _error_figure(rows: list[Row], look: dict[Row, Style]) -> Plot | None:
         _limit(axes, {**drawn, **levels})
         axes.set_xlabel("epoch", color=SOFT)
         axes.set_ylabel("validation error, %", color=SOFT)
-        ends = [(row.label, s.mean[-1], look[row].colour) for row, s in drawn.items()]
+        ends = [(short(row.label), s.mean[-1], look[row].colour) for row, s in drawn.items()]
         for name, level in absent.items():
             axes.axhline(level, color=SOFT, ls=(0, (5, 2)), lw=1.3)
             ends.append((name, level, SOFT))

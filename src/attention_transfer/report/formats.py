@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 MINUS, NONE = "\N{MINUS SIGN}", "\N{EN DASH}"
+ROOM = 20  # characters in the margin of a plot
 
 
 def significant(value: float, digits: int = 3) -> str:
@@ -94,3 +96,9 @@ def setting(value: Any) -> str:
     if isinstance(value, bool) or value is None:
         return {True: "yes", False: "no", None: "none"}[value]
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def short(label: str) -> str:
+    """A setting's label for the margin of a plot: `nets.py:resnet34 teacher` -> `resnet34 teacher`."""
+    text = " ".join(re.split(r"[/:]", word)[-1] for word in label.split(" "))
+    return text if len(text) <= ROOM else f"{text[: ROOM - 1]}…"
