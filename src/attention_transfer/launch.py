@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from .data import open_data
+from .data.cifar import BASE_FOLDER, download
 from .engine.loop import Interrupted, handling
 from .engine.run import AT_ONCE, run
 from .errors import RunError, UserError
@@ -70,8 +70,8 @@ def _run_at_once(runs: list[tuple[Recipe, RunFolder]], count: int, console: Cons
     """
     waiting, failed = list(runs), list[Exception]()
     running: list[Run] = []
-    if runs[0][0].data in ("cifar10", "cifar100"):
-        open_data(runs[0][0].data)  # downloaded once
+    if (data := runs[0][0].data) in BASE_FOLDER:
+        download(data)  # once, not by each of them
     threads = max(1, torch.get_num_threads() // count)
     with _environment(OMP_NUM_THREADS=threads), _environment(**{AT_ONCE: count}), _signals() as stopped:
         while running or (waiting and not failed and not stopped()):

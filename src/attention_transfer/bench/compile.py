@@ -41,14 +41,8 @@ class Case:
     """One row: a mode of compilation, a number of steps, and the compiler cache that it works with."""
 
     def __init__(self, name: str, mode: str, steps: int, settings: Settings, work: Path, after: Case | None = None):
-        self.name, self.mode, self.steps, self.settings, self.work, self.after = (
-            name,
-            mode,
-            steps,
-            settings,
-            work,
-            after,
-        )
+        self.name, self.mode, self.steps = name, mode, steps
+        self.settings, self.work, self.after = settings, work, after
         self.cache = work
         self.built: list[int] = []
         self.compiled: list[bool] = []

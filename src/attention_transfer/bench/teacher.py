@@ -101,9 +101,8 @@ def calibrated(name: str) -> nn.Module:
 
 def make(form: Form, settings: Settings, teacher: nn.Module, x: Tensor) -> Callable[[], Seen]:
     """The inference of one form on a batch that lies ready."""
-    recipe = replace(recipe_of(settings, "at+kd"), precision=form.precision)
-    if form.precision == "auto":
-        recipe = replace(recipe, precision=settings.precision)
+    precision = settings.precision if form.precision == "auto" else form.precision
+    recipe = replace(recipe_of(settings, "at+kd"), precision=precision)
     fabric: Fabric = make_fabric(recipe, decisions_for(recipe, 0))
     layers = [t for _, t in _transfer(settings, teacher, x).pairs]
     if form.folded:

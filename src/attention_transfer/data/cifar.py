@@ -38,7 +38,7 @@ def open_cifar(kind: str, path: Path | None, on_bad_image: str, want_val: bool) 
     Raises `UserError` where the folder holds neither layout or the download fails.
     """
     if path is None:
-        return _open_torchvision(kind, *_downloaded(kind), want_val)
+        return _open_torchvision(kind, *download(kind), want_val)
     if not path.is_dir():
         state = "is not a folder" if path.exists() else "does not exist"
         hint = nearest_path(path)
@@ -65,8 +65,8 @@ def cache_folder(kind: str) -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "attention-transfer" / kind
 
 
-def _downloaded(kind: str) -> tuple[Path, str]:
-    """The cache folder and the folder in it, with the files there."""
+def download(kind: str) -> tuple[Path, str]:
+    """The cache folder and the folder in it, with the files there, fetched where they are not."""
     root = cache_folder(kind)
     try:
         root.mkdir(parents=True, exist_ok=True)
