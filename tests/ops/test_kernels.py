@@ -14,12 +14,21 @@ from torch.autograd import forward_ad
 from toys import close, derivative, draw
 
 from attention_transfer import at_loss
-from attention_transfer.ops import activation_loss, power_sum, reference
+from attention_transfer.ops import activation_loss, kernels, reference
 
 DTYPES = [torch.float32, torch.bfloat16]
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
-# One of everything; vectors with a rest; rows beyond a run; columns beyond a strip.
-SHAPES = [(1, 1, 1, 1), (2, 1, 3, 5), (3, 67, 7, 7), (2, 130, 2, 3), (1, 3, 50, 50)]
+# One of everything; vectors with a rest; rows beyond a run; columns beyond a strip; the fixed widths.
+SHAPES = [
+    (1, 1, 1, 1),
+    (2, 1, 3, 5),
+    (3, 67, 7, 7),
+    (2, 130, 2, 3),
+    (1, 3, 50, 50),
+    (2, 16, 3, 3),
+    (1, 32, 4, 4),
+    (1, 64, 3, 3),
+]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -27,13 +36,14 @@ def built(tmp_path_factory):
     """The kernel, built here; every size goes to it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        patch.setattr(power_sum, "SMALLEST", 1)
-        power_sum._kernel.cache_clear()
+        patch.setattr(kernels, "SMALLEST", 1)
+        patch.setattr(kernels, "SMALLEST_MAPS", 1)
+        kernels._library.cache_clear()
         if shutil.which(os.environ.get("CXX", "g++")) is None or sys.platform in ("darwin", "win32"):
             pytest.skip("no C++ compiler")
-        assert power_sum._kernel() is not None
+        assert kernels._library() is not None
         yield
-    power_sum._kernel.cache_clear()
+    kernels._library.cache_clear()
 
 
 def removed(features, axis="space"):
@@ -41,7 +51,7 @@ def removed(features, axis="space"):
 
 
 @pytest.mark.parametrize("axis", ["space", "channel"])
-@pytest.mark.parametrize("p", power_sum.EXPONENTS)
+@pytest.mark.parametrize("p", kernels.EXPONENTS)
 @pytest.mark.parametrize("dtype", DTYPES)
 class TestValues:
     @pytest.mark.parametrize("layout", LAYOUTS)
@@ -56,22 +66,62 @@ class TestValues:
     @staticmethod
     def check(features, p, axis):
         dims, wide = removed(features, axis), features.double()
-        q = power_sum.power_sum(features, p, dims)
+        q = kernels.power_sum(features, p, dims)
         exact = (wide.abs() ** p).sum(dims, keepdim=True)
         assert q.dtype == torch.float32
         torch.testing.assert_close(q.double(), exact, rtol=1e-6, atol=0)
         g = draw(*q.shape, seed=1, dtype=torch.float32)
         with torch.no_grad():
-            found = power_sum.power_slope(features, p, dims, g)
+            found = kernels.power_slope(features, p, dims, g)
         assert found.dtype == features.dtype and found.stride() == features.stride()
         # To the last bit: the products in the formula's order, rounded to bfloat16 as PyTorch rounds.
         assert torch.equal(found, activation_loss._slope(features.float(), p, g).to(features.dtype))
 
 
+class TestMaps:
+    """Y = Q / ‖Q‖₂ and its gradient."""
+
+    @pytest.mark.parametrize("shape", [(1, 1), (3, 5), (2, 64), (5, 2049), (4, 5000)])
+    def test_against_float64(self, shape):
+        q, g, g_r = draw(*shape).float(), draw(*shape, seed=1).float(), draw(shape[0], 1, seed=2).float()
+        y, r = kernels.normalize(q)
+        exact_r = q.double().norm(dim=1, keepdim=True)
+        torch.testing.assert_close(r.double(), exact_r, rtol=1e-6, atol=0)
+        torch.testing.assert_close(y.double(), q.double() / exact_r, rtol=1e-6, atol=0)
+        with torch.no_grad():
+            found = kernels.normalize_slope(y, r, g, g_r)
+        wide_y, wide_r, g, g_r = (x.double() for x in (y, r, g, g_r))
+        exact = (g - wide_y * ((wide_y * g).sum(1, keepdim=True) - wide_r * g_r)) / wide_r
+        torch.testing.assert_close(found.double(), exact, rtol=0, atol=2e-6 * exact.abs().max().item())
+
+    def test_rows_of_any_size(self):
+        q = draw(6, 70).float()
+        q[1], q[2], q[3], q[4], q[5] = 0, q[2] * 1e-13, q[3] * 1e30, -q[4].abs() * 1e30, float("nan")
+        y, r = kernels.normalize(q)
+        exact = q.double().norm(dim=1, keepdim=True).clamp_min(1e-12)
+        torch.testing.assert_close(r.double(), exact, rtol=1e-6, atol=0, equal_nan=True)
+        torch.testing.assert_close(y.double(), q.double() / exact, rtol=1e-6, atol=1e-37, equal_nan=True)
+        g, zero = torch.ones_like(q), torch.zeros_like(r)
+        with torch.no_grad():
+            slope = kernels.normalize_slope(y, r, g, zero)
+        assert (slope[1:3] == 1e12).all()  # at the bound, without the projection
+
+    def test_what_it_does_not_take(self):
+        q, one = draw(4, 6).float(), torch.ones(4, 1)
+        y, r = kernels.normalize(q)
+        for other in (q.double(), q.bfloat16(), q.t(), q[:, ::2], q.view(2, 2, 6), q.to("meta")):
+            assert kernels.normalize(other) is None
+        assert kernels.normalize_slope(y, r, q, one) is None  # to be differentiated
+        with torch.no_grad():
+            assert kernels.normalize_slope(y, r, q.double(), one) is None
+            expanded = kernels.normalize_slope(y, r, one.expand(4, 6), one)  # as of a sum: one number
+            assert torch.equal(expanded, kernels.normalize_slope(y, r, torch.ones(4, 6), one))
+
+
 class TestLoss:
     @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-6), (torch.bfloat16, 4e-3)])
     @pytest.mark.parametrize("layout", LAYOUTS)
-    @pytest.mark.parametrize("p", power_sum.EXPONENTS)
+    @pytest.mark.parametrize("p", kernels.EXPONENTS)
     @pytest.mark.parametrize("axis", ["space", "channel"])
     def test_against_float64(self, axis, p, layout, dtype, tolerance):
         student, teacher = (draw(3, 33, 6, 5, seed=s).to(dtype, memory_format=layout) for s in (0, 1))
@@ -86,7 +136,7 @@ class TestLoss:
             assert np.abs(ours.double().numpy() - exact)[[0, 2]].max() <= tolerance * np.abs(exact[[0, 2]]).max()
         assert (found[0][1] == 0).all()
 
-    @pytest.mark.parametrize("p", power_sum.EXPONENTS)
+    @pytest.mark.parametrize("p", kernels.EXPONENTS)
     def test_second_derivatives_and_tangents(self, p):
         student, teacher, v = (draw(2, 9, 3, 3, seed=s, dtype=torch.float32) for s in range(3))
 
@@ -117,10 +167,10 @@ class TestLoss:
     def test_infinite_and_undefined_values_stay_so(self):
         a = torch.tensor([1.0, float("inf"), float("nan"), 3.3e38, -0.0]).view(1, 1, 1, 5)
         for features in (a, a.bfloat16()):
-            q = power_sum.power_sum(features, 2, (1,)).flatten()
+            q = kernels.power_sum(features, 2, (1,)).flatten()
             assert q[0] == 1 and q[1] == q[3] == float("inf") and q[2].isnan() and q[4] == 0
             with torch.no_grad():
-                slope = power_sum.power_slope(features, 2, (1,), torch.ones(1, 1, 1, 5)).flatten()
+                slope = kernels.power_slope(features, 2, (1,), torch.ones(1, 1, 1, 5)).flatten()
             assert slope[0] == 2 and slope[1] == slope[3] == float("inf") and slope[2].isnan() and slope[4] == 0
 
     @pytest.mark.parametrize("dtype", DTYPES)
@@ -143,18 +193,18 @@ class TestElsewhere:
 
     def test_what_it_does_not_take(self):
         a = draw(2, 6, 4, 4, dtype=torch.float32)
-        assert power_sum.power_sum(a, 2, (1,)) is not None
+        assert kernels.power_sum(a, 2, (1,)) is not None
         lazy = torch.complex(a, a).conj().imag
         assert lazy.is_neg()
         for other in (a.double(), a.half(), a[:, ::2], a[..., 1:3], a[:1].expand(2, 6, 4, 4), lazy, a.to("meta")):
-            assert power_sum.power_sum(other, 2, (1,)) is None
+            assert kernels.power_sum(other, 2, (1,)) is None
         for p in (1.5, 3, 6):
-            assert power_sum.power_sum(a, p, (1,)) is None
+            assert kernels.power_sum(a, p, (1,)) is None
         g = torch.ones(2, 1, 4, 4)
-        assert power_sum.power_slope(a, 2, (1,), g) is None  # to be differentiated
+        assert kernels.power_slope(a, 2, (1,), g) is None  # to be differentiated
         with torch.no_grad():
-            assert power_sum.power_slope(a, 2, (1,), g) is not None
-            assert power_sum.power_slope(a, 2, (1,), g.double()) is None
+            assert kernels.power_slope(a, 2, (1,), g) is not None
+            assert kernels.power_slope(a, 2, (1,), g.double()) is None
 
     def test_a_traced_or_transformed_tensor(self):
         from torch._subclasses import FakeTensorMode
@@ -162,14 +212,14 @@ class TestElsewhere:
 
         a = draw(2, 6, 4, 4, dtype=torch.float32)
         with FlopCounterMode(display=False):
-            assert power_sum.power_sum(a, 2, (1,)) is None
+            assert kernels.power_sum(a, 2, (1,)) is None
         with FakeTensorMode() as mode:
             fake = mode.from_tensor(a)
-            assert power_sum.power_sum(fake, 2, (1,)) is None
+            assert kernels.power_sum(fake, 2, (1,)) is None
             assert at_loss(fake, fake).shape == ()
         assert torch.func.grad(lambda a: at_loss(a, 2 * a.flip(0)))(a).isfinite().all()
         found = []
-        torch.func.vmap(lambda a: found.append(power_sum.power_sum(a, 2, (1,))) or a)(a[None])
+        torch.func.vmap(lambda a: found.append(kernels.power_sum(a, 2, (1,))) or a)(a[None])
         assert found == [None]
 
     def test_a_slice_and_an_expanded_gradient(self):
@@ -186,18 +236,19 @@ class TestElsewhere:
         expected = at_loss(student, teacher)
         monkeypatch.setenv("CXX", compiler)
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-        monkeypatch.setattr(power_sum, "_kernel", power_sum._kernel.__wrapped__)
-        assert power_sum._kernel() is None and not list(tmp_path.rglob("*.so"))
+        monkeypatch.setattr(kernels, "_library", kernels._library.__wrapped__)
+        assert kernels._library() is None and not list(tmp_path.rglob("*.so"))
         torch.testing.assert_close(at_loss(student, teacher), expected)
 
     def test_a_small_tensor_calls_no_compiler(self, monkeypatch):
-        monkeypatch.setattr(power_sum, "SMALLEST", 1 << 16)
-        monkeypatch.setattr(power_sum, "_kernel", lambda: pytest.fail("compiled"))
+        monkeypatch.setattr(kernels, "SMALLEST", 1 << 16)
+        monkeypatch.setattr(kernels, "SMALLEST_MAPS", 1 << 11)
+        monkeypatch.setattr(kernels, "_library", lambda: pytest.fail("compiled"))
         at_loss(draw(2, 6, 4, 4, dtype=torch.float32), draw(2, 6, 4, 4, dtype=torch.float32))
 
 
 def test_the_device_of_new_tensors_is_not_the_features():
     features = draw(2, 3, 4, 4).float()
-    expected = power_sum.power_sum(features, 2, removed(features))
+    expected = kernels.power_sum(features, 2, removed(features))
     with torch.device("meta"):
-        assert torch.equal(power_sum.power_sum(features, 2, removed(features)), expected)
+        assert torch.equal(kernels.power_sum(features, 2, removed(features)), expected)
