@@ -1,10 +1,10 @@
-"""The activation loss on a CPU by `kernels.cpp`: Σ |A|^p and Y = Q / ‖Q‖₂, and their gradients; `None` where that does
-not apply.
+"""The activation loss in kernels of its own: Σ |A|^p and its gradient, and on a CPU Y = Q / ‖Q‖₂ and its; `None` where
+that does not apply.
 
 PyTorch's operations write |A|^p out, in bfloat16 a float32 copy of A before it, and read that again: 2 to 8 times the
-traffic. Of a map, small as it is, they make some ten passes. The source is compiled when first needed, by `CXX` or g++,
-and kept in attention-transfer/ops of the cache; without a compiler, and for all but dense float32 and bfloat16 tensors
-on a CPU, the caller's formulas stand.
+traffic. Of a map, small as it is, they make some ten passes. For a CPU `kernels.cpp` is compiled when first needed, by
+`CXX` or g++, and kept in attention-transfer/ops of the cache; for a GPU Triton compiles `triton_kernels.py`. Without a
+compiler, and for all but dense tensors of usual dtypes, the caller's formulas stand.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,10 @@ EXPONENTS = (1, 2, 4)
 # Elements of features and of maps; below, formulas cost microseconds, and a compiler need not be called.
 SMALLEST, SMALLEST_MAPS = 1 << 16, 1 << 11
 
+_DTYPES = {
+    "cpu": (torch.float32, torch.bfloat16),
+    "cuda": (torch.float32, torch.bfloat16, torch.float16),
+}
 _SOURCE = Path(__file__).with_suffix(".cpp")
 _FLAGS = ["-O3", "-std=c++17", "-fPIC", "-shared", "-fopenmp", "-fno-math-errno", "-fno-trapping-math"]
 _OF_CAPABILITY = {
@@ -44,14 +48,26 @@ _ARGUMENTS = {
 }
 
 
+class Rows(NamedTuple):
+    """Features as (n, rows, columns), contiguous; `inner`: summed over the columns, else over the rows."""
+
+    n: int
+    rows: int
+    columns: int
+    inner: bool
+
+
 def power_sum(features: Tensor, p: float, removed: tuple[int, ...]) -> Tensor | None:
     """Σ |A|^p over the dimensions `removed`, kept as 1, in float32."""
-    call = _call(features, p, removed)
-    if call is None:
+    rows, kernels = _found(features, p, removed)
+    if rows is None:
         return None
     shape = [1 if d in removed else size for d, size in enumerate(features.shape)]
     q = features.new_empty(shape, dtype=torch.float32)
-    call(features.data_ptr(), q.data_ptr(), None, None)
+    if features.is_cuda:
+        kernels.power_sum(features, q, kernels.Layout.of(*rows), int(p))
+    else:
+        kernels.power_sum(features.data_ptr(), q.data_ptr(), None, None, *_numbers(features, p, rows))
     return q
 
 
@@ -59,13 +75,16 @@ def power_slope(features: Tensor, p: float, removed: tuple[int, ...], g: Tensor)
     """g · p·|A|^{p−1}·sign(A), like the features; None also where it is to be differentiated itself."""
     if torch.is_grad_enabled() or not _plain(g) or g.dtype != torch.float32:
         return None
-    call = _call(features, p, removed)
-    if call is None:
+    rows, kernels = _found(features, p, removed)
+    if rows is None:
         return None
     g, slope = g.contiguous(), torch.empty_like(features)
     if slope.stride() != features.stride():
         return None
-    call(features.data_ptr(), None, g.data_ptr(), slope.data_ptr())
+    if features.is_cuda:
+        kernels.power_slope(features, g, slope, kernels.Layout.of(*rows), int(p))
+    else:
+        kernels.power_sum(features.data_ptr(), None, g.data_ptr(), slope.data_ptr(), *_numbers(features, p, rows))
     return slope
 
 
@@ -92,7 +111,7 @@ def normalize_slope(y: Tensor, r: Tensor, g: Tensor, g_r: Tensor) -> Tensor | No
 
 
 def _maps(q: Tensor) -> bool:
-    large = q.ndim == 2 and q.numel() >= SMALLEST_MAPS
+    large = q.ndim == 2 and q.numel() >= SMALLEST_MAPS and q.device.type == "cpu"
     return large and q.dtype == torch.float32 and q.is_contiguous() and _plain(q) and not _intercepted()
 
 
@@ -101,30 +120,52 @@ def _intercepted() -> bool:
     return torch._C._are_functorch_transforms_active() or is_in_torch_dispatch_mode()
 
 
-def _call(features: Tensor, p: float, removed: tuple[int, ...]) -> Any:
-    """The kernel with all but its pointers, or None."""
-    if p not in EXPONENTS or features.numel() < SMALLEST or features.dtype not in (torch.float32, torch.bfloat16):
-        return None
-    if not _plain(features) or _intercepted():
-        return None
+def as_rows(features: Tensor, removed: tuple[int, ...]) -> Rows | None:
+    """How features that are summed over the dimensions `removed` lie in memory; None where they have gaps."""
     n, second = features.shape[:2]
     if features.is_contiguous():
-        rows, columns, inner = second, features.numel() // (n * second), 1 not in removed
-    elif features.ndim == 4 and features.is_contiguous(memory_format=torch.channels_last):
-        rows, columns, inner = features.numel() // (n * second), second, 1 in removed
-    else:
-        return None
-    if (library := _library()) is None:
-        return None
+        return Rows(n, second, features.numel() // (n * second), 1 not in removed)
+    if features.ndim == 4 and features.is_contiguous(memory_format=torch.channels_last):
+        return Rows(n, features.numel() // (n * second), second, 1 in removed)
+    return None
+
+
+def _found(features: Tensor, p: float, removed: tuple[int, ...]) -> tuple[Rows | None, Any]:
+    """The rows of these features and the kernels for them, or (None, None)."""
+    if p not in EXPONENTS or features.numel() < SMALLEST or features.dtype not in _DTYPES.get(features.device.type, ()):
+        return None, None
+    if not _plain(features) or _intercepted() or (rows := as_rows(features, removed)) is None:
+        return None, None
+    kernels = _triton(features.device) if features.is_cuda else _library()
+    return (None, None) if kernels is None else (rows, kernels)
+
+
+def _numbers(features: Tensor, p: float, rows: Rows) -> tuple[int, ...]:
     half = features.dtype == torch.bfloat16
-    threads = torch.get_num_threads()
-    return lambda *pointers: library.power_sum(*pointers, n, rows, columns, int(p), half, inner, threads)
+    return rows.n, rows.rows, rows.columns, int(p), half, rows.inner, torch.get_num_threads()
 
 
 def _plain(x: Tensor) -> bool:
-    """Whether its memory is its values: no subclass, tangent, lazy sign or other device."""
-    usual = type(x) in (Tensor, nn.Parameter) and x.device.type == "cpu" and x.layout == torch.strided
+    """Whether its memory is its values: no subclass, tangent or lazy sign."""
+    usual = type(x) in (Tensor, nn.Parameter) and x.device.type in _DTYPES and x.layout == torch.strided
     return usual and not x.is_neg() and forward_ad.unpack_dual(x).tangent is None
+
+
+@functools.cache
+def _triton(device: torch.device) -> Any:
+    """The module of the kernels, if they work on this GPU."""
+    try:
+        from . import triton_kernels as kernels
+
+        a, g = torch.arange(-4.0, 4.0, device=device).view(2, 2, 2), torch.ones(2, 2, device=device)
+        q, slope = torch.empty_like(g), torch.empty_like(a)
+        layout = kernels.Layout.of(2, 2, 2, inner=True)
+        kernels.power_sum(a, q, layout, 2)
+        kernels.power_slope(a, g, slope, layout, 2)
+        works = torch.equal(q, a.square().sum(2)) and torch.equal(slope, 2 * a)
+    except Exception:  # whatever a compiler and a driver may come up with
+        return None
+    return kernels if works else None
 
 
 @functools.cache
