@@ -219,16 +219,16 @@ def test_scale(tmp_path, monkeypatch, nearby):
     monkeypatch.setattr(scale, "points", few_points)
     scale.bench_scale(SMALL, QUIET, tmp_path / "s.json", tmp_path / "s.png")
     rows, _ = rows_of(tmp_path / "s.json", "scale")
-    assert list(rows) == ["authors", "batch 8", "pairs 0", "processes 2"]
+    assert list(rows) == ["authors", "batch 8", "pairs 0", "processes 2", "runs 2"]
     for name, row in rows.items():
         if name != "authors":
             assert row["share"] < 1 and row["student_rate"] > 0 and row["authors_rate"] > 0
     assert (tmp_path / "s.png").read_bytes()[:4] == b"\x89PNG"
 
 
-def few_points(batch):
-    wanted = {("batch", batch), ("pairs", 0), ("processes", 2)}
-    return [p for p in POINTS(batch) if p[:2] in wanted]
+def few_points(batch, runs):
+    wanted = {("batch", batch), ("pairs", 0), ("processes", 2), ("runs", 2)}
+    return [p for p in POINTS(batch, runs) if p[:2] in wanted]
 
 
 POINTS = scale.points
@@ -236,8 +236,8 @@ POINTS = scale.points
 
 def test_points_share_their_base():
     found = scale.points(128)
-    assert {axis for axis, _, _ in found} == {"batch", *scale.AXES}
-    assert sum(point == scale.Point(128) for _, _, point in found) == 1 + len(scale.AXES)
+    assert {axis for axis, _, _ in found} == {"batch", *scale.AXES, "runs"}
+    assert sum(point == scale.Point(128) for _, _, point in found) == 2 + len(scale.AXES)
     wide = next(p for axis, value, p in found if (axis, value) == ("width", 3))
     assert wide.settings(SMALL).student == "wrn-16-3" and wide.settings(SMALL).teacher == "wrn-16-6"
 

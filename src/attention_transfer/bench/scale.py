@@ -3,7 +3,8 @@
 Each point is measured like `bench step`, its own rounds interleaved: the authors' step at the same point, ours, and
 what ours is made of. `share` is the part of the step that is neither the student's training nor the teacher's,
 each measured alone: what transfer adds. Everything but one axis stays at the base, the row `authors`. Several processes
-divide the batch among them; the authors' is one process all the same.
+divide the batch among them; `runs` are trainings of their own, side by side on one device, whose images add up. The
+authors' is one process all the same.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -37,6 +38,7 @@ AXES: dict[str, tuple[int, ...]] = {
     "pairs": (0, 1, 2, 3),
     "processes": (1, 2),
 }
+RUNS = {"cpu": (1, 2), "cuda": (1, 2, 4, 8, 16), "mps": (1, 2)}
 
 
 @dataclass(frozen=True)
@@ -49,17 +51,18 @@ class Point:
     size: int = 32
     pairs: int = 3
     processes: int = 1
+    runs: int = 1
 
     def settings(self, settings: Settings) -> Settings:
         student, teacher = (f"wrn-{self.depth}-{width}" for width in (self.width, 2 * self.width))
         return replace(settings, student=student, teacher=teacher, batch_size=self.batch)
 
 
-def points(batch: int) -> list[tuple[str, int, Point]]:
+def points(batch: int, runs: Sequence[int] = RUNS["cpu"]) -> list[tuple[str, int, Point]]:
     """(axis, value, point), the base once on every axis."""
     base = Point(batch)
     found = [("batch", b, replace(base, batch=b)) for b in (batch // 4, batch // 2, batch, 2 * batch)]
-    for axis, values in AXES.items():
+    for axis, values in (*AXES.items(), ("runs", runs)):
         key = {"image size": "size"}.get(axis, axis)
         found += [(axis, value, replace(base, **{key: value})) for value in values]
     return found
@@ -74,7 +77,7 @@ def bench_scale(settings: Settings, console: Console, file: Path | None, plot: P
     decisions = decisions_for(recipe_of(settings, "at+kd"), 0)
     rows: list[Row] = []
     known: dict[Point, dict[str, Row]] = {}
-    for axis, value, point in points(settings.batch_size):
+    for axis, value, point in points(settings.batch_size, RUNS[decisions.device]):
         if point.processes > 1 and decisions.device != "cpu" and torch.cuda.device_count() < point.processes:
             continue
         if point not in known:
@@ -106,7 +109,7 @@ def measure(point: Point, settings: Settings) -> dict[str, Row]:
     device = decisions_for(recipe_of(settings, "at+kd"), 0).device
     theirs = partial(AuthorsStep, settings.student, settings.teacher)
     torch.compiler.reset()
-    here = _one_process if point.processes == 1 else _processes
+    here = _one_process if point.processes == point.runs == 1 else _processes
     with elsewhere(theirs, settings, device, size=point.size) as authors, here(point, settings) as timed:
         for run in timed.values():
             run()
@@ -124,8 +127,8 @@ def make_rate(method: str | None, point: Point, settings: Settings) -> Timed:
         method = "kd"
     recipe = replace(recipe_of(settings, method or "at+kd"), devices=point.processes)
     decisions = decisions_for(recipe, 0)
-    if point.processes > 1:
-        torch.set_num_threads(_threads(point.processes))
+    if (together := point.processes * point.runs) > 1:
+        torch.set_num_threads(max(1, torch.get_num_threads() // together))
     fabric = make_fabric(recipe, decisions)
     torch.manual_seed(1)
     share = settings.batch_size // point.processes
@@ -137,11 +140,11 @@ def make_rate(method: str | None, point: Point, settings: Settings) -> Timed:
 
 @contextmanager
 def _processes(point: Point, settings: Settings) -> Iterator[dict[str, Timed]]:
-    """The same by several processes, each on its share of the cores or a GPU of its own."""
+    """The same by several processes, each on its share of the cores or a GPU of its own; or by several runs."""
     context = multiprocessing.get_context("spawn")
     port = _free_port()
     pipes, processes = [], []
-    for rank in range(point.processes):
+    for rank in range(point.processes * point.runs):
         here, there = context.Pipe()
         process = context.Process(target=_serve, args=(there, rank, port, point, settings), daemon=True)
         process.start()
@@ -153,9 +156,10 @@ def _processes(point: Point, settings: Settings) -> Iterator[dict[str, Timed]]:
         for pipe in pipes:
             pipe.send(part)
         try:
-            return min(pipe.recv() for pipe in pipes)  # the slowest one's
+            rates = [pipe.recv() for pipe in pipes]
         except (EOFError, OSError):
             raise RunError("a process of a step by several died; its own message is above") from None
+        return sum(rates) if point.runs > 1 else min(rates)  # processes wait for the slowest
 
     try:
         yield {part: partial(ask, part) for part in PARTS}
@@ -166,26 +170,24 @@ def _processes(point: Point, settings: Settings) -> Iterator[dict[str, Timed]]:
 
 
 def _serve(pipe: Connection, rank: int, port: int, point: Point, settings: Settings) -> None:
-    """Process `rank`: answers the name of a part with its images/s, of the whole batch."""
-    # What torchrun says to the processes that it starts, and Fabric reads.
-    os.environ |= {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(point.processes),
-        "LOCAL_WORLD_SIZE": str(point.processes),
-        "GROUP_RANK": "0",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "TORCHELASTIC_RUN_ID": "bench",
-    }
+    """Process or run `rank`: answers the name of a part with its images/s, of the whole batch."""
+    if point.processes > 1:
+        # What torchrun says to the processes that it starts, and Fabric reads.
+        os.environ |= {
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(point.processes),
+            "LOCAL_WORLD_SIZE": str(point.processes),
+            "GROUP_RANK": "0",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+            "TORCHELASTIC_RUN_ID": "bench",
+        }
     timed: dict[str, Callable[[], float]] = {part: make_rate(method, point, settings) for part, method in PARTS.items()}
     while True:
-        torch.distributed.barrier()
+        if point.processes > 1:
+            torch.distributed.barrier()
         pipe.send(timed[pipe.recv()]())
-
-
-def _threads(processes: int) -> int:
-    return max(1, torch.get_num_threads() // processes)
 
 
 def _free_port() -> int:
