@@ -1,30 +1,43 @@
 # What is to be run on a GPU, unattended; called again, trainings go on where they were, and what is measured stays.
-#   bash results/gpu/run.sh tests|bench|teacher|table1      from the checkout
+#   bash results/gpu/run.sh tests|bench|crowd|teacher|table1      from the checkout
 # OUT and CIFAR10 are folders; LIMIT: seconds after which a training saves its state and stops.
 # `table1` needs `teacher`: WRN-16-2 -> WRN-16-1, the paper's schedule, five methods of SEEDS seeds each, all at once.
-# MPS=1 starts CUDA's multi-process service for it, so that the processes' kernels run side by side.
+# COMPILE=graphs replays its steps as CUDA graphs. Each method is compiled once, by a run of a few steps, before all start.
+# MPS=1 starts CUDA's multi-process service for `table1` and `crowd`, so that the processes' kernels run side by side.
 set -u
 OUT="${OUT:-runs/gpu}"; CIFAR10="${CIFAR10:-data/cifar10}"; SEEDS="${SEEDS:-5}"; LIMIT="${LIMIT:-570}"
 AT="${AT:-attention-transfer}"; PYTHON="${PYTHON:-python}"
 mkdir -p "$OUT"
 limited() { timeout --signal TERM --kill-after 60 "$LIMIT" "$@"; }
-paper="--recipe cifar10-paper --data cifar10:$CIFAR10"
+paper="--recipe cifar10-paper --data cifar10:$CIFAR10 --compile ${COMPILE:-on}"
+share() {
+  if [ "${MPS:-0}" = 1 ]; then nvidia-cuda-mps-control -d; trap 'echo quit | nvidia-cuda-mps-control' EXIT; fi
+  export OMP_NUM_THREADS=1
+}
 case ${1:-} in
 tests) $PYTHON -m pytest -q -rs 2>&1 | tee "$OUT/tests.txt" ;;
 bench)
   for name in step epoch loss teacher gradient parts compile; do
     [ -f "$OUT/$name-gpu.json" ] || $AT bench $name --json "$OUT/$name-gpu.json" 2>&1 | tee "$OUT/bench-$name.txt"
   done ;;
+crowd)
+  share
+  $AT bench scale --compile on --steps 100 --json "$OUT/scale-gpu-mps${MPS:-0}.json" 2>&1 | tee "$OUT/scale-mps${MPS:-0}.txt" ;;
 teacher) limited $AT train $paper --model wrn-16-2 --out "$OUT/teacher" ;;
 table1)
-  if [ "${MPS:-0}" = 1 ]; then nvidia-cuda-mps-control -d; trap 'echo quit | nvidia-cuda-mps-control' EXIT; fi
-  export OMP_NUM_THREADS=1
-  for method in none at full kd at+kd; do
-    limited $AT distill $paper --teacher "$OUT/teacher" --student wrn-16-1 --method $method \
-      --seeds "$SEEDS" --at-once "$SEEDS" --out "$OUT/$method" > "$OUT/$method.log" 2>&1 &
+  methods="none at full kd at+kd"
+  distill() { limited $AT distill $paper --teacher "$OUT/teacher" --student wrn-16-1 --method "$@"; }
+  for method in $methods; do
+    TORCHINDUCTOR_COMPILE_THREADS=3 distill $method --max-steps 5 --out "$OUT/first/$method" > "$OUT/$method.log" 2>&1 &
+  done
+  wait
+  share
+  export TORCHINDUCTOR_COMPILE_THREADS=1
+  for method in $methods; do
+    distill $method --seeds "$SEEDS" --at-once "$SEEDS" --out "$OUT/$method" >> "$OUT/$method.log" 2>&1 &
   done
   wait
   tail -n 1 "$OUT"/*.log
   $AT compare "$OUT/teacher" "$OUT"/{none,at,full,kd,at+kd}/seed-* --out "$OUT/table1.html" | tee "$OUT/table1.txt" ;;
-*) echo "unknown step '${1:-}': expected tests, bench, teacher or table1" >&2; exit 2 ;;
+*) echo "unknown step '${1:-}': expected tests, bench, crowd, teacher or table1" >&2; exit 2 ;;
 esac

@@ -294,6 +294,7 @@ def bench(name: str, json_file: Path | None, limit: int | None, plot: Path | Non
     usual = {"student": "wrn-16-1", "teacher": "wrn-16-2", "batch_size": 128, "rounds": 9, "steps": 8, "compile": "on"}
     for key, value in (usual | DEFAULTS.get(name, {})).items():
         words[key] = value if words[key] is None else words[key]
+    check_choice("compile setting", words["compile"], ("on", "off"))
     for key in ("student", "teacher"):
         if name != "gradient" and not words[key].startswith("wrn-"):
             raise UserError(f"--{key} is {words[key]!r}: the authors' step knows wrn-DEPTH-WIDTH only")

@@ -122,7 +122,9 @@ TRAINING_OPTIONS: list[Option] = [
     option("--workers", type=int, help="Processes that decode streamed images. [by the cores]"),
     option("--device", help="auto, cpu, cuda or mps. [auto]"),
     option("--precision", help="auto, fp32 or bf16 (autocast). [auto]"),
-    option("--compile", help="auto (when the run is long enough to earn it back), on or off. [auto]"),
+    option(
+        "--compile", help="auto (where the run is long enough to earn it), on, off, or graphs (CUDA graphs). [auto]"
+    ),
     option("--devices", type=int, help="Processes (GPUs) a node. [1]"),
     option("--nodes", type=int, help="[1]"),
     option(

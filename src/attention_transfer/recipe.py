@@ -22,7 +22,8 @@ OPTIMIZERS = ("sgd", "adamw")
 SCHEDULES = ("step", "one-cycle", "cosine", "constant")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 PRECISIONS = ("auto", "fp32", "bf16")
-COMPILES = ("auto", "on", "off")
+COMPILES = ("auto", "on", "off", "graphs")
+STREAMS = ("auto", "on", "off")
 LOGGERS = ("csv", "tensorboard", "wandb")
 # How a run is carried out, not what it computes: another value continues the same run. (What precision `auto` settled
 # on is kept with the run; another one asked for by name is refused there.)
@@ -354,7 +355,7 @@ def _check_data(recipe: Recipe) -> None:
     from .data.transforms import AUGMENTS, check_ranges
 
     check_choice("augment", recipe.augment, AUGMENTS)
-    check_choice("stream setting", recipe.stream, COMPILES)
+    check_choice("stream setting", recipe.stream, STREAMS)
     check_ranges(recipe.crop_scale, recipe.crop_ratio)
     if recipe.workers is not None and recipe.workers < 0:
         raise UserError(f"workers is {recipe.workers}: expected 0 (decode between the steps) or more")

@@ -251,7 +251,7 @@ def test_decisions():
     from attention_transfer.engine.decide import decide
 
     auto = {"device": "auto", "precision": "auto", "compile": "auto"}
-    earlier = {"device": "cpu", "precision": "bf16", "compile": True, "threads": 3}
+    earlier = {"device": "cpu", "precision": "bf16", "compile": True, "threads": 3, "graphs": False}
     assert decide(small(**auto), 0.0, earlier).to_dict() == earlier
     asked = decide(small(device="cpu", precision="fp32", compile="off"), 1e30, earlier).to_dict()
     assert asked == earlier | {"precision": "fp32", "compile": False}

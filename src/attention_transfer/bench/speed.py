@@ -55,7 +55,8 @@ class Settings:
 
 
 def bench_step(settings: Settings, console: Console, file: Path | None) -> None:
-    """One training step on a batch that lies ready: authors, student, teacher, at, kd, at+kd."""
+    """One training step on a batch that lies ready: authors, student, teacher, at, kd, at+kd; on a GPU also the last as
+    CUDA graphs."""
     recipe = recipe_of(settings, "none")
     decisions = decisions_for(recipe, 0)
     fabric = make_fabric(recipe, decisions)
@@ -65,8 +66,12 @@ def bench_step(settings: Settings, console: Console, file: Path | None) -> None:
     y = torch.randint(10, (settings.batch_size,), device=fabric.device)
     with authors(settings, str(fabric.device), None) as authors_rate:
         timed: dict[str, Timed] = {"authors": authors_rate}
-        for name, method in (("student", "none"), ("teacher", None), ("at", "at"), ("kd", "kd"), ("at+kd", "at+kd")):
-            timed[name] = rate(training_step(settings, method, x, y, fabric, decisions), settings, fabric)
+        methods = {"student": "none", "teacher": None, "at": "at", "kd": "kd", "at+kd": "at+kd"}
+        if decisions.device == "cuda" and decisions.compile:
+            methods["at+kd graphs"] = "at+kd"
+        for name, method in methods.items():
+            how = replace(decisions, graphs=name.endswith("graphs"))
+            timed[name] = rate(training_step(settings, method, x, y, fabric, how), settings, fabric)
             timed[name]()
         rows = interleave(timed, settings.rounds)
     report("step", rows, about(settings, decisions), console, file)
@@ -196,10 +201,12 @@ def training_step(
     if decisions.compile:
         if decisions.device == "cpu":
             batch_norm.use_in(transfer.student)
-        transfer.compile(dynamic=False)
+        transfer.compile(**decisions.compile_options())
     if method is None:
 
         def infer() -> None:
+            if decisions.graphs:
+                torch.compiler.cudagraph_mark_step_begin()
             with fabric.autocast():
                 transfer._teacher_side(x)
 
@@ -207,8 +214,12 @@ def training_step(
     optimizer = make_optimizer(recipe, transfer)
     wrapped, wrapped_optimizer = fabric.setup(transfer, optimizer)
 
+    progress = torch.full((), 0.5, device=fabric.device)
+
     def step() -> None:
-        output = wrapped(x, y, torch.tensor(0.5))
+        if decisions.graphs:
+            torch.compiler.cudagraph_mark_step_begin()
+        output = wrapped(x, y, progress)
         fabric.backward(output.loss)
         wrapped_optimizer.step()
         wrapped_optimizer.zero_grad()

@@ -33,9 +33,14 @@ class Decisions:
     precision: str
     compile: bool
     threads: int
+    graphs: bool = False  # compiled steps are replayed as CUDA graphs
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+    def compile_options(self) -> dict[str, Any]:
+        """What `torch.compile` is to be told."""
+        return {"dynamic": False} | ({"mode": "reduce-overhead"} if self.graphs else {})
 
 
 def decide(
@@ -49,7 +54,7 @@ def decide(
         compilable: whether `auto` may compile at all.
 
     Raises:
-        UserError: for a device that was asked for by name and is not there.
+        UserError: for a device, or CUDA graphs, that were asked for by name and cannot be had.
     """
     earlier = earlier or {}
     device = _settled(recipe.device, earlier.get("device")) or _best_device()
@@ -62,9 +67,24 @@ def decide(
     seconds = training_flops / EAGER_FLOPS[device]
     saves = COMPILE_SAVES_AMX if device == "cpu" and _has_amx() else COMPILE_SAVES[device]
     worth = compilable and seconds * saves > COMPILE_SECONDS[device]
-    compiled = {"on": True, "off": False}.get(recipe.compile, earlier.get("compile", worth and _can_compile(device)))
+    explicit = {"on": True, "off": False, "graphs": True}
+    compiled = explicit.get(recipe.compile, earlier.get("compile", worth and _can_compile(device)))
+    graphs = recipe.compile == "graphs" or (recipe.compile == "auto" and bool(earlier.get("graphs")))
+    if graphs and (why := _no_graphs(recipe, device)):
+        raise UserError(f"--compile graphs: {why}: choose on")
     threads = int(earlier.get("threads", torch.get_num_threads()))
-    return Decisions(device, precision, bool(compiled), threads)
+    return Decisions(device, precision, bool(compiled), threads, graphs)
+
+
+def _no_graphs(recipe: Recipe, device: str) -> str | None:
+    """Why the steps of this run cannot be CUDA graphs."""
+    if device != "cuda":
+        return f"CUDA graphs need a GPU, and the device is {device}"
+    if recipe.accumulate > 1:
+        return "gradients that are replayed do not add up (--accumulate)"
+    if recipe.devices * recipe.nodes > 1:
+        return "processes that share gradients do not replay their steps"
+    return None
 
 
 def fast_bf16(device: str) -> bool:

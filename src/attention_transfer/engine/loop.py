@@ -92,6 +92,7 @@ class Loop:
         example: a batch as the student sees it, for rates by layer.
         mix: mixes the images and labels of a batch.
         average: keeps the moving average of the student's weights (`make_average`).
+        graphs: compiled steps are replayed as CUDA graphs.
     """
 
     def __init__(
@@ -107,10 +108,11 @@ class Loop:
         example: Tensor | None = None,
         mix: Mix | None = None,
         average: Any = None,
+        graphs: bool = False,
     ):
         self.recipe, self.folder, self.fabric = recipe, folder, fabric
         self.augment, self.validate, self.progress = augment, validate, progress
-        self.mix, self.average = mix, average
+        self.mix, self.average, self.graphs = mix, average, graphs
         self.batch_size = min(recipe.batch_size, len(augment.images))
         if self.batch_size < fabric.world_size:
             raise UserError(f"a batch of {self.batch_size} images is too small for {fabric.world_size} processes")
@@ -163,6 +165,8 @@ class Loop:
             with self._saving(start):
                 batch = self._batch(plan, step)
             self._step(*batch)
+            if self.graphs and step == first:
+                check_graphs()
             self.progress.tick(self.step, self.batch_size, self.meter)
             # Several processes stop at the end of the epoch, together: within it each has sums of its own.
             if self.stop_signal is not None and step + 1 < end and self.fabric.world_size == 1:
@@ -235,7 +239,7 @@ class Loop:
 
     def _step(self, x: Tensor, y: Tensor) -> None:
         # A 0-d tensor, so that a compiled Transfer sees a new value and not a new constant.
-        progress = torch.tensor(self.step / self.total_steps)
+        progress = torch.full((), self.step / self.total_steps, device=self.fabric.device)
         self.lr = self.update.lr(self.step)
         if self.mix is not None:
             x, y = self.mix(x, y)
@@ -256,6 +260,8 @@ class Loop:
 
     def _backward(self, x: Tensor, y: Tensor, progress: Tensor, share: float = 1.0) -> None:
         """Adds the gradient of `share` of the loss to what is there."""
+        if self.graphs:
+            torch.compiler.cudagraph_mark_step_begin()
         output = self.transfer(x, y, progress)
         self.fabric.backward(output.loss if share == 1 else output.loss * share)
         self.meter.update(output.logits, y, output.parts, self.step + 1)
@@ -329,6 +335,21 @@ class Loop:
 
         with handling(stop, signal.SIGINT, signal.SIGTERM):
             yield
+
+
+def check_graphs() -> None:
+    """After a first step that was to be CUDA graphs.
+
+    Raises:
+        UserError: where the compiler left some of it without.
+    """
+    from torch._dynamo.utils import counters
+
+    if left := counters["inductor"]["cudagraph_skips"]:
+        raise UserError(
+            f"--compile graphs: {left} compiled parts of a step cannot be CUDA graphs (TORCH_LOGS=cudagraphs says "
+            "why): choose on"
+        )
 
 
 @contextmanager

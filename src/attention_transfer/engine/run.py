@@ -268,7 +268,7 @@ def prepare(
         torch.compiler.reset()
         if decisions.device == "cpu" and not any(m.needs_gradient for m in parts.transfer.methods):
             batch_norm.use_in(parts.transfer.student)  # it has no second derivative
-        parts.transfer.compile(dynamic=False)
+        parts.transfer.compile(**decisions.compile_options())
         network = torch.compile(network, dynamic=False)  # type: ignore[assignment]
 
     def validate() -> dict[str, float]:
@@ -277,6 +277,7 @@ def prepare(
     return Loop(
         recipe, folder, fabric, parts.transfer, augment, validate, progress,
         example=parts.example.to(fabric.device), mix=make_mix(recipe, len(parts.data.classes)), average=parts.average,
+        graphs=decisions.graphs,
     )  # fmt: skip
 
 
@@ -291,7 +292,7 @@ def _augment(recipe: Recipe, fabric: Fabric, images: Images) -> Augment | Stream
 
 
 def _announce(recipe: Recipe, parts: Parts, decisions: Decisions, loop: Loop, progress: Progress) -> None:
-    mode = "compiled" if decisions.compile else "eager"
+    mode = "CUDA graphs" if decisions.graphs else "compiled" if decisions.compile else "eager"
     how = f"{decisions.device}, {decisions.precision}, {mode}, {decisions.threads} threads"
     data = parts.data
     progress.say(
