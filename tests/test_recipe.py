@@ -289,6 +289,7 @@ class TestMethods:
         [
             ({"method": "kd", "pairs": "a=b"}, "--pairs is given, but method 'kd' reads no layers"),
             ({"method": "at", "norm": 3}, "--norm is given, but --convention authors has none"),
+            ({"method": "at", "axis": "channel", "resize": "bilinear"}, r"--resize is given, but maps over channels"),
             ({"method": "min-l2", "teacher_weights": "w.pt"}, "--teacher-weights is given, but method 'min-l2' has no"),
             ({"method": "at", "momentum": 0}, "nesterov needs momentum above 0.*--no-nesterov"),
         ],

@@ -116,7 +116,12 @@ def _recipe(command: str, words: dict[str, Any]) -> Any:
             raise UserError(f"--milestones is {flags['milestones']!r}: expected epochs like 60,120,160") from None
     data = next((layer["data"] for layer in (flags, *reversed(layers)) if "data" in layer), "digits")
     own = {"flip": False} if data == "digits" else {}  # a mirrored digit is another sign
-    return make_recipe(own, *layers, flags, {"command": command})
+    recipe = make_recipe(own, *layers, flags, {"command": command})
+    for key in ("milestones", "lr_decay"):
+        if key in flags and recipe.schedule != "step":  # a recipe may have them for those who choose its schedule
+            flag = key.replace("_", "-")
+            raise UserError(f"--{flag} is given, but --schedule {recipe.schedule} has none: add --schedule step")
+    return recipe
 
 
 def _launch(command: str, words: dict[str, Any]) -> None:

@@ -338,6 +338,8 @@ def _check(recipe: Recipe) -> None:
         raise UserError(f"--pairs is given, but method {recipe.method!r} reads no layers: leave it out")
     if recipe.norm != _DEFAULTS["norm"] and recipe.convention != "paper":
         raise UserError(f"--norm is given, but --convention {recipe.convention} has none: add --convention paper")
+    if recipe.resize != _DEFAULTS["resize"] and recipe.axis == "channel":
+        raise UserError("--resize is given, but maps over channels (--axis channel) have no size: leave it out")
     if recipe.teacher_weights is not None and not any(m.needs_teacher for m in methods):
         raise UserError(f"--teacher-weights is given, but method {recipe.method!r} has no teacher: leave it out")
     if recipe.second_order != "auto" and not any(m.needs_gradient for m in methods):

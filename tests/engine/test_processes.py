@@ -4,17 +4,37 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 
 import pytest
 import torch.distributed
-from small_runs import FLAGS, carry_out, rows, small, write_factory
+from small_runs import FLAGS, TIMES, carry_out, rows, small, write_factory
 
-pytestmark = pytest.mark.usefixtures("quick_runs")
+from attention_transfer.bench.scale import _free_port
+
+pytestmark = [
+    pytest.mark.usefixtures("quick_runs"),
+    pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="needs gloo"),
+]
+# One of two processes, as torchrun starts them; it sends itself a signal (0 is none) after the first step.
+ONE_OF_TWO = """
+import os, sys, torch
+torch.set_num_threads(1)
+sys.path.insert(0, sys.argv.pop(1))
+number = int(sys.argv.pop(1))
+import pytest, small_runs
+from attention_transfer.engine import loop
+patch = pytest.MonkeyPatch()
+patch.setattr(loop, "ASK_EVERY", 2)
+small_runs.stop_after(patch, 1, lambda loop: os.kill(os.getpid(), number))
+sys.argv[0] = "attention-transfer"
+from attention_transfer.cli import main
+main()
+"""
 
 
-@pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="needs gloo")
 def test_two_processes_against_one(tmp_path):
     model = write_factory(tmp_path)  # without batch normalisation, whose statistics are each process's own
     words = f"train --model {model} {FLAGS} --precision fp32 --devices 2 --out two".split()
@@ -32,3 +52,35 @@ def test_two_processes_against_one(tmp_path):
         assert shared["parts"] == pytest.approx(alone["parts"], abs=1e-3)
         assert (shared["epoch"], shared["step"], shared["lr"]) == (alone["epoch"], alone["step"], alone["lr"])
     assert json.loads((tmp_path / "two" / "summary.json").read_text())["epochs"] == 2
+
+
+def test_a_signal_to_one_of_two_stops_both_within_the_epoch(tmp_path, request):
+    model = write_factory(tmp_path, "make_normalised")
+
+    def both(out, numbers=(0, 0)):
+        world = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "test"}
+        world |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "OMP_NUM_THREADS": "1"}
+        line = f"train --model {model} {FLAGS} --precision fp32 --devices 2 --out {out}"
+        processes = []
+        for rank, number in enumerate(numbers):
+            words = [sys.executable, "-c", ONE_OF_TWO, str(request.config.rootpath / "tests"), str(int(number))]
+            environment = os.environ | world | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+            pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+            processes.append(subprocess.Popen([*words, *line.split()], cwd=tmp_path, env=environment, **pipes))
+        said = [process.communicate(timeout=300) for process in processes]
+        return [process.returncode for process in processes], said
+
+    status, said = both("run", (0, signal.SIGTERM))
+    assert status == [130, 130], said
+    assert "the state is saved" in said[0][1]
+    assert torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["step"] == 2
+    status, said = both("run")
+    assert status == [0, 0] and "continuing run at step 2" in said[0][0], said
+    assert both("alone")[0] == [0, 0]
+
+    def numbers(out):
+        return [{k: v for k, v in row.items() if k not in TIMES} for row in rows(tmp_path / out)]
+
+    assert numbers("run") == numbers("alone")
+    one, other = (torch.load(tmp_path / out / "checkpoint.pt", weights_only=True) for out in ("run", "alone"))
+    assert all(torch.equal(value, other["transfer"][key]) for key, value in one["transfer"].items())

@@ -26,6 +26,7 @@ from .optim import Mix, Update, make_optimizer, make_scheduler, peak_lr, trainin
 from .progress import Progress
 
 Row = dict[str, Any]
+ASK_EVERY = 20  # steps: so often several processes ask one another for a signal
 KEPT = "the last good checkpoint is kept; try a lower --lr or --beta in another --out"
 
 
@@ -76,11 +77,14 @@ class Meter:
         loss, right, *parts = (sums / (self.images * fabric.world_size)).tolist()
         return loss, right, dict(zip(self.parts, parts, strict=True))
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"sums": self.sums, "images": self.images, "first_bad": self.first_bad}
+    def state_dict(self, fabric: Fabric) -> dict[str, Any]:
+        """The sums are those of all processes."""
+        sums = fabric.all_reduce(self.sums.clone(), reduce_op="sum")
+        return {"sums": sums, "images": self.images, "first_bad": self.first_bad}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.sums.copy_(state["sums"])
+    def load_state_dict(self, state: dict[str, Any], fabric: Fabric) -> None:
+        if fabric.is_global_zero:
+            self.sums.copy_(state["sums"])
         self.images = state["images"]
         self.first_bad.copy_(state["first_bad"])
 
@@ -168,8 +172,7 @@ class Loop:
             if self.graphs and step == first:
                 check_graphs()
             self.progress.tick(self.step, self.batch_size, self.meter)
-            # Several processes stop at the end of the epoch, together: within it each has sums of its own.
-            if self.stop_signal is not None and step + 1 < end and self.fabric.world_size == 1:
+            if step + 1 < end and (self.fabric.world_size == 1 or (step + 1) % ASK_EVERY == 0) and self._stopped():
                 self._sync()
                 self.seconds += time.perf_counter() - start
                 self._save()
@@ -213,7 +216,7 @@ class Loop:
         try:
             yield
         except UserError as error:
-            if self.fabric.world_size > 1:  # within an epoch each has sums of its own, as with signals
+            if self.fabric.world_size > 1:  # the others wait for its gradients
                 raise LocalError(str(error)) from error
             if not self.step:
                 raise
@@ -273,6 +276,7 @@ class Loop:
     def _save(self) -> None:
         """Metrics and checkpoint, each whole or not at all; never a state that is not finite."""
         self._check()
+        meter = self.meter.state_dict(self.fabric)
         if not self.fabric.is_global_zero:
             return
         state = {
@@ -280,7 +284,7 @@ class Loop:
             "average": None if self.average is None else self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": {k: v for k, v in self.scheduler.state_dict().items() if isinstance(v, (int, float, list))},
-            "meter": self.meter.state_dict(),
+            "meter": meter,
             "step": self.step,
             "seconds": self.seconds,
             "lr": self.lr,
@@ -294,7 +298,8 @@ class Loop:
     def _check(self) -> None:
         """Raises `RunError` for a loss, or weights that the last step left, that are not finite."""
         self.meter.check()
-        state = [v for v in self.plain.state_dict().values() if v.is_floating_point()]
+        kept = [self.plain.state_dict(), {} if self.average is None else self.average.state_dict()]
+        state = [v for values in kept for v in values.values() if v.is_floating_point()]
         if not torch.stack([v.isfinite().all() for v in state]).all():
             raise RunError(f"the weights are not finite after step {self.step}; {KEPT}")
 
@@ -313,7 +318,7 @@ class Loop:
             self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
-        self.meter.load_state_dict(state["meter"])
+        self.meter.load_state_dict(state["meter"], self.fabric)
         self.step, self.seconds, self.lr = state["step"], state["seconds"], state.get("lr", self.lr)
         torch.set_rng_state(state["rng"].cpu())
         if state["cuda_rng"] is not None:
