@@ -55,7 +55,8 @@ class Point:
 
     def settings(self, settings: Settings) -> Settings:
         student, teacher = (f"wrn-{self.depth}-{width}" for width in (self.width, 2 * self.width))
-        return replace(settings, student=student, teacher=teacher, batch_size=self.batch)
+        steps = settings.steps * max(1, settings.batch_size // self.batch)  # no fewer images
+        return replace(settings, student=student, teacher=teacher, batch_size=self.batch, steps=steps)
 
 
 def points(batch: int, runs: Sequence[int] = RUNS["cpu"]) -> list[tuple[str, int, Point]]:

@@ -19,7 +19,7 @@ from ..recipe import Recipe
 
 # Compiling takes so many seconds of a run's start, and makes a step so much cheaper (2 CPU cores: results/bench.md).
 COMPILE_SECONDS = {"cpu": 40.0, "cuda": 60.0, "mps": 60.0}
-COMPILE_SAVES = {"cpu": 0.11, "cuda": 0.22, "mps": 0.22}  # (the latter two are guesses)
+COMPILE_SAVES = {"cpu": 0.10, "cuda": 0.22, "mps": 0.22}  # (the latter two are guesses)
 COMPILE_SAVES_AMX = 0.4  # where convolutions take less of a step
 # Eager training throughput in FLOP/s, for an estimate of how long a run is.
 EAGER_FLOPS = {"cpu": 4e11, "cuda": 1e13, "mps": 1e12}
