@@ -196,7 +196,17 @@ class TestElsewhere:
         assert kernels.power_sum(a, 2, (1,)) is not None
         lazy = torch.complex(a, a).conj().imag
         assert lazy.is_neg()
-        for other in (a.double(), a.half(), a[:, ::2], a[..., 1:3], a[:1].expand(2, 6, 4, 4), lazy, a.to("meta")):
+        zeros = torch._efficientzerotensor((2, 6, 4, 4))
+        for other in (
+            a.double(),
+            a.half(),
+            a[:, ::2],
+            a[..., 1:3],
+            a[:1].expand(2, 6, 4, 4),
+            lazy,
+            zeros,
+            a.to("meta"),
+        ):
             assert kernels.power_sum(other, 2, (1,)) is None
         for p in (1.5, 3, 6):
             assert kernels.power_sum(a, p, (1,)) is None

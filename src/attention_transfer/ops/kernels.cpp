@@ -1,4 +1,4 @@
-// The activation loss on a CPU, each in one pass over the features; see kernels.py.
+// Kernels of the activation loss on a CPU; see kernels.py.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>

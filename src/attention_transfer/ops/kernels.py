@@ -1,5 +1,5 @@
-"""The activation loss in kernels of its own: Σ |A|^p and its gradient, and on a CPU Y = Q / ‖Q‖₂ and its; `None` where
-that does not apply.
+"""Kernels of the activation loss: Σ |A|^p and its gradient, on a CPU also Y = Q / ‖Q‖₂ and its; `None` where they do
+not apply.
 
 PyTorch's operations write |A|^p out, in bfloat16 a float32 copy of A before it, and read that again: 2 to 8 times the
 traffic. Of a map, small as it is, they make some ten passes. For a CPU `kernels.cpp` is compiled when first needed, by
@@ -146,9 +146,9 @@ def _numbers(features: Tensor, p: float, rows: Rows) -> tuple[int, ...]:
 
 
 def _plain(x: Tensor) -> bool:
-    """Whether its memory is its values: no subclass, tangent or lazy sign."""
+    """Whether its memory is its values: no subclass, tangent, lazy sign or lazy zeros."""
     usual = type(x) in (Tensor, nn.Parameter) and x.device.type in _DTYPES and x.layout == torch.strided
-    return usual and not x.is_neg() and forward_ad.unpack_dual(x).tangent is None
+    return usual and not x.is_neg() and not x._is_zerotensor() and forward_ad.unpack_dual(x).tangent is None
 
 
 @functools.cache
