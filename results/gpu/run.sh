@@ -9,7 +9,7 @@ OUT="${OUT:-runs/gpu}"; CIFAR10="${CIFAR10:-data/cifar10}"; SEEDS="${SEEDS:-5}";
 AT="${AT:-attention-transfer}"; PYTHON="${PYTHON:-python}"
 mkdir -p "$OUT"
 limited() { timeout --signal TERM --kill-after 60 "$LIMIT" "$@"; }
-paper="--recipe cifar10-paper --data cifar10:$CIFAR10 --compile ${COMPILE:-on}"
+paper="--recipe cifar10-paper --data cifar10:$CIFAR10"
 share() {
   if [ "${MPS:-0}" = 1 ]; then nvidia-cuda-mps-control -d; trap 'echo quit | nvidia-cuda-mps-control' EXIT; fi
   export OMP_NUM_THREADS=1
@@ -26,11 +26,13 @@ crowd)
 teacher) limited $AT train $paper --model wrn-16-2 --out "$OUT/teacher" ;;
 table1)
   methods="none at full kd at+kd"
-  distill() { limited $AT distill $paper --teacher "$OUT/teacher" --student wrn-16-1 --method "$@"; }
+  distill() { limited $AT distill $paper --compile "${COMPILE:-on}" --teacher "$OUT/teacher" --student wrn-16-1 --method "$@"; }
   for method in $methods; do
-    TORCHINDUCTOR_COMPILE_THREADS=3 distill $method --max-steps 5 --out "$OUT/first/$method" > "$OUT/$method.log" 2>&1 &
+    { TORCHINDUCTOR_COMPILE_THREADS=3 distill $method --max-steps 5 --out "$OUT/first/$method" > "$OUT/$method.log" 2>&1 \
+        || touch "$OUT/failed"; } &
   done
   wait
+  [ -f "$OUT/failed" ] && { rm "$OUT/failed"; tail -n 3 "$OUT"/*.log; exit 1; }
   share
   export TORCHINDUCTOR_COMPILE_THREADS=1
   for method in $methods; do

@@ -8,7 +8,7 @@ import pytest
 import torch
 from small_runs import STEPS_PER_EPOCH, carry_out, distilled, rows, small
 
-from attention_transfer.engine import decide, loop, run
+from attention_transfer.engine import decide, graphs, run
 from attention_transfer.errors import UserError
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -17,15 +17,18 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CU
 def test_what_cannot_have_them():
     with pytest.raises(UserError, match="--compile graphs: CUDA graphs need a GPU, and the device is cpu: choose on"):
         decide.decide(small(device="cpu", compile="graphs"), 0.0)
-    assert decide._no_graphs(small(), "cuda") is None
-    assert "--accumulate" in decide._no_graphs(small(accumulate=2), "cuda")
-    assert "processes" in decide._no_graphs(small(devices=2), "cuda")
+    assert graphs.refused(small(), "cuda") is None
+    assert "--accumulate" in graphs.refused(small(accumulate=2), "cuda")
+    assert "processes" in graphs.refused(small(devices=2), "cuda")
+    # A run that had them and goes on elsewhere was not asked for them by name.
+    assert not decide.decide(small(device="cpu", compile="auto"), 0.0, {"compile": True, "graphs": True}).graphs
 
 
 def test_what_the_compiler_is_told():
     eager = decide.decide(small(), 0.0)
     assert eager.compile_options() == {"dynamic": False}
-    assert replace(eager, graphs=True).compile_options() == {"dynamic": False, "mode": "reduce-overhead"}
+    assert replace(eager, graphs=True).compile_options() == {"dynamic": False, "options": graphs.OPTIONS}
+    assert graphs.OPTIONS.keys() <= set(torch._inductor.list_options())
 
 
 @pytest.mark.usefixtures("quick_runs")
@@ -40,17 +43,25 @@ def test_every_step_begins_one(teacher_run, tmp_path, monkeypatch):
 def test_parts_that_are_none_end_the_run(monkeypatch):
     from torch._dynamo.utils import counters
 
-    loop.check_graphs()
-    monkeypatch.setitem(counters["inductor"], "cudagraph_skips", 2)
+    monkeypatch.setitem(counters["inductor"], "cudagraph_skips", 1)  # of something else in this process
+    begun, other = graphs.Graphs(), graphs.Graphs()
+    begun.check()
+    monkeypatch.setitem(counters["inductor"], "cudagraph_skips", 3)
+    begun.check()  # looks at the first step alone
     with pytest.raises(UserError, match="--compile graphs: 2 compiled parts of a step cannot be CUDA graphs"):
-        loop.check_graphs()
+        other.check()
 
 
 @needs_gpu
 @pytest.mark.usefixtures("quick_runs")
-def test_on_a_gpu(teacher_run, tmp_path):
+@pytest.mark.parametrize("options", [{}, {"clip_norm": 1.0, "ema": 0.9, "mixup": 0.2}, {"freeze_bn": True}])
+def test_on_a_gpu(teacher_run, tmp_path, options):
+    from torch._inductor import cudagraph_trees
+
     for mode in ("graphs", "off"):
-        carry_out(distilled(teacher_run, device="cuda", compile=mode), tmp_path / mode)
-    graphs, eager = rows(tmp_path / "graphs")[-1], rows(tmp_path / "off")[-1]
-    assert graphs["train_loss"] == pytest.approx(eager["train_loss"], abs=0.02)
-    assert graphs["parts"] == pytest.approx(eager["parts"], abs=0.02)
+        carry_out(distilled(teacher_run, device="cuda", compile=mode, **options), tmp_path / mode)
+        if mode == "graphs":
+            assert cudagraph_trees.get_manager(0).new_graph_id().id > 0  # something was recorded
+    replayed, eager = rows(tmp_path / "graphs")[-1], rows(tmp_path / "off")[-1]
+    assert replayed["train_loss"] == pytest.approx(eager["train_loss"], abs=0.02)
+    assert replayed["parts"] == pytest.approx(eager["parts"], abs=0.02)

@@ -12,7 +12,7 @@ import pytest
 import torch.distributed
 from small_runs import FLAGS, TIMES, carry_out, rows, small, write_factory
 
-from attention_transfer.bench.scale import _free_port
+from attention_transfer.bench.scale import free_port
 
 pytestmark = [
     pytest.mark.usefixtures("quick_runs"),
@@ -59,7 +59,7 @@ def test_a_signal_to_one_of_two_stops_both_within_the_epoch(tmp_path, request):
 
     def both(out, numbers=(0, 0)):
         world = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "test"}
-        world |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "OMP_NUM_THREADS": "1"}
+        world |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
         line = f"train --model {model} {FLAGS} --precision fp32 --devices 2 --out {out}"
         processes = []
         for rank, number in enumerate(numbers):

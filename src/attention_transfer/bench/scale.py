@@ -128,8 +128,6 @@ def make_rate(method: str | None, point: Point, settings: Settings) -> Timed:
         method = "kd"
     recipe = replace(recipe_of(settings, method or "at+kd"), devices=point.processes)
     decisions = decisions_for(recipe, 0)
-    if (together := point.processes * point.runs) > 1:
-        torch.set_num_threads(max(1, torch.get_num_threads() // together))
     fabric = make_fabric(recipe, decisions)
     torch.manual_seed(1)
     share = settings.batch_size // point.processes
@@ -143,7 +141,7 @@ def make_rate(method: str | None, point: Point, settings: Settings) -> Timed:
 def _processes(point: Point, settings: Settings) -> Iterator[dict[str, Timed]]:
     """The same by several processes, each on its share of the cores or a GPU of its own; or by several runs."""
     context = multiprocessing.get_context("spawn")
-    port = _free_port()
+    port = free_port()
     pipes, processes = [], []
     for rank in range(point.processes * point.runs):
         here, there = context.Pipe()
@@ -160,7 +158,7 @@ def _processes(point: Point, settings: Settings) -> Iterator[dict[str, Timed]]:
             rates = [pipe.recv() for pipe in pipes]
         except (EOFError, OSError):
             raise RunError("a process of a step by several died; its own message is above") from None
-        return sum(rates) if point.runs > 1 else min(rates)  # processes wait for the slowest
+        return point.runs * min(rates)  # processes wait for the slowest, and a run that ends last has more for itself
 
     try:
         yield {part: partial(ask, part) for part in PARTS}
@@ -184,6 +182,7 @@ def _serve(pipe: Connection, rank: int, port: int, point: Point, settings: Setti
             "MASTER_PORT": str(port),
             "TORCHELASTIC_RUN_ID": "bench",
         }
+    torch.set_num_threads(max(1, torch.get_num_threads() // (point.processes * point.runs)))
     timed: dict[str, Callable[[], float]] = {part: make_rate(method, point, settings) for part, method in PARTS.items()}
     while True:
         if point.processes > 1:
@@ -191,7 +190,8 @@ def _serve(pipe: Connection, rank: int, port: int, point: Point, settings: Setti
         pipe.send(timed[pipe.recv()]())
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return int(free.getsockname()[1])

@@ -23,6 +23,7 @@ from rich.console import Console
 from ..data import ImageSet
 from ..engine.decide import Decisions, environment
 from ..engine.evaluate import as_input
+from ..engine.graphs import Graphs
 from ..engine.optim import make_optimizer
 from ..engine.progress import Progress
 from ..engine.run import assemble, decisions_for, make_fabric, prepare
@@ -205,8 +206,6 @@ def training_step(
     if method is None:
 
         def infer() -> None:
-            if decisions.graphs:
-                torch.compiler.cudagraph_mark_step_begin()
             with fabric.autocast():
                 transfer._teacher_side(x)
 
@@ -215,14 +214,17 @@ def training_step(
     wrapped, wrapped_optimizer = fabric.setup(transfer, optimizer)
 
     progress = torch.full((), 0.5, device=fabric.device)
+    graphs = Graphs() if decisions.graphs else None
 
     def step() -> None:
-        if decisions.graphs:
-            torch.compiler.cudagraph_mark_step_begin()
+        if graphs is not None:
+            graphs.begin()
         output = wrapped(x, y, progress)
         fabric.backward(output.loss)
         wrapped_optimizer.step()
         wrapped_optimizer.zero_grad()
+        if graphs is not None:
+            graphs.check()
 
     return step
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..recipe import Recipe
+from . import graphs
 
 # Compiling takes so many seconds of a run's start, and makes a step so much cheaper (2 CPU cores: results/bench.md).
 COMPILE_SECONDS = {"cpu": 40.0, "cuda": 60.0, "mps": 60.0}
@@ -40,7 +41,7 @@ class Decisions:
 
     def compile_options(self) -> dict[str, Any]:
         """What `torch.compile` is to be told."""
-        return {"dynamic": False} | ({"mode": "reduce-overhead"} if self.graphs else {})
+        return {"dynamic": False} | ({"options": graphs.OPTIONS} if self.graphs else {})
 
 
 def decide(
@@ -69,22 +70,12 @@ def decide(
     worth = compilable and seconds * saves > COMPILE_SECONDS[device]
     explicit = {"on": True, "off": False, "graphs": True}
     compiled = explicit.get(recipe.compile, earlier.get("compile", worth and _can_compile(device)))
-    graphs = recipe.compile == "graphs" or (recipe.compile == "auto" and bool(earlier.get("graphs")))
-    if graphs and (why := _no_graphs(recipe, device)):
+    why = graphs.refused(recipe, device)
+    if recipe.compile == "graphs" and why:
         raise UserError(f"--compile graphs: {why}: choose on")
+    replayed = recipe.compile == "graphs" or (recipe.compile == "auto" and bool(earlier.get("graphs")) and not why)
     threads = int(earlier.get("threads", torch.get_num_threads()))
-    return Decisions(device, precision, bool(compiled), threads, graphs)
-
-
-def _no_graphs(recipe: Recipe, device: str) -> str | None:
-    """Why the steps of this run cannot be CUDA graphs."""
-    if device != "cuda":
-        return f"CUDA graphs need a GPU, and the device is {device}"
-    if recipe.accumulate > 1:
-        return "gradients that are replayed do not add up (--accumulate)"
-    if recipe.devices * recipe.nodes > 1:
-        return "processes that share gradients do not replay their steps"
-    return None
+    return Decisions(device, precision, bool(compiled), threads, replayed)
 
 
 def fast_bf16(device: str) -> bool:

@@ -22,6 +22,7 @@ from ..recipe import Recipe
 from ..runs import RunFolder, replacing
 from ..transfer import Transfer
 from .evaluate import as_input
+from .graphs import Graphs
 from .optim import Mix, Update, make_optimizer, make_scheduler, peak_lr, training_mode
 from .progress import Progress
 
@@ -96,7 +97,7 @@ class Loop:
         example: a batch as the student sees it, for rates by layer.
         mix: mixes the images and labels of a batch.
         average: keeps the moving average of the student's weights (`make_average`).
-        graphs: compiled steps are replayed as CUDA graphs.
+        graphs: given where compiled steps are replayed as CUDA graphs.
     """
 
     def __init__(
@@ -112,7 +113,7 @@ class Loop:
         example: Tensor | None = None,
         mix: Mix | None = None,
         average: Any = None,
-        graphs: bool = False,
+        graphs: Graphs | None = None,
     ):
         self.recipe, self.folder, self.fabric = recipe, folder, fabric
         self.augment, self.validate, self.progress = augment, validate, progress
@@ -169,13 +170,14 @@ class Loop:
             with self._saving(start):
                 batch = self._batch(plan, step)
             self._step(*batch)
-            if self.graphs and step == first:
-                check_graphs()
+            if self.graphs is not None:
+                self.graphs.check()
             self.progress.tick(self.step, self.batch_size, self.meter)
             if step + 1 < end and (self.fabric.world_size == 1 or (step + 1) % ASK_EVERY == 0) and self._stopped():
                 self._sync()
                 self.seconds += time.perf_counter() - start
                 self._save()
+                self.fabric.barrier()  # or the end of another process may end this one while it writes
                 raise Interrupted
         self._sync()
         training = time.perf_counter() - start
@@ -263,8 +265,8 @@ class Loop:
 
     def _backward(self, x: Tensor, y: Tensor, progress: Tensor, share: float = 1.0) -> None:
         """Adds the gradient of `share` of the loss to what is there."""
-        if self.graphs:
-            torch.compiler.cudagraph_mark_step_begin()
+        if self.graphs is not None:
+            self.graphs.begin()
         output = self.transfer(x, y, progress)
         self.fabric.backward(output.loss if share == 1 else output.loss * share)
         self.meter.update(output.logits, y, output.parts, self.step + 1)
@@ -340,21 +342,6 @@ class Loop:
 
         with handling(stop, signal.SIGINT, signal.SIGTERM):
             yield
-
-
-def check_graphs() -> None:
-    """After a first step that was to be CUDA graphs.
-
-    Raises:
-        UserError: where the compiler left some of it without.
-    """
-    from torch._dynamo.utils import counters
-
-    if left := counters["inductor"]["cudagraph_skips"]:
-        raise UserError(
-            f"--compile graphs: {left} compiled parts of a step cannot be CUDA graphs (TORCH_LOGS=cudagraphs says "
-            "why): choose on"
-        )
 
 
 @contextmanager

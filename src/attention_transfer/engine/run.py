@@ -41,6 +41,7 @@ from ..transfer import Transfer
 from .decide import Decisions, count_flops, decide, environment, keep_freed_memory
 from .evaluate import as_input, evaluate
 from .folder import check_folder, check_teacher
+from .graphs import Graphs
 from .loggers import check_loggers, logging_to
 from .loop import Loop
 from .optim import describe_rates, make_average, make_mix, training_mode
@@ -277,7 +278,7 @@ def prepare(
     return Loop(
         recipe, folder, fabric, parts.transfer, augment, validate, progress,
         example=parts.example.to(fabric.device), mix=make_mix(recipe, len(parts.data.classes)), average=parts.average,
-        graphs=decisions.graphs,
+        graphs=Graphs() if decisions.graphs else None,
     )  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 namespace {
 
@@ -107,10 +108,10 @@ void gradient(const T* a, const float* g, T* __restrict out, int64_t n, int64_t 
     }
 }
 
-template <class T, int P>
-void either(const void* a, float* q, const float* g, void* out, int64_t n, int64_t rows, int64_t columns, bool inner, int threads) {
-    if (q) sum<T, P>(static_cast<const T*>(a), q, n, rows, columns, inner, threads);
-    else gradient<T, P>(static_cast<const T*>(a), g, static_cast<T*>(out), n, rows, columns, inner, threads);
+template <class Run> void with_exponent(int p, Run run) {
+    if (p == 1) run(std::integral_constant<int, 1>());
+    else if (p == 2) run(std::integral_constant<int, 2>());
+    else run(std::integral_constant<int, 4>());
 }
 
 constexpr float EPS = 1e-12f;
@@ -156,14 +157,25 @@ extern "C" void normalize_slope(const float* y, const float* r, const float* g, 
     }
 }
 
-// Σ |A|^p and its gradient for p = 1, 2, 4. A is (n, rows, columns), contiguous; `inner` tells which dimension is summed
-// over: columns (a map value a row), else rows (a map value a column).
-// With `q` the sum is written there; without it the gradient, g times the slope, to `out`. 0, or 1 for another p.
-extern "C" int power_sum(const void* a, float* q, const float* g, void* out, int64_t n, int64_t rows, int64_t columns,
-                         int p, int half, int inner, int threads) {
-    auto run = p == 1 ? (half ? either<bf16, 1> : either<float, 1>)
-             : p == 2 ? (half ? either<bf16, 2> : either<float, 2>)
-             : p == 4 ? (half ? either<bf16, 4> : either<float, 4>) : nullptr;
-    if (run) run(a, q, g, out, n, rows, columns, inner, threads);
-    return run == nullptr;
+// Σ |A|^p for p = 1, 2, 4, to q. A is (n, rows, columns), contiguous; `inner` tells which dimension is summed over: columns
+// (a map value a row), else rows (a map value a column). `half`: of bfloat16, else float32.
+extern "C" void power_sum(const void* a, float* q, int64_t n, int64_t rows, int64_t columns, int p, int half, int inner,
+                          int threads) {
+    auto run = [=](auto exponent) {
+        constexpr int P = decltype(exponent)::value;
+        if (half) sum<bf16, P>(static_cast<const bf16*>(a), q, n, rows, columns, inner, threads);
+        else sum<float, P>(static_cast<const float*>(a), q, n, rows, columns, inner, threads);
+    };
+    with_exponent(p, run);
+}
+
+// Its gradient, g · p·|A|^(p−1)·sign(A), to out.
+extern "C" void power_slope(const void* a, const float* g, void* out, int64_t n, int64_t rows, int64_t columns, int p,
+                            int half, int inner, int threads) {
+    auto run = [=](auto exponent) {
+        constexpr int P = decltype(exponent)::value;
+        if (half) gradient<bf16, P>(static_cast<const bf16*>(a), g, static_cast<bf16*>(out), n, rows, columns, inner, threads);
+        else gradient<float, P>(static_cast<const float*>(a), g, static_cast<float*>(out), n, rows, columns, inner, threads);
+    };
+    with_exponent(p, run);
 }

@@ -40,9 +40,11 @@ _OF_CAPABILITY = {
     "AVX2": ["-mavx2", "-mfma"],
     "AVX512": ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mprefer-vector-width=512"],
 }
+_TRIED: dict[torch.device, Any] = {}  # Triton's kernels, or None, by the GPU that they were tried on
 _POINTER, _SIZE, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
 _ARGUMENTS = {
-    "power_sum": [_POINTER] * 4 + [_SIZE] * 3 + [_INT] * 4,
+    "power_sum": [_POINTER] * 2 + [_SIZE] * 3 + [_INT] * 4,
+    "power_slope": [_POINTER] * 3 + [_SIZE] * 3 + [_INT] * 4,
     "normalize": [_POINTER] * 3 + [_SIZE] * 2 + [_INT],
     "normalize_slope": [_POINTER] * 5 + [_SIZE] * 2 + [_INT],
 }
@@ -67,7 +69,7 @@ def power_sum(features: Tensor, p: float, removed: tuple[int, ...]) -> Tensor | 
     if features.is_cuda:
         kernels.power_sum(features, q, kernels.Layout.of(*rows), int(p))
     else:
-        kernels.power_sum(features.data_ptr(), q.data_ptr(), None, None, *_numbers(features, p, rows))
+        kernels.power_sum(features.data_ptr(), q.data_ptr(), *_numbers(features, p, rows))
     return q
 
 
@@ -84,7 +86,7 @@ def power_slope(features: Tensor, p: float, removed: tuple[int, ...], g: Tensor)
     if features.is_cuda:
         kernels.power_slope(features, g, slope, kernels.Layout.of(*rows), int(p))
     else:
-        kernels.power_sum(features.data_ptr(), None, g.data_ptr(), slope.data_ptr(), *_numbers(features, p, rows))
+        kernels.power_slope(features.data_ptr(), g.data_ptr(), slope.data_ptr(), *_numbers(features, p, rows))
     return slope
 
 
@@ -99,12 +101,11 @@ def normalize(q: Tensor) -> tuple[Tensor, Tensor] | None:
 
 def normalize_slope(y: Tensor, r: Tensor, g: Tensor, g_r: Tensor) -> Tensor | None:
     """∂L/∂Q of the gradients g and g_r of Y and r; None also where it is to be differentiated itself."""
-    g, g_r = g.contiguous(), g_r.contiguous()
-    if torch.is_grad_enabled() or not all(map(_maps, (y, g))) or not all(map(_plain, (r, g_r))):
+    if torch.is_grad_enabled() or not _maps(y) or not all(map(_plain, (r, g, g_r))):
         return None
-    if (library := _library()) is None:
+    if g.dtype != torch.float32 or (library := _library()) is None:
         return None
-    out = torch.empty_like(y)
+    out, g, g_r = torch.empty_like(y), g.contiguous(), g_r.contiguous()
     pointers = (t.data_ptr() for t in (y, r, g, g_r, out))
     library.normalize_slope(*pointers, *y.shape, torch.get_num_threads())
     return out
@@ -151,21 +152,29 @@ def _plain(x: Tensor) -> bool:
     return usual and not x.is_neg() and not x._is_zerotensor() and forward_ad.unpack_dual(x).tangent is None
 
 
-@functools.cache
 def _triton(device: torch.device) -> Any:
     """The module of the kernels, if they work on this GPU."""
-    try:
-        from . import triton_kernels as kernels
+    if torch.cuda.is_current_stream_capturing() and device not in _TRIED:
+        return None  # a trial would end up in somebody's CUDA graph
+    if device not in _TRIED:
+        try:
+            from . import triton_kernels as kernels
 
-        a, g = torch.arange(-4.0, 4.0, device=device).view(2, 2, 2), torch.ones(2, 2, device=device)
-        q, slope = torch.empty_like(g), torch.empty_like(a)
-        layout = kernels.Layout.of(2, 2, 2, inner=True)
-        kernels.power_sum(a, q, layout, 2)
-        kernels.power_slope(a, g, slope, layout, 2)
-        works = torch.equal(q, a.square().sum(2)) and torch.equal(slope, 2 * a)
-    except Exception:  # whatever a compiler and a driver may come up with
-        return None
-    return kernels if works else None
+            _TRIED[device] = kernels if all(_works(kernels, device, inner) for inner in (False, True)) else None
+        except Exception:  # whatever a compiler and a driver may come up with
+            _TRIED[device] = None
+    return _TRIED[device]
+
+
+def _works(kernels: Any, device: torch.device, inner: bool) -> bool:
+    """Whether both kernels give what is right for a few numbers."""
+    a = torch.arange(-4.0, 4.0, device=device, dtype=torch.bfloat16).view(2, 2, 2)
+    g = torch.ones(2, 2, device=device)
+    q, slope = torch.empty_like(g), torch.empty_like(a)
+    layout = kernels.Layout.of(2, 2, 2, inner)
+    kernels.power_sum(a, q, layout, 2)
+    kernels.power_slope(a, g, slope, layout, 2)
+    return torch.equal(q, a.float().square().sum(2 if inner else 1)) and torch.equal(slope, 2 * a)
 
 
 @functools.cache

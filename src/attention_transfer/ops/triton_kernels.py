@@ -53,8 +53,8 @@ def _sum(
     features, q, positions, length, position_stride, length_stride,
     P: tl.constexpr, POSITIONS: tl.constexpr, LENGTH: tl.constexpr,
 ):  # fmt: skip
-    m = tl.program_id(0) * POSITIONS + tl.arange(0, POSITIONS)
-    sample = tl.program_id(1).to(tl.int64)
+    sample = tl.program_id(0).to(tl.int64)
+    m = tl.program_id(1) * POSITIONS + tl.arange(0, POSITIONS)
     start = features + sample * positions * length + m[:, None] * position_stride
     total = tl.zeros([POSITIONS, LENGTH], tl.float32)
     for first in range(0, length, LENGTH):
@@ -70,8 +70,8 @@ def _gradient(
     features, g, out, positions, length, position_stride, length_stride,
     P: tl.constexpr, POSITIONS: tl.constexpr, LENGTH: tl.constexpr,
 ):  # fmt: skip
-    m = tl.program_id(0) * POSITIONS + tl.arange(0, POSITIONS)
-    sample = tl.program_id(1).to(tl.int64)
+    sample = tl.program_id(0).to(tl.int64)
+    m = tl.program_id(1) * POSITIONS + tl.arange(0, POSITIONS)
     first = sample * positions * length + m[:, None] * position_stride
     each = tl.load(g + sample * positions + m, m < positions, 0.0)[:, None]
     for start in range(0, length, LENGTH):
@@ -103,4 +103,5 @@ def _blocks(layout: Layout) -> dict[str, int]:
 
 
 def _grid(layout: Layout) -> tuple[int, int]:
-    return triton.cdiv(layout.positions, _blocks(layout)["POSITIONS"]), layout.n
+    """Samples first: of the second there may be 65,535 at most."""
+    return layout.n, triton.cdiv(layout.positions, _blocks(layout)["POSITIONS"])
