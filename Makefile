@@ -26,7 +26,7 @@ lint: $(READY)  ## formatting, style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(READY)  ## measure speed: ratios to the authors' step, in one run; rewrites results/bench
+bench: $(READY)  ## measure speed: ratios to the authors' step, in one run; rewrites results/bench and the tables
 	$(BIN)/attention-transfer bench step --json results/bench/step.json
 	$(BIN)/attention-transfer bench epoch --json results/bench/epoch.json
 	$(BIN)/attention-transfer bench gradient --json results/bench/gradient.json
@@ -38,6 +38,7 @@ bench: $(READY)  ## measure speed: ratios to the authors' step, in one run; rewr
 	$(BIN)/attention-transfer bench scale --json results/bench/scale.json --plot docs/scale.png
 	$(BIN)/python -m pip install --quiet --editable '.[peers]'
 	$(BIN)/attention-transfer bench peer --json results/bench/peer.json
+	$(BIN)/python -m attention_transfer.bench.tables results/bench.md results/gradient.md
 
 clean:  ## remove the environment and what tests and tools left
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .mypy_cache

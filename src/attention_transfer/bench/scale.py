@@ -38,6 +38,7 @@ AXES: dict[str, tuple[int, ...]] = {
     "pairs": (0, 1, 2, 3),
     "processes": (1, 2),
 }
+HIDDEN = ("axis", "value", "authors_rate", "student_rate", "teacher_rate")  # for the plot
 RUNS = {"cpu": (1, 2), "cuda": (1, 2, 4, 8, 16), "mps": (1, 2)}
 
 
@@ -87,8 +88,7 @@ def bench_scale(settings: Settings, console: Console, file: Path | None, plot: P
         rows.append(_row(f"{axis} {value}", known[point], {"axis": axis, "value": value}))
     base = known[Point(settings.batch_size)]["authors"]
     rows.insert(0, Row("authors", base.rates, base.ratios))
-    hidden = ("axis", "value", "authors_rate", "student_rate", "teacher_rate")
-    report("scale", rows, about(settings, decisions), console, file, hidden=hidden)
+    report("scale", rows, about(settings, decisions), console, file, hidden=HIDDEN)
     if plot is not None:
         from .scale_plot import draw
 
