@@ -17,8 +17,11 @@ share() {
 case ${1:-} in
 tests) $PYTHON -m pytest -q -rs 2>&1 | tee "$OUT/tests.txt" ;;
 bench)
+  rm -f "$OUT/bench.md"
   for name in step epoch loss teacher gradient parts compile; do
     [ -f "$OUT/$name-gpu.json" ] || $AT bench $name --json "$OUT/$name-gpu.json" 2>&1 | tee "$OUT/bench-$name.txt"
+    printf '## %s\n\n`attention-transfer bench %s --json %s`\n\n| |\n\n' $name $name "$OUT/$name-gpu.json" >> "$OUT/bench.md"
+    $PYTHON -m attention_transfer.bench.tables "$OUT/bench.md"
   done ;;
 crowd)
   share
