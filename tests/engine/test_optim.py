@@ -363,7 +363,7 @@ class TestMixing:
         assert kinds == {True, False}
 
     def test_accuracy_is_of_the_larger_share(self):
-        from attention_transfer.engine.loop import Meter
+        from attention_transfer.engine.meter import Meter
 
         meter = Meter(["ce"], torch.device("cpu"))
         logits = torch.tensor([[2.0, 1.0, 0.0], [0.0, 3.0, 1.0]])
