@@ -28,16 +28,16 @@ lint: $(READY)  ## formatting, style and types
 
 bench: $(READY)  ## measure speed: ratios to the authors' step, in one run; rewrites results/bench and the tables
 	$(BIN)/attention-transfer bench step --json results/bench/step.json
-	$(BIN)/attention-transfer bench epoch --json results/bench/epoch.json
-	$(BIN)/attention-transfer bench gradient --json results/bench/gradient.json
-	$(BIN)/attention-transfer bench loss --json results/bench/loss.json
-	$(BIN)/attention-transfer bench teacher --json results/bench/teacher.json
-	$(BIN)/attention-transfer bench data --json results/bench/data.json
-	$(BIN)/attention-transfer bench compile --json results/bench/compile.json
-	$(BIN)/attention-transfer bench parts --json results/bench/parts.json
-	$(BIN)/attention-transfer bench scale --json results/bench/scale.json --plot docs/scale.png
+	$(BIN)/attention-transfer bench epoch --rounds 5 --json results/bench/epoch.json
+	$(BIN)/attention-transfer bench gradient --rounds 7 --steps 2 --json results/bench/gradient.json
+	$(BIN)/attention-transfer bench loss --rounds 9 --steps 3 --json results/bench/loss.json
+	$(BIN)/attention-transfer bench teacher --rounds 7 --json results/bench/teacher.json
+	$(BIN)/attention-transfer bench data --rounds 5 --json results/bench/data.json
+	$(BIN)/attention-transfer bench compile --steps 300 --json results/bench/compile.json
+	$(BIN)/attention-transfer bench parts --rounds 7 --steps 6 --json results/bench/parts.json
+	$(BIN)/attention-transfer bench scale --rounds 5 --steps 4 --json results/bench/scale.json --plot docs/scale.png
 	$(BIN)/python -m pip install --quiet --editable '.[peers]'
-	$(BIN)/attention-transfer bench peer --json results/bench/peer.json
+	$(BIN)/attention-transfer bench peer --rounds 5 --steps 5 --json results/bench/peer.json
 	$(BIN)/python -m attention_transfer.bench.tables results/bench.md results/gradient.md
 
 clean:  ## remove the environment and what tests and tools left

@@ -12,7 +12,7 @@ import pytest
 import torch.distributed
 from small_runs import FLAGS, TIMES, carry_out, rows, small, write_factory
 
-from attention_transfer.bench.scale import free_port
+from attention_transfer.bench.scale import free_port, torchrun_words
 
 pytestmark = [
     pytest.mark.usefixtures("quick_runs"),
@@ -58,13 +58,12 @@ def test_a_signal_to_one_of_two_stops_both_within_the_epoch(tmp_path, request):
     model = write_factory(tmp_path, "make_normalised")
 
     def both(out, numbers=(0, 0)):
-        world = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "test"}
-        world |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
+        port = free_port()
         line = f"train --model {model} {FLAGS} --precision fp32 --devices 2 --out {out}"
         processes = []
         for rank, number in enumerate(numbers):
             words = [sys.executable, "-c", ONE_OF_TWO, str(request.config.rootpath / "tests"), str(int(number))]
-            environment = os.environ | world | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+            environment = os.environ | torchrun_words(rank, 2, port) | {"OMP_NUM_THREADS": "1"}
             pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
             processes.append(subprocess.Popen([*words, *line.split()], cwd=tmp_path, env=environment, **pipes))
         said = [process.communicate(timeout=300) for process in processes]

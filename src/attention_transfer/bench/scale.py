@@ -171,23 +171,27 @@ def _processes(point: Point, settings: Settings) -> Iterator[dict[str, Timed]]:
 def _serve(pipe: Connection, rank: int, port: int, point: Point, settings: Settings) -> None:
     """Process or run `rank`: answers the name of a part with its images/s, of the whole batch."""
     if point.processes > 1:
-        # What torchrun says to the processes that it starts, and Fabric reads.
-        os.environ |= {
-            "RANK": str(rank),
-            "LOCAL_RANK": str(rank),
-            "WORLD_SIZE": str(point.processes),
-            "LOCAL_WORLD_SIZE": str(point.processes),
-            "GROUP_RANK": "0",
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-            "TORCHELASTIC_RUN_ID": "bench",
-        }
+        os.environ |= torchrun_words(rank, point.processes, port)
     torch.set_num_threads(max(1, torch.get_num_threads() // (point.processes * point.runs)))
     timed: dict[str, Callable[[], float]] = {part: make_rate(method, point, settings) for part, method in PARTS.items()}
     while True:
         if point.processes > 1:
             torch.distributed.barrier()
         pipe.send(timed[pipe.recv()]())
+
+
+def torchrun_words(rank: int, processes: int, port: int) -> dict[str, str]:
+    """What torchrun says to the processes that it starts on one node, and Fabric reads."""
+    return {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(processes),
+        "LOCAL_WORLD_SIZE": str(processes),
+        "GROUP_RANK": "0",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "TORCHELASTIC_RUN_ID": "here",
+    }
 
 
 def free_port() -> int:

@@ -154,9 +154,9 @@ def _plain(x: Tensor) -> bool:
 
 def _triton(device: torch.device) -> Any:
     """The module of the kernels, if they work on this GPU."""
-    if torch.cuda.is_current_stream_capturing() and device not in _TRIED:
-        return None  # a trial would end up in somebody's CUDA graph
     if device not in _TRIED:
+        if torch.cuda.is_current_stream_capturing():
+            return None  # a trial would end up in somebody's CUDA graph
         try:
             from . import triton_kernels as kernels
 
