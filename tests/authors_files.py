@@ -32,7 +32,11 @@ def wrn_params(depth: int, width: int, classes: int = 10) -> Params:
     params = {"conv0": convolution(3, 16, 3)}
     for g in range(3):
         for b in range((depth - 4) // 6):
-            base, inputs, outputs = f"group{g}.block{b}", widths[g] if b == 0 else widths[g + 1], widths[g + 1]
+            base, inputs, outputs = (
+                f"group{g}.block{b}",
+                widths[g] if b == 0 else widths[g + 1],
+                widths[g + 1],
+            )
             params[f"{base}.conv0"] = convolution(inputs, outputs, 3)
             params[f"{base}.conv1"] = convolution(outputs, outputs, 3)
             params |= normalisation(f"{base}.bn0", inputs) | normalisation(f"{base}.bn1", outputs)
@@ -55,9 +59,19 @@ def wrn(x: Tensor, params: Params) -> tuple[Tensor, list[Tensor]]:
         while (base := f"group{g}.block{b}") + ".conv0" in params:
             stride = 2 if g > 0 and b == 0 else 1
             o = F.relu(bn(x, params, f"{base}.bn0"))
-            z = F.relu(bn(F.conv2d(o, params[f"{base}.conv0"], stride=stride, padding=1), params, f"{base}.bn1"))
+            z = F.relu(
+                bn(
+                    F.conv2d(o, params[f"{base}.conv0"], stride=stride, padding=1),
+                    params,
+                    f"{base}.bn1",
+                )
+            )
             z = F.conv2d(z, params[f"{base}.conv1"], padding=1)
-            x = z + (F.conv2d(o, params[f"{base}.convdim"], stride=stride) if f"{base}.convdim" in params else x)
+            x = z + (
+                F.conv2d(o, params[f"{base}.convdim"], stride=stride)
+                if f"{base}.convdim" in params
+                else x
+            )
             b += 1
         groups.append(x)
     o = F.relu(bn(x, params, "bn"))
@@ -65,7 +79,9 @@ def wrn(x: Tensor, params: Params) -> tuple[Tensor, list[Tensor]]:
     return F.linear(o, params["fc.weight"], params["fc.bias"]), groups
 
 
-def resnet_params(blocks: list[int], width: int = 4, classes: int = 12, folded: bool = False) -> Params:
+def resnet_params(
+    blocks: list[int], width: int = 4, classes: int = 12, folded: bool = False
+) -> Params:
     """The tensors of the authors' ImageNet student, or of its teacher, whose normalisation is folded."""
     names = ("conv0.weight", "conv1.weight") if folded else ("conv0", "conv1")
     params = {names[0]: convolution(3, width, 7)}
@@ -82,7 +98,9 @@ def resnet_params(blocks: list[int], width: int = 4, classes: int = 12, folded: 
                 else:
                     params |= normalisation(f"{base}.bn{k}", outputs)
             if inputs != outputs:
-                params[f"{base}.{'conv_dim.weight' if folded else 'convdim'}"] = convolution(inputs, outputs, 1)
+                params[f"{base}.{'conv_dim.weight' if folded else 'convdim'}"] = convolution(
+                    inputs, outputs, 1
+                )
             inputs = outputs
     return params | {"fc.weight": torch.randn(classes, inputs), "fc.bias": torch.randn(classes)}
 
@@ -114,8 +132,13 @@ def write_run(folder: Path, params: Params, teacher: Params | None = None, **opt
     """A run folder with these tensors; of a distillation where there is a `teacher`; `options` are the log's."""
     folder.mkdir(parents=True, exist_ok=True)
     if teacher is not None:
-        params = {f"student.{k}": v for k, v in params.items()} | {f"teacher.{k}": v for k, v in teacher.items()}
-    torch.save({"params": params, "optimizer": {"state": {}, "param_groups": []}, "epoch": 2}, folder / "model.pt7")
+        params = {f"student.{k}": v for k, v in params.items()} | {
+            f"teacher.{k}": v for k, v in teacher.items()
+        }
+    torch.save(
+        {"params": params, "optimizer": {"state": {}, "param_groups": []}, "epoch": 2},
+        folder / "model.pt7",
+    )
     lines = [json.dumps({"lr": 0.1, "epoch": epoch} | options) for epoch in (1, 2)]
     (folder / "log.txt").write_text("".join(f"json_stats: {line}\n" for line in lines))
     return folder

@@ -96,7 +96,9 @@ def rows(run: Path) -> list[dict[str, Any]]:
 
 def contents(folder: Path) -> dict[str, bytes]:
     """Every file below `folder`, by its relative path."""
-    return {str(f.relative_to(folder)): f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()}
+    return {
+        str(f.relative_to(folder)): f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()
+    }
 
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, step: int, action: Callable[[Any], None]) -> None:
@@ -119,7 +121,9 @@ def write_factory(folder: Path, factory: str = "make") -> str:
     return f"{folder / 'net.py'}:{factory}"
 
 
-def write_folder(folder: Path, classes: int = 11, train: int = 4, val: int = 2, size: int = 16) -> Path:
+def write_folder(
+    folder: Path, classes: int = 11, train: int = 4, val: int = 2, size: int = 16
+) -> Path:
     """A `folder:` data set of PNGs, each class of its own brightness."""
     from PIL import Image
 
@@ -129,7 +133,11 @@ def write_folder(folder: Path, classes: int = 11, train: int = 4, val: int = 2, 
             place = folder / part / f"class{label:02}"
             place.mkdir(parents=True)
             for i in range(count):
-                pixels = (20 * label + rng.integers(0, 30, (size, size, 3))).clip(0, 255).astype(np.uint8)
+                pixels = (
+                    (20 * label + rng.integers(0, 30, (size, size, 3)))
+                    .clip(0, 255)
+                    .astype(np.uint8)
+                )
                 Image.fromarray(pixels).save(place / f"{i}.png")
     return folder
 
@@ -148,7 +156,9 @@ def write_parquet(folder: Path, labels: Sequence[int], classes: int) -> Path:
     folder.mkdir()
     for part, values in (("train", [i % classes for i in range(8)]), ("validation", labels)):
         image = pa.array([{"bytes": stream.getvalue(), "path": None}] * len(values))
-        table = pa.table({"image": image, "label": pa.array(values, pa.int64())}).replace_schema_metadata(about)
+        table = pa.table(
+            {"image": image, "label": pa.array(values, pa.int64())}
+        ).replace_schema_metadata(about)
         pq.write_table(table, folder / f"{part}-00000-of-00001.parquet")
     return folder
 
@@ -203,7 +213,10 @@ def student_run(teacher_run: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.fixture
 def command(
-    quick_runs: None, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+    quick_runs: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    tmp_path: Path,
 ) -> Command:
     """Runs a command line in this process, in the test's own folder."""
     from attention_transfer import cli

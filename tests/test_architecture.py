@@ -42,7 +42,10 @@ def imports(file: Path) -> Iterator[tuple[str, int]]:
         elif isinstance(node, ast.ImportFrom):
             base = [*here[: len(here) - node.level + 1]] if node.level else []
             targets = [
-                ([*base, *(node.module or "").split(".")] if node.module else base, [a.name for a in node.names])
+                (
+                    [*base, *(node.module or "").split(".")] if node.module else base,
+                    [a.name for a in node.names],
+                )
             ]
         else:
             continue
@@ -76,7 +79,9 @@ def test_imports_go_down(file):
     for unit, line in imports(file):
         if unit == mine or unit == "__version__":
             continue
-        assert unit in known, f"{file}:{line} imports {unit}, which has no floor in docs/architecture.md"
+        assert unit in known, (
+            f"{file}:{line} imports {unit}, which has no floor in docs/architecture.md"
+        )
         assert known[unit] < known[mine] or known[mine] == 0, (
             f"{file}:{line}: {mine} (floor {known[mine]}) imports {unit} (floor {known[unit]})"
         )
@@ -93,12 +98,22 @@ def test_the_walk_sees_every_way_to_import():
 def test_the_side_leaves_import_only_the_ground(leaf):
     known = floors()
     for file in (f for f in FILES if unit_of(f) == leaf):
-        assert {u for u, _ in imports(file)} - {leaf} <= {u for u, floor in known.items() if floor == 0}, file
+        assert {u for u, _ in imports(file)} - {leaf} <= {
+            u for u, floor in known.items() if floor == 0
+        }, file
 
 
 @pytest.mark.parametrize("file", [f for f in FILES if unit_of(f) in ABOVE_THE_LEAVES], ids=str)
 def test_the_core_knows_no_network_data_optimiser_or_run(file):
-    assert not {u for u, _ in imports(file)} & {"models", "data", "engine", "runs", "recipe", "report", "cli"}
+    assert not {u for u, _ in imports(file)} & {
+        "models",
+        "data",
+        "engine",
+        "runs",
+        "recipe",
+        "report",
+        "cli",
+    }
     assert "torch.optim" not in (PACKAGE / file).read_text()
 
 
@@ -110,7 +125,11 @@ def test_the_report_needs_no_torch_and_no_model_code(file):
 
 def test_the_engine_knows_no_method_by_name():
     for file in (f for f in FILES if unit_of(f) == "engine"):
-        names = {n.id for n in ast.walk(ast.parse((PACKAGE / file).read_text())) if isinstance(n, ast.Name)}
+        names = {
+            n.id
+            for n in ast.walk(ast.parse((PACKAGE / file).read_text()))
+            if isinstance(n, ast.Name)
+        }
         assert not names & {"ActivationTransfer", "KnowledgeDistillation"}, file
 
 
@@ -118,12 +137,19 @@ def modules_after(statement: str) -> set[str]:
     """The top-level packages outside the standard library that `statement` loads."""
     code = f"import sys; before = set(sys.modules); {statement}; print(*{{*sys.modules}} - before)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    return {m.partition(".")[0] for m in done.stdout.split()} - set(sys.stdlib_module_names) - {"attention_transfer"}
+    return (
+        {m.partition(".")[0] for m in done.stdout.split()}
+        - set(sys.stdlib_module_names)
+        - {"attention_transfer"}
+    )
 
 
 def test_import_loads_nothing_third_party():
     assert modules_after("import attention_transfer") == set()
-    assert modules_after("import attention_transfer as at; dir(at); at.__version__; at.UserError") == set()
+    assert (
+        modules_after("import attention_transfer as at; dir(at); at.__version__; at.UserError")
+        == set()
+    )
 
 
 def test_the_report_loads_no_torch():

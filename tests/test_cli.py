@@ -17,7 +17,17 @@ from small_runs import FLAGS, Command, contents, rows, write_factory, write_fold
 PNG = b"\x89PNG\r\n\x1a\n"
 TRAIN = f"train --model wrn-10-1 {FLAGS}"
 DISTILL = f"distill --student wrn-10-1 {FLAGS}"
-COMMANDS = ("demo", "train", "distill", "evaluate", "compare", "maps", "stages", "predict", "export")
+COMMANDS = (
+    "demo",
+    "train",
+    "distill",
+    "evaluate",
+    "compare",
+    "maps",
+    "stages",
+    "predict",
+    "export",
+)
 
 
 @pytest.fixture
@@ -57,9 +67,13 @@ assert not {"torch", "numpy", "lightning", "rich", "yaml"} & set(sys.modules), s
 
 
 def test_help_and_the_import_need_no_torch():
-    said = subprocess.run([sys.executable, "-c", NO_TORCH], capture_output=True, text=True, timeout=60)
+    said = subprocess.run(
+        [sys.executable, "-c", NO_TORCH], capture_output=True, text=True, timeout=60
+    )
     assert (said.returncode, said.stderr) == (0, "")
-    assert all(f"Usage: attention-transfer {name} " in said.stdout for name in ("[OPTIONS]", *COMMANDS))
+    assert all(
+        f"Usage: attention-transfer {name} " in said.stdout for name in ("[OPTIONS]", *COMMANDS)
+    )
 
 
 def test_without_a_word_it_helps(command):
@@ -125,13 +139,22 @@ def test_version(command):
         (f"{DISTILL} --out x --method atkd", ["unknown method 'atkd'", "did you mean"]),
         (f"{DISTILL} --out x --method kd+kd", ["twice"]),
         (f"{DISTILL} --out x --method kd", ["needs --teacher"]),
-        (f"{DISTILL} --out x --method kd --teacher wrn-10-1", ["no trained weights", "--teacher-weights"]),
+        (
+            f"{DISTILL} --out x --method kd --teacher wrn-10-1",
+            ["no trained weights", "--teacher-weights"],
+        ),
         (f"{DISTILL} --out x --method kd --teacher runs/teacher", ["runs/teacher"]),
         (f"{DISTILL} --out x --method kd --teacher nowhere", ["nowhere"]),
         (f"{DISTILL} --out x --method kd --teacher .", ["not a run folder"]),
-        (f"{TRAIN} --out x --milestones 1", ["--milestones is given", "--schedule one-cycle", "--schedule step"]),
+        (
+            f"{TRAIN} --out x --milestones 1",
+            ["--milestones is given", "--schedule one-cycle", "--schedule step"],
+        ),
         (f"{TRAIN} --out x --schedule cosine --lr-decay 0.1", ["--lr-decay is given", "cosine"]),
-        (f"{TRAIN.replace('--compile off', '')} --out x --compile graphs", ["need a GPU", "choose on"]),
+        (
+            f"{TRAIN.replace('--compile off', '')} --out x --compile graphs",
+            ["need a GPU", "choose on"],
+        ),
         ("demo --seeds 0", ["--seeds is 0"]),
         ("bench step --compile graphs", ["unknown compile setting 'graphs'"]),
         ("bench step --data photos", ["--data is an option of bench data"]),
@@ -253,12 +276,21 @@ def test_a_truncated_image(mistake, command, tmp_path):
 
 def test_a_label_out_of_range(mistake, tmp_path):
     write_parquet(tmp_path / "data", [0, 1, 2, 1], classes=2)
-    mistake(f"{TRAIN} --out x --data parquet:data", "validation-00000-of-00001.parquet, row 2", "label 2", "0 to 1")
+    mistake(
+        f"{TRAIN} --out x --data parquet:data",
+        "validation-00000-of-00001.parquet, row 2",
+        "label 2",
+        "0 to 1",
+    )
 
 
 def test_a_different_run_is_refused(mistake, teacher_run, tmp_path):
     shutil.copytree(teacher_run, tmp_path / "run")
-    mistake(f"{TRAIN} --out run --lr 0.3 --seed 4", "lr is 0.2 there and 0.3 here", "seed is 0 there and 4 here")
+    mistake(
+        f"{TRAIN} --out run --lr 0.3 --seed 4",
+        "lr is 0.2 there and 0.3 here",
+        "seed is 0 there and 4 here",
+    )
 
 
 # What it does
@@ -277,7 +309,9 @@ def test_evaluate_on_other_data(command, mistake, teacher_run, tmp_path):
     said = command(f"evaluate {teacher_run} --device cpu --data digits --limit-val 30")
     assert "on 30 images" in said.out
     write_folder(tmp_path / "data", classes=10)
-    mistake(f"evaluate {teacher_run} --device cpu --data folder:data", "class00", "expected the same")
+    mistake(
+        f"evaluate {teacher_run} --device cpu --data folder:data", "class00", "expected the same"
+    )
 
 
 def test_seeds(command, tmp_path):
@@ -285,7 +319,10 @@ def test_seeds(command, tmp_path):
     assert command(line).status == 0
     assert {f.name for f in (tmp_path / "run").iterdir()} == {"seed-3", "seed-4", "report.html"}
     for seed in (3, 4):
-        assert yaml.safe_load((tmp_path / "run" / f"seed-{seed}" / "config.yaml").read_text())["seed"] == seed
+        assert (
+            yaml.safe_load((tmp_path / "run" / f"seed-{seed}" / "config.yaml").read_text())["seed"]
+            == seed
+        )
     assert rows(tmp_path / "run" / "seed-3") != rows(tmp_path / "run" / "seed-4")
     said = command(line)
     assert said.status == 0
@@ -297,14 +334,24 @@ def configured(tmp_path):
 
 
 def test_flags_override_the_file_and_the_file_the_recipe(command, tmp_path):
-    (tmp_path / "mine.yaml").write_text("weight-decay: 1e-3\nepochs: 7\nlimit_train: 64\nflip: false\ncompile: off\n")
+    (tmp_path / "mine.yaml").write_text(
+        "weight-decay: 1e-3\nepochs: 7\nlimit_train: 64\nflip: false\ncompile: off\n"
+    )
     model = write_factory(tmp_path)
     line = f"train --model {model} --recipe cifar10-paper --config mine.yaml --data digits --epochs 1 --limit-val 10"
     said = command(f"{line} --device cpu --out run")
     assert (said.status, said.err) == (0, "")
     found = configured(tmp_path)
-    assert (found["schedule"], found["lr"], found["nesterov"]) == ("step", 0.1, False)  # the recipe's
-    assert (found["weight_decay"], found["limit_train"], found["compile"]) == (1e-3, 64, "off")  # the file's
+    assert (found["schedule"], found["lr"], found["nesterov"]) == (
+        "step",
+        0.1,
+        False,
+    )  # the recipe's
+    assert (found["weight_decay"], found["limit_train"], found["compile"]) == (
+        1e-3,
+        64,
+        "off",
+    )  # the file's
     assert (found["epochs"], found["limit_val"]) == (1, 10)  # the flags'
     assert (found["momentum"], found["seed"]) == (0.9, 0)  # the defaults
 
@@ -316,12 +363,19 @@ def test_the_configuration_runs_again(command, teacher_run, tmp_path):
     assert rows(tmp_path / "run") == rows(teacher_run)
 
 
-def test_a_students_run_on_its_teachers_configuration(command, mistake, teacher_run, student_run, tmp_path):
-    words = f"--config {teacher_run / 'config.yaml'} --teacher {teacher_run} --method kd --max-steps 1"
+def test_a_students_run_on_its_teachers_configuration(
+    command, mistake, teacher_run, student_run, tmp_path
+):
+    words = (
+        f"--config {teacher_run / 'config.yaml'} --teacher {teacher_run} --method kd --max-steps 1"
+    )
     said = command(f"distill {words} --out run")
     assert (said.status, said.err) == (0, "")
     assert (configured(tmp_path)["command"], configured(tmp_path)["method"]) == ("distill", "kd")
-    mistake(f"train --config {student_run / 'config.yaml'} --out x", "for a teacher and a method use distill")
+    mistake(
+        f"train --config {student_run / 'config.yaml'} --out x",
+        "for a teacher and a method use distill",
+    )
 
 
 def flips(monkeypatch, command, line):
@@ -380,8 +434,12 @@ def test_compare_says_what_is_unfinished(command, teacher_run, tmp_path):
 @pytest.mark.parametrize("images", ["digits", "folder", "file"])
 def test_maps(command, teacher_run, student_run, tmp_path, images):
     folder = write_folder(tmp_path / "data", classes=3, train=1, val=1) / "train"
-    words = {"digits": "digits", "folder": str(folder), "file": str(folder / "class00" / "0.png")}[images]
-    said = command(f"maps {teacher_run} {student_run} wrn-10-2 --images {words} --limit 2 --out found/maps.png")
+    words = {"digits": "digits", "folder": str(folder), "file": str(folder / "class00" / "0.png")}[
+        images
+    ]
+    said = command(
+        f"maps {teacher_run} {student_run} wrn-10-2 --images {words} --limit 2 --out found/maps.png"
+    )
     assert (said.status, said.err) == (0, "")
     assert f"{1 if images == 'file' else 2} images × 3 networks: found/maps.png" in said.out
     assert (tmp_path / "found" / "maps.png").read_bytes().startswith(PNG)
@@ -402,7 +460,10 @@ def test_an_unforeseen_error_is_one_line_too(command, monkeypatch):
     monkeypatch.setattr("attention_transfer.engine.run.open_data", broken)
     said = command(f"{TRAIN} --out x")
     assert said.status == 1
-    assert said.err == "attention-transfer: ZeroDivisionError: by zero (ATTENTION_TRANSFER_TRACEBACK=1 shows where)\n"
+    assert (
+        said.err
+        == "attention-transfer: ZeroDivisionError: by zero (ATTENTION_TRANSFER_TRACEBACK=1 shows where)\n"
+    )
     monkeypatch.setenv("ATTENTION_TRANSFER_TRACEBACK", "1")
     with pytest.raises(ZeroDivisionError):
         command(f"{TRAIN} --out x")
@@ -410,7 +471,9 @@ def test_an_unforeseen_error_is_one_line_too(command, monkeypatch):
 
 def test_weights_to_start_from(command, teacher_run, tmp_path):
     weights = teacher_run / "student.safetensors"
-    said = command(f"{TRAIN} --student-weights {weights} --max-steps 1 --lr 1e-9 --weight-decay 0 --out run")
+    said = command(
+        f"{TRAIN} --student-weights {weights} --max-steps 1 --lr 1e-9 --weight-decay 0 --out run"
+    )
     assert (said.status, said.err) == (0, "")
     from safetensors.torch import load_file
 
@@ -418,5 +481,7 @@ def test_weights_to_start_from(command, teacher_run, tmp_path):
     learnt = [name for name in before if before[name].is_floating_point() and "running" not in name]
     for name in learnt:
         torch.testing.assert_close(after[name], before[name], rtol=1e-4, atol=1e-6)
-    said = command(f"{DISTILL} --method kd --teacher wrn-10-1 --teacher-weights {weights} --max-steps 1 --out kd")
+    said = command(
+        f"{DISTILL} --method kd --teacher wrn-10-1 --teacher-weights {weights} --max-steps 1 --out kd"
+    )
     assert (said.status, said.err) == (0, "")

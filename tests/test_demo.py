@@ -16,7 +16,14 @@ METHODS = ("none", "at", "kd", "at+kd")
 @pytest.fixture
 def short(monkeypatch):
     """The demo's recipes, cut down."""
-    small = {"model": "wrn-10-1", "limit_train": 64, "limit_val": 50, "epochs": 1, "batch_size": 32, "device": "cpu"}
+    small = {
+        "model": "wrn-10-1",
+        "limit_train": 64,
+        "limit_val": 50,
+        "epochs": 1,
+        "batch_size": 32,
+        "device": "cpu",
+    }
     monkeypatch.setattr(demo, "named_recipe", lambda name: named_recipe(name) | small)
 
 
@@ -24,7 +31,9 @@ def test_the_whole_story_and_again(command, short, tmp_path):
     said = command("demo --out runs --seeds 2")
     assert (said.status, said.err) == (0, "")
     runs = {"teacher"} | {f"{method}/seed-{seed}" for method in METHODS for seed in (0, 1)}
-    assert {str(f.parent.relative_to(tmp_path / "runs")) for f in tmp_path.rglob("summary.json")} == runs
+    assert {
+        str(f.parent.relative_to(tmp_path / "runs")) for f in tmp_path.rglob("summary.json")
+    } == runs
     for run in runs - {"teacher"}:
         summary = json.loads((tmp_path / "runs" / run / "summary.json").read_text())
         assert summary["method"] == run.split("/")[0]
@@ -43,7 +52,9 @@ def test_the_whole_story_and_again(command, short, tmp_path):
 def test_the_students_have_the_same_budget_and_less_than_the_teacher():
     student, teacher = named_recipe("digits-student"), named_recipe("digits-teacher")
     kept = [
-        make_recipe(student, {"method": method, "command": "distill", "teacher": "t"}, options).to_dict()
+        make_recipe(
+            student, {"method": method, "command": "distill", "teacher": "t"}, options
+        ).to_dict()
         for method, options in demo.STUDENTS.items()
     ]
     for recipe in kept:
@@ -56,7 +67,9 @@ def test_the_students_have_the_same_budget_and_less_than_the_teacher():
     assert kept[0]["limit_train"] < 12_000
 
 
-@pytest.mark.parametrize("name", ["cifar10-paper", "cifar10-short", "digits-student", "digits-teacher"])
+@pytest.mark.parametrize(
+    "name", ["cifar10-paper", "cifar10-short", "digits-student", "digits-teacher"]
+)
 def test_every_recipe_is_valid_and_opens_with_its_command(name, tmp_path):
     from importlib.resources import files
 
@@ -69,5 +82,7 @@ def test_every_recipe_is_valid_and_opens_with_its_command(name, tmp_path):
 def test_the_recipes_work_on_the_command_line(command, teacher_run, tmp_path):
     words = f"{FLAGS.replace('--epochs 2', '--epochs 1')} --max-steps 1 --model wrn-10-1"
     assert command(f"train --recipe digits-teacher {words} --out a").status == 0
-    said = command(f"distill --recipe digits-student --teacher {teacher_run} --method at+kd {words} --out b")
+    said = command(
+        f"distill --recipe digits-student --teacher {teacher_run} --method at+kd {words} --out b"
+    )
     assert said.status == 0

@@ -16,13 +16,17 @@ PAGES = sorted((ROOT / "docs").rglob("*.md"))
 EXAMPLES = [
     pytest.param(code, id=f"{page.name}-{j}")
     for page in [ROOT / "README.md", *PAGES]
-    for j, code in enumerate(re.findall(r"^```python\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL))
+    for j, code in enumerate(
+        re.findall(r"^```python\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+    )
 ]
 
 
 def test_every_method_has_a_page_with_an_example():
     assert {p.stem for p in PAGES} >= set(METHODS)
-    assert {p.id.rpartition("-")[0] for p in EXAMPLES} >= {f"{name}.md" for name in METHODS} | {"README.md"}
+    assert {p.id.rpartition("-")[0] for p in EXAMPLES} >= {f"{name}.md" for name in METHODS} | {
+        "README.md"
+    }
 
 
 @pytest.mark.parametrize("code", EXAMPLES)
@@ -31,11 +35,15 @@ def test_examples_run(code, capsys):
     names = {"student": Net(), "teacher": Net(8, seed=1), "x": x, "y": y, "torch": torch}
     exec(code, names)
     if "transfer" in names:
-        assert "loss.backward()" not in code or any(p.grad is not None for p in names["student"].parameters())
+        assert "loss.backward()" not in code or any(
+            p.grad is not None for p in names["student"].parameters()
+        )
 
 
 @pytest.mark.parametrize(
-    "page", [ROOT / "README.md", *PAGES, *sorted((ROOT / "results").glob("*.md"))], ids=lambda p: p.name
+    "page",
+    [ROOT / "README.md", *PAGES, *sorted((ROOT / "results").glob("*.md"))],
+    ids=lambda p: p.name,
 )
 def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text()):

@@ -41,7 +41,11 @@ class Tiny(nn.Module):
         super().__init__()
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            self.one, self.two, self.fc = nn.Conv2d(2, 3, 3), nn.Conv2d(3, 3, 2, 2, 1), nn.Linear(3, 3)
+            self.one, self.two, self.fc = (
+                nn.Conv2d(2, 3, 3),
+                nn.Conv2d(3, 3, 2, 2, 1),
+                nn.Linear(3, 3),
+            )
         self.smooth = smooth
         self.double()
 
@@ -119,12 +123,21 @@ class TestInputGradient:
         model, (x, y) = Tiny(), tiny_batch(5)
         together = at.input_gradient(model, x, y, create_graph).detach()
         for n in range(5):
-            close(at.input_gradient(model, x[n : n + 1], y[n : n + 1], create_graph), together[n : n + 1], 1e-12)
+            close(
+                at.input_gradient(model, x[n : n + 1], y[n : n + 1], create_graph),
+                together[n : n + 1],
+                1e-12,
+            )
         order = torch.tensor([3, 1, 1, 4, 0, 2, 2, 2])
         close(at.input_gradient(model, x[order], y[order], create_graph), together[order], 1e-12)
 
     def test_linear_classifier_by_hand(self):
-        w, b, x, y = draw(4, 12), draw(4, seed=1), draw(5, 3, 2, 2, seed=2), torch.tensor([0, 3, 1, 1, 2])
+        w, b, x, y = (
+            draw(4, 12),
+            draw(4, seed=1),
+            draw(5, 3, 2, 2, seed=2),
+            torch.tensor([0, 3, 1, 1, 2]),
+        )
         model = nn.Sequential(nn.Flatten(), nn.Linear(12, 4)).double()
         model.load_state_dict({"1.weight": w, "1.bias": b})
         target = draw(5, 3, 2, 2, seed=3)
@@ -135,7 +148,13 @@ class TestInputGradient:
             (at.gradient_norm_loss(model, x, y), (value, dw, db)),
             (
                 at.gradient_loss(at.input_gradient(model, x, y, create_graph=True), target),
-                [r for i, r in enumerate(reference.linear_gradient_norm(*arrays, target.flatten(1).numpy())) if i != 1],
+                [
+                    r
+                    for i, r in enumerate(
+                        reference.linear_gradient_norm(*arrays, target.flatten(1).numpy())
+                    )
+                    if i != 1
+                ],
             ),
         ):
             found = (loss, *torch.autograd.grad(loss, tuple(model.parameters())))
@@ -193,9 +212,13 @@ class TestInputGradient:
         inside = copy.deepcopy(plain)
         inside.compile(backend="aot_eager")
         for compiled in (torch.compile(plain, backend="aot_eager"), inside):
-            torch.testing.assert_close(at.input_gradient(compiled, x, y), at.input_gradient(plain, x, y))
+            torch.testing.assert_close(
+                at.input_gradient(compiled, x, y), at.input_gradient(plain, x, y)
+            )
             for loss in (at.gradient_norm_loss, at.symmetry_loss):
-                with pytest.raises(at.UserError, match="compiled model cannot be differentiated twice.*plain model"):
+                with pytest.raises(
+                    at.UserError, match="compiled model cannot be differentiated twice.*plain model"
+                ):
                     loss(compiled, x, y)
 
     @pytest.mark.parametrize(
@@ -209,7 +232,9 @@ class TestInputGradient:
         ],
     )
     def test_what_is_no_batch(self, x, y):
-        with pytest.raises(ValueError, match=r"expected \(N, C, H, W\) of floats and \(N,\) of class numbers"):
+        with pytest.raises(
+            ValueError, match=r"expected \(N, C, H, W\) of floats and \(N,\) of class numbers"
+        ):
             at.input_gradient(Net(), x, y)
         with pytest.raises(ValueError, match="expected"):
             at.gradient_norm_loss(Net(), x, y)
@@ -248,7 +273,9 @@ class TestLosses:
                 return at.symmetry_loss(model, x, y, squared)
             if name == "min-l2":
                 return at.gradient_norm_loss(model, x, y)
-            return at.gradient_loss(at.input_gradient(model, x, y, create_graph=True), teacher, squared)
+            return at.gradient_loss(
+                at.input_gradient(model, x, y, create_graph=True), teacher, squared
+            )
 
         loss().backward()
         for key, p in model.named_parameters():
@@ -261,7 +288,11 @@ class TestLosses:
         a, b = draw(4, 2, 3, 3), draw(4, 2, 3, 3, seed=1)
         d = (a - b).numpy().reshape(4, -1)
         close(at.gradient_loss(a, b), np.asarray((d**2).sum(1).mean() / 2), 1e-12)
-        close(at.gradient_loss(a, b, squared=False), np.asarray(np.linalg.norm(d, axis=1).mean() / 2), 1e-12)
+        close(
+            at.gradient_loss(a, b, squared=False),
+            np.asarray(np.linalg.norm(d, axis=1).mean() / 2),
+            1e-12,
+        )
         assert at.gradient_loss(a.bfloat16(), b.bfloat16()).dtype == torch.float32
 
     @pytest.mark.parametrize("squared", [True, False])
@@ -282,7 +313,9 @@ class TestLosses:
         (found,) = torch.autograd.grad(at.gradient_loss(j, other, squared), j)
         assert found.isfinite().all() and (found[[0, 2]] == 0).all() and (found[1] != 0).all()
         model, (x, y) = Tiny(), tiny_batch()
-        loss = at.gradient_loss(at.input_gradient(model, x, y, True), at.input_gradient(model, x, y), squared)
+        loss = at.gradient_loss(
+            at.input_gradient(model, x, y, True), at.input_gradient(model, x, y), squared
+        )
         loss.backward()
         assert loss.item() == 0 and all((p.grad == 0).all() for p in model.parameters())
 
@@ -319,7 +352,9 @@ class TestSymmetricNetworks:
         loss = at.symmetry_loss(model, x, y, squared)
         (j,) = (at.input_gradient(model, x, y),)
         assert loss > 1e-6 and not torch.equal(j, j.flip(-1))  # no symmetric network yet
-        mean = nn.Sequential(nn.Conv2d(2, 3, (3, 1)), nn.Softplus(), nn.AdaptiveAvgPool2d(1), nn.Flatten()).double()
+        mean = nn.Sequential(
+            nn.Conv2d(2, 3, (3, 1)), nn.Softplus(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+        ).double()
         loss = at.symmetry_loss(mean, x, y, squared)
         loss.backward()
         assert loss.item() == 0 and all((p.grad == 0).all() for p in mean.parameters())
@@ -330,7 +365,9 @@ class TestThreeWays:
     def test_same_gradients(self, chosen):
         x, y = batch(6, dtype=torch.float64)
         expected, reached = steps(double(SETS[chosen](), WAYS[0]), x, y)
-        assert all(p > 0 for p in expected.parts.values()) and all(g.norm() > 0 for g in reached.values())
+        assert all(p > 0 for p in expected.parts.values()) and all(
+            g.norm() > 0 for g in reached.values()
+        )
         for way in WAYS[1:]:
             out, found = steps(double(SETS[chosen](), way), x, y)
             assert_same(out.parts, expected.parts, rtol=1e-10, atol=1e-12)
@@ -420,7 +457,12 @@ class TestTransfer:
         assert_same(out.parts, expected, rtol=1e-10, atol=1e-12)
         student.zero_grad()
         sum(expected.values()).backward()
-        assert_same(found, {f"student.{n}": g for n, g in gradients(student).items()}, rtol=1e-10, atol=1e-12)
+        assert_same(
+            found,
+            {f"student.{n}": g for n, g in gradients(student).items()},
+            rtol=1e-10,
+            atol=1e-12,
+        )
 
     @pytest.mark.parametrize("way", ["auto", "func"])
     def test_each_part_by_itself(self, way):
@@ -446,7 +488,9 @@ class TestTransfer:
             out = transfer(x, y, 0.3)
         assert not out.loss.requires_grad and not out.logits.requires_grad
         assert not any(p.requires_grad for p in out.parts.values())
-        assert_same(out.parts, {n: p.detach() for n, p in expected.parts.items()}, rtol=1e-10, atol=1e-12)
+        assert_same(
+            out.parts, {n: p.detach() for n, p in expected.parts.items()}, rtol=1e-10, atol=1e-12
+        )
 
     @pytest.mark.parametrize("way", ["auto", *WAYS])
     def test_the_teacher_is_left_alone(self, way):
@@ -499,7 +543,9 @@ class TestTransfer:
         )  # nothing to differentiate
 
     def test_an_unknown_way(self):
-        with pytest.raises(at.UserError, match="unknown second_order 'forward'.*did you mean forward-over-reverse"):
+        with pytest.raises(
+            at.UserError, match="unknown second_order 'forward'.*did you mean forward-over-reverse"
+        ):
             make(at.GradientNorm(), second_order="forward")
 
 
@@ -515,14 +561,18 @@ def batch_normalised():
 
 
 def with_dropout():
-    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.Softplus(), nn.Flatten(), nn.Dropout(0.5), nn.Linear(144, CLASSES))
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.Softplus(), nn.Flatten(), nn.Dropout(0.5), nn.Linear(144, CLASSES)
+    )
 
 
 class TestWhatStandsInTheWay:
     def test_batch_normalisation_in_training(self):
         student, (x, y) = batch_normalised(), batch()
         transfer = at.Transfer(student, None, [at.GradientNorm(), at.GradientSymmetry()])
-        with pytest.warns(UserWarning, match=r"1 layers .*\(1, …\).*min-l2, symmetry with them.*eval mode"):
+        with pytest.warns(
+            UserWarning, match=r"1 layers .*\(1, …\).*min-l2, symmetry with them.*eval mode"
+        ):
             transfer(x, y)
         with warnings.catch_warnings():
             warnings.simplefilter("error")
@@ -556,14 +606,19 @@ class TestWhatStandsInTheWay:
     def test_input_gradients_warn_too(self):
         model, (x, y) = batch_normalised(), batch()
         for use in (at.input_gradient, at.gradient_norm_loss, at.symmetry_loss):
-            with pytest.warns(UserWarning, match="1 layers normalise by their batch.*put the model in eval mode"):
+            with pytest.warns(
+                UserWarning, match="1 layers normalise by their batch.*put the model in eval mode"
+            ):
                 use(model, x, y)
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             at.input_gradient(model.eval(), x, y)
 
     def test_which_layers_couple(self):
-        assert couples_samples(batch_normalised()) == ["1"] and couples_samples(batch_normalised().eval()) == []
+        assert (
+            couples_samples(batch_normalised()) == ["1"]
+            and couples_samples(batch_normalised().eval()) == []
+        )
         without = nn.Sequential(nn.BatchNorm2d(3, track_running_stats=False), nn.GroupNorm(1, 3))
         assert couples_samples(without.eval()) == ["0"]
 
@@ -588,7 +643,12 @@ class TestWhatStandsInTheWay:
                 transfer(x, y)
         student.eval()
         found = steps(at.Transfer(student, None, **options), x, y)[1]
-        assert_same(found, steps(at.Transfer(student, None, [at.GradientNorm()]), x, y)[1], rtol=1e-4, atol=1e-6)
+        assert_same(
+            found,
+            steps(at.Transfer(student, None, [at.GradientNorm()]), x, y)[1],
+            rtol=1e-4,
+            atol=1e-6,
+        )
 
     def test_dropout_goes_by_the_other_ways(self):
         x, y = batch()
@@ -603,7 +663,9 @@ class TestWhatStandsInTheWay:
         assert_same(found[0], found[1], rtol=0, atol=0)
         assert_same(found[2], found[1])
 
-    @pytest.mark.parametrize(("make_student", "same"), [(Net, True), (batch_normalised, False), (with_dropout, False)])
+    @pytest.mark.parametrize(
+        ("make_student", "same"), [(Net, True), (batch_normalised, False), (with_dropout, False)]
+    )
     def test_repeatable(self, make_student, same):
         model, x = make_student(), batch()[0]
         assert repeatable(model, x) is same and known_to_change(model) is not same
@@ -627,6 +689,10 @@ class TestWhatStandsInTheWay:
             def forward(self, x):
                 return super().forward(Doubled.apply(x))
 
-        transfer = at.Transfer(Student(), None, [at.GradientNorm()], second_order="forward-over-reverse")
-        with pytest.raises(at.UserError, match="forward-over-reverse cannot be had here.*use double-backward"):
+        transfer = at.Transfer(
+            Student(), None, [at.GradientNorm()], second_order="forward-over-reverse"
+        )
+        with pytest.raises(
+            at.UserError, match="forward-over-reverse cannot be had here.*use double-backward"
+        ):
             transfer(*batch())

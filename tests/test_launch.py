@@ -53,7 +53,9 @@ def test_at_once_gives_the_same_runs(command: Command, tmp_path):
     for seed in ("seed-3", "seed-4"):
         one, both = tmp_path / "one" / seed, tmp_path / "both" / seed
         assert rows(one) == rows(both)
-        assert (one / "student.safetensors").read_bytes() == (both / "student.safetensors").read_bytes()
+        assert (one / "student.safetensors").read_bytes() == (
+            both / "student.safetensors"
+        ).read_bytes()
         assert (both / "report.html").is_file()
     assert command(f"{line} --out both").out.count("is finished") == 2
 
@@ -80,7 +82,9 @@ def test_what_fails_is_named_and_the_rest_is_kept(command: Command, tmp_path):
     assert (tmp_path / "run" / "seed-4" / "summary.json").is_file()
 
 
-@pytest.mark.parametrize(("number", "whole_group"), [(signal.SIGTERM, True), (signal.SIGINT, False)])
+@pytest.mark.parametrize(
+    ("number", "whole_group"), [(signal.SIGTERM, True), (signal.SIGINT, False)]
+)
 def test_stopped_it_saves_and_goes_on(tmp_path, number, whole_group):
     """As by `timeout` or a scheduler; as by a stop button."""
     line = f"{LINE} --model {write_factory(tmp_path)} --epochs 9000 --max-steps 36000 --out run --at-once 2"
@@ -93,12 +97,19 @@ def test_stopped_it_saves_and_goes_on(tmp_path, number, whole_group):
             cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
         )  # fmt: skip
         end = time.monotonic() + 100
-        while not all(map(progressed, checkpoints)) and time.monotonic() < end and process.poll() is None:
+        while (
+            not all(map(progressed, checkpoints))
+            and time.monotonic() < end
+            and process.poll() is None
+        ):
             time.sleep(0.02)
         (os.killpg if whole_group else os.kill)(process.pid, number)
         out, err = process.communicate(timeout=60)
         assert process.returncode == 130, err
-        assert err == "attention-transfer: interrupted: the state is saved; run the same command again to continue\n"
+        assert (
+            err
+            == "attention-transfer: interrupted: the state is saved; run the same command again to continue\n"
+        )
         return out
 
     stopped_once_both(lambda checkpoint: checkpoint.is_file())
@@ -114,7 +125,10 @@ def test_stopped_it_saves_and_goes_on(tmp_path, number, whole_group):
 
 @pytest.mark.parametrize(
     ("words", "expected"),
-    [("--at-once 0", "--at-once is 0: expected at least 1"), ("--at-once 2 --devices 2", "expected 1")],
+    [
+        ("--at-once 0", "--at-once is 0: expected at least 1"),
+        ("--at-once 2 --devices 2", "expected 1"),
+    ],
 )
 def test_what_cannot_be(command: Command, words, expected):
     said = command(f"{LINE} --model wrn-10-1 --out run {words}")

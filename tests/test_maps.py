@@ -34,7 +34,9 @@ class TestMap:
         a = away(2, 3, 2, 3).requires_grad_()
         assert gradcheck(lambda a: attention_map(a, kind, p, normalize), a)
 
-    @pytest.mark.parametrize(("kind", "p"), [("sum", 1.5), ("sum", 2), ("sum", 3), ("max", 2), ("max", 2.5)])
+    @pytest.mark.parametrize(
+        ("kind", "p"), [("sum", 1.5), ("sum", 2), ("sum", 3), ("max", 2), ("max", 2.5)]
+    )
     def test_gradgradcheck(self, kind, p):
         assert gradgradcheck(lambda a: attention_map(a, kind, p), away(2, 2, 1, 3).requires_grad_())
 
@@ -59,7 +61,9 @@ class TestMap:
     @pytest.mark.parametrize(("kind", "p"), MAPS)
     def test_zeros_after_a_relu_have_finite_derivatives(self, kind, p):
         a = draw(2, 4, 3, 3).relu().requires_grad_()
-        first = derivative((attention_map(a, kind, p) * draw(2, 9, seed=1)).sum(), a, create_graph=True)
+        first = derivative(
+            (attention_map(a, kind, p) * draw(2, 9, seed=1)).sum(), a, create_graph=True
+        )
         assert (first[a == 0] == 0).all() and first.isfinite().all()
         if p > 1:
             second = derivative((first * draw(2, 4, 3, 3, seed=2)).sum(), a)
@@ -77,7 +81,11 @@ class TestMap:
         a = torch.full((1, 1, 2, 2), 1e-7, dtype=torch.float64, requires_grad=True)
         y = attention_map(a, p=2)
         close(y, torch.full((1, 4), 1e-14 / 1e-12, dtype=torch.float64))
-        close(derivative(y.sum(), a), torch.full((1, 1, 2, 2), 2e-7 / 1e-12, dtype=torch.float64), 1e-6)
+        close(
+            derivative(y.sum(), a),
+            torch.full((1, 1, 2, 2), 2e-7 / 1e-12, dtype=torch.float64),
+            1e-6,
+        )
 
     @pytest.mark.parametrize(("kind", "p"), MAPS)
     def test_one_position(self, kind, p):
@@ -111,7 +119,10 @@ class TestMap:
         grid = tokens.transpose(1, 2).reshape(2, 5, 3, 4)
         for kind in KINDS:
             close(attention_map(tokens, kind, 3), attention_map(grid, kind, 3))
-            close(attention_map(tokens, kind, 3, axis="channel"), attention_map(grid, kind, 3, axis="channel"))
+            close(
+                attention_map(tokens, kind, 3, axis="channel"),
+                attention_map(grid, kind, 3, axis="channel"),
+            )
         assert attention_map(tokens, axis="channel").shape == (2, 5)
 
     def test_memory_format_does_not_matter(self):
@@ -150,7 +161,9 @@ class TestMapErrors:
             attention_map(draw(1, 2, 2, 2), p=p)
 
     def test_names_point_to_the_nearest(self):
-        with pytest.raises(ValueError, match="unknown kind of attention map 'summ'.*sum, max.*did you mean sum"):
+        with pytest.raises(
+            ValueError, match="unknown kind of attention map 'summ'.*sum, max.*did you mean sum"
+        ):
             attention_map(draw(1, 2, 2, 2), kind="summ")
         with pytest.raises(ValueError, match="did you mean channel"):
             attention_map(draw(1, 2, 2, 2), axis="channels")
@@ -183,7 +196,9 @@ class TestNorms:
         s, t = draw(3, 2, 3, 3), draw(3, 2, 3, 3, seed=1)
         y = reference.attention(s.numpy())[1] - reference.attention(t.numpy())[1]
         expected = np.linalg.norm(y, ord=order, axis=1).mean() / 2
-        assert at_loss(s, t, convention="paper", norm=order).item() == pytest.approx(expected, rel=1e-10)
+        assert at_loss(s, t, convention="paper", norm=order).item() == pytest.approx(
+            expected, rel=1e-10
+        )
 
     @pytest.mark.parametrize("order", [1, 1.5, 2, 3])
     def test_gradcheck(self, order):
@@ -220,7 +235,9 @@ class TestBeta:
         assert convert_beta(1000, "authors", "caffe", size * size) == beta
         assert convert_beta(beta, "caffe", "authors", size * size) == 1000
 
-    @pytest.mark.parametrize(("source", "target"), [("authors", "caffe"), ("caffe", "authors"), ("paper", "paper")])
+    @pytest.mark.parametrize(
+        ("source", "target"), [("authors", "caffe"), ("caffe", "authors"), ("paper", "paper")]
+    )
     def test_the_loss_stays_the_same(self, source, target):
         s, t = draw(2, 3, 5, 7), draw(2, 3, 5, 7, seed=1)
         before = 10 * at_loss(s, t, convention=source)

@@ -33,7 +33,9 @@ class TestLoss:
     def test_gradcheck(self, kind, p, convention):
         teacher = away(2, 2, 2, 2, seed=1)
         student = away(2, 3, 2, 2).requires_grad_()
-        assert gradcheck(lambda s: at_loss(s, teacher, kind=kind, p=p, convention=convention), student)
+        assert gradcheck(
+            lambda s: at_loss(s, teacher, kind=kind, p=p, convention=convention), student
+        )
 
     @pytest.mark.parametrize("convention", CONVENTIONS)
     def test_gradcheck_of_both_sides(self, convention):
@@ -74,15 +76,26 @@ class TestLoss:
         assert (found[[0, 2]] == 0).all() and (found[3] != 0).any()
         expected = reference.at_loss(student.detach().numpy(), teacher.numpy(), kind, p, convention)
         assert loss.item() == pytest.approx(expected, rel=1e-10)
-        close(found, reference.at_loss_gradient(student.detach().numpy(), teacher.numpy(), kind, p, convention))
+        close(
+            found,
+            reference.at_loss_gradient(
+                student.detach().numpy(), teacher.numpy(), kind, p, convention
+            ),
+        )
 
     def test_conventions_by_hand(self):
         d = np.array([[0.6, 0.8], [1.0, 0.0]]) - np.array([[0.8, 0.6], [0.0, 1.0]])
         student = torch.tensor([[0.6, 0.8], [1.0, 0.0]], dtype=torch.float64).view(2, 1, 1, 2)
         teacher = torch.tensor([[0.8, 0.6], [0.0, 1.0]], dtype=torch.float64).view(2, 1, 1, 2)
-        expected = {"authors": (d**2).mean(), "caffe": (d**2).sum() / 4, "paper": np.sqrt((d**2).sum(1)).mean() / 2}
+        expected = {
+            "authors": (d**2).mean(),
+            "caffe": (d**2).sum() / 4,
+            "paper": np.sqrt((d**2).sum(1)).mean() / 2,
+        }
         for convention, value in expected.items():
-            assert at_loss(student, teacher, p=1, convention=convention).item() == pytest.approx(value, rel=1e-12)
+            assert at_loss(student, teacher, p=1, convention=convention).item() == pytest.approx(
+                value, rel=1e-12
+            )
 
     @pytest.mark.parametrize("size", [32, 16, 8])
     def test_authors_is_two_over_m_times_caffe(self, size):
@@ -99,11 +112,16 @@ class TestLoss:
 
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
     def test_half_precision(self, dtype):
-        s, t = (200 * draw(2, 64, 4, 4)).to(dtype).requires_grad_(), (200 * draw(2, 32, 4, 4, seed=1)).to(dtype)
+        s, t = (
+            (200 * draw(2, 64, 4, 4)).to(dtype).requires_grad_(),
+            (200 * draw(2, 32, 4, 4, seed=1)).to(dtype),
+        )
         loss = at_loss(s, t, p=4)
         loss.backward()
         assert loss.dtype == torch.float32 and s.grad.isfinite().all()
-        assert loss.item() == pytest.approx(at_loss(s.detach().double(), t.double(), p=4).item(), rel=1e-4)
+        assert loss.item() == pytest.approx(
+            at_loss(s.detach().double(), t.double(), p=4).item(), rel=1e-4
+        )
 
     def test_float32_beside_float64(self):
         s, t = draw(2, 3, 4, 4), draw(2, 3, 4, 4, seed=1)
@@ -113,33 +131,63 @@ class TestLoss:
         s, t = draw(2, 5, 4, 4), draw(2, 5, 2, 6, seed=1)  # the positions need not agree
         d = attention_map(s, axis="channel") - attention_map(t, axis="channel")
         close(at_loss(s, t, axis="channel"), d.square().mean())
-        with pytest.raises(ValueError, match="channel by channel, .*5 channels and the teacher 6: use axis='space'"):
+        with pytest.raises(
+            ValueError, match="channel by channel, .*5 channels and the teacher 6: use axis='space'"
+        ):
             at_loss(s, draw(2, 6, 4, 4), axis="channel")
 
 
 class TestSizes:
-    SIZES = [((8, 8), (4, 4)), ((4, 4), (8, 8)), ((8, 3), (4, 6)), ((7, 5), (3, 5)), ((5, 5), (1, 1)), ((7, 7), (4, 4))]
+    SIZES = [
+        ((8, 8), (4, 4)),
+        ((4, 4), (8, 8)),
+        ((8, 3), (4, 6)),
+        ((7, 5), (3, 5)),
+        ((5, 5), (1, 1)),
+        ((7, 7), (4, 4)),
+    ]
 
     @pytest.mark.parametrize(("hs", "ht"), SIZES)
     def test_map(self, hs, ht):
-        s, t, size = draw(2, 3, *hs), draw(2, 4, *ht, seed=1), (min(hs[0], ht[0]), min(hs[1], ht[1]))
+        s, t, size = (
+            draw(2, 3, *hs),
+            draw(2, 4, *ht, seed=1),
+            (min(hs[0], ht[0]), min(hs[1], ht[1])),
+        )
         ys, yt = (
-            F.normalize(F.adaptive_avg_pool2d(f.square().sum(1, keepdim=True), size).flatten(1), dim=1) for f in (s, t)
+            F.normalize(
+                F.adaptive_avg_pool2d(f.square().sum(1, keepdim=True), size).flatten(1), dim=1
+            )
+            for f in (s, t)
         )
         close(at_loss(s, t), (ys - yt).square().mean())
 
     @pytest.mark.parametrize(("hs", "ht"), SIZES)
     def test_features(self, hs, ht):
-        s, t, size = draw(2, 3, *hs), draw(2, 4, *ht, seed=1), (min(hs[0], ht[0]), min(hs[1], ht[1]))
+        s, t, size = (
+            draw(2, 3, *hs),
+            draw(2, 4, *ht, seed=1),
+            (min(hs[0], ht[0]), min(hs[1], ht[1])),
+        )
         expected = at_loss(F.adaptive_avg_pool2d(s, size), F.adaptive_avg_pool2d(t, size))
         close(at_loss(s, t, resize="features"), expected)
 
     @pytest.mark.parametrize(("hs", "ht"), SIZES)
     def test_bilinear(self, hs, ht):
-        s, t, size = draw(2, 3, *hs), draw(2, 4, *ht, seed=1), (min(hs[0], ht[0]), min(hs[1], ht[1]))
+        s, t, size = (
+            draw(2, 3, *hs),
+            draw(2, 4, *ht, seed=1),
+            (min(hs[0], ht[0]), min(hs[1], ht[1])),
+        )
         options = {"mode": "bilinear", "align_corners": False, "antialias": True}
-        ys, yt = (F.interpolate(f.square().sum(1, keepdim=True), size, **options).flatten(1) for f in (s, t))
-        close(at_loss(s, t, resize="bilinear"), (F.normalize(ys, dim=1) - F.normalize(yt, dim=1)).square().mean())
+        ys, yt = (
+            F.interpolate(f.square().sum(1, keepdim=True), size, **options).flatten(1)
+            for f in (s, t)
+        )
+        close(
+            at_loss(s, t, resize="bilinear"),
+            (F.normalize(ys, dim=1) - F.normalize(yt, dim=1)).square().mean(),
+        )
 
     @pytest.mark.parametrize("resize", RESIZES)
     def test_equal_sizes_are_left_alone(self, resize):
@@ -176,14 +224,20 @@ class TestSizes:
 
 class TestPairs:
     def test_lists_tuples_and_dicts_sum(self):
-        s, t = [draw(2, 3, n, n, seed=n) for n in (8, 4)], [draw(2, 5, n, n, seed=n + 1) for n in (8, 4)]
+        s, t = (
+            [draw(2, 3, n, n, seed=n) for n in (8, 4)],
+            [draw(2, 5, n, n, seed=n + 1) for n in (8, 4)],
+        )
         expected = at_loss(s[0], t[0]) + at_loss(s[1], t[1])
         close(at_loss(s, t), expected)
         close(at_loss(tuple(s), t), expected)
         close(at_loss({"a": s[0], "b": s[1]}, {"b": t[1], "a": t[0]}), expected)
 
     def test_weights(self):
-        s, t = [draw(2, 3, n, n, seed=n) for n in (8, 4)], [draw(2, 5, n, n, seed=n + 1) for n in (8, 4)]
+        s, t = (
+            [draw(2, 3, n, n, seed=n) for n in (8, 4)],
+            [draw(2, 5, n, n, seed=n + 1) for n in (8, 4)],
+        )
         expected = 2 * at_loss(s[0], t[0]) + 0.5 * at_loss(s[1], t[1])
         close(at_loss(s, t, weights=[2, 0.5]), expected)
         named = {"a": s[0], "b": s[1]}, {"a": t[0], "b": t[1]}
@@ -206,7 +260,9 @@ class TestPairs:
     def test_unequal_kinds(self):
         a = draw(2, 2, 2, 2)
         for student, teacher in (([a], a), (a, [a]), ({"a": a}, [a]), ([a], {"a": a}), (a, None)):
-            with pytest.raises(ValueError, match="expected both a tensor, both a list, or both a dict"):
+            with pytest.raises(
+                ValueError, match="expected both a tensor, both a list, or both a dict"
+            ):
                 at_loss(student, teacher)
 
     def test_no_pair(self):
@@ -223,7 +279,9 @@ class TestPairs:
     @pytest.mark.parametrize("weights", [[1.0, 2.0], {"a": 1.0}, {"a": 1.0, "c": 2.0}])
     def test_weights_that_do_not_fit_a_dict(self, weights):
         a = draw(1, 2, 2, 2)
-        with pytest.raises(ValueError, match="expected a dict with the same keys|expected the same keys"):
+        with pytest.raises(
+            ValueError, match="expected a dict with the same keys|expected the same keys"
+        ):
             at_loss({"a": a, "b": a}, {"a": a, "b": a}, weights=weights)
 
     def test_the_pair_at_fault_is_named(self):
@@ -237,7 +295,11 @@ class TestPairs:
 
     @pytest.mark.parametrize(
         ("option", "value", "nearest"),
-        [("convention", "author", "authors"), ("resize", "feature", "features"), ("kind", "mx", "max")],
+        [
+            ("convention", "author", "authors"),
+            ("resize", "feature", "features"),
+            ("kind", "mx", "max"),
+        ],
     )
     def test_option_names_point_to_the_nearest(self, option, value, nearest):
         a = draw(1, 2, 2, 2)

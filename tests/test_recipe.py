@@ -29,7 +29,8 @@ def methods(**options):
 
 class TestWords:
     @pytest.mark.parametrize(
-        ("key", "nearest"), [("epoch", "epochs"), ("batchsize", "batch_size"), ("weight-decy", "weight_decay")]
+        ("key", "nearest"),
+        [("epoch", "epochs"), ("batchsize", "batch_size"), ("weight-decy", "weight_decay")],
     )
     def test_an_unknown_key(self, key, nearest):
         with pytest.raises(UserError, match=f"unknown option .*did you mean {nearest}"):
@@ -129,7 +130,10 @@ class TestWords:
         ]
 
     def test_on_and_off_as_yaml_reads_them(self):
-        assert [make_recipe(DISTILL, yaml.safe_load(f"compile: {w}")).compile for w in ("on", "off", "auto")] == [
+        assert [
+            make_recipe(DISTILL, yaml.safe_load(f"compile: {w}")).compile
+            for w in ("on", "off", "auto")
+        ] == [
             "on",
             "off",
             "auto",
@@ -163,11 +167,19 @@ class TestLayers:
         assert set(options) <= set(KEYS)
         for base in ({"model": "wrn-10-1"}, DISTILL):
             recipe = make_recipe(base, options)
-            assert all(getattr(recipe, k) == (tuple(v) if isinstance(v, list) else v) for k, v in options.items())
+            assert all(
+                getattr(recipe, k) == (tuple(v) if isinstance(v, list) else v)
+                for k, v in options.items()
+            )
 
     def test_the_papers_recipe(self):
         recipe = make_recipe(named_recipe("cifar10-paper"), {"model": "wrn-16-1"})
-        assert (recipe.batch_size, recipe.epochs, recipe.lr, recipe.lr_decay) == (128, 200, 0.1, 0.2)
+        assert (recipe.batch_size, recipe.epochs, recipe.lr, recipe.lr_decay) == (
+            128,
+            200,
+            0.1,
+            0.2,
+        )
         assert (recipe.momentum, recipe.weight_decay, recipe.nesterov) == (0.9, 5e-4, False)
         assert (recipe.schedule, recipe.milestones, recipe.crop_padding, recipe.flip) == (
             "step",
@@ -233,7 +245,10 @@ class TestLayers:
 
     def test_pairs(self):
         assert make_recipe(DISTILL).layer_pairs() == "auto"
-        assert make_recipe(DISTILL, {"pairs": "a=b, c.d = e"}).layer_pairs() == [("a", "b"), ("c.d", "e")]
+        assert make_recipe(DISTILL, {"pairs": "a=b, c.d = e"}).layer_pairs() == [
+            ("a", "b"),
+            ("c.d", "e"),
+        ]
 
 
 class TestMethods:
@@ -253,32 +268,47 @@ class TestMethods:
         assert methods(beta=10)["at"].beta == 10
         assert methods(beta=parse_per_method("at=1000", number=True))["at"].beta == 1000
         assert methods(beta={"at": 0})["at"].beta == 0
-        with pytest.raises(UserError, match="--beta names 'kd', but method 'at.kd' has at with a beta"):
+        with pytest.raises(
+            UserError, match="--beta names 'kd', but method 'at.kd' has at with a beta"
+        ):
             methods(beta={"kd": 1})
         with pytest.raises(UserError, match="--beta names 'symmetry'"):
             methods(beta="at=1000,symmetry=1")
-        with pytest.raises(UserError, match="--decay names 'at', but method 'kd' has kd with a decay"):
+        with pytest.raises(
+            UserError, match="--decay names 'at', but method 'kd' has kd with a decay"
+        ):
             methods(method="kd", decay={"at": "linear"})
 
     def test_a_plain_decay_is_that_of_beta(self):
-        assert {n: m.decay for n, m in methods(decay="step").items()} == {"at": "step", "kd": "constant"}
+        assert {n: m.decay for n, m in methods(decay="step").items()} == {
+            "at": "step",
+            "kd": "constant",
+        }
         assert methods(method="kd", decay="cosine")["kd"].decay == "cosine"
-        assert {n: m.decay for n, m in methods(decay="kd=warm-up").items()} == {"at": "linear", "kd": "warm-up"}
+        assert {n: m.decay for n, m in methods(decay="kd=warm-up").items()} == {
+            "at": "linear",
+            "kd": "warm-up",
+        }
 
     def test_options_of_the_gradient_methods(self):
-        found = methods(method="gradient+symmetry+min-l2", squared=False, beta="gradient=2,symmetry=3,min-l2=4")
+        found = methods(
+            method="gradient+symmetry+min-l2", squared=False, beta="gradient=2,symmetry=3,min-l2=4"
+        )
         assert {n: m.beta for n, m in found.items()} == {"gradient": 2, "symmetry": 3, "min-l2": 4}
         assert not found["gradient"].squared and not found["symmetry"].squared
         with pytest.raises(UserError, match="--squared is given, but method 'at' has no squared"):
             methods(method="at", squared=False)
-        with pytest.raises(UserError, match="--second-order is given, but method 'at' has no input gradients"):
+        with pytest.raises(
+            UserError, match="--second-order is given, but method 'at' has no input gradients"
+        ):
             methods(method="at", second_order="func")
         with pytest.raises(UserError, match="unknown second_order 'funk'.*did you mean func"):
             methods(method="min-l2", second_order="funk")
 
     def test_one_beta_for_methods_of_other_scales_is_refused(self):
         with pytest.raises(
-            UserError, match="--beta 1000 could mean at or symmetry.*say --beta at=NUMBER,symmetry=NUMBER"
+            UserError,
+            match="--beta 1000 could mean at or symmetry.*say --beta at=NUMBER,symmetry=NUMBER",
         ):
             methods(method="at+symmetry", beta=1000.0)
         assert methods(method="at+symmetry", beta="at=1000,symmetry=1")["symmetry"].beta == 1
@@ -289,8 +319,14 @@ class TestMethods:
         [
             ({"method": "kd", "pairs": "a=b"}, "--pairs is given, but method 'kd' reads no layers"),
             ({"method": "at", "norm": 3}, "--norm is given, but --convention authors has none"),
-            ({"method": "at", "axis": "channel", "resize": "bilinear"}, r"--resize is given, but maps over channels"),
-            ({"method": "min-l2", "teacher_weights": "w.pt"}, "--teacher-weights is given, but method 'min-l2' has no"),
+            (
+                {"method": "at", "axis": "channel", "resize": "bilinear"},
+                r"--resize is given, but maps over channels",
+            ),
+            (
+                {"method": "min-l2", "teacher_weights": "w.pt"},
+                "--teacher-weights is given, but method 'min-l2' has no",
+            ),
             ({"method": "at", "momentum": 0}, "nesterov needs momentum above 0.*--no-nesterov"),
         ],
     )
@@ -299,18 +335,28 @@ class TestMethods:
             make_recipe(DISTILL, options)
 
     def test_what_belongs_together(self):
-        assert make_recipe(DISTILL, {"method": "kd", "pairs": "last2"}).pairs == "last2"  # as the recipe has it
+        assert (
+            make_recipe(DISTILL, {"method": "kd", "pairs": "last2"}).pairs == "last2"
+        )  # as the recipe has it
         assert make_recipe(DISTILL, {"method": "at", "norm": 3, "convention": "paper"}).norm == 3
-        assert make_recipe(DISTILL, {"method": "at", "optimizer": "adamw", "momentum": 0}).momentum == 0
+        assert (
+            make_recipe(DISTILL, {"method": "at", "optimizer": "adamw", "momentum": 0}).momentum
+            == 0
+        )
 
     def test_weights_of_the_pairs(self):
-        assert methods(weights="1,0.5,2")["at"].pair_weights == methods(weights=[1, 0.5, 2])["at"].pair_weights
+        assert (
+            methods(weights="1,0.5,2")["at"].pair_weights
+            == methods(weights=[1, 0.5, 2])["at"].pair_weights
+        )
         assert methods(weights="1,0.5,2")["at"].pair_weights == [1, 0.5, 2]
         with pytest.raises(UserError, match="weights is '1,x': expected numbers, one a pair"):
             methods(weights="1,x")
 
     def test_options_reach_their_method(self):
-        at = methods(kind="max", p=3, norm=1, convention="paper", resize="bilinear", alpha=0.5, temperature=2)
+        at = methods(
+            kind="max", p=3, norm=1, convention="paper", resize="bilinear", alpha=0.5, temperature=2
+        )
         assert at["at"].options == {
             "kind": "max",
             "p": 3.0,
@@ -341,8 +387,11 @@ class TestMethods:
 
 
 @pytest.mark.parametrize(
-    ("method", "option"), [("kd", {"p": 4}), ("at", {"alpha": 0.5}), ("none", {"resize": "features"})]
+    ("method", "option"),
+    [("kd", {"p": 4}), ("at", {"alpha": 0.5}), ("none", {"resize": "features"})],
 )
 def test_an_option_of_a_method_that_is_not_used_is_an_error(method, option):
-    with pytest.raises(UserError, match=f"--{next(iter(option))} is given, but method '{method}' has no"):
+    with pytest.raises(
+        UserError, match=f"--{next(iter(option))} is given, but method '{method}' has no"
+    ):
         make_recipe(DISTILL, {"method": method}, option)

@@ -30,7 +30,11 @@ def test_config_and_metrics_come_back(tmp_path):
     run = RunFolder(tmp_path / "deep" / "run")
     run.write_config({"model": "wrn-10-1", "lr": 5e-4, "milestones": [1, 2]})
     run.write_metrics([{"epoch": 1}, {"epoch": 2}])
-    assert RunFolder.open(run.path).config() == {"model": "wrn-10-1", "lr": 5e-4, "milestones": [1, 2]}
+    assert RunFolder.open(run.path).config() == {
+        "model": "wrn-10-1",
+        "lr": 5e-4,
+        "milestones": [1, 2],
+    }
     assert run.metrics() == [{"epoch": 1}, {"epoch": 2}]
     with run.metrics_file.open("a") as file:
         file.write('{"epoch": 3, "tra')
@@ -69,5 +73,7 @@ def test_errors_and_the_nearest_word():
     assert nearest("wrn-16-l", ["wrn-16-1", "nin"]) == "; did you mean wrn-16-1?"
     assert nearest("zzz", ["wrn-16-1"]) == ""
     check_choice("kind", "sum", ("sum", "max"))
-    with pytest.raises(UserError, match="unknown kind 'sun': expected one of sum, max; did you mean sum"):
+    with pytest.raises(
+        UserError, match="unknown kind 'sun': expected one of sum, max; did you mean sum"
+    ):
         check_choice("kind", "sun", ("sum", "max"))

@@ -44,14 +44,26 @@ CONVOLUTIONAL = {
 # {network: (image size, [(layer, stride)])}
 OTHERS = {
     # Stride 4 is the stem's max-pooling alone, at which no layer works.
-    "torchvision/shufflenet_v2_x0_5": (64, [("conv1", 2), ("stage2", 8), ("stage3", 16), ("conv5", 32)]),
+    "torchvision/shufflenet_v2_x0_5": (
+        64,
+        [("conv1", 2), ("stage2", 8), ("stage3", 16), ("conv5", 32)],
+    ),
     # Stride 32 is the last max-pooling alone.
     "timm/vgg11": (64, [(f"features.{k}", 2**j) for j, k in enumerate((1, 4, 9, 14, 19))]),
     "torchvision/vgg11": (64, [(f"features.{k}", 2**j) for j, k in enumerate((1, 4, 9, 14, 19))]),
-    "torchvision/vgg11_bn": (64, [(f"features.{k}", 2**j) for j, k in enumerate((2, 6, 13, 20, 27))]),
+    "torchvision/vgg11_bn": (
+        64,
+        [(f"features.{k}", 2**j) for j, k in enumerate((2, 6, 13, 20, 27))],
+    ),
     "timm/convnext_atto": (64, [(name, 4 * 2**j) for j, name in enumerate(FOUR)]),
-    "torchvision/convnext_tiny": (64, [(f"features.{k}", 2 ** (j + 2)) for j, k in enumerate((1, 3, 5, 7))]),
-    "torchvision/swin_t": (64, [(f"features.{k}", 2 ** (j + 2)) for j, k in enumerate((1, 3, 5, 7))]),
+    "torchvision/convnext_tiny": (
+        64,
+        [(f"features.{k}", 2 ** (j + 2)) for j, k in enumerate((1, 3, 5, 7))],
+    ),
+    "torchvision/swin_t": (
+        64,
+        [(f"features.{k}", 2 ** (j + 2)) for j, k in enumerate((1, 3, 5, 7))],
+    ),
     "torchvision/maxvit_t": (224, [("stem", 2), *((f"blocks.{k}", 4 * 2**k) for k in range(4))]),
     "torchvision/vit_b_16": (224, [("encoder.layers", 16)]),
     "timm/vit_tiny_patch16_224": (224, [("blocks.11", 16)]),
@@ -60,7 +72,10 @@ OTHERS = {
     "timm/levit_128s": (224, [("stages.0", 16), ("stages.1", 32), ("stages.2", 56)]),
     # Works on windows only, each a sample of its own.
     "timm/nest_tiny_jx": (224, [(f"levels.{k}", 4 * 2**k) for k in range(3)]),
-    "timm/pit_ti_224": (224, [("transformers.0", 224 / 27), ("transformers.1", 16), ("transformers.2", 32)]),
+    "timm/pit_ti_224": (
+        224,
+        [("transformers.0", 224 / 27), ("transformers.1", 16), ("transformers.2", 32)],
+    ),
     "timm/mvitv2_tiny": (224, [(name, 4 * 2**j) for j, name in enumerate(FOUR)]),
 }
 # Convolutions without padding: 299, 149, 147, 147, 73, 71, 35, 17, 8.
@@ -72,7 +87,9 @@ def empty(name: str) -> nn.Module:
     cannot be made there."""
     with torch.device("cpu" if "regnet_y" in name else "meta"):
         source, _, rest = name.partition("/")
-        extra: dict[str, Any] = {"aux_logits": False, "init_weights": False} if rest == "inception_v3" else {}
+        extra: dict[str, Any] = (
+            {"aux_logits": False, "init_weights": False} if rest == "inception_v3" else {}
+        )
         if source == "timm":
             return timm.create_model(rest, num_classes=5)
         return torchvision.models.get_model(rest, num_classes=5, **extra)
@@ -88,7 +105,9 @@ def test_convolutional(name):
     found = listed(name, 64)
     assert [s.name for s in found] == CONVOLUTIONAL[name]
     assert [s.stride for s in found] == [2, 4, 8, 16, 32]
-    assert [len(s.shape) for s in found] == [4] * 5 and [s.shape[2:] for s in found] == [s.size for s in found]
+    assert [len(s.shape) for s in found] == [4] * 5 and [s.shape[2:] for s in found] == [
+        s.size for s in found
+    ]
     depths = [s.depth for s in found]
     assert depths == sorted(set(depths))
 
@@ -115,7 +134,9 @@ def test_depth_counts_the_layers_with_weights():
     assert [s.depth for s in listed("timm/vit_tiny_patch16_224", 224)] == [1 + 12 * 4]
 
 
-@pytest.mark.parametrize("name", ["resnet18", "convnext_atto", "mobilenetv3_small_050", "swin_tiny_patch4_window7_224"])
+@pytest.mark.parametrize(
+    "name", ["resnet18", "convnext_atto", "mobilenetv3_small_050", "swin_tiny_patch4_window7_224"]
+)
 def test_channels_and_strides_are_those_timm_says(name):
     model = empty(f"timm/{name}")
     found = at.stages(model, torch.zeros(2, 3, 224, 224, device="meta"))
@@ -125,7 +146,9 @@ def test_channels_and_strides_are_those_timm_says(name):
 
 def intermediate(model: nn.Module, x: Tensor, block: int) -> Tensor:
     """timm's own (N, C, h, w) of one block."""
-    (found,) = model.forward_intermediates(x, indices=[block], intermediates_only=True, output_fmt="NCHW")
+    (found,) = model.forward_intermediates(
+        x, indices=[block], intermediates_only=True, output_fmt="NCHW"
+    )
     return found
 
 
@@ -135,11 +158,27 @@ TRANSFORMERS: dict[str, tuple[str, dict[str, Any], tuple[int, int]]] = {
     "not square": ("vit_tiny_patch16_224", {**SMALL, "img_size": (64, 96), "depth": 2}, (64, 96)),
     "any size": ("vit_tiny_patch16_224", {**SMALL, "depth": 2, "dynamic_img_size": True}, (96, 48)),
     "registers": ("vit_small_patch14_reg4_dinov2", {**SMALL, "img_size": 56, "depth": 2}, (56, 56)),
-    "no prefix": ("vit_base_patch16_siglip_gap_224", {**SMALL, "img_size": 64, "depth": 2}, (64, 64)),
-    "distilled": ("deit_tiny_distilled_patch16_224", {**SMALL, "img_size": 64, "depth": 2}, (64, 64)),
-    "relative positions": ("eva02_tiny_patch14_224", {**SMALL, "embed_dim": 16, "img_size": 56, "depth": 2}, (56, 56)),
+    "no prefix": (
+        "vit_base_patch16_siglip_gap_224",
+        {**SMALL, "img_size": 64, "depth": 2},
+        (64, 64),
+    ),
+    "distilled": (
+        "deit_tiny_distilled_patch16_224",
+        {**SMALL, "img_size": 64, "depth": 2},
+        (64, 64),
+    ),
+    "relative positions": (
+        "eva02_tiny_patch14_224",
+        {**SMALL, "embed_dim": 16, "img_size": 56, "depth": 2},
+        (56, 56),
+    ),
     "any proportions": ("naflexvit_base_patch16_gap", {**SMALL, "depth": 2}, (48, 80)),
-    "NHWC": ("samvit_base_patch16", {**SMALL, "img_size": 64, "depth": 2, "global_attn_indexes": ()}, (64, 64)),
+    "NHWC": (
+        "samvit_base_patch16",
+        {**SMALL, "img_size": 64, "depth": 2, "global_attn_indexes": ()},
+        (64, 64),
+    ),
     "shuffled tokens": (
         "hiera_tiny_224",
         {"embed_dim": 12, "num_heads": 1, "stages": (1, 1, 1, 1), "num_classes": 3},
@@ -165,13 +204,21 @@ def test_features_are_those_timm_gives(case):
                 features = features.transpose(1, 2).unflatten(2, stage.size)
             torch.testing.assert_close(features, expected)
     assert stage.channels == expected.shape[1] and stage.size == tuple(expected.shape[2:])
-    assert (len(stage.shape) == 4) == (stage.size[0] != stage.size[1] or case in ("NHWC", "shuffled tokens"))
+    assert (len(stage.shape) == 4) == (
+        stage.size[0] != stage.size[1] or case in ("NHWC", "shuffled tokens")
+    )
 
 
 @pytest.mark.parametrize("size", [64, 96])
 def test_swin_as_timm_gives_it(size):
     """At 96 the first stage of width 24 is a cube, 24×24×24, whose shape does not tell the channels."""
-    options = {"embed_dim": 24, "depths": (1, 1), "num_heads": (1, 2), "window_size": 4, "num_classes": 3}
+    options = {
+        "embed_dim": 24,
+        "depths": (1, 1),
+        "num_heads": (1, 2),
+        "window_size": 4,
+        "num_classes": 3,
+    }
     model = timm.create_model("swin_tiny_patch4_window7_224", img_size=size, **options).eval()
     x = torch.randn(2, 3, size, size)
     with torch.no_grad():
@@ -182,14 +229,22 @@ def test_swin_as_timm_gives_it(size):
 
 def test_torchvisions_swin():
     """Its stages put out (N, h, w, C); at 96 pixels the first is a cube."""
-    options = {"patch_size": [4, 4], "depths": [1, 1], "num_heads": [1, 2], "window_size": [4, 4], "num_classes": 3}
+    options = {
+        "patch_size": [4, 4],
+        "depths": [1, 1],
+        "num_heads": [1, 2],
+        "window_size": [4, 4],
+        "num_classes": 3,
+    }
     model = torchvision.models.SwinTransformer(embed_dim=24, **options).eval()
     x = torch.randn(2, 3, 96, 96)
     with torch.no_grad():
         features = at.tap(model, ["features.1", "features.3"])(x)[1]
         first = model.features[:2](x)
         torch.testing.assert_close(features["features.1"], first.permute(0, 3, 1, 2))
-        torch.testing.assert_close(features["features.3"], model.features[2:](first).permute(0, 3, 1, 2))
+        torch.testing.assert_close(
+            features["features.3"], model.features[2:](first).permute(0, 3, 1, 2)
+        )
 
 
 def test_torchvisions_convnext_is_channels_first_outside():
@@ -199,14 +254,21 @@ def test_torchvisions_convnext_is_channels_first_outside():
     model = ConvNeXt([CNBlockConfig(24, 48, 1), CNBlockConfig(48, None, 1)], num_classes=3).eval()
     x = torch.randn(2, 3, 96, 96)
     with torch.no_grad():
-        torch.testing.assert_close(at.tap(model, ["features.1"])(x)[1]["features.1"], model.features[:2](x))
+        torch.testing.assert_close(
+            at.tap(model, ["features.1"])(x)[1]["features.1"], model.features[:2](x)
+        )
 
 
 def test_torchvisions_vit():
     model = torchvision.models.VisionTransformer(64, 16, 2, 2, 12, 24, num_classes=3).eval()
     x = torch.randn(2, 3, 64, 64)
     (stage,) = at.stages(model, x)
-    assert (stage.name, stage.shape, stage.stride, stage.size) == ("encoder.layers", (2, 16, 12), 16, (4, 4))
+    assert (stage.name, stage.shape, stage.stride, stage.size) == (
+        "encoder.layers",
+        (2, 16, 12),
+        16,
+        (4, 4),
+    )
     with torch.no_grad():
         tokens = torch.cat([model.class_token.expand(2, -1, -1), model._process_input(x)], 1)
         expected = model.encoder.layers(tokens + model.encoder.pos_embedding)
@@ -237,7 +299,12 @@ class TestTransfer:
     def test_a_cnn_teaches_a_vit_and_a_swin(self):
         x, y = torch.randn(2, 3, 64, 64), torch.tensor([0, 1])
         swin = timm.create_model(
-            "swin_tiny_patch4_window7_224", img_size=64, depths=(1, 1), num_heads=(1, 2), embed_dim=12, window_size=4
+            "swin_tiny_patch4_window7_224",
+            img_size=64,
+            depths=(1, 1),
+            num_heads=(1, 2),
+            embed_dim=12,
+            window_size=4,
         )
         teacher = timm.create_model("resnet10t", num_classes=3)
         for student, pairs in (
@@ -251,9 +318,15 @@ class TestTransfer:
 
     def test_inputs_of_different_size(self):
         """Each stride is that from the network's own input: 32×32 and 64×64 here."""
-        student, teacher = at.create_model("wrn-10-1", 3), timm.create_model("resnet10t", num_classes=3)
+        student, teacher = (
+            at.create_model("wrn-10-1", 3),
+            timm.create_model("resnet10t", num_classes=3),
+        )
         xs, xt = torch.randn(2, 3, 32, 32), torch.randn(2, 3, 64, 64)
-        assert at.pair_stages(student, teacher, (xs, xt)) == [("group1", "act1"), ("group2", "layer1")]
+        assert at.pair_stages(student, teacher, (xs, xt)) == [
+            ("group1", "act1"),
+            ("group2", "layer1"),
+        ]
         assert [s.size for s in at.stages(teacher, xt)][:2] == [(32, 32), (16, 16)]
         transfer = at.Transfer(
             student,

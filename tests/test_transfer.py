@@ -41,13 +41,17 @@ class TestOutput:
         (logits, features), (aims, marks) = at.tap(student, layers)(x), at.tap(teacher, layers)(x)
         torch.testing.assert_close(out.parts["ce"], (1 - 0.7) * F.cross_entropy(logits, y))
         torch.testing.assert_close(out.parts["kd"], 0.7 * at.kd_loss(logits, aims, 3))
-        torch.testing.assert_close(out.parts["at"], 50 * at.at_loss(features, marks, p=4, kind="max"))
+        torch.testing.assert_close(
+            out.parts["at"], 50 * at.at_loss(features, marks, p=4, kind="max")
+        )
 
     @pytest.mark.parametrize("alpha", [0, 0.3, 1])
     def test_distillation_leaves_its_share_to_the_cross_entropy(self, alpha):
         x, y = batch()
         alone = make(at.ActivationTransfer())(x, y).parts["ce"]
-        torch.testing.assert_close(make(at.KnowledgeDistillation(alpha))(x, y).parts["ce"], (1 - alpha) * alone)
+        torch.testing.assert_close(
+            make(at.KnowledgeDistillation(alpha))(x, y).parts["ce"], (1 - alpha) * alone
+        )
         both = make(at.ActivationTransfer(), at.KnowledgeDistillation(alpha))(x, y)
         torch.testing.assert_close(both.parts["ce"], (1 - alpha) * alone)
 
@@ -61,14 +65,19 @@ class TestOutput:
 
     def test_pairs(self):
         x, y = batch()
-        assert make(at.ActivationTransfer()).pairs == [("one", "one"), ("two", "two"), ("three", "three")]
+        assert make(at.ActivationTransfer()).pairs == [
+            ("one", "one"),
+            ("two", "two"),
+            ("three", "three"),
+        ]
         chosen = make(at.ActivationTransfer(), pairs=[("two", "one"), ("two", "three")])
         _, s = at.tap(chosen.student, ["two"])(x)
         _, t = at.tap(chosen.teacher, ["one", "three"])(x)
         expected = 1000 * at.at_loss([s["two"], s["two"]], [t["one"], t["three"]])
         torch.testing.assert_close(chosen(x, y).parts["at"], expected)
         torch.testing.assert_close(
-            make(at.ActivationTransfer(), pairs=chosen.pairs, example=None)(x, y).parts["at"], expected
+            make(at.ActivationTransfer(), pairs=chosen.pairs, example=None)(x, y).parts["at"],
+            expected,
         )
 
     def test_weights_per_pair(self):
@@ -100,10 +109,15 @@ class TestOutput:
     def test_a_teacher_that_takes_another_size(self):
         """Its classifier fits 16×16 alone; strides are from each network's own input."""
         teacher = nn.Sequential(
-            nn.Conv2d(3, 4, 3, 1, 1), nn.Conv2d(4, 4, 3, 2, 1), nn.Flatten(), nn.Linear(256, CLASSES)
+            nn.Conv2d(3, 4, 3, 1, 1),
+            nn.Conv2d(4, 4, 3, 2, 1),
+            nn.Flatten(),
+            nn.Linear(256, CLASSES),
         )
         transfer = make(
-            at.ActivationTransfer(), teacher=teacher, teacher_transform=lambda x: F.interpolate(x, (16, 16))
+            at.ActivationTransfer(),
+            teacher=teacher,
+            teacher_transform=lambda x: F.interpolate(x, (16, 16)),
         )
         assert transfer.pairs == [("one", "0"), ("two", "1")]
         assert transfer(*batch()).loss.isfinite()
@@ -115,7 +129,9 @@ class TestOutput:
         assert "7.8125 (caffe)" in lines[1] and "31.25 (caffe)" in lines[2] and len(lines) == 3
 
 
-@pytest.mark.parametrize("labels", [torch.arange(4, dtype=torch.int32), torch.arange(2), torch.rand(4, 3)])
+@pytest.mark.parametrize(
+    "labels", [torch.arange(4, dtype=torch.int32), torch.arange(2), torch.rand(4, 3)]
+)
 def test_labels_that_are_none(labels):
     with pytest.raises(ValueError, match=r"labels .* for logits \(4, 5\): expected"):
         make(at.KnowledgeDistillation())(batch()[0], labels)
@@ -134,7 +150,10 @@ class TestDecay:
     )
     def test_schedules(self, decay, points, tensor):
         x, y = batch()
-        transfer, full = make(at.ActivationTransfer(decay=decay)), make(at.ActivationTransfer())(x, y).parts["at"]
+        transfer, full = (
+            make(at.ActivationTransfer(decay=decay)),
+            make(at.ActivationTransfer())(x, y).parts["at"],
+        )
         for progress, factor in points.items():
             given = torch.tensor(float(progress)) if tensor else progress
             assert float(decayed(decay, given)) == pytest.approx(factor, abs=1e-6)
@@ -169,7 +188,9 @@ class TestTeacher:
         before, moving = copy.deepcopy(teacher.state_dict()), copy.deepcopy(student.state_dict())
         x, y = batch(size=16)
         transfer = make_all(student=student, teacher=teacher, example=x)
-        assert all(torch.equal(v, moving[k]) for k, v in student.state_dict().items())  # the example left no trace
+        assert all(
+            torch.equal(v, moving[k]) for k, v in student.state_dict().items()
+        )  # the example left no trace
         assert all(m.training for m in (*teacher.modules(), *student.modules()))
         transfer.train()
         for _ in range(2):
@@ -180,15 +201,21 @@ class TestTeacher:
         assert all(m.training for m in teacher.modules()) and count_hooks(teacher) == 0
         inside = transfer.teacher
         assert inside is not teacher
-        assert not any(m.training for m in inside.modules()) and not any(p.requires_grad for p in inside.parameters())
+        assert not any(m.training for m in inside.modules()) and not any(
+            p.requires_grad for p in inside.parameters()
+        )
         assert all(torch.equal(v, before[k]) for k, v in inside.state_dict().items())
-        assert not torch.equal(student.bn.running_mean, moving["bn.running_mean"])  # the student's do move
+        assert not torch.equal(
+            student.bn.running_mean, moving["bn.running_mean"]
+        )  # the student's do move
 
     def test_it_is_no_part_of_the_module(self):
         student = Net()
         transfer = make(at.ActivationTransfer(), at.GradientTransfer(), student=student)
         assert {id(p) for p in transfer.parameters()} == {id(p) for p in student.parameters()}
-        assert [id(p) for p in transfer.trainable_parameters()] == [id(p) for p in student.parameters()]
+        assert [id(p) for p in transfer.trainable_parameters()] == [
+            id(p) for p in student.parameters()
+        ]
         assert transfer.state_dict().keys() == {f"student.{k}" for k in student.state_dict()}
         assert transfer.teacher not in list(transfer.modules())
         transfer.load_state_dict(make(at.ActivationTransfer(), student=Net(seed=9)).state_dict())
@@ -197,7 +224,9 @@ class TestTeacher:
     def test_frozen_weights_of_the_student_are_not_trained(self):
         student = Net()
         student.one.requires_grad_(False)
-        names = {id(p) for p in make(at.ActivationTransfer(), student=student).trainable_parameters()}
+        names = {
+            id(p) for p in make(at.ActivationTransfer(), student=student).trainable_parameters()
+        }
         assert names == {id(p) for p in student.parameters() if p.requires_grad} and len(names) == 6
 
     def test_it_moves_with_the_module(self):
@@ -263,7 +292,10 @@ class TestStudent:
 
     def test_two_transfers_on_one_student(self):
         student = Net()
-        a, b = make_all(student=student), make(at.ActivationTransfer(beta=10), student=student, pairs=[("two", "two")])
+        a, b = (
+            make_all(student=student),
+            make(at.ActivationTransfer(beta=10), student=student, pairs=[("two", "two")]),
+        )
         first = a(*batch()).loss
         second = b(*batch()).loss
         torch.testing.assert_close(a(*batch()).loss, first)
@@ -274,13 +306,18 @@ class TestStudent:
 
     def test_its_own_copy_as_teacher(self):
         net = Net()
-        assert make(at.ActivationTransfer(), student=net, teacher=net)(*batch()).parts["at"].item() == 0
+        assert (
+            make(at.ActivationTransfer(), student=net, teacher=net)(*batch()).parts["at"].item()
+            == 0
+        )
 
     def test_channels_last(self):
         x, y = batch()
         expected = make_all()(x, y).loss
         last = make_all().to(memory_format=torch.channels_last)
-        torch.testing.assert_close(last(x.contiguous(memory_format=torch.channels_last), y).loss, expected)
+        torch.testing.assert_close(
+            last(x.contiguous(memory_format=torch.channels_last), y).loss, expected
+        )
 
 
 class TestErrors:

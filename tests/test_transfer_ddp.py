@@ -64,7 +64,9 @@ class TestWrappedNetworks:
         expected = make_all(student=student, teacher=teacher)(*batch())
         transfer = make_all(student=wrap(student), teacher=wrap(teacher))
         assert transfer.student is student and type(transfer.teacher) is Net
-        assert not any(k.startswith(("student.module", "teacher", "_frozen")) for k in transfer.state_dict())
+        assert not any(
+            k.startswith(("student.module", "teacher", "_frozen")) for k in transfer.state_dict()
+        )
         assert_same(transfer(*batch()).parts, expected.parts)
 
 
@@ -74,7 +76,11 @@ class TestWrappedTransfer:
         """A step of SGD with momentum on each, and the loss after it."""
 
         def create() -> at.Transfer:
-            return make_all() if name == "all" else make(at.ActivationTransfer(beta=10), at.KnowledgeDistillation())
+            return (
+                make_all()
+                if name == "all"
+                else make(at.ActivationTransfer(beta=10), at.KnowledgeDistillation())
+            )
 
         plain, inner = create(), create()
         before = copy.deepcopy(plain.state_dict())
@@ -100,5 +106,7 @@ class TestWrappedTransfer:
         assert count_hooks(student) == 0
 
     def test_preflight_sees_through(self):
-        found = at.preflight(DistributedDataParallel(make(at.ActivationTransfer(beta=10))), *batch())
+        found = at.preflight(
+            DistributedDataParallel(make(at.ActivationTransfer(beta=10))), *batch()
+        )
         assert [f.text for f in found if f.level == "error"] == []

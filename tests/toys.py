@@ -37,7 +37,10 @@ def batch(n: int = 4, size: int = 8, dtype: torch.dtype = torch.float32) -> tupl
 
 
 def make(
-    *methods: Method, student: nn.Module | None = None, teacher: nn.Module | None = None, **options: Any
+    *methods: Method,
+    student: nn.Module | None = None,
+    teacher: nn.Module | None = None,
+    **options: Any,
 ) -> at.Transfer:
     """A Transfer between two `Net`s, unless told otherwise."""
     options.setdefault("example", batch()[0])
@@ -67,7 +70,9 @@ def assert_same(a: dict[str, Tensor], b: dict[str, Tensor], **tolerance: float) 
 
 
 def draw(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+    return torch.randn(
+        *shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    ).to(dtype)
 
 
 def away(*shape: int, seed: int = 0) -> Tensor:

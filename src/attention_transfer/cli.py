@@ -23,7 +23,9 @@ class Commands(click.Group):
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         if args and self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
             names = self.list_commands(ctx)
-            raise UserError(f"unknown command {args[0]!r}{nearest(args[0], names)} (commands: {', '.join(names)})")
+            raise UserError(
+                f"unknown command {args[0]!r}{nearest(args[0], names)} (commands: {', '.join(names)})"
+            )
         return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -37,7 +39,9 @@ class _Stopped(Exception):
     """A KeyboardInterrupt on its way through click, which would print an empty line and drop what it says."""
 
 
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(
+    cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
+)
 @click.version_option(__version__, prog_name=PROGRAM)
 def app() -> None:
     """Train a small network to look where a strong one looks (attention transfer, Zagoruyko & Komodakis 2017)."""
@@ -50,7 +54,9 @@ def main() -> None:
     except click.exceptions.Abort:
         _leave("interrupted", 130)
     except click.ClickException as error:
-        if type(error).__name__ == "NoArgsIsHelpError":  # from click 8.2 on; the message is the help
+        if (
+            type(error).__name__ == "NoArgsIsHelpError"
+        ):  # from click 8.2 on; the message is the help
             click.echo(error.format_message())
             sys.exit(0)
         _leave(error.format_message(), 2)
@@ -63,7 +69,13 @@ def main() -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except (FileExistsError, FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
+    except (
+        FileExistsError,
+        FileNotFoundError,
+        IsADirectoryError,
+        NotADirectoryError,
+        PermissionError,
+    ) as error:
         if os.environ.get("ATTENTION_TRANSFER_TRACEBACK"):
             raise
         _leave(f"{error.filename or 'a file'}: {error.strerror or error}", 2)
@@ -71,7 +83,11 @@ def main() -> None:
         if os.environ.get("ATTENTION_TRANSFER_TRACEBACK"):
             raise
         first = str(error).strip().splitlines()[0] if str(error).strip() else ""
-        _leave(f"{type(error).__name__}: {first} (ATTENTION_TRANSFER_TRACEBACK=1 shows where)", 1, everywhere=True)
+        _leave(
+            f"{type(error).__name__}: {first} (ATTENTION_TRANSFER_TRACEBACK=1 shows where)",
+            1,
+            everywhere=True,
+        )
 
 
 def _leave(message: str, status: int, everywhere: bool = False) -> None:
@@ -113,14 +129,22 @@ def _recipe(command: str, words: dict[str, Any]) -> Any:
         try:
             flags["milestones"] = [int(m) for m in flags["milestones"].split(",")]
         except ValueError:
-            raise UserError(f"--milestones is {flags['milestones']!r}: expected epochs like 60,120,160") from None
-    data = next((layer["data"] for layer in (flags, *reversed(layers)) if "data" in layer), "digits")
+            raise UserError(
+                f"--milestones is {flags['milestones']!r}: expected epochs like 60,120,160"
+            ) from None
+    data = next(
+        (layer["data"] for layer in (flags, *reversed(layers)) if "data" in layer), "digits"
+    )
     own = {"flip": False} if data == "digits" else {}  # a mirrored digit is another sign
     recipe = make_recipe(own, *layers, flags, {"command": command})
     for key in ("milestones", "lr_decay"):
-        if key in flags and recipe.schedule != "step":  # a recipe may have them for those who choose its schedule
+        if (
+            key in flags and recipe.schedule != "step"
+        ):  # a recipe may have them for those who choose its schedule
             flag = key.replace("_", "-")
-            raise UserError(f"--{flag} is given, but --schedule {recipe.schedule} has none: add --schedule step")
+            raise UserError(
+                f"--{flag} is given, but --schedule {recipe.schedule} has none: add --schedule step"
+            )
     return recipe
 
 
@@ -143,7 +167,9 @@ def train(**words: Any) -> None:
 
 
 @app.command()
-@_options([option("--student", "--model", "model", help=MODEL_HELP), *METHOD_OPTIONS, *TRAINING_OPTIONS])
+@_options(
+    [option("--student", "--model", "model", help=MODEL_HELP), *METHOD_OPTIONS, *TRAINING_OPTIONS]
+)
 def distill(**words: Any) -> None:
     """Train a student under a teacher's guidance; --method none is the student alone."""
     _launch("distill", words)
@@ -154,8 +180,12 @@ def distill(**words: Any) -> None:
 @click.option("--data", help=f"Other data than the run's own validation images. {DATA_HELP}")
 @click.option("--limit-val", type=int, help="So many images, balanced over the classes.")
 @click.option("--device", default="auto", help="auto, cpu, cuda or mps.")
-@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the numbers here too.")
-def evaluate(run: Path, data: str | None, limit_val: int | None, device: str, json_file: Path | None) -> None:
+@click.option(
+    "--json", "json_file", type=click.Path(path_type=Path), help="Write the numbers here too."
+)
+def evaluate(
+    run: Path, data: str | None, limit_val: int | None, device: str, json_file: Path | None
+) -> None:
     """Error and loss of a run's network."""
     from .engine.inspect import evaluate_run
 
@@ -176,14 +206,20 @@ def evaluate(run: Path, data: str | None, limit_val: int | None, device: str, js
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--top", type=int, default=5, help="So many classes an image at most. [5]")
 @click.option("--device", default="auto", help="auto, cpu, cuda or mps.")
-@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the probabilities here too.")
-def predict(run: Path, files: tuple[Path, ...], top: int, device: str, json_file: Path | None) -> None:
+@click.option(
+    "--json", "json_file", type=click.Path(path_type=Path), help="Write the probabilities here too."
+)
+def predict(
+    run: Path, files: tuple[Path, ...], top: int, device: str, json_file: Path | None
+) -> None:
     """Classes and probabilities of image files, or of folders of them."""
     from .engine.predict import predict_files
 
     found = predict_files(run, files, top, device)
     for image in found:
-        ranked = ", ".join(f"{p['class']} {100 * p['probability']:.1f} %" for p in image["predictions"])
+        ranked = ", ".join(
+            f"{p['class']} {100 * p['probability']:.1f} %" for p in image["predictions"]
+        )
         click.echo(f"{image['file']}: {ranked}")
     if json_file is not None:
         from .runs import write_json
@@ -193,8 +229,12 @@ def predict(run: Path, files: tuple[Path, ...], top: int, device: str, json_file
 
 @app.command()
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--format", "form", required=True, help="safetensors, onnx, pt2 or authors (a folder).")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="The file, or folder, to write.")
+@click.option(
+    "--format", "form", required=True, help="safetensors, onnx, pt2 or authors (a folder)."
+)
+@click.option(
+    "--out", required=True, type=click.Path(path_type=Path), help="The file, or folder, to write."
+)
 def export(run: Path, form: str, out: Path) -> None:
     """Write a run's network for other programs."""
     from .engine.export import export_run
@@ -205,7 +245,11 @@ def export(run: Path, form: str, out: Path) -> None:
 
 @app.command()
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), help="Write the report here (HTML, one file, no network).")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Write the report here (HTML, one file, no network).",
+)
 @click.option("--title", help="The report's headline.")
 def compare(runs: tuple[Path, ...], out: Path | None, title: str | None) -> None:
     """Table and report across runs; the seeds of one setting make one row."""
@@ -222,12 +266,16 @@ def compare(runs: tuple[Path, ...], out: Path | None, title: str | None) -> None
 
 @app.command()
 @click.argument("networks", nargs=-1, required=True)
-@click.option("--images", required=True, help=f"A folder of images, one image, or data: {DATA_HELP}")
+@click.option(
+    "--images", required=True, help=f"A folder of images, one image, or data: {DATA_HELP}"
+)
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The PNG to write.")
 @click.option("--limit", type=int, default=8, help="So many images at most. [8]")
 @click.option("--kind", default="sum", help="sum or max over channels. [sum]")
 @click.option("--p", type=float, default=2.0, help="Exponent of the map. [2]")
-def maps(networks: tuple[str, ...], images: str, out: Path, limit: int, kind: str, p: float) -> None:
+def maps(
+    networks: tuple[str, ...], images: str, out: Path, limit: int, kind: str, p: float
+) -> None:
     """Draw the attention maps of runs or models side by side."""
     from .engine.inspect import map_columns
     from .report import MapColumn, save_maps_figure
@@ -241,7 +289,9 @@ def maps(networks: tuple[str, ...], images: str, out: Path, limit: int, kind: st
 @click.argument("model")
 @click.argument("teacher", required=False)
 @click.option(
-    "--image-size", type=int, help="Height and width of the example. [32 for wrn and nin, a run's own, else 224]"
+    "--image-size",
+    type=int,
+    help="Height and width of the example. [32 for wrn and nin, a run's own, else 224]",
 )
 def stages(model: str, teacher: str | None, image_size: int | None) -> None:
     """The layers of a network, and the pairs of two (student, teacher) that "auto" picks."""
@@ -264,20 +314,36 @@ def demo(out: Path, seeds: int) -> None:
 
 @app.command()
 @click.argument("name")
-@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the table here too.")
+@click.option(
+    "--json", "json_file", type=click.Path(path_type=Path), help="Write the table here too."
+)
 @click.option("--student", help="[wrn-16-1; gradient: nin-thin-no-bn]")
 @click.option("--teacher", help="[wrn-16-2; gradient: nin-wide-no-bn]")
 @click.option("--batch-size", type=int, help="[128; compile: 64]")
-@click.option("--rounds", type=int, help="Rounds, each of which runs everything once. [9; compile: 1; scale: 3]")
-@click.option("--steps", type=int, help="Steps a measurement; of the long run (compile). [8; compile: 600; scale: 2]")
-@click.option("--images", type=int, default=6400, help="Images an epoch (epoch, data, compile). [6400]")
+@click.option(
+    "--rounds",
+    type=int,
+    help="Rounds, each of which runs everything once. [9; compile: 1; scale: 3]",
+)
+@click.option(
+    "--steps",
+    type=int,
+    help="Steps a measurement; of the long run (compile). [8; compile: 600; scale: 2]",
+)
+@click.option(
+    "--images", type=int, default=6400, help="Images an epoch (epoch, data, compile). [6400]"
+)
 @click.option("--device", default="auto", help="auto, cpu, cuda or mps.")
 @click.option("--precision", default="auto", help="auto, fp32 or bf16.")
 @click.option("--compile", help="on or off. [on; scale: off]")
 @click.option("--data", help="A folder of JPEGs (data). [some made of scikit-learn's photographs]")
-@click.option("--plot", type=click.Path(path_type=Path), help="Draw the table here, .png or .svg (scale).")
+@click.option(
+    "--plot", type=click.Path(path_type=Path), help="Draw the table here, .png or .svg (scale)."
+)
 @click.option("--limit", type=int, help="So many networks, spread over timm's list (zoo). [all]")
-def bench(name: str, json_file: Path | None, limit: int | None, plot: Path | None, **words: Any) -> None:
+def bench(
+    name: str, json_file: Path | None, limit: int | None, plot: Path | None, **words: Any
+) -> None:
     """Measure speed as ratios to the authors' step: step, epoch, gradient, loss, teacher, data, compile (whole runs),
     parts (what each measure brings), peer (torchdistill's step), scale. Or count what works of timm: zoo.
     """
@@ -285,9 +351,15 @@ def bench(name: str, json_file: Path | None, limit: int | None, plot: Path | Non
     from .errors import check_choice
 
     check_choice("bench", name, NAMES)
-    for flag, value, only in (("data", words["data"], "data"), ("plot", plot, "scale"), ("limit", limit, "zoo")):
+    for flag, value, only in (
+        ("data", words["data"], "data"),
+        ("plot", plot, "scale"),
+        ("limit", limit, "zoo"),
+    ):
         if value is not None and name != only:
-            raise UserError(f"--{flag} is an option of bench {only}: bench {name} has none, leave it out")
+            raise UserError(
+                f"--{flag} is an option of bench {only}: bench {name} has none, leave it out"
+            )
     if plot is not None and plot.suffix not in (".png", ".svg"):
         raise UserError(f"--plot is {plot}: expected a file that ends in .png or .svg")
     if name == "scale" and (words["student"] or words["teacher"]):
@@ -296,13 +368,22 @@ def bench(name: str, json_file: Path | None, limit: int | None, plot: Path | Non
         from .bench.zoo import bench_zoo
 
         return bench_zoo(_console(), json_file, limit)
-    usual = {"student": "wrn-16-1", "teacher": "wrn-16-2", "batch_size": 128, "rounds": 9, "steps": 8, "compile": "on"}
+    usual = {
+        "student": "wrn-16-1",
+        "teacher": "wrn-16-2",
+        "batch_size": 128,
+        "rounds": 9,
+        "steps": 8,
+        "compile": "on",
+    }
     for key, value in (usual | DEFAULTS.get(name, {})).items():
         words[key] = value if words[key] is None else words[key]
     check_choice("compile setting", words["compile"], ("on", "off"))
     for key in ("student", "teacher"):
         if name != "gradient" and not words[key].startswith("wrn-"):
-            raise UserError(f"--{key} is {words[key]!r}: the authors' step knows wrn-DEPTH-WIDTH only")
+            raise UserError(
+                f"--{key} is {words[key]!r}: the authors' step knows wrn-DEPTH-WIDTH only"
+            )
     for key in ("batch_size", "rounds", "steps", "images"):
         if words[key] < 1:
             raise UserError(f"--{key.replace('_', '-')} is {words[key]}: expected at least 1")

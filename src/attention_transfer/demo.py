@@ -29,13 +29,17 @@ def run_demo(out: Path, seeds: int, console: Console) -> None:
     """Runs the story into `out`; what is finished there is not done again."""
     start = time.monotonic()
     teacher = RunFolder(out / "teacher")
-    run_and_report(make_recipe({"command": "train"}, named_recipe("digits-teacher")), teacher, console)
+    run_and_report(
+        make_recipe({"command": "train"}, named_recipe("digits-teacher")), teacher, console
+    )
     folders = [teacher]
     for seed in range(seeds):
         for method, options in STUDENTS.items():
             folder = RunFolder(out / method / f"seed-{seed}")
             words = {"command": "distill", "teacher": str(teacher), "method": method, "seed": seed}
-            run_and_report(make_recipe(named_recipe("digits-student"), words, options), folder, console)
+            run_and_report(
+                make_recipe(named_recipe("digits-student"), words, options), folder, console
+            )
             folders.append(folder)
     runs = [read_run(f) for f in folders]
     print_table(group_runs(runs), console)

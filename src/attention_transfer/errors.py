@@ -28,4 +28,6 @@ def check_choice(what: str, value: object, valid: Iterable[str]) -> None:
     """Raises `UserError` unless `value` is one of `valid`; the message lists them and names the nearest."""
     names = [str(v) for v in valid]
     if value not in names:
-        raise UserError(f"unknown {what} {value!r}: expected one of {', '.join(names)}{nearest(str(value), names)}")
+        raise UserError(
+            f"unknown {what} {value!r}: expected one of {', '.join(names)}{nearest(str(value), names)}"
+        )

@@ -129,7 +129,11 @@ def _loss_of(run: Run, y: Tensor) -> Callable[[Tensor], tuple[Tensor, tuple[Tens
 def _not_by(way: str, error: Exception) -> Exception:
     """What to say where `torch.func` cannot hold an operation of the network; any other error as it is."""
     text = str(error)
-    if not isinstance(error, NotImplementedError) and "torch.func" not in text and "transform" not in text:
+    if (
+        not isinstance(error, NotImplementedError)
+        and "torch.func" not in text
+        and "transform" not in text
+    ):
         return error
     return UserError(f"{way} cannot be had here ({text.splitlines()[0]}): use double-backward")
 
@@ -142,14 +146,18 @@ def _check_batch(x: Tensor, y: Tensor) -> None:
             "(N, C, H, W) of floats and (N,) of class numbers, or (N, K) of probabilities"
         )
     if not torch.compiler.is_compiling() and torch.is_inference_mode_enabled():
-        raise UserError("input gradients cannot be had in torch.inference_mode(): use torch.no_grad()")
+        raise UserError(
+            "input gradients cannot be had in torch.inference_mode(): use torch.no_grad()"
+        )
 
 
 def cross_entropy_sum(logits: Tensor, y: Tensor) -> Tensor:
     """Over the batch, in at least float32 whatever the autocast."""
     with torch.autocast(logits.device.type, enabled=False):
         logits = wide(logits)
-        return F.cross_entropy(logits, y.to(logits.dtype) if y.is_floating_point() else y, reduction="sum")
+        return F.cross_entropy(
+            logits, y.to(logits.dtype) if y.is_floating_point() else y, reduction="sum"
+        )
 
 
 def repeatable(model: nn.Module, x: Tensor) -> bool:
@@ -193,4 +201,8 @@ def known_to_change(model: nn.Module) -> bool:
 def couples_samples(model: nn.Module) -> list[str]:
     """The layers that take statistics over the batch in the mode they are in."""
     kinds = nn.modules.batchnorm._BatchNorm
-    return [n for n, m in model.named_modules() if isinstance(m, kinds) and (m.training or m.running_mean is None)]
+    return [
+        n
+        for n, m in model.named_modules()
+        if isinstance(m, kinds) and (m.training or m.running_mean is None)
+    ]

@@ -28,7 +28,9 @@ POLL = 0.3  # seconds
 Run = tuple[Any, Connection, RunFolder]
 
 
-def run_seeds(recipe: Recipe, out: Path, seeds: int, console: Console, at_once: int = 1) -> list[RunFolder]:
+def run_seeds(
+    recipe: Recipe, out: Path, seeds: int, console: Console, at_once: int = 1
+) -> list[RunFolder]:
     """Runs `recipe` into `out`, or with several seeds into `out/seed-S`, S counting up from the recipe's seed.
 
     Args:
@@ -37,7 +39,9 @@ def run_seeds(recipe: Recipe, out: Path, seeds: int, console: Console, at_once: 
     if seeds > 1 and RunFolder(out).exists:
         raise UserError(f"{out} holds a single run: give the {seeds} seeds another --out")
     if at_once > 1 and recipe.devices * recipe.nodes > 1:
-        raise UserError(f"--at-once is {at_once}: a run of several processes has the machine to itself, expected 1")
+        raise UserError(
+            f"--at-once is {at_once}: a run of several processes has the machine to itself, expected 1"
+        )
     runs = [
         (replace(recipe, seed=seed), RunFolder(out if seeds == 1 else out / f"seed-{seed}"))
         for seed in range(recipe.seed, recipe.seed + seeds)
@@ -73,7 +77,11 @@ def _run_at_once(runs: list[tuple[Recipe, RunFolder]], count: int, console: Cons
     if (data := runs[0][0].data) in BASE_FOLDER:
         download(data)  # once, not by each of them
     threads = max(1, torch.get_num_threads() // count)
-    with _environment(OMP_NUM_THREADS=threads), _environment(**{AT_ONCE: count}), _signals() as stopped:
+    with (
+        _environment(OMP_NUM_THREADS=threads),
+        _environment(**{AT_ONCE: count}),
+        _signals() as stopped,
+    ):
         while running or (waiting and not failed and not stopped()):
             while waiting and not failed and not stopped() and len(running) < count:
                 running.append(_start(*waiting.pop(0)))
@@ -96,7 +104,9 @@ def _start(recipe: Recipe, folder: RunFolder) -> Run:
     context = multiprocessing.get_context("spawn")  # CUDA and OpenMP do not survive a fork
     here, there = context.Pipe(duplex=False)
     process = context.Process(target=_serve, args=(recipe, folder, there))
-    with handling(signal.SIG_IGN, signal.SIGINT):  # which it inherits: until it trains, only SIGTERM ends it
+    with handling(
+        signal.SIG_IGN, signal.SIGINT
+    ):  # which it inherits: until it trains, only SIGTERM ends it
         process.start()
     there.close()
     return process, here, folder
@@ -107,7 +117,11 @@ def _end(process: Any, pipe: Connection, folder: RunFolder, stopped: bool) -> Ex
         kind, text = pipe.recv()
     except EOFError:
         process.join()
-        kind, text = (None, "") if stopped else (RunError, f"its process ended with status {process.exitcode}")
+        kind, text = (
+            (None, "")
+            if stopped
+            else (RunError, f"its process ended with status {process.exitcode}")
+        )
     process.join()
     return None if kind is None else kind(f"{folder}: {text}")
 
@@ -126,7 +140,10 @@ def _serve(recipe: Recipe, folder: RunFolder, pipe: Connection) -> None:
         if os.environ.get("ATTENTION_TRANSFER_TRACEBACK"):
             raise
         first = (str(error).strip().splitlines() or [""])[0][:1000]
-        said = RunError, f"{type(error).__name__}: {first} (ATTENTION_TRANSFER_TRACEBACK=1 shows where)"
+        said = (
+            RunError,
+            f"{type(error).__name__}: {first} (ATTENTION_TRANSFER_TRACEBACK=1 shows where)",
+        )
     pipe.send(said)
 
 
@@ -138,7 +155,9 @@ class _Labelled:
 
     def write(self, text: str) -> int:
         # In one piece, or another process's line could come between.
-        sys.stdout.write("".join(f"{self.label} | {line}" for line in text.splitlines(keepends=True)))
+        sys.stdout.write(
+            "".join(f"{self.label} | {line}" for line in text.splitlines(keepends=True))
+        )
         return len(text)
 
     def flush(self) -> None:

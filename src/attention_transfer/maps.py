@@ -109,7 +109,14 @@ def at_loss(
 
 
 def paired_maps(
-    student: Tensor, teacher: Tensor, *, kind: str, p: float, resize: str, axis: str, name: str = "pair"
+    student: Tensor,
+    teacher: Tensor,
+    *,
+    kind: str,
+    p: float,
+    resize: str,
+    axis: str,
+    name: str = "pair",
 ) -> tuple[Tensor, Tensor]:
     """The normalised maps of one pair, brought to one size: two tensors (N, M)."""
     student, teacher = (
@@ -132,7 +139,9 @@ def paired_maps(
     if resize == "features" and _grid(student) != _grid(teacher):
         size = common_grid(student, teacher, name)
         # Pooled features are new features: they are what is kept for backward, beside those that came.
-        student, teacher = (F.adaptive_avg_pool2d(as_grid(wide(f)), size) for f in (student, teacher))
+        student, teacher = (
+            F.adaptive_avg_pool2d(as_grid(wide(f)), size) for f in (student, teacher)
+        )
     qs, qt = _reduce(student, kind, p, axis), _reduce(teacher, kind, p, axis)
     if _grid(student) != _grid(teacher):
         size = common_grid(student, teacher, name)
@@ -202,7 +211,9 @@ def convert_beta(beta: float, source: str, target: str, positions: int) -> float
     if source == target:
         return float(beta)
     if "paper" in (source, target):
-        raise UserError("no β makes 'paper' equal another convention: it takes ‖D‖, the others ‖D‖²; tune β there anew")
+        raise UserError(
+            "no β makes 'paper' equal another convention: it takes ‖D‖, the others ‖D‖²; tune β there anew"
+        )
     return beta * 2 / positions if target == "caffe" else beta * positions / 2
 
 
@@ -211,10 +222,14 @@ def check_map_options(kind: str, p: float, axis: str) -> None:
     check_choice("kind of attention map", kind, KINDS)
     check_choice("axis", axis, AXES)
     if not (isinstance(p, (int, float)) and 1 <= p < math.inf):
-        raise UserError(f"p is {p!r}: expected a number p ≥ 1 (below 1 the gradient at 0 does not exist)")
+        raise UserError(
+            f"p is {p!r}: expected a number p ≥ 1 (below 1 the gradient at 0 does not exist)"
+        )
 
 
-def check_loss_options(kind: str, p: float, convention: str, resize: str, norm: float, axis: str) -> None:
+def check_loss_options(
+    kind: str, p: float, convention: str, resize: str, norm: float, axis: str
+) -> None:
     """Raises `UserError` for an option of `at_loss` that is not one."""
     check_map_options(kind, p, axis)
     check_choice("convention", convention, CONVENTIONS)
@@ -226,9 +241,13 @@ def check_loss_options(kind: str, p: float, convention: str, resize: str, norm: 
 def checked(features: Tensor, what: str) -> Tensor:
     """The features as they came, if they have a map."""
     if not isinstance(features, Tensor):
-        raise UserError(f"{what}: got {type(features).__name__}, expected a tensor (N, C, H, W) or (N, L, D)")
+        raise UserError(
+            f"{what}: got {type(features).__name__}, expected a tensor (N, C, H, W) or (N, L, D)"
+        )
     if features.ndim not in (3, 4):
-        raise UserError(f"{what}: got shape {tuple(features.shape)}, expected (N, C, H, W) or (N, L, D)")
+        raise UserError(
+            f"{what}: got shape {tuple(features.shape)}, expected (N, C, H, W) or (N, L, D)"
+        )
     if not features.is_floating_point():
         raise UserError(f"{what}: got {features.dtype}, expected a floating-point tensor")
     if 0 in features.shape:
@@ -255,7 +274,9 @@ def _reduce(features: Tensor, kind: str, p: float, axis: str) -> Tensor:
         dim, features = (2, features.flatten(2)) if features.ndim == 4 else (1, features)
     elif features.ndim == 4:
         # In the order of their memory: a compiler makes the gradient so, and would copy it into the features' layout.
-        dim, features = (1, features) if features.is_contiguous() else (3, features.permute(0, 2, 3, 1))
+        dim, features = (
+            (1, features) if features.is_contiguous() else (3, features.permute(0, 2, 3, 1))
+        )
     else:
         dim = 2
     q = power(features, p).sum(dim) if kind == "sum" else power(features.abs().max(dim).values, p)
@@ -273,7 +294,9 @@ def _grid(features: Tensor) -> tuple[int, int]:
 
 
 def as_grid(features: Tensor) -> Tensor:
-    return features if features.ndim == 4 else features.transpose(1, 2).unflatten(2, _grid(features))
+    return (
+        features if features.ndim == 4 else features.transpose(1, 2).unflatten(2, _grid(features))
+    )
 
 
 def common_grid(student: Tensor, teacher: Tensor, name: str) -> tuple[int, int]:
@@ -307,17 +330,30 @@ def _pairs(
                 f"the student's layers are {list(student)}, the teacher's {list(teacher)}: expected the same keys"
             )
         if weights is not None and not isinstance(weights, Mapping):
-            raise UserError("weights is a list, but the features are a dict: expected a dict with the same keys")
+            raise UserError(
+                "weights is a list, but the features are a dict: expected a dict with the same keys"
+            )
         if weights is not None and weights.keys() != student.keys():
-            raise UserError(f"weights has {list(weights)}, the features {list(student)}: expected the same keys")
-        return [(k, student[k], teacher[k], 1.0 if weights is None else weights[k]) for k in student]
+            raise UserError(
+                f"weights has {list(weights)}, the features {list(student)}: expected the same keys"
+            )
+        return [
+            (k, student[k], teacher[k], 1.0 if weights is None else weights[k]) for k in student
+        ]
     if isinstance(student, (list, tuple)) and isinstance(teacher, (list, tuple)):
         if len(student) != len(teacher):
-            raise UserError(f"{len(student)} student features but {len(teacher)} of the teacher's: expected as many")
+            raise UserError(
+                f"{len(student)} student features but {len(teacher)} of the teacher's: expected as many"
+            )
         if weights is not None and (isinstance(weights, Mapping) or len(weights) != len(student)):
-            raise UserError(f"weights is {weights!r}: expected a list of {len(student)} numbers, one a pair")
+            raise UserError(
+                f"weights is {weights!r}: expected a list of {len(student)} numbers, one a pair"
+            )
         factors = [1.0] * len(student) if weights is None else list(weights)
-        return [(f"pair {j}", s, t, w) for j, (s, t, w) in enumerate(zip(student, teacher, factors, strict=True))]
+        return [
+            (f"pair {j}", s, t, w)
+            for j, (s, t, w) in enumerate(zip(student, teacher, factors, strict=True))
+        ]
     raise UserError(
         f"student features are a {type(student).__name__}, the teacher's a {type(teacher).__name__}: "
         "expected both a tensor, both a list, or both a dict"

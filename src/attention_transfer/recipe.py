@@ -27,9 +27,29 @@ STREAMS = ("auto", "on", "off")
 LOGGERS = ("csv", "tensorboard", "wandb")
 # How a run is carried out, not what it computes: another value continues the same run. (What precision `auto` settled
 # on is kept with the run; another one asked for by name is refused there.)
-RUNTIME = ("device", "precision", "compile", "second_order", "stream", "workers", "on_bad_image", "log")
+RUNTIME = (
+    "device",
+    "precision",
+    "compile",
+    "second_order",
+    "stream",
+    "workers",
+    "on_bad_image",
+    "log",
+)
 # One value for every method that has such an option, or one for each by name; None leaves it to the method.
-METHOD_KEYS = ("kind", "p", "norm", "convention", "resize", "axis", "weights", "squared", "alpha", "temperature")
+METHOD_KEYS = (
+    "kind",
+    "p",
+    "norm",
+    "convention",
+    "resize",
+    "axis",
+    "weights",
+    "squared",
+    "alpha",
+    "temperature",
+)
 PER_METHOD = ("beta", "decay")
 
 
@@ -110,7 +130,9 @@ class Recipe:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, in order, as they stand in config.yaml."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+        return {
+            k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()
+        }
 
     def method_options(self) -> dict[str, dict[str, Any]]:
         """Options for each method, by its name: those of this recipe that its class takes."""
@@ -123,7 +145,9 @@ class Recipe:
             value = getattr(self, key)
             having = [n for n in takes if key in takes[n]]
             if value is not None and not having:
-                raise UserError(f"--{key} is given, but method {self.method!r} has no {key}: leave it out")
+                raise UserError(
+                    f"--{key} is given, but method {self.method!r} has no {key}: leave it out"
+                )
             # A schedule without a name is that of β; α's is asked for by its method's name.
             plain = [n for n in having if "beta" in takes[n]] or having
             if key == "beta" and len(plain) > 1 and isinstance(value, (int, float)):
@@ -131,16 +155,22 @@ class Recipe:
                 raise UserError(
                     f"--beta {value:g} could mean {' or '.join(plain)}, whose scales differ: say --beta {ways}"
                 )
-            for name, number in value.items() if isinstance(value, Mapping) else [(n, value) for n in plain]:
+            for name, number in (
+                value.items() if isinstance(value, Mapping) else [(n, value) for n in plain]
+            ):
                 if name not in having:
                     known = ", ".join(having) or "none"
-                    raise UserError(f"--{key} names {name!r}, but method {self.method!r} has {known} with a {key}")
+                    raise UserError(
+                        f"--{key} names {name!r}, but method {self.method!r} has {known} with a {key}"
+                    )
                 if number is not None:
                     given[name][key] = number
         defaults_of = {f.name: f.default for f in dataclasses.fields(self)}
         for key in METHOD_KEYS:
             if not any(key in t for t in takes.values()) and getattr(self, key) != defaults_of[key]:
-                raise UserError(f"--{key} is given, but method {self.method!r} has no {key}: leave it out")
+                raise UserError(
+                    f"--{key} is given, but method {self.method!r} has no {key}: leave it out"
+                )
         for name in takes:
             for other, defaults in METHODS[name].beside.items():
                 if other in takes:
@@ -168,7 +198,16 @@ _TYPES: dict[str, type] = {
 }
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a word"}
 _AT_LEAST_ONE = (
-    *("epochs", "batch_size", "image_size", "max_steps", "limit_train", "limit_val", "devices", "nodes"),
+    *(
+        "epochs",
+        "batch_size",
+        "image_size",
+        "max_steps",
+        "limit_train",
+        "limit_val",
+        "devices",
+        "nodes",
+    ),
     *("accumulate", "lr_reference_batch"),
 )
 # Options between 0 and an end of their own: (key, whether it may be 0, the end, whether it may be that).
@@ -195,7 +234,9 @@ def make_recipe(*layers: Mapping[str, Any]) -> Recipe:
         for key, value in layer.items():
             key = str(key).replace("-", "_")
             if key not in KEYS:
-                raise UserError(f"unknown option {key!r}{nearest(key, KEYS)} (options: {', '.join(KEYS)})")
+                raise UserError(
+                    f"unknown option {key!r}{nearest(key, KEYS)} (options: {', '.join(KEYS)})"
+                )
             values[key] = value
     recipe = Recipe(**{k: _typed(k, v) for k, v in values.items()})
     _check(recipe)
@@ -218,7 +259,9 @@ def read_recipe(file: str | Path) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{file} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(found, dict):
-        raise UserError(f"{file} holds a {type(found).__name__}: expected options as KEY: VALUE lines")
+        raise UserError(
+            f"{file} holds a {type(found).__name__}: expected options as KEY: VALUE lines"
+        )
     return found
 
 
@@ -327,7 +370,9 @@ def _check(recipe: Recipe) -> None:
     for key in ("lr", "weight_decay", "momentum", "lr_decay", "crop_padding"):
         value = getattr(recipe, key)
         if not 0 <= value < math.inf or (key == "lr" and value == 0):
-            raise UserError(f"{key} is {value}: expected a finite number {'>' if key == 'lr' else '≥'} 0")
+            raise UserError(
+                f"{key} is {value}: expected a finite number {'>' if key == 'lr' else '≥'} 0"
+            )
     _check_training(recipe)
     if not 0 <= recipe.seed < 1 << 63:
         raise UserError(f"seed is {recipe.seed}: expected 0 to 2^63 - 1")
@@ -335,17 +380,29 @@ def _check(recipe: Recipe) -> None:
         raise UserError("nesterov needs momentum above 0: raise it, or say --no-nesterov")
     methods = create_methods(recipe.method, recipe.method_options())
     if not isinstance(recipe.layer_pairs(), str) and not any(m.needs_features for m in methods):
-        raise UserError(f"--pairs is given, but method {recipe.method!r} reads no layers: leave it out")
+        raise UserError(
+            f"--pairs is given, but method {recipe.method!r} reads no layers: leave it out"
+        )
     if recipe.norm != _DEFAULTS["norm"] and recipe.convention != "paper":
-        raise UserError(f"--norm is given, but --convention {recipe.convention} has none: add --convention paper")
+        raise UserError(
+            f"--norm is given, but --convention {recipe.convention} has none: add --convention paper"
+        )
     if recipe.resize != _DEFAULTS["resize"] and recipe.axis == "channel":
-        raise UserError("--resize is given, but maps over channels (--axis channel) have no size: leave it out")
+        raise UserError(
+            "--resize is given, but maps over channels (--axis channel) have no size: leave it out"
+        )
     if recipe.teacher_weights is not None and not any(m.needs_teacher for m in methods):
-        raise UserError(f"--teacher-weights is given, but method {recipe.method!r} has no teacher: leave it out")
+        raise UserError(
+            f"--teacher-weights is given, but method {recipe.method!r} has no teacher: leave it out"
+        )
     if recipe.second_order != "auto" and not any(m.needs_gradient for m in methods):
-        raise UserError(f"--second-order is given, but method {recipe.method!r} has no input gradients: leave it out")
+        raise UserError(
+            f"--second-order is given, but method {recipe.method!r} has no input gradients: leave it out"
+        )
     if any(m.needs_teacher for m in methods) and recipe.teacher is None:
-        raise UserError(f"method {recipe.method!r} needs --teacher (a run folder, or a model with trained weights)")
+        raise UserError(
+            f"method {recipe.method!r} needs --teacher (a run folder, or a model with trained weights)"
+        )
     if recipe.command == "train" and (recipe.method != "none" or recipe.teacher is not None):
         raise UserError("train takes one network alone: for a teacher and a method use distill")
     if not recipe.model:
@@ -360,7 +417,9 @@ def _check_data(recipe: Recipe) -> None:
     check_choice("stream setting", recipe.stream, STREAMS)
     check_ranges(recipe.crop_scale, recipe.crop_ratio)
     if recipe.workers is not None and recipe.workers < 0:
-        raise UserError(f"workers is {recipe.workers}: expected 0 (decode between the steps) or more")
+        raise UserError(
+            f"workers is {recipe.workers}: expected 0 (decode between the steps) or more"
+        )
     others = {"crop": ("crop_scale", "crop_ratio"), "imagenet": ("crop_padding",)}[recipe.augment]
     for key in others:
         if getattr(recipe, key) != _DEFAULTS[key]:
@@ -368,7 +427,9 @@ def _check_data(recipe: Recipe) -> None:
                 f"--{key.replace('_', '-')} is given, but --augment {recipe.augment} has none: leave it out"
             )
     if recipe.augment == "imagenet" and recipe.stream == "off":
-        raise UserError("--augment imagenet cuts whole images as they are decoded: leave --stream off out")
+        raise UserError(
+            "--augment imagenet cuts whole images as they are decoded: leave --stream off out"
+        )
 
 
 def _check_training(recipe: Recipe) -> None:
@@ -376,12 +437,20 @@ def _check_training(recipe: Recipe) -> None:
     check_choice("optimizer", recipe.optimizer, OPTIMIZERS)
     for key, zero, end, closed in _RANGES:
         value = getattr(recipe, key)
-        if value is not None and not (0 < value < end or (zero and value == 0) or (closed and value == end)):
+        if value is not None and not (
+            0 < value < end or (zero and value == 0) or (closed and value == end)
+        ):
             below = "" if end == math.inf else f" and {'≤' if closed else '<'} {end}"
-            raise UserError(f"{key} is {value}: expected a finite number {'≥' if zero else '>'} 0{below}")
+            raise UserError(
+                f"{key} is {value}: expected a finite number {'≥' if zero else '>'} 0{below}"
+            )
     if recipe.accumulate > recipe.batch_size:
-        raise UserError(f"accumulate is {recipe.accumulate}: expected at most the batch size, {recipe.batch_size}")
+        raise UserError(
+            f"accumulate is {recipe.accumulate}: expected at most the batch size, {recipe.batch_size}"
+        )
     if recipe.warmup_epochs and recipe.schedule == "one-cycle":
-        raise UserError("--warmup-epochs is given, but --schedule one-cycle warms up of itself: choose another one")
+        raise UserError(
+            "--warmup-epochs is given, but --schedule one-cycle warms up of itself: choose another one"
+        )
     if recipe.optimizer == "adamw" and recipe.momentum >= 1:
         raise UserError(f"momentum is {recipe.momentum}: AdamW expects its first β below 1")

@@ -82,14 +82,20 @@ class RunFolder:
         """
         run = cls(path)
         if not run.exists:
-            what = "is not a run folder: it has no config.yaml" if run.path.is_dir() else "does not exist"
+            what = (
+                "is not a run folder: it has no config.yaml"
+                if run.path.is_dir()
+                else "does not exist"
+            )
             raise UserError(f"{path} {what}; a run folder is what --out of train or distill named")
         return run
 
     def config(self) -> dict[str, Any]:
         found = _yaml(self.config_file) or {}
         if not isinstance(found, dict):
-            raise UserError(f"{self.config_file} holds a {type(found).__name__}: expected options as KEY: VALUE lines")
+            raise UserError(
+                f"{self.config_file} holds a {type(found).__name__}: expected options as KEY: VALUE lines"
+            )
         return found
 
     def write_config(self, config: Mapping[str, Any]) -> None:
@@ -152,8 +158,12 @@ def find_runs(paths: list[str | os.PathLike[str]]) -> list[RunFolder]:
         inside = [run]
         if not run.exists:
             folders = [f.parent for f in sorted(run.path.rglob("config.yaml"))]
-            inside = [RunFolder(f) for f in folders if not any(other in f.parents for other in folders)]
+            inside = [
+                RunFolder(f) for f in folders if not any(other in f.parents for other in folders)
+            ]
         if not inside:
-            raise UserError(f"no run in {path}: expected a run folder (with config.yaml) or a folder of them")
+            raise UserError(
+                f"no run in {path}: expected a run folder (with config.yaml) or a folder of them"
+            )
         found.update({r.path.resolve(): r for r in inside})
     return list(found.values())

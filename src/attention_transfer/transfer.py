@@ -101,8 +101,12 @@ class Transfer(nn.Module):
         xs, xt = self._views(example)
         if self._frozen and any(m.needs_features for m in methods):
             self.pairs = self._resolve(pairs, xs, xt)
-        self._student_tap = Tap(self.student, [s for s, _ in self.pairs], xs) if self.pairs else None
-        self._teacher_tap = Tap(self._frozen[0], [t for _, t in self.pairs], xt) if self.pairs else None
+        self._student_tap = (
+            Tap(self.student, [s for s, _ in self.pairs], xs) if self.pairs else None
+        )
+        self._teacher_tap = (
+            Tap(self._frozen[0], [t for _, t in self.pairs], xt) if self.pairs else None
+        )
         self._on_gradients = [m for m in methods if m.needs_gradient]
         self._looked = not self._on_gradients
         if example is not None:
@@ -136,7 +140,9 @@ class Transfer(nn.Module):
         self._teacher_side = torch.compile(self._teacher_side, *args, **kwargs)  # type: ignore[method-assign]
         self._student_side = torch.compile(self._student_side, *args, **kwargs)  # type: ignore[method-assign]
 
-    def _teacher_side(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor | None, list[Tensor], Tensor | None]:
+    def _teacher_side(
+        self, x: Tensor, y: Tensor | None = None
+    ) -> tuple[Tensor | None, list[Tensor], Tensor | None]:
         """Logits, features and, given the labels, J where a method needs it."""
         if not self._frozen:
             return None, [], None
@@ -162,7 +168,13 @@ class Transfer(nn.Module):
         teacher_features: list[Tensor],
         teacher_gradient: Tensor | None,
     ) -> Output:
-        step = Step(y, None, teacher_logits, teacher_features=teacher_features, teacher_gradient=teacher_gradient)
+        step = Step(
+            y,
+            None,
+            teacher_logits,
+            teacher_features=teacher_features,
+            teacher_gradient=teacher_gradient,
+        )
         names = [s for s, _ in self.pairs]
 
         def run(x: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -193,7 +205,9 @@ class Transfer(nn.Module):
         logits = wide(logits)
         if y.is_floating_point():
             if y.shape != logits.shape:
-                raise UserError(f"soft labels {tuple(y.shape)} for logits {tuple(logits.shape)}: expected both (N, K)")
+                raise UserError(
+                    f"soft labels {tuple(y.shape)} for logits {tuple(logits.shape)}: expected both (N, K)"
+                )
             y = y.to(logits.dtype)
         elif y.dtype != torch.int64 or y.shape != logits.shape[:1]:
             raise UserError(
@@ -215,7 +229,9 @@ class Transfer(nn.Module):
         if way == "forward-over-reverse":
             first = "func" if torch.compiler.is_compiling() else "double-backward"
         with counted_after(self.student, first):
-            j, logits, features = differentiate(run, x, y, torch.is_grad_enabled() and not forward, first)
+            j, logits, features = differentiate(
+                run, x, y, torch.is_grad_enabled() and not forward, first
+            )
 
         def fill(j: Tensor) -> None:
             step.student_gradient = j[:n]
@@ -311,27 +327,37 @@ class Transfer(nn.Module):
                     raise UserError(f"pairs has {pair!r}: expected (student layer, teacher layer)")
             return [(s, t) for s, t in pairs]
         if pairs != "auto" and not re.fullmatch(r"last[1-9]\d*", pairs):
-            raise UserError(f"pairs is {pairs!r}: expected 'auto', 'last2' or a list of (student layer, teacher layer)")
+            raise UserError(
+                f"pairs is {pairs!r}: expected 'auto', 'last2' or a list of (student layer, teacher layer)"
+            )
         if xs is None or xt is None:
-            raise UserError(f"pairs={pairs!r} needs example=, a batch of images (N, C, H, W), to find the layers with")
+            raise UserError(
+                f"pairs={pairs!r} needs example=, a batch of images (N, C, H, W), to find the layers with"
+            )
         found = match_stages(stages(self.student, xs), stages(self._frozen[0], xt))
         last = len(found) if pairs == "auto" else int(pairs.removeprefix("last"))
         if last > len(found):
-            raise UserError(f"pairs is {pairs!r}, but there are {len(found)}: {', '.join('='.join(p) for p in found)}")
+            raise UserError(
+                f"pairs is {pairs!r}, but there are {len(found)}: {', '.join('='.join(p) for p in found)}"
+            )
         return found[-last:]
 
     def _views(self, example: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         if example is None:
             return None, None
         with torch.no_grad():
-            return self.student_transform(example), self._frozen[1](example) if self._frozen else None
+            return self.student_transform(example), self._frozen[1](
+                example
+            ) if self._frozen else None
 
     def features(self, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """The features of the pairs, the student's and the teacher's, in eval mode and without gradients."""
         with evaluating(self.student):
             teacher_features = Transfer._teacher_side(self, x)[1]
             names = [s for s, _ in self.pairs]
-            return _run(self.student, self._student_tap, self.student_transform(x), names)[1], teacher_features
+            return _run(self.student, self._student_tap, self.student_transform(x), names)[
+                1
+            ], teacher_features
 
     def _dry_run(self, example: Tensor) -> None:
         student, teacher = self.features(example)
@@ -339,14 +365,18 @@ class Transfer(nn.Module):
             method.prepare(self.pairs, student, teacher)
 
 
-def _run(model: nn.Module, tapped: Tap | None, x: Tensor, names: list[str]) -> tuple[Tensor, list[Tensor]]:
+def _run(
+    model: nn.Module, tapped: Tap | None, x: Tensor, names: list[str]
+) -> tuple[Tensor, list[Tensor]]:
     if tapped is None:
         return hooked_call(model, x), []
     logits, features = tapped(x)
     return logits, [features[n] for n in names]
 
 
-def _check_methods(methods: Sequence[Method], teacher: nn.Module | None, example: Tensor | None) -> None:
+def _check_methods(
+    methods: Sequence[Method], teacher: nn.Module | None, example: Tensor | None
+) -> None:
     for method in methods:
         if not isinstance(method, Method):
             raise UserError(f"methods has {method!r}: expected objects, like ActivationTransfer()")
@@ -357,7 +387,9 @@ def _check_methods(methods: Sequence[Method], teacher: nn.Module | None, example
     if needing and teacher is None:
         raise UserError(f"{', '.join(needing)} needs a teacher, and teacher is None")
     if example is None and (needing := [type(m).__name__ for m in methods if m.needs_example]):
-        raise UserError(f"{', '.join(needing)} needs example=, a batch of images (N, C, H, W), to know its sizes by")
+        raise UserError(
+            f"{', '.join(needing)} needs example=, a batch of images (N, C, H, W), to know its sizes by"
+        )
 
 
 def _as_module(transform: Transform | None) -> nn.Module:

@@ -58,7 +58,9 @@ def test_wrn_folds_what_follows_a_convolution_and_no_more(width):
     check(net, expected, ["group0", "group1", "group2"])
 
 
-@pytest.mark.parametrize("name", ["timm/resnet10t", "timm/regnetx_002", "timm/mobilenetv3_small_050"])
+@pytest.mark.parametrize(
+    "name", ["timm/resnet10t", "timm/regnetx_002", "timm/mobilenetv3_small_050"]
+)
 def test_networks_of_timm(name):
     model = at.create_model(name, 10)
     layers = [s.name for s in at.stages(model, X.float())]
@@ -73,7 +75,9 @@ def test_input_gradients_are_the_same():
     model = lively(at.create_model("wrn-10-1", 10))
     folded, _ = fold_batch_norms(model, X)
     y = torch.tensor([1, 2])
-    torch.testing.assert_close(at.input_gradient(folded, X, y), at.input_gradient(model, X, y), rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(
+        at.input_gradient(folded, X, y), at.input_gradient(model, X, y), rtol=1e-9, atol=1e-12
+    )
 
 
 class Net(nn.Module):
@@ -100,7 +104,9 @@ class Net(nn.Module):
         if self.way == "reads":
             return self.bn(z) * self.bn.weight.mean()
         if self.way == "functional":
-            return F.batch_norm(z, self.bn.running_mean, self.bn.running_var, self.bn.weight, self.bn.bias)
+            return F.batch_norm(
+                z, self.bn.running_mean, self.bn.running_var, self.bn.weight, self.bn.bias
+            )
         return self.bn(z)
 
 

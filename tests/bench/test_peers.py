@@ -14,12 +14,25 @@ from PIL import Image
 from rich.console import Console
 
 import attention_transfer as at
-from attention_transfer.bench import DEFAULTS, NAMES, compile, data, decoders, peer, scale, scale_plot, speed, teacher
+from attention_transfer.bench import (
+    DEFAULTS,
+    NAMES,
+    compile,
+    data,
+    decoders,
+    peer,
+    scale,
+    scale_plot,
+    speed,
+    teacher,
+)
 from attention_transfer.bench.authors import AuthorsInference
 from attention_transfer.bench.measure import Row, interleave
 from attention_transfer.cli import app
 
-SMALL = speed.Settings("wrn-10-1", "wrn-10-1", batch_size=8, rounds=1, steps=1, images=24, device="cpu", compile="off")
+SMALL = speed.Settings(
+    "wrn-10-1", "wrn-10-1", batch_size=8, rounds=1, steps=1, images=24, device="cpu", compile="off"
+)
 QUIET = Console(quiet=True)
 FILES = (decoders.AUTHORS, decoders.OURS)
 
@@ -80,9 +93,15 @@ def test_the_authors_inference_is_the_teachers():
 
 
 def test_errors_are_a_share_of_the_largest_value():
-    true = torch.tensor([[1.0, -4.0]], dtype=torch.float64), [torch.ones(1, 1, 2, 2, dtype=torch.float64)]
+    true = (
+        torch.tensor([[1.0, -4.0]], dtype=torch.float64),
+        [torch.ones(1, 1, 2, 2, dtype=torch.float64)],
+    )
     found = torch.tensor([[1.0, -3.0]]), [torch.ones(1, 1, 2, 2) * 7]
-    assert teacher.error(found, true) == {"logits_error": 0.25, "maps_error": pytest.approx(0, abs=1e-7)}
+    assert teacher.error(found, true) == {
+        "logits_error": 0.25,
+        "maps_error": pytest.approx(0, abs=1e-7),
+    }
 
 
 @pytest.fixture
@@ -99,11 +118,15 @@ def jpegs(tmp_path):
 def test_data(tmp_path, jpegs, monkeypatch):
     monkeypatch.setattr(data, "cores_here", lambda: 1)
     file = tmp_path / "d.json"
-    settings = speed.Settings(batch_size=8, rounds=1, steps=2, images=16, device="cpu", data=str(jpegs))
+    settings = speed.Settings(
+        batch_size=8, rounds=1, steps=2, images=16, device="cpu", data=str(jpegs)
+    )
     data.bench_data(settings, QUIET, file)
     rows, found = rows_of(file, "data")
     there = {"authors", "resident", *FILES, "loader authors 224", "loader torchvision 224"}
-    assert there <= rows.keys() and rows["authors 224"]["times_authors"] == 1 and found["files"] == 3
+    assert (
+        there <= rows.keys() and rows["authors 224"]["times_authors"] == 1 and found["files"] == 3
+    )
     for name in decoders.OTHERS:
         assert (name in rows) != (f"{name}: not installed" in found["said"])
 
@@ -131,7 +154,10 @@ def test_the_photographs_are_jpegs_where_no_folder_is_given(tmp_path):
     with data._jpegs(None) as files:
         assert len(files) == data.MADE and Image.open(files[0]).size == (500, 375)
     assert not files[0].exists()
-    for folder, match in ((str(tmp_path), "no JPEG in it"), (str(tmp_path / "none"), "expected a folder of JPEGs")):
+    for folder, match in (
+        (str(tmp_path), "no JPEG in it"),
+        (str(tmp_path / "none"), "expected a folder of JPEGs"),
+    ):
         with pytest.raises(at.UserError, match=match), data._jpegs(folder):
             pass
 
@@ -144,7 +170,9 @@ def test_compile(tmp_path, monkeypatch):
     kinds = ("off", "on first", "on second", "auto")
     long, short = ([f"{kind} {length}" for kind in kinds] for length in ("long", "short"))
     assert list(rows) == ["authors", *long, "authors short", *short]
-    assert rows["on first long"]["times_off"] == 2 and rows["off long"]["seconds"] == pytest.approx(24 * 8 / 50)
+    assert rows["on first long"]["times_off"] == 2 and rows["off long"]["seconds"] == pytest.approx(
+        24 * 8 / 50
+    )
     assert rows["auto short"]["times_off"] == pytest.approx(1.25)
     assert "auto short: did not compile, 1.25 of off's time: BEYOND 1.10" in found["said"]
     assert "cache long: 3 files built by the first run, 0 by the second: reused" in found["said"]
@@ -164,7 +192,10 @@ def test_a_case_of_compile_is_a_whole_run(tmp_path, monkeypatch):
     assert 2 * 8 / images_per_second <= time.perf_counter() - start
     assert case.built == [0] and case.compiled == [False]
     monkeypatch.setattr(compile, "words", lambda *_: ["distil"])
-    with pytest.raises(at.RunError, match="'off short' failed: attention-transfer: unknown command 'distil'; did you"):
+    with pytest.raises(
+        at.RunError,
+        match="'off short' failed: attention-transfer: unknown command 'distil'; did you",
+    ):
         case()
 
 
@@ -187,7 +218,9 @@ def test_torchdistills_step_and_ours_are_one_computation(method):
     methods = [at.ActivationTransfer(peer.BETA)]
     methods += [at.KnowledgeDistillation(peer.ALPHA, peer.TEMPERATURE)] if method == "at+kd" else []
     transfer = at.Transfer(student, ours_teacher, methods, example=x)
-    optimizer = torch.optim.SGD(transfer.trainable_parameters(), peer.RATE, momentum=0.9, weight_decay=5e-4)
+    optimizer = torch.optim.SGD(
+        transfer.trainable_parameters(), peer.RATE, momentum=0.9, weight_decay=5e-4
+    )
     for _ in range(2):
         loss = transfer(x, y).loss
         optimizer.zero_grad()
@@ -201,14 +234,18 @@ def test_peer(tmp_path, nearby):
     peer.bench_peer(SMALL, QUIET, tmp_path / "p.json")
     rows, _ = rows_of(tmp_path / "p.json", "peer")
     kinds = [f"{m} {p}" for m in peer.METHODS for p in ("fp32", "bf16")]
-    assert list(rows) == ["authors", *(f"{who} {kind}" for who in (peer.PEER, "ours") for kind in kinds)]
+    assert list(rows) == [
+        "authors",
+        *(f"{who} {kind}" for who in (peer.PEER, "ours") for kind in kinds),
+    ]
     assert all(rows[f"{peer.PEER} {kind}"]["times_peer"] == 1 for kind in kinds)
 
 
 def test_peer_without_the_library_names_the_extra(monkeypatch):
     monkeypatch.setattr(peer, "find_spec", lambda name: None)
     with pytest.raises(
-        at.UserError, match=r"torchdistill, which is not installed: pip install 'attention-transfer\[pe"
+        at.UserError,
+        match=r"torchdistill, which is not installed: pip install 'attention-transfer\[pe",
     ):
         peer.bench_peer(SMALL, QUIET, None)
 
@@ -247,7 +284,9 @@ def test_the_share_is_what_the_parts_leave():
         return Row("", [rate], [1.0])
 
     found = {"authors": row(10.0), "step": row(100.0), "student": row(250.0), "teacher": row(500.0)}
-    assert scale._row("a", found, {}).more["share"] == pytest.approx(0.4)  # 10 ms, of which 4 and 2 are the networks'
+    assert scale._row("a", found, {}).more["share"] == pytest.approx(
+        0.4
+    )  # 10 ms, of which 4 and 2 are the networks'
 
 
 def test_the_picture_is_light(tmp_path):
@@ -269,6 +308,10 @@ def test_the_commands_defaults(monkeypatch):
     for name, module in (("compile", compile), ("scale", scale), ("peer", peer)):
         monkeypatch.setattr(module, f"bench_{name}", bench)
         assert CliRunner().invoke(app, ["bench", name]).exit_code == 0
-    assert (seen["compile"].steps, seen["compile"].batch_size, seen["scale"].compile) == (600, 64, "off")
+    assert (seen["compile"].steps, seen["compile"].batch_size, seen["scale"].compile) == (
+        600,
+        64,
+        "off",
+    )
     assert (seen["peer"].steps, seen["peer"].compile, seen["peer"].student) == (8, "on", "wrn-16-1")
     assert DEFAULTS.keys() <= set(NAMES)

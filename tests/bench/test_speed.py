@@ -32,8 +32,12 @@ def test_the_authors_step_and_ours_are_one_computation():
     student, teacher = at.create_model("wrn-10-1", 10), at.create_model("wrn-10-2", 10)
     student.load_state_dict({k: v.detach().clone() for k, v in theirs.student.items()})
     teacher.load_state_dict({k: v.detach().clone() for k, v in theirs.teacher.items()})
-    transfer = at.Transfer(student, teacher, [at.ActivationTransfer(1e3), at.KnowledgeDistillation()], example=x)
-    optimizer = torch.optim.SGD(transfer.trainable_parameters(), 0.1, momentum=0.9, weight_decay=5e-4)
+    transfer = at.Transfer(
+        student, teacher, [at.ActivationTransfer(1e3), at.KnowledgeDistillation()], example=x
+    )
+    optimizer = torch.optim.SGD(
+        transfer.trainable_parameters(), 0.1, momentum=0.9, weight_decay=5e-4
+    )
     for _ in range(2):
         loss = transfer(x, y).loss
         optimizer.zero_grad()
@@ -63,7 +67,11 @@ def test_the_authors_step_and_ours_are_one_computation():
 )
 def test_benches_write_their_table(tmp_path, bench, names):
     file = tmp_path / "bench.json"
-    models = dict.fromkeys(("student", "teacher"), "nin-thin-no-bn") if bench is gradient.bench_gradient else {}
+    models = (
+        dict.fromkeys(("student", "teacher"), "nin-thin-no-bn")
+        if bench is gradient.bench_gradient
+        else {}
+    )
     bench(speed.Settings(**SMALL | models, device="cpu", compile="off"), Console(quiet=True), file)
     found = json.loads(file.read_text())
     assert [r["name"] for r in found["rows"]] == names
@@ -75,7 +83,9 @@ def test_benches_write_their_table(tmp_path, bench, names):
 
 def test_the_authors_loss_and_ours_are_one_computation():
     student, teacher = loss._features(2, torch.float64, torch.channels_last, torch.device("cpu"))
-    torch.testing.assert_close(loss.authors_loss(student, teacher), at.at_loss(student, teacher), rtol=1e-10, atol=0)
+    torch.testing.assert_close(
+        loss.authors_loss(student, teacher), at.at_loss(student, teacher), rtol=1e-10, atol=0
+    )
 
 
 @pytest.mark.parametrize("method", ["none", "min-l2", "symmetry", "gradient"])
@@ -95,6 +105,10 @@ def test_the_plain_step_and_ours_are_one_computation(method):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="read from /proc")
 def test_memory_is_measured_in_a_process_of_its_own():
-    settings = speed.Settings("nin-thin-no-bn", "nin-thin-no-bn", batch_size=16, device="cpu", compile="off")
-    alone, twice = (gradient.peak_memory(gradient.Case(m, m), settings) for m in ("none", "symmetry"))
+    settings = speed.Settings(
+        "nin-thin-no-bn", "nin-thin-no-bn", batch_size=16, device="cpu", compile="off"
+    )
+    alone, twice = (
+        gradient.peak_memory(gradient.Case(m, m), settings) for m in ("none", "symmetry")
+    )
     assert 0 < alone < twice

@@ -30,7 +30,15 @@ after 1.00
 def write(folder, **more):
     rows = [
         {"name": "authors", "median": 1234.5, "p10": 1000.0, "p90": 1500.0, "times_authors": 1.0},
-        {"name": "ours", "median": 2469.0, "p10": 2.0, "p90": 3.0, "times_authors": 2.0, "share": 0.0123, "axis": "x"},
+        {
+            "name": "ours",
+            "median": 2469.0,
+            "p10": 2.0,
+            "p90": 3.0,
+            "times_authors": 2.0,
+            "share": 0.0123,
+            "axis": "x",
+        },
     ]
     found = {
         "date": "2026-01-02",

@@ -21,7 +21,11 @@ def test_three_networks(tmp_path):
     assert [total[k] for k in ("name", "models", "traced", "read", "paired")] == ["all", 3, 3, 3, 3]
     assert sum(row["models"] for row in families) == 3
     page = file.with_suffix(".md").read_text()
-    assert f"3 of the {found['of']}" in page and "| all | 3 | 3 | 3 | 3 |" in page and "Nothing." in page
+    assert (
+        f"3 of the {found['of']}" in page
+        and "| all | 3 | 3 | 3 | 3 |" in page
+        and "Nothing." in page
+    )
 
 
 def test_a_sample_is_spread_over_the_list():
@@ -50,9 +54,18 @@ def test_a_network_that_hangs_or_ends_its_process(monkeypatch):
 def test_the_table():
     def row(family, stages, pairs, reason=None):
         done = {"traced": stages > 0, "read": stages > 0, "paired": pairs > 0}
-        return {"name": family, "family": family, **done, "stages": stages, "pairs": pairs, "reason": reason}
+        return {
+            "name": family,
+            "family": family,
+            **done,
+            "stages": stages,
+            "pairs": pairs,
+            "reason": reason,
+        }
 
-    rows = zoo.summary([row("vit", 1, 1), row("cnn", 4, 4), row("cnn", 5, 4), row("cnn", 0, 0, "why")])
+    rows = zoo.summary(
+        [row("vit", 1, 1), row("cnn", 4, 4), row("cnn", 5, 4), row("cnn", 0, 0, "why")]
+    )
     assert [zoo._cells(r) for r in rows] == [
         ["cnn", "3", "2", "2", "2", "4–5", "4"],
         ["vit", "1", "1", "1", "1", "1", "1"],

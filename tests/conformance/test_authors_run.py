@@ -17,7 +17,9 @@ from attention_transfer.models.authors import read_params
 HERE = Path(__file__).resolve().parents[3] / "shared" / "conformance" / "authors_run"
 RUNS = {"resnet_16_2_teacher": ("wrn-16-2", None), "at_16_1_16_2": ("wrn-16-1", "wrn-16-2")}
 GROUPS = ["group0", "group1", "group2"]
-pytestmark = pytest.mark.skipif(not HERE.is_dir(), reason="../shared/conformance/authors_run is not there")
+pytestmark = pytest.mark.skipif(
+    not HERE.is_dir(), reason="../shared/conformance/authors_run is not there"
+)
 
 
 def expected(run: str) -> dict[str, Tensor]:
@@ -60,7 +62,9 @@ def test_the_teacher_and_the_losses_of_a_distillation() -> None:
 def test_the_log(run: str) -> None:
     """Options come from the first line; n_parameters counts the trained network's running statistics too."""
     options = at.load_authors_run(HERE / run).options
-    first = json.loads((HERE / run / "log.txt").read_text().splitlines()[0].removeprefix("json_stats: "))
+    first = json.loads(
+        (HERE / run / "log.txt").read_text().splitlines()[0].removeprefix("json_stats: ")
+    )
     assert options == first
     assert f"wrn-{options['depth']}-{options['width']}" == RUNS[run][0]
     student, _ = read_params(HERE / run / "model.pt7")

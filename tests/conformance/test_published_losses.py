@@ -25,7 +25,12 @@ OURS = {
     "torchdistill_paper": ({"convention": "paper"}, 2.0),  # theirs lacks the ½ of Eq. 2
     "repdistiller": ({"convention": "authors", "resize": "features"}, 1.0),
 }
-ROWS = [(case, function) for case, about in CASES.items() for function in about["values"] if function in OURS]
+ROWS = [
+    (case, function)
+    for case, about in CASES.items()
+    for function in about["values"]
+    if function in OURS
+]
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +60,9 @@ def test_attention_loss(arrays: dict[str, Tensor], case: str, function: str) -> 
         f.requires_grad_()
     loss = factor * at.at_loss(student, teacher, **options)
     loss.backward()
-    assert loss.item() == pytest.approx(CASES[case]["values"][function], rel=TOLERANCE, abs=TOLERANCE)
+    assert loss.item() == pytest.approx(
+        CASES[case]["values"][function], rel=TOLERANCE, abs=TOLERANCE
+    )
     for k, f in enumerate(student):
         assert_close(f.grad, arrays[f"{case}/{function}.grad_student.{k}"])
 
@@ -64,18 +71,30 @@ def test_attention_loss(arrays: dict[str, Tensor], case: str, function: str) -> 
 def test_distillation(arrays: dict[str, Tensor], case: str) -> None:
     """Theirs is α·T²·KL + (1−α)·CE: our term, and the share that it leaves to the cross-entropy."""
     method = at.KnowledgeDistillation(CASES[case]["alpha"], CASES[case]["temperature"])
-    logits, labels = arrays[f"{case}/student_logits"].clone().requires_grad_(), arrays[f"{case}/labels"]
+    logits, labels = (
+        arrays[f"{case}/student_logits"].clone().requires_grad_(),
+        arrays[f"{case}/labels"],
+    )
     term = method(Step(labels, logits, arrays[f"{case}/teacher_logits"]))
-    loss = term * method.weight(None) + F.cross_entropy(logits, labels) * method.cross_entropy_share()
+    loss = (
+        term * method.weight(None) + F.cross_entropy(logits, labels) * method.cross_entropy_share()
+    )
     loss.backward()
-    assert loss.item() == pytest.approx(CASES[case]["values"]["authors_kd"], rel=TOLERANCE, abs=TOLERANCE)
+    assert loss.item() == pytest.approx(
+        CASES[case]["values"]["authors_kd"], rel=TOLERANCE, abs=TOLERANCE
+    )
     assert_close(logits.grad, arrays[f"{case}/authors_kd.grad_logits"])
 
 
-@pytest.mark.parametrize("case", [c for c, about in CASES.items() if "authors_code" in about["values"]])
+@pytest.mark.parametrize(
+    "case", [c for c, about in CASES.items() if "authors_code" in about["values"]]
+)
 def test_a_dict_of_layers_is_the_same_sum(arrays: dict[str, Tensor], case: str) -> None:
     student, teacher = (
-        {str(k): f for k, f in enumerate(features(arrays, case, side))} for side in ("student", "teacher")
+        {str(k): f for k, f in enumerate(features(arrays, case, side))}
+        for side in ("student", "teacher")
     )
     backwards = dict(reversed(teacher.items()))
-    assert at.at_loss(student, backwards).item() == pytest.approx(CASES[case]["values"]["authors_code"], rel=1e-10)
+    assert at.at_loss(student, backwards).item() == pytest.approx(
+        CASES[case]["values"]["authors_code"], rel=1e-10
+    )

@@ -28,7 +28,9 @@ def picture() -> MakePicture:
 def make_folder(tmp_path: Path, picture: MakePicture) -> MakeFolder:
     """train/ and val/ of PNG files, so many images a class."""
 
-    def make(classes: tuple[str, ...] = ("cat", "dog"), train: int = 4, val: int = 2, side: int = 8) -> Path:
+    def make(
+        classes: tuple[str, ...] = ("cat", "dog"), train: int = 4, val: int = 2, side: int = 8
+    ) -> Path:
         root = tmp_path / "pets"
         for part, count in (("train", train), ("val", val)):
             for label, name in enumerate(classes):

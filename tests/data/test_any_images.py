@@ -54,7 +54,12 @@ def made_images():
     frames = {"save_all": True, "append_images": [smooth(7)], "lossless": True}
     return {
         "jpeg": ("jpg", encode(plain, "JPEG", **jpeg), rgb(plain), 3),
-        "progressive jpeg": ("JPEG", encode(plain, "JPEG", progressive=True, **jpeg), rgb(plain), 3),
+        "progressive jpeg": (
+            "JPEG",
+            encode(plain, "JPEG", progressive=True, **jpeg),
+            rgb(plain),
+            3,
+        ),
         "grey jpeg": ("jpg", encode(grey, "JPEG", quality=100), rgb(grey), 1),
         "cmyk jpeg": ("jpg", encode(plain.convert("CMYK"), "JPEG", quality=100), rgb(plain), 4),
         "turned jpeg": ("jpg", encode(plain, "JPEG", exif=exif, **jpeg), turned, 3),
@@ -62,7 +67,12 @@ def made_images():
         "16-bit png": ("png", encode(Image.fromarray(wide), "PNG"), rgb(grey), 0),
         "16-bit tiff": ("tif", encode(Image.fromarray(wide), "TIFF"), rgb(grey), 0),
         "rgba png": ("png", encode(alpha, "PNG"), rgb(plain), 0),
-        "palette png": ("png", encode(palette, "PNG", transparency=bytes(range(16))), rgb(palette), 0),
+        "palette png": (
+            "png",
+            encode(palette, "PNG", transparency=bytes(range(16))),
+            rgb(palette),
+            0,
+        ),
         "turned png": ("png", encode(plain, "PNG", exif=exif), turned, 0),
         "webp": ("webp", encode(plain, "WEBP", lossless=True), rgb(plain), 0),
         "animated webp": ("webp", encode(plain, "WEBP", **frames), rgb(plain), 0),
@@ -84,10 +94,15 @@ def write_folder(root):
 def write_parquet(root):
     root.mkdir(exist_ok=True)
     table = pa.table(
-        {"picture": [{"bytes": data, "path": None} for _, data, _, _ in MADE.values()], "what": [0] * len(MADE)}
+        {
+            "picture": [{"bytes": data, "path": None} for _, data, _, _ in MADE.values()],
+            "what": [0] * len(MADE),
+        }
     )
     features = {"picture": {"_type": "Image"}, "what": {"_type": "ClassLabel", "names": ["a"]}}
-    table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    table = table.replace_schema_metadata(
+        {"huggingface": json.dumps({"info": {"features": features}})}
+    )
     for part in ("train", "test"):
         pq.write_table(table, root / f"{part}-00000-of-00001.parquet", row_group_size=4)
     return f"parquet:{root}"

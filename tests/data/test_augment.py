@@ -8,7 +8,9 @@ from attention_transfer.errors import UserError
 
 
 def random_set(count, height, width):
-    images = torch.randint(0, 256, (count, height, width, 3), dtype=torch.uint8, generator=seeded(1))
+    images = torch.randint(
+        0, 256, (count, height, width, 3), dtype=torch.uint8, generator=seeded(1)
+    )
     return ImageSet(images, torch.arange(count) % 3, ("a", "b", "c"))
 
 
@@ -24,7 +26,9 @@ def one_by_one(images, plan, step, padding):
     return torch.stack(made).to(torch.uint8)
 
 
-@pytest.mark.parametrize(("height", "width", "padding"), [(8, 8, 4), (5, 9, 4), (9, 5, 1), (6, 7, 0), (32, 32, 4)])
+@pytest.mark.parametrize(
+    ("height", "width", "padding"), [(8, 8, 4), (5, 9, 4), (9, 5, 1), (6, 7, 0), (32, 32, 4)]
+)
 @pytest.mark.parametrize("flip", [True, False])
 def test_one_gather_equals_image_by_image(height, width, padding, flip):
     images = random_set(70, height, width)
@@ -40,7 +44,9 @@ def test_one_gather_equals_image_by_image(height, width, padding, flip):
 
 def test_all_offsets_and_both_flips_are_drawn():
     plan = Augment(random_set(4000, 6, 6), 2).epoch(0, 0, 100)
-    assert torch.equal(plan.dy.unique(), torch.arange(5)) and torch.equal(plan.dx.unique(), torch.arange(5))
+    assert torch.equal(plan.dy.unique(), torch.arange(5)) and torch.equal(
+        plan.dx.unique(), torch.arange(5)
+    )
     assert 0.45 < plan.flip.double().mean() < 0.55
     assert abs(torch.corrcoef(torch.stack([plan.dy, plan.dx]).double())[0, 1]) < 0.06
 
@@ -75,7 +81,13 @@ def test_global_random_state_is_left_alone():
 
 @pytest.mark.parametrize(
     ("count", "batch_size", "drop_last", "sizes"),
-    [(10, 4, True, [4, 4]), (10, 4, False, [4, 4, 2]), (8, 4, False, [4, 4]), (3, 4, True, [3]), (3, 4, False, [3])],
+    [
+        (10, 4, True, [4, 4]),
+        (10, 4, False, [4, 4, 2]),
+        (8, 4, False, [4, 4]),
+        (3, 4, True, [3]),
+        (3, 4, False, [3]),
+    ],
 )
 def test_batches_of_an_epoch(count, batch_size, drop_last, sizes):
     augment = Augment(random_set(count, 4, 4), 1)
@@ -87,7 +99,9 @@ def test_batches_of_an_epoch(count, batch_size, drop_last, sizes):
 
 @pytest.mark.parametrize("padding", [-1, 4, 9])
 def test_padding_must_be_smaller_than_the_image(padding):
-    with pytest.raises(UserError, match=rf"crop_padding is {padding}.*0 <= crop_padding < 4 for images of 6x4"):
+    with pytest.raises(
+        UserError, match=rf"crop_padding is {padding}.*0 <= crop_padding < 4 for images of 6x4"
+    ):
         Augment(random_set(2, 6, 4), padding)
 
 
@@ -106,4 +120,6 @@ def test_a_gpu_makes_the_same_batches():
     for step in range(len(ours)):
         x, y = there.batch(theirs, step)
         assert x.is_cuda and x.is_contiguous(memory_format=torch.channels_last)
-        assert torch.equal(here.batch(ours, step)[0], x.cpu()) and torch.equal(here.batch(ours, step)[1], y.cpu())
+        assert torch.equal(here.batch(ours, step)[0], x.cpu()) and torch.equal(
+            here.batch(ours, step)[1], y.cpu()
+        )

@@ -25,11 +25,15 @@ def made(request, tmp_path, monkeypatch):
     for name in FILES[kind]:
         labels = list(range(0, classes, classes // 10))
         data = rng.integers(0, 256, (10, 3072), dtype=np.uint8)
-        (folder / name).write_bytes(pickle.dumps({"data": data, LABELS[kind]: labels, "coarse_labels": [0] * 10}))
+        (folder / name).write_bytes(
+            pickle.dumps({"data": data, LABELS[kind]: labels, "coarse_labels": [0] * 10})
+        )
     names = [f"class {i}" for i in range(classes)]
     meta = {"label_names": names} if kind == "cifar10" else {"fine_label_names": names}
     (folder / ("batches.meta" if kind == "cifar10" else "meta")).write_bytes(pickle.dumps(meta))
-    monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda path, md5=None: os.path.isfile(path))
+    monkeypatch.setattr(
+        "torchvision.datasets.cifar.check_integrity", lambda path, md5=None: os.path.isfile(path)
+    )
     return kind, folder
 
 
@@ -76,7 +80,9 @@ def test_the_cache_is_used_and_named(made, tmp_path, monkeypatch, capfd):
         raise OSError("no network")
 
     monkeypatch.setattr("torchvision.datasets.cifar.download_and_extract_archive", fail)
-    with pytest.raises(UserError, match=f"cannot download {kind} into {cache} \\(no network\\).*{kind}:FOLDER"):
+    with pytest.raises(
+        UserError, match=f"cannot download {kind} into {cache} \\(no network\\).*{kind}:FOLDER"
+    ):
         open_data(kind)
     folder.rename(cache / folder.name)
     assert len(open_data(kind).val) == 10

@@ -34,7 +34,9 @@ def test_rgb_and_grey_are_exact(kind, picture):
 
 
 def test_lossless_webp(picture):
-    assert np.array_equal(decoded(encode(picture(), "WEBP", lossless=True))[0][0], np.asarray(picture()))
+    assert np.array_equal(
+        decoded(encode(picture(), "WEBP", lossless=True))[0][0], np.asarray(picture())
+    )
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
@@ -47,14 +49,18 @@ def test_transparency_is_dropped(picture):
     pixels = np.asarray(picture())
     alpha = np.concatenate([pixels, RAMP[..., None]], axis=-1)
     with_alpha = np.stack([RAMP, 255 - RAMP], axis=-1)
-    out, _ = decoded(encode(Image.fromarray(alpha, "RGBA")), encode(Image.fromarray(with_alpha, "LA")))
+    out, _ = decoded(
+        encode(Image.fromarray(alpha, "RGBA")), encode(Image.fromarray(with_alpha, "LA"))
+    )
     assert np.array_equal(out[0], pixels) and np.array_equal(out[1], grey(RAMP))
 
 
 @pytest.mark.filterwarnings("error")
 def test_palettes_with_and_without_transparency(picture):
     palette = picture().quantize(16)
-    out, _ = decoded(encode(palette), encode(palette, transparency=bytes(range(16))), encode(palette, "GIF"))
+    out, _ = decoded(
+        encode(palette), encode(palette, transparency=bytes(range(16))), encode(palette, "GIF")
+    )
     for made in out:
         assert np.array_equal(made, np.asarray(palette.convert("RGB")))
 
@@ -66,7 +72,9 @@ def test_cmyk_jpeg(picture):
 
 
 def test_black_and_white():
-    assert np.array_equal(decoded(encode(Image.fromarray(RAMP > 100)))[0][0], grey((RAMP > 100) * 255))
+    assert np.array_equal(
+        decoded(encode(Image.fromarray(RAMP > 100)))[0][0], grey((RAMP > 100) * 255)
+    )
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -104,7 +112,9 @@ def test_a_wide_line_still_fills_the_square(picture):
 @pytest.mark.parametrize("broken", [b"", b"not an image", None])
 def test_a_bad_image_is_named_or_skipped(broken, picture):
     whole = encode(picture())
-    with pytest.raises(UserError, match=r"cannot read the image image 1 \(.*--on-bad-image skip") as caught:
+    with pytest.raises(
+        UserError, match=r"cannot read the image image 1 \(.*--on-bad-image skip"
+    ) as caught:
         decoded(whole, broken)
     assert "\n" not in str(caught.value)
     out, sizes = decoded(whole, broken, whole, on_bad_image="skip")
@@ -147,7 +157,8 @@ def test_memory_is_asked_before_it_is_taken(monkeypatch):
     monkeypatch.setattr(decode, "available_memory", lambda: 10 * 2**30)
     decode.check_memory("folder:x", 40_000, 224)
     with pytest.raises(
-        UserError, match=r"folder:x: 50000 images of 224x224 take 7.01 GiB.*60% of the 10.00 GiB.*lower"
+        UserError,
+        match=r"folder:x: 50000 images of 224x224 take 7.01 GiB.*60% of the 10.00 GiB.*lower",
     ):
         decode.check_memory("folder:x", 50_000, 224)
     monkeypatch.setattr(decode, "available_memory", lambda: None)

@@ -11,7 +11,10 @@ def data():
 
 
 def test_shapes_and_balance(data):
-    assert data.train.images.shape == (digits.TRAIN_SCENES, 32, 32, 3) and len(data.val) == digits.VAL_SCENES
+    assert (
+        data.train.images.shape == (digits.TRAIN_SCENES, 32, 32, 3)
+        and len(data.val) == digits.VAL_SCENES
+    )
     assert data.classes == tuple("0123456789") and data.image_size == (32, 32)
     assert torch.bincount(data.train.labels).tolist() == [digits.TRAIN_SCENES // 10] * 10
     assert torch.equal(data.train.images[..., 0], data.train.images[..., 2])
@@ -19,7 +22,9 @@ def test_shapes_and_balance(data):
 
 def test_scenes_do_not_depend_on_the_run(data):
     again = open_data("digits", seed=9)
-    assert torch.equal(again.train.images, data.train.images) and torch.equal(again.val.boxes, data.val.boxes)
+    assert torch.equal(again.train.images, data.train.images) and torch.equal(
+        again.val.boxes, data.val.boxes
+    )
 
 
 def test_source_digits_of_training_and_validation_are_disjoint():
@@ -58,5 +63,8 @@ def test_the_digit_shows_through_the_clutter(monkeypatch):
 def test_resized_with_its_boxes(data):
     small = open_data("digits", image_size=16, limit_train=20, limit_val=10)
     assert small.train.images.shape == (20, 16, 16, 3) and small.train.images.is_contiguous()
-    assert small.train.boxes.max() <= 16 and (small.train.boxes[:, 2:] > small.train.boxes[:, :2]).all()
+    assert (
+        small.train.boxes.max() <= 16
+        and (small.train.boxes[:, 2:] > small.train.boxes[:, :2]).all()
+    )
     assert not torch.allclose(torch.tensor(small.std), torch.tensor(data.std), rtol=0.02)

@@ -28,15 +28,23 @@ def test_matches_torchvision(make_folder, picture):
     (root / "train" / "cat" / "notes.txt").write_text("not an image")
     theirs, ours = ImageFolder(str(root / "train")), open_data(f"folder:{root}").train
     assert tuple(theirs.classes) == ours.classes and len(theirs) == len(ours)
-    expected = {(str(root / file), label) for file, label in zip(ours.files, ours.labels.tolist(), strict=True)}
+    expected = {
+        (str(root / file), label)
+        for file, label in zip(ours.files, ours.labels.tolist(), strict=True)
+    }
     assert set(theirs.samples) == expected
 
 
 def test_limits_decode_only_what_is_wanted(make_folder):
     root = make_folder()
     (root / "train" / "cat" / "0.png").write_bytes(b"bad")
-    data = open_data(f"folder:{root}", limit_train=4, seed=next(s for s in range(99) if 0 not in picks(s)))
-    assert torch.bincount(data.train.labels).tolist() == [2, 2] and "train/cat/0.png" not in data.train.files
+    data = open_data(
+        f"folder:{root}", limit_train=4, seed=next(s for s in range(99) if 0 not in picks(s))
+    )
+    assert (
+        torch.bincount(data.train.labels).tolist() == [2, 2]
+        and "train/cat/0.png" not in data.train.files
+    )
 
 
 def picks(seed):
@@ -67,7 +75,9 @@ def test_readable_names_and_boxes(make_folder, picture):
     assert data.val.boxes.tolist() == [[0, 0, 0, 0]] * 3 + [[0, 0, 8, 8]]
 
 
-@pytest.mark.parametrize("text", ["file,x_min\n", "file,x_min,y_min,x_max,y_max\na.png,1,2,x,4\n", "", "a,1\n"])
+@pytest.mark.parametrize(
+    "text", ["file,x_min\n", "file,x_min,y_min,x_max,y_max\na.png,1,2,x,4\n", "", "a,1\n"]
+)
 def test_wrong_boxes_are_named(make_folder, text):
     root = make_folder()
     (root / "boxes.csv").write_text(text)
@@ -108,11 +118,16 @@ def test_a_missing_val_is_cut_from_train_for_every_seed_alike(make_folder):
     root = make_folder(train=20)
     shutil.rmtree(root / "val")
     data = open_data(f"folder:{root}", seed=1)
-    assert torch.bincount(data.val.labels).tolist() == [2, 2] and torch.bincount(data.train.labels).tolist() == [18, 18]
+    assert torch.bincount(data.val.labels).tolist() == [2, 2] and torch.bincount(
+        data.train.labels
+    ).tolist() == [18, 18]
     assert not set(data.train.files) & set(data.val.files)
     assert open_data(f"folder:{root}", seed=2).val.files == data.val.files
     (note,) = data.notes
-    assert "has no validation images: 4 of its 40 training images (10% of each class" in note and "--val-split" in note
+    assert (
+        "has no validation images: 4 of its 40 training images (10% of each class" in note
+        and "--val-split" in note
+    )
 
 
 def test_classes_directly_in_the_folder(make_folder):
@@ -138,7 +153,10 @@ def test_a_class_of_one_image_is_trained_on(make_folder):
         (root / "train" / "dog" / f"{i}.png").unlink()
     data = open_data(f"folder:{root}")
     assert torch.bincount(data.train.labels).tolist() == [9, 1] and data.val.labels.tolist() == [0]
-    assert data.notes[1] == "warning: 1 class has a single image, which is trained on: nothing validates it"
+    assert (
+        data.notes[1]
+        == "warning: 1 class has a single image, which is trained on: nothing validates it"
+    )
 
 
 def test_val_split_needs_images_to_cut(make_folder):
@@ -166,7 +184,10 @@ def empty(*parts):
         (empty("val"), "val is empty"),
         (remove("val", "cat"), "val lacks the class folder 'cat' of train/"),
         (remove("train", "cat"), "val has a class folder 'cat' that train/ lacks"),
-        (empty("train", "cat"), "the class folder .*cat has no images: expected files ending in .bmp"),
+        (
+            empty("train", "cat"),
+            "the class folder .*cat has no images: expected files ending in .bmp",
+        ),
         (empty("val", "dog"), "the class folder .*val/dog has no images"),
     ],
 )

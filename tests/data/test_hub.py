@@ -92,10 +92,18 @@ def hub(monkeypatch, picture):
 
 @pytest.mark.parametrize("stream", ["on", "off"])
 def test_images_labels_and_names(hub, picture, stream):
-    hub("me/pets", ClassLabel(["cat", "dog"]), {"train": [0, 1, 1], "test": [1]}, image="img", column="species")
+    hub(
+        "me/pets",
+        ClassLabel(["cat", "dog"]),
+        {"train": [0, 1, 1], "test": [1]},
+        image="img",
+        column="species",
+    )
     data = open_data("hub:me/pets", stream=stream)
     assert data.classes == ("cat", "dog") and data.train.labels.tolist() == [0, 1, 1]
-    assert np.array_equal(data.train.batch([2])[0].permute(1, 2, 0).numpy(), np.asarray(picture(seed=2)))
+    assert np.array_equal(
+        data.train.batch([2])[0].permute(1, 2, 0).numpy(), np.asarray(picture(seed=2))
+    )
     assert len(data.val) == 1 and hub.asked == [("me/pets", None)]
 
 
@@ -116,7 +124,13 @@ def test_words_and_numbers_as_labels(hub):
 
 
 def test_columns_by_name(hub):
-    hub("a/b", Value("int64"), {"train": [0, 1], "test": [1]}, column="fine", coarse=(Value("int64"), [3]))
+    hub(
+        "a/b",
+        Value("int64"),
+        {"train": [0, 1], "test": [1]},
+        column="fine",
+        coarse=(Value("int64"), [3]),
+    )
     with pytest.raises(UserError, match=r"surely the label .*hub:a/b#label=COLUMN"):
         open_data("hub:a/b")
     assert open_data("hub:a/b#label=fine").train.labels.tolist() == [0, 1]
@@ -134,17 +148,22 @@ def test_a_bad_row_is_named(hub):
 def test_columns_that_are_not_there(hub):
     hub("a/b", Value("float32"), {"train": [0.5], "test": [0.5]})
     with pytest.raises(
-        UserError, match=r"no column that is surely the label \(its columns: image .*, label \(float32\)"
+        UserError,
+        match=r"no column that is surely the label \(its columns: image .*, label \(float32\)",
     ):
         open_data("hub:a/b")
     library = sys.modules["datasets"].load_dataset("a/b")
     library["train"] = Part({"text": Value("string")}, {"text": ["a"]})
-    with pytest.raises(UserError, match=r"hub:a/b has no image column \(its columns: text \(string\)\)"):
+    with pytest.raises(
+        UserError, match=r"hub:a/b has no image column \(its columns: text \(string\)\)"
+    ):
         open_data("hub:a/b")
 
 
 def test_no_such_data_set_or_no_network(hub):
-    with pytest.raises(UserError, match=r"cannot fetch no/such from the Hugging Face hub \(Couldn't reach") as caught:
+    with pytest.raises(
+        UserError, match=r"cannot fetch no/such from the Hugging Face hub \(Couldn't reach"
+    ) as caught:
         open_data("hub:no/such")
     assert "\n" not in str(caught.value) and "check the name and the network" in str(caught.value)
 

@@ -52,7 +52,10 @@ def test_to_moves_all_tensors():
     ],
 )
 def test_wrong_tensors_are_named(change, message):
-    good = {"images": torch.zeros(2, 4, 4, 3, dtype=torch.uint8), "labels": torch.zeros(2, dtype=torch.int64)}
+    good = {
+        "images": torch.zeros(2, 4, 4, 3, dtype=torch.uint8),
+        "labels": torch.zeros(2, dtype=torch.int64),
+    }
     with pytest.raises(UserError, match=message):
         ImageSet(**(good | {"classes": ("a",)} | change))
 
@@ -93,7 +96,9 @@ def test_channel_statistics_against_float64():
     mean, std = channel_statistics(images)
     pixels = images.double().view(-1, 3) / 255
     torch.testing.assert_close(torch.tensor(mean).double(), pixels.mean(0), rtol=1e-6, atol=0)
-    torch.testing.assert_close(torch.tensor(std).double(), pixels.std(0, correction=0), rtol=1e-6, atol=0)
+    torch.testing.assert_close(
+        torch.tensor(std).double(), pixels.std(0, correction=0), rtol=1e-6, atol=0
+    )
 
 
 def test_std_of_a_constant_image_can_be_divided_by():
@@ -101,5 +106,8 @@ def test_std_of_a_constant_image_can_be_divided_by():
 
 
 def test_seeded_tells_all_words_apart():
-    draws = {torch.rand(1, generator=seeded(*words)).item() for words in [(0, 1), (1, 0), (0, 0), (-1, 0), (2**40, 0)]}
+    draws = {
+        torch.rand(1, generator=seeded(*words)).item()
+        for words in [(0, 1), (1, 0), (0, 0), (-1, 0), (2**40, 0)]
+    }
     assert len(draws) == 5

@@ -36,14 +36,20 @@ def test_statistics_are_those_of_the_training_images():
     data = open_data("digits", limit_train=50, limit_val=10)
     pixels = data.train.images.double().view(-1, 3) / 255
     torch.testing.assert_close(torch.tensor(data.mean).double(), pixels.mean(0), rtol=1e-6, atol=0)
-    torch.testing.assert_close(torch.tensor(data.std).double(), pixels.std(0, correction=0), rtol=1e-6, atol=0)
+    torch.testing.assert_close(
+        torch.tensor(data.std).double(), pixels.std(0, correction=0), rtol=1e-6, atol=0
+    )
     assert data.spec == "digits" and data.skipped == 0
 
 
 @pytest.mark.parametrize(
     ("spec", "options", "message"),
     [
-        ("digit", {}, r"unknown data 'digit': expected one of digits, cifar10\[:FOLDER\].*did you mean digits\?"),
+        (
+            "digit",
+            {},
+            r"unknown data 'digit': expected one of digits, cifar10\[:FOLDER\].*did you mean digits\?",
+        ),
         ("cifar", {}, r"did you mean cifar10 or cifar100\?"),
         ("", {}, "unknown data ''"),
         ("digits:here", {}, "digits is built in and takes no folder"),
@@ -51,9 +57,17 @@ def test_statistics_are_those_of_the_training_images():
         ("parquet:", {}, "names no place: expected parquet:PATH"),
         ("wds:", {}, "names no place: expected wds:PATTERN"),
         ("hub", {}, "names no place: expected hub:OWNER/NAME"),
-        ("digits", {"stream": "of"}, "unknown stream setting 'of': expected one of auto, on, off; did you mean off"),
+        (
+            "digits",
+            {"stream": "of"},
+            "unknown stream setting 'of': expected one of auto, on, off; did you mean off",
+        ),
         ("folder:/no/such/place", {}, "/no/such/place does not exist; expected the data's folder"),
-        ("cifar10:/no/such/place", {}, "/no/such/place does not exist; expected the folder that holds cifar10"),
+        (
+            "cifar10:/no/such/place",
+            {},
+            "/no/such/place does not exist; expected the folder that holds cifar10",
+        ),
         (
             "digits",
             {"on_bad_image": "skp"},
@@ -63,7 +77,11 @@ def test_statistics_are_those_of_the_training_images():
         ("digits", {"image_size": 2.5}, "image_size must be a whole number of at least 1, got 2.5"),
         ("digits", {"limit_train": 0}, "limit_train must be a whole number of at least 1, got 0"),
         ("digits", {"limit_val": -3}, "limit_val must be a whole number of at least 1, got -3"),
-        ("digits", {"val_split": 0.0}, r"val_split must be between 0 and 1 \(such as 0.1\), got 0.0"),
+        (
+            "digits",
+            {"val_split": 0.0},
+            r"val_split must be between 0 and 1 \(such as 0.1\), got 0.0",
+        ),
         ("digits", {"val_split": 1}, "val_split must be between 0 and 1"),
     ],
 )
@@ -87,8 +105,12 @@ def test_a_file_is_no_folder(tmp_path):
 def test_too_large_a_set_is_refused_before_decoding(make_folder, monkeypatch):
     root = make_folder()
     monkeypatch.setattr("attention_transfer.data.decode.available_memory", lambda: 10**6)
-    monkeypatch.setattr("attention_transfer.data.reader.decode_into", lambda *_: pytest.fail("decoded"))
-    with pytest.raises(UserError, match=r"12 images of 224x224 take 0.00 GiB.*lower image_size.*--stream on"):
+    monkeypatch.setattr(
+        "attention_transfer.data.reader.decode_into", lambda *_: pytest.fail("decoded")
+    )
+    with pytest.raises(
+        UserError, match=r"12 images of 224x224 take 0.00 GiB.*lower image_size.*--stream on"
+    ):
         open_data(f"folder:{root}", image_size=224, stream="off")
 
 
@@ -99,7 +121,10 @@ def test_what_does_not_fit_is_streamed(make_folder, monkeypatch):
     assert not open_data(f"folder:{root}", image_size=224, memory=size).streamed
     monkeypatch.setattr("attention_transfer.data.decode.available_memory", lambda: 10**6)
     assert open_data(f"folder:{root}", image_size=224).streamed
-    assert open_data(f"folder:{root}", stream="on").streamed and not open_data(f"folder:{root}").streamed
+    assert (
+        open_data(f"folder:{root}", stream="on").streamed
+        and not open_data(f"folder:{root}").streamed
+    )
 
 
 def test_what_is_in_memory_anyway_cannot_be_streamed():

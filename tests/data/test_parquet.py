@@ -30,8 +30,13 @@ def write(tmp_path, encoded):
         table = {"image": images, "label": pa.array(labels, pa.int64())} | columns
         made = pa.table({key: value for key, value in table.items() if value is not None})
         if names:
-            features = {"image": {"_type": "Image"}, "label": {"_type": "ClassLabel", "names": list(names)}}
-            made = made.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+            features = {
+                "image": {"_type": "Image"},
+                "label": {"_type": "ClassLabel", "names": list(names)},
+            }
+            made = made.replace_schema_metadata(
+                {"huggingface": json.dumps({"info": {"features": features}})}
+            )
         (tmp_path / "set").mkdir(exist_ok=True)
         pq.write_table(made, tmp_path / "set" / name, row_group_size=group)
         return tmp_path / "set"
@@ -57,7 +62,9 @@ def test_limit_decodes_only_the_wanted_rows(write, encoded, picture):
     root = write("val-0.parquet")
     data = open_data(f"parquet:{root}", limit_train=6)
     assert torch.bincount(data.train.labels).tolist() == [2, 2, 2]
-    for image, label, file in zip(data.train.images, data.train.labels, data.train.files, strict=True):
+    for image, label, file in zip(
+        data.train.images, data.train.labels, data.train.files, strict=True
+    ):
         row = int(file.rpartition(":")[2])
         assert row % 3 == label and np.array_equal(image.numpy(), np.asarray(picture(seed=row)))
 
@@ -82,17 +89,24 @@ def test_plain_binary_and_any_names_without_metadata(write, encoded):
     assert data.classes == ("0", "1", "2", "3") and data.train.labels.tolist() == [0, 3, 1]
 
 
-@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())])
+@pytest.mark.parametrize(
+    "kind", [pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())]
+)
 def test_words_as_labels(write, kind):
     """A number that is no label (an id) does not win over words that are."""
-    columns = {"label": pa.array(["cat", "ant", "cat", "bee"], pa.string()).cast(kind), "id": [7, 8, 9, 10]}
+    columns = {
+        "label": pa.array(["cat", "ant", "cat", "bee"], pa.string()).cast(kind),
+        "id": [7, 8, 9, 10],
+    }
     write("train-0.parquet", names=None, **columns)
     root = write("val-0.parquet", labels=[0], names=None, label=pa.array(["bee"]))
     data = open_data(f"parquet:{root}")
     assert data.classes == ("ant", "bee", "cat") and data.train.labels.tolist() == [2, 0, 2, 1]
     assert data.val.labels.tolist() == [1]
     write("val-0.parquet", labels=[0], names=None, label=pa.array(["dog"]))
-    with pytest.raises(UserError, match=r"val-0.parquet, row 0: the label 'dog' is none of the 3 classes"):
+    with pytest.raises(
+        UserError, match=r"val-0.parquet, row 0: the label 'dog' is none of the 3 classes"
+    ):
         open_data(f"parquet:{root}")
 
 
@@ -116,18 +130,36 @@ def test_the_column_called_label_wins_over_other_numbers(write):
     [
         ({"image": None, "names": None}, r"has no image column \(its columns: label\)"),
         ({"label": None, "names": None}, r"has no label column \(its columns: image\)"),
-        ({"label": None, "names": None, "a": ["x"] * 4, "b": ["y"] * 4}, "several columns of words"),
-        ({"label": None, "names": None, "a": [1] * 4, "b": [2] * 4}, "several columns of whole .*PATH#label=a"),
+        (
+            {"label": None, "names": None, "a": ["x"] * 4, "b": ["y"] * 4},
+            "several columns of words",
+        ),
+        (
+            {"label": None, "names": None, "a": [1] * 4, "b": [2] * 4},
+            "several columns of whole .*PATH#label=a",
+        ),
         (
             {"image": None, "names": None, "left": [b"1"] * 4, "right": [b"2"] * 4},
             r"several image columns \(left, right\).*PATH#image=left",
         ),
-        ({"labels": (0, 1, 3, 0)}, r"train-0.parquet, row 2: the label 3 is out of range, expected 0 to 2"),
+        (
+            {"labels": (0, 1, 3, 0)},
+            r"train-0.parquet, row 2: the label 3 is out of range, expected 0 to 2",
+        ),
         ({"labels": (0, -1, 1, 0)}, r"train-0.parquet, row 1: the label -1 is out of range"),
-        ({"labels": (0, None, 1, 0), "names": None}, r"row 1: the label -1 is out of range, expected 0 or more"),
+        (
+            {"labels": (0, None, 1, 0), "names": None},
+            r"row 1: the label -1 is out of range, expected 0 or more",
+        ),
         ({"labels": ()}, "train-0.parquet has no rows"),
-        ({"image": [{"bytes": b"bad", "path": ""}] * 4}, r"cannot read the image .*train-0.parquet, row 0 \("),
-        ({"image": [{"bytes": None, "path": "a.png"}] * 4}, r"train-0.parquet, row 0 \(it has no bytes\)"),
+        (
+            {"image": [{"bytes": b"bad", "path": ""}] * 4},
+            r"cannot read the image .*train-0.parquet, row 0 \(",
+        ),
+        (
+            {"image": [{"bytes": None, "path": "a.png"}] * 4},
+            r"train-0.parquet, row 0 \(it has no bytes\)",
+        ),
     ],
 )
 def test_wrong_files_are_named(write, columns, message):
@@ -140,8 +172,13 @@ def test_wrong_files_are_named(write, columns, message):
 
 def test_columns_by_name(write, encoded, picture):
     for name in ("train-0.parquet", "val-0.parquet"):
-        sides = {side: [encoded(seed + i) for i in range(4)] for side, seed in (("left", 20), ("right", 30))}
-        root = write(name, image=None, label=None, names=None, coarse=[0] * 4, fine=["x", "y"] * 2, **sides)
+        sides = {
+            side: [encoded(seed + i) for i in range(4)]
+            for side, seed in (("left", 20), ("right", 30))
+        }
+        root = write(
+            name, image=None, label=None, names=None, coarse=[0] * 4, fine=["x", "y"] * 2, **sides
+        )
     data = open_data(f"parquet:{root}#image=right,label=fine")
     assert data.classes == ("x", "y") and data.train.labels.tolist() == [0, 1, 0, 1]
     assert np.array_equal(data.val.images[3].numpy(), np.asarray(picture(seed=33)))
@@ -170,7 +207,9 @@ def test_classes_without_images_are_said(write):
     root = write("val-0.parquet", labels=(0,), names=None)
     said = ("warning: 4 of 6 classes have no training image: 1, 2, 3, …",)
     assert open_data(f"parquet:{root}").notes == said
-    assert open_data(f"parquet:{root}", limit_train=1).notes == said  # of the data, not of a part of it
+    assert (
+        open_data(f"parquet:{root}", limit_train=1).notes == said
+    )  # of the data, not of a part of it
 
 
 @pytest.mark.parametrize("column", ["image", "label"])
@@ -190,7 +229,9 @@ def test_a_damaged_column_is_named(write, column):
 def test_val_must_agree_with_train(write):
     write("train-0.parquet", names=None)
     root = write("val-0.parquet", labels=(0, 5), names=None)
-    with pytest.raises(UserError, match=r"val-0.parquet, row 1: the label 5 is out of range, expected 0 to 2"):
+    with pytest.raises(
+        UserError, match=r"val-0.parquet, row 1: the label 5 is out of range, expected 0 to 2"
+    ):
         open_data(f"parquet:{root}")
     write("val-0.parquet", label=["x"] * 4, names=None)
     with pytest.raises(UserError, match="no such column 'label' as train"):
@@ -198,7 +239,9 @@ def test_val_must_agree_with_train(write):
 
 
 def test_bad_rows_are_skipped_and_counted(write, encoded):
-    images = [{"bytes": blob, "path": None} for blob in (encoded(0), b"bad", encoded(2), encoded(3)[:50])]
+    images = [
+        {"bytes": blob, "path": None} for blob in (encoded(0), b"bad", encoded(2), encoded(3)[:50])
+    ]
     write("train-0.parquet", image=images)
     root = write("val-0.parquet")
     data = open_data(f"parquet:{root}", on_bad_image="skip")
@@ -214,7 +257,9 @@ def test_missing_and_damaged_files(write, tmp_path):
     assert len(open_data(f"parquet:{root}", val_split=0.2).val) == 4
     whole = (root / "train-0.parquet").read_bytes()
     (root / "train-0.parquet").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(UserError, match="cannot read .*train-0.parquet .*expected a whole parquet file"):
+    with pytest.raises(
+        UserError, match="cannot read .*train-0.parquet .*expected a whole parquet file"
+    ):
         open_data(f"parquet:{root}")
 
 
@@ -241,7 +286,9 @@ def test_a_stream_reads_a_window_of_row_groups_at_a_time(write, monkeypatch):
     for step in range(len(plan)):
         x, y = maker.batch(plan, step)
         chosen = plan.order[6 * step : 6 * step + 6]
-        assert torch.equal(x, resident.train.batch(chosen)) and torch.equal(y, resident.train.labels[chosen])
+        assert torch.equal(x, resident.train.batch(chosen)) and torch.equal(
+            y, resident.train.labels[chosen]
+        )
     # Each group once, though no more than one is kept; in an order that the next epoch does not repeat.
     assert sorted(read[-8:]) == list(range(8)) and len(read) <= 9
     assert not torch.equal(plan.order, maker.epoch(0, 1, 6).order)

@@ -7,7 +7,9 @@ from attention_transfer.data.place import distinct, nearest_path, split_columns
 from attention_transfer.errors import UserError
 
 
-@pytest.mark.parametrize(("wrong", "right"), [("pest", "pets"), ("pets/tran", "pets/train"), ("pest/val", "pets/val")])
+@pytest.mark.parametrize(
+    ("wrong", "right"), [("pest", "pets"), ("pets/tran", "pets/train"), ("pest/val", "pets/val")]
+)
 @pytest.mark.parametrize("kind", ["folder", "parquet", "wds", "cifar10"])
 def test_the_nearest_path_is_named(make_folder, kind, wrong, right):
     root = make_folder().parent
@@ -27,14 +29,20 @@ def test_columns_after_the_path(tmp_path):
     (tmp_path / "a#b").mkdir()
     assert split_columns("", str(tmp_path / "a#b")) == (str(tmp_path / "a#b"), {})
     for words in ("lable=z", "label", "label=", ""):
-        with pytest.raises(UserError, match="names no column: expected image=COLUMN or label=COLUMN"):
+        with pytest.raises(
+            UserError, match="names no column: expected image=COLUMN or label=COLUMN"
+        ):
             split_columns("", f"a#{words}")
     with pytest.raises(UserError, match="did you mean label"):
         split_columns("", "a#lable=z")
 
 
 def test_shared_names_are_told_apart(make_folder):
-    assert distinct(["crane", "kite", "crane"], ["n2", "n1", "n3"]) == ("crane (n2)", "kite", "crane (n3)")
+    assert distinct(["crane", "kite", "crane"], ["n2", "n1", "n3"]) == (
+        "crane (n2)",
+        "kite",
+        "crane (n3)",
+    )
     root = make_folder()
     (root / "classes.csv").write_text("cat,pet\ndog,pet\n")
     assert open_data(f"folder:{root}").classes == ("pet (cat)", "pet (dog)")
@@ -60,5 +68,7 @@ def test_files_where_folders_should_be(make_folder):
         for file in folder.iterdir():
             file.rename(root / "train" / f"{folder.name}{file.name}")
         folder.rmdir()
-    with pytest.raises(UserError, match="train has files but no folders: expected a folder of images a class"):
+    with pytest.raises(
+        UserError, match="train has files but no folders: expected a folder of images a class"
+    ):
         open_data(f"folder:{root}")

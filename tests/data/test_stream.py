@@ -9,7 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from attention_transfer.data import Augment, Stream, balanced_subset, make_transform, open_data, usual_workers
+from attention_transfer.data import (
+    Augment,
+    Stream,
+    balanced_subset,
+    make_transform,
+    open_data,
+    usual_workers,
+)
 from attention_transfer.data import stream as streams
 from attention_transfer.data.images import seeded
 from attention_transfer.data.transforms import RATIO, SCALE
@@ -26,7 +33,9 @@ def opened(root, workers=0, **options):
 
 
 def stream(data, augment="crop", **options):
-    transform = make_transform(augment, data.train.size, 2 if augment == "crop" else 0, True, SCALE, RATIO)
+    transform = make_transform(
+        augment, data.train.size, 2 if augment == "crop" else 0, True, SCALE, RATIO
+    )
     return Stream(data.train, transform, **options)
 
 
@@ -44,9 +53,13 @@ def assert_same(one, other):
 def test_batches_are_those_of_resident_images(root):
     resident, data = open_data(f"folder:{root}", limit_train=11), opened(root, limit_train=11)
     for number in range(2):
-        assert_same(epoch(stream(data), number=number), epoch(Augment(resident.train, 2), number=number))
+        assert_same(
+            epoch(stream(data), number=number), epoch(Augment(resident.train, 2), number=number)
+        )
     assert torch.equal(data.val.batch(slice(None)), resident.val.batch(slice(None)))
-    assert data.mean == resident.mean and data.std == resident.std and data.classes == resident.classes
+    assert (
+        data.mean == resident.mean and data.std == resident.std and data.classes == resident.classes
+    )
 
 
 @pytest.mark.parametrize("augment", ["crop", "imagenet"])
@@ -61,7 +74,10 @@ def test_workers_change_nothing(root, augment):
 
 
 def test_seeds_and_epochs_differ(root):
-    made = [epoch(stream(opened(root), "imagenet"), seed, number)[0][0] for seed, number in ((3, 0), (3, 1), (4, 0))]
+    made = [
+        epoch(stream(opened(root), "imagenet"), seed, number)[0][0]
+        for seed, number in ((3, 0), (3, 1), (4, 0))
+    ]
     assert not any(torch.equal(made[i], made[j]) for i, j in ((0, 1), (0, 2), (1, 2)))
 
 
@@ -70,7 +86,9 @@ def test_an_epoch_is_entered_anywhere_without_decoding_what_was_before(root, mon
     data = opened(root)
     read = []
     encoded = type(data.train.reader).encoded
-    monkeypatch.setattr(type(data.train.reader), "encoded", lambda self, i: read.append(i) or encoded(self, i))
+    monkeypatch.setattr(
+        type(data.train.reader), "encoded", lambda self, i: read.append(i) or encoded(self, i)
+    )
     assert_same(epoch(stream(data, "imagenet"), first=2), whole[2:])
     assert len(read) == 4 * len(whole[2:])
 
@@ -79,7 +97,9 @@ def test_steps_out_of_order(root):
     maker = stream(opened(root))
     plan = maker.epoch(0, 0, 4)
     ordered = [maker.batch(plan, step) for step in range(len(plan))]
-    assert_same([maker.batch(plan, step) for step in (2, 0, 1)], [ordered[step] for step in (2, 0, 1)])
+    assert_same(
+        [maker.batch(plan, step) for step in (2, 0, 1)], [ordered[step] for step in (2, 0, 1)]
+    )
     with pytest.raises(IndexError, match="outside of the epoch's 3 batches"):
         maker.batch(plan, 3)
 
@@ -161,9 +181,10 @@ def test_the_substitute_keeps_its_own_label(root):
             whole[data.train.batch([i]).numpy().tobytes()] = label
     maker = Stream(data.train, make_transform("crop", 8, 0, False, SCALE, RATIO))
     for x, y in epoch(maker, batch_size=7):
-        assert [whole[image[None].contiguous(memory_format=torch.channels_last).numpy().tobytes()] for image in x] == (
-            y.tolist()
-        )
+        assert [
+            whole[image[None].contiguous(memory_format=torch.channels_last).numpy().tobytes()]
+            for image in x
+        ] == (y.tolist())
 
 
 def test_a_batch_without_any_good_image(root):
@@ -195,7 +216,9 @@ def test_a_dead_worker_is_a_failed_run(root, monkeypatch):
 
     data = opened(root, workers=1)
     monkeypatch.setattr(type(data.train.reader), "encoded", lambda self, i: os._exit(9))
-    with pytest.raises(RunError, match="a worker that decodes images died .*fewer --workers") as caught:
+    with pytest.raises(
+        RunError, match="a worker that decodes images died .*fewer --workers"
+    ) as caught:
         epoch(stream(data))
     assert "\n" not in str(caught.value)
 
@@ -205,14 +228,22 @@ def test_little_shared_memory_means_fewer_workers(root, monkeypatch):
         pytest.skip("no /dev/shm here")
     data = opened(root, workers=8)
     batch = 4 * 8 * 8 * 3
-    monkeypatch.setattr(streams.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(0, 0, 3 * 3 * batch * 5 // 4))
+    monkeypatch.setattr(
+        streams.shutil,
+        "disk_usage",
+        lambda _: shutil._ntuple_diskusage(0, 0, 3 * 3 * batch * 5 // 4),
+    )
     assert (
         stream(data)
         .describe(4)
-        .startswith("images decoded while training, by 3 workers (/dev/shm has no room for 8 workers' batches")
+        .startswith(
+            "images decoded while training, by 3 workers (/dev/shm has no room for 8 workers' batches"
+        )
     )
     monkeypatch.undo()
-    assert stream(opened(root, workers=1)).describe(4) == "images decoded while training, by 1 worker"
+    assert (
+        stream(opened(root, workers=1)).describe(4) == "images decoded while training, by 1 worker"
+    )
 
 
 def test_blocks_are_mixed_a_window_at_a_time():
@@ -220,7 +251,9 @@ def test_blocks_are_mixed_a_window_at_a_time():
     order = streams.shuffled_blocks(blocks, 3, seeded(1))
     assert order.sort().values.tolist() == list(range(40))
     windows = [set(blocks[part].tolist()) for part in order.split(12)]
-    assert [len(window) for window in windows] == [3, 3, 3, 1] and set.union(*windows) == set(range(10))
+    assert [len(window) for window in windows] == [3, 3, 3, 1] and set.union(*windows) == set(
+        range(10)
+    )
     assert blocks[order[:12]].tolist() != sorted(blocks[order[:12]].tolist())
     assert torch.equal(order, streams.shuffled_blocks(blocks, 3, seeded(1)))
     assert not torch.equal(order, streams.shuffled_blocks(blocks, 3, seeded(2)))
@@ -229,7 +262,9 @@ def test_blocks_are_mixed_a_window_at_a_time():
 def test_a_reader_can_be_sent_to_another_process(root):
     reader = opened(root).train.reader
     again = pickle.loads(pickle.dumps(reader))
-    assert [again.encoded(i) for i in range(len(again))] == [reader.encoded(i) for i in range(len(reader))]
+    assert [again.encoded(i) for i in range(len(again))] == [
+        reader.encoded(i) for i in range(len(reader))
+    ]
 
 
 def test_names_of_files_are_kept_whatever_they_are():

@@ -27,9 +27,14 @@ def made(transform, encoded, noise, size=16):
 def test_random_resized_crop_is_torchvisions(encoded, picture, noise, flip):
     from torchvision.transforms import v2
 
-    steps = [v2.RandomResizedCrop(16, (0.2, 0.9), (0.5, 1.5), antialias=True), v2.RandomHorizontalFlip()]
+    steps = [
+        v2.RandomResizedCrop(16, (0.2, 0.9), (0.5, 1.5), antialias=True),
+        v2.RandomHorizontalFlip(),
+    ]
     torch.manual_seed(noise)
-    theirs = v2.Compose(steps if flip else steps[:1])(torch.from_numpy(np.array(picture(40, 30))).permute(2, 0, 1))
+    theirs = v2.Compose(steps if flip else steps[:1])(
+        torch.from_numpy(np.array(picture(40, 30))).permute(2, 0, 1)
+    )
     before = torch.get_rng_state()
     ours = made(RandomResizedCrop(16, (0.2, 0.9), (0.5, 1.5), flip), encoded, noise)
     assert np.array_equal(ours, theirs.permute(1, 2, 0).numpy())
@@ -48,7 +53,8 @@ def test_the_whole_image_brought_to_size(picture):
     stream = io.BytesIO()
     picture(16, 16).save(stream, "PNG")
     assert np.array_equal(
-        made(RandomResizedCrop(16, (1, 1), (1, 1), False), stream.getvalue(), 0), np.asarray(picture(16, 16))
+        made(RandomResizedCrop(16, (1, 1), (1, 1), False), stream.getvalue(), 0),
+        np.asarray(picture(16, 16)),
     )
 
 
@@ -86,4 +92,8 @@ def test_a_truncated_jpeg_is_bad(share, picture):
 def test_a_file_is_decoded_as_its_bytes(tmp_path, picture):
     Image.Image.save(picture(20, 10), tmp_path / "a.jpg", quality=90)
     made = decode(tmp_path / "a.jpg")
-    assert torch.equal(made, decode((tmp_path / "a.jpg").read_bytes())) and made.shape == (10, 20, 3)
+    assert torch.equal(made, decode((tmp_path / "a.jpg").read_bytes())) and made.shape == (
+        10,
+        20,
+        3,
+    )

@@ -22,7 +22,8 @@ def shard(tmp_path, picture):
 
     def make(name, labels=(0, 1, 2), first_seed=0, samples=None):
         samples = samples or [
-            {"png": png(picture, first_seed + i), "cls": str(label).encode()} for i, label in enumerate(labels)
+            {"png": png(picture, first_seed + i), "cls": str(label).encode()}
+            for i, label in enumerate(labels)
         ]
         folder = tmp_path / "shards"
         folder.mkdir(exist_ok=True)
@@ -51,7 +52,9 @@ def test_a_folder_of_shards(shard, picture):
     assert open_data(f"wds:{root}").classes == ("ant", "bee", "cat")
 
 
-@pytest.mark.parametrize("pattern", ["{train,test}-{000..001}.tar", "{train,test}-*.tar", "{test,train}-00[01].tar"])
+@pytest.mark.parametrize(
+    "pattern", ["{train,test}-{000..001}.tar", "{train,test}-*.tar", "{test,train}-00[01].tar"]
+)
 def test_patterns_name_both_parts(shard, pattern):
     for part, first in (("train", 0), ("test", 5)):
         shard(f"{part}-000.tar", first_seed=first)
@@ -68,17 +71,25 @@ def test_without_validation_shards_some_are_cut_off(shard):
 
 def test_braces_are_expanded_as_the_shell_does():
     assert expand("a{1..3}b") == ["a1b", "a2b", "a3b"] and expand("{08..10}") == ["08", "09", "10"]
-    assert expand("{a,b}-{0..1}") == ["a-0", "a-1", "b-0", "b-1"] and expand("plain") == ["plain"] and expand("") == []
+    assert (
+        expand("{a,b}-{0..1}") == ["a-0", "a-1", "b-0", "b-1"]
+        and expand("plain") == ["plain"]
+        and expand("") == []
+    )
 
 
 def test_labels_in_json_and_as_words(shard, picture):
     about = [{"label": "bee"}, {"cls": "ant"}, {"caption": "?", "class_name": "bee"}]
-    samples = [{"JPG": png(picture, i), "json": json.dumps(a).encode()} for i, a in enumerate(about)]
+    samples = [
+        {"JPG": png(picture, i), "json": json.dumps(a).encode()} for i, a in enumerate(about)
+    ]
     shard("train-0.tar", samples=samples)
     root = shard("val-0.tar", samples=samples[:1])
     data = open_data(f"wds:{root}")
     assert (
-        data.classes == ("ant", "bee") and data.train.labels.tolist() == [1, 0, 1] and data.val.labels.tolist() == [1]
+        data.classes == ("ant", "bee")
+        and data.train.labels.tolist() == [1, 0, 1]
+        and data.val.labels.tolist() == [1]
     )
 
 
@@ -86,7 +97,8 @@ def test_a_class_that_train_lacks_is_named(shard):
     shard("train-0.tar")
     root = shard("val-0.tar", labels=(0, 5))
     with pytest.raises(
-        UserError, match=r"val-0\.tar, sample \./part/0001: the label 5 is out of range, expected 0 to 2"
+        UserError,
+        match=r"val-0\.tar, sample \./part/0001: the label 5 is out of range, expected 0 to 2",
     ):
         open_data(f"wds:{root}")
 
@@ -98,7 +110,9 @@ def test_an_incomplete_sample_is_named_or_skipped(shard, picture, missing):
     shard("train-0.tar", samples=samples)
     root = shard("val-0.tar", labels=(0, 1))
     what = "image" if missing == "png" else "label"
-    with pytest.raises(UserError, match=rf"train-0\.tar, sample \./part/0002, has no {what}") as caught:
+    with pytest.raises(
+        UserError, match=rf"train-0\.tar, sample \./part/0002, has no {what}"
+    ) as caught:
         open_data(f"wds:{root}")
     assert "\n" not in str(caught.value)
     data = open_data(f"wds:{root}", on_bad_image="skip")
@@ -110,7 +124,9 @@ def test_a_bad_image_is_named_by_shard_and_sample(shard, picture):
     shard("train-0.tar", samples=samples)
     root = shard("val-0.tar", labels=(0,))
     for stream in ("on", "off"):
-        with pytest.raises(UserError, match=r"cannot read the image .*train-0\.tar, sample \./part/0001 "):
+        with pytest.raises(
+            UserError, match=r"cannot read the image .*train-0\.tar, sample \./part/0001 "
+        ):
             open_data(f"wds:{root}", stream=stream)
     data = open_data(f"wds:{root}", on_bad_image="skip")
     assert len(data.train) == 2 and data.skipped == 1
@@ -124,21 +140,31 @@ def test_a_damaged_shard_is_named_or_read_as_far_as_it_goes(shard, keep):
     file = root / "train-1.tar"
     whole = file.read_bytes()
     file.write_bytes(whole[: int(len(whole) * keep)] if keep else b"no tar file at all" * 100)
-    with pytest.raises(UserError, match=r"cannot read the shard .*train-1\.tar \(.*fetch it again") as caught:
+    with pytest.raises(
+        UserError, match=r"cannot read the shard .*train-1\.tar \(.*fetch it again"
+    ) as caught:
         open_data(f"wds:{root}")
     assert "\n" not in str(caught.value)
     data = open_data(f"wds:{root}", on_bad_image="skip")
-    assert data.skipped in (1, 2) and 3 <= len(data.train) < 23 and (len(data.train) > 3) == (keep > 0)
+    assert (
+        data.skipped in (1, 2) and 3 <= len(data.train) < 23 and (len(data.train) > 3) == (keep > 0)
+    )
 
 
 @pytest.mark.parametrize(
     ("place", "message"),
     [
         ("/no/such/{train,val}-0.tar", "the shard /no/such/train-0.tar does not exist"),
-        ("/no/such/*.tar", r"names no shard that exists: expected a folder with train-\*\.tar, or a pattern"),
+        (
+            "/no/such/*.tar",
+            r"names no shard that exists: expected a folder with train-\*\.tar, or a pattern",
+        ),
         ("s3://bucket/a.tar", r"expected files or http\(s\):// shards; fetch them first"),
         ("pipe:cat a.tar", "fetch them first"),
-        ("http://127.0.0.1:9/{train,val}-0.tar", r"cannot download the shard http://127\.0\.0\.1:9/train-0\.tar \("),
+        (
+            "http://127.0.0.1:9/{train,val}-0.tar",
+            r"cannot download the shard http://127\.0\.0\.1:9/train-0\.tar \(",
+        ),
     ],
 )
 def test_wrong_places_are_named(place, message, tmp_path, monkeypatch):
@@ -181,7 +207,9 @@ def test_words_among_numbers_are_said(shard):
     shard("val-000.tar", labels=(0,))
     data = open_data(f"wds:{root}")
     assert data.classes == ("0", "1", "cat") and len(data.notes) == 1
-    assert "1 of 4 labels are no whole numbers ('cat' of" in data.notes[0] and "0002)" in data.notes[0]
+    assert (
+        "1 of 4 labels are no whole numbers ('cat' of" in data.notes[0] and "0002)" in data.notes[0]
+    )
     shard("train-000.tar", labels=("a", "b"))
     shard("val-000.tar", labels=("b",))
     assert open_data(f"wds:{root}").notes == ()

@@ -6,7 +6,15 @@ import shutil
 
 import pytest
 import torch
-from small_runs import STEPS_PER_EPOCH, carry_out, distilled, rows, small, write_factory, write_folder
+from small_runs import (
+    STEPS_PER_EPOCH,
+    carry_out,
+    distilled,
+    rows,
+    small,
+    write_factory,
+    write_folder,
+)
 
 from attention_transfer.engine.optim import make_scheduler
 from attention_transfer.engine.run import assemble
@@ -35,7 +43,9 @@ def test_val_split_leaves_the_test_set_alone(tmp_path):
     shutil.rmtree(data / "val")
     words = {"data": f"folder:{data}", "limit_train": None, "limit_val": None, "batch_size": 8}
     cut = assemble(small(**words)).data
-    assert torch.bincount(cut.val.labels).tolist() == [1] * 3  # a tenth, where there is no set of its own
+    assert (
+        torch.bincount(cut.val.labels).tolist() == [1] * 3
+    )  # a tenth, where there is no set of its own
     found = assemble(small(**words, val_split=0.2)).data
     assert torch.bincount(found.val.labels).tolist() == [2] * 3
     assert torch.bincount(found.train.labels).tolist() == [8] * 3
@@ -48,7 +58,9 @@ def test_val_split_leaves_the_test_set_alone(tmp_path):
 def test_max_steps(tmp_path, steps):
     carry_out(small(model=write_factory(tmp_path), max_steps=steps), tmp_path / "run")
     last = min(steps, 2 * STEPS_PER_EPOCH)
-    assert [row["step"] for row in rows(tmp_path / "run")] == sorted({min(STEPS_PER_EPOCH, last), last})
+    assert [row["step"] for row in rows(tmp_path / "run")] == sorted(
+        {min(STEPS_PER_EPOCH, last), last}
+    )
 
 
 def test_a_set_smaller_than_a_batch(tmp_path):
@@ -94,8 +106,12 @@ def test_one_cycle_rises_for_a_quarter_and_ends_near_zero():
 
 
 def test_a_network_that_puts_out_no_logits(tmp_path):
-    (tmp_path / "net.py").write_text("from torch import nn\ndef make():\n    return nn.Conv2d(3, 4, 3)\n")
-    with pytest.raises(UserError, match=r"puts out \(2, 4, 30, 30\): expected logits \(N, 10\), a column a class"):
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\ndef make():\n    return nn.Conv2d(3, 4, 3)\n"
+    )
+    with pytest.raises(
+        UserError, match=r"puts out \(2, 4, 30, 30\): expected logits \(N, 10\), a column a class"
+    ):
         assemble(small(model=f"{tmp_path / 'net.py'}:make"))
 
 

@@ -58,7 +58,9 @@ def saved_step(run):
 
 
 def assert_same_end(run, alone):
-    assert (run / "student.safetensors").read_bytes() == (alone / "student.safetensors").read_bytes()
+    assert (run / "student.safetensors").read_bytes() == (
+        alone / "student.safetensors"
+    ).read_bytes()
     assert rows(run) == rows(alone)
 
 
@@ -82,7 +84,9 @@ def test_interrupted_again_and_again(teacher_run, tmp_path):
     assert_same_end(tmp_path / "run", teacher_run)
 
 
-@pytest.mark.parametrize("options", [{"schedule": "step", "milestones": [2]}, {"schedule": "cosine", "max_steps": 6}])
+@pytest.mark.parametrize(
+    "options", [{"schedule": "step", "milestones": [2]}, {"schedule": "cosine", "max_steps": 6}]
+)
 def test_every_schedule_continues(tmp_path, options):
     recipe = small(lr=0.05, **options)
     carry_out(recipe, tmp_path / "alone")
@@ -189,7 +193,10 @@ def test_a_finished_run_without_its_report_gets_it(tmp_path):
 
 def test_a_different_run_is_refused(teacher_run):
     before = contents(teacher_run)
-    with pytest.raises(UserError, match=r"holds a different run \(lr is 0\.2 there and 0\.3 here; seed is 0 .* 4 here"):
+    with pytest.raises(
+        UserError,
+        match=r"holds a different run \(lr is 0\.2 there and 0\.3 here; seed is 0 .* 4 here",
+    ):
         carry_out(small(lr=0.3, seed=4), teacher_run)
     assert contents(teacher_run) == before
 
@@ -281,8 +288,17 @@ def test_signals(teacher_run, command, tmp_path, request):
     """Ctrl-C in the first epoch, killed in the second, then to the end."""
 
     def signalled(number, step):
-        words = [sys.executable, "-c", SIGNALLED, str(request.config.rootpath / "tests"), str(int(number)), str(step)]
-        return subprocess.run([*words, *line.split()], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+        words = [
+            sys.executable,
+            "-c",
+            SIGNALLED,
+            str(request.config.rootpath / "tests"),
+            str(int(number)),
+            str(step),
+        ]
+        return subprocess.run(
+            [*words, *line.split()], cwd=tmp_path, capture_output=True, text=True, timeout=300
+        )
 
     line = f"train --model wrn-10-1 {FLAGS} --out run"
     said = signalled(signal.SIGINT, 2)

@@ -24,7 +24,13 @@ from attention_transfer.runs import RunFolder
 
 CLASSES = ("cat", "dog", "emu")
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
-CONFIG = {"command": "distill", "model": "wrn-10-2", "data": "cifar10:/d", "teacher": "runs/big", "lr": 0.2}
+CONFIG = {
+    "command": "distill",
+    "model": "wrn-10-2",
+    "data": "cifar10:/d",
+    "teacher": "runs/big",
+    "lr": 0.2,
+}
 ROWS = [
     {
         "epoch": 1,
@@ -41,7 +47,8 @@ ROWS = [
     },
 ]
 ONNX = pytest.mark.skipif(
-    any(importlib.util.find_spec(name) is None for name in ("onnx", "onnxscript")), reason="the extra onnx is not there"
+    any(importlib.util.find_spec(name) is None for name in ("onnx", "onnxscript")),
+    reason="the extra onnx is not there",
 )
 
 
@@ -85,7 +92,11 @@ class TestSafetensors:
             torch.testing.assert_close(other(x), logits(run, images(2)))
         with safe_open(out, framework="pt") as file:
             about = json.loads(file.metadata()["attention_transfer"])
-        assert (about["model"], about["classes"], about["image_size"]) == ("wrn-10-2", list(CLASSES), [24, 24])
+        assert (about["model"], about["classes"], about["image_size"]) == (
+            "wrn-10-2",
+            list(CLASSES),
+            [24, 24],
+        )
         assert about["mean"] == pytest.approx(MEAN) and about["std"] == pytest.approx(STD)
 
     def test_others_may_read_it(self, run, tmp_path):
@@ -100,7 +111,9 @@ class TestGraph:
         extra = {"attention_transfer.json": ""}
         graph = torch.export.load(out, extra_files=extra).module()
         for count in (1, 2, 5):
-            torch.testing.assert_close(graph(images(count)), logits(run, images(count)), rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(
+                graph(images(count)), logits(run, images(count)), rtol=1e-5, atol=1e-5
+            )
         assert json.loads(extra["attention_transfer.json"])["classes"] == list(CLASSES)
 
     @pytest.mark.parametrize("name", ["timm/resnet10t", "torchvision/squeezenet1_1"])
@@ -118,7 +131,9 @@ class TestGraph:
         assert [(i.name, i.shape[1:]) for i in session.get_inputs()] == [("images", [3, 24, 24])]
         for count in (1, 2, 5):
             (found,) = session.run(["logits"], {"images": images(count).numpy()})
-            torch.testing.assert_close(torch.from_numpy(found), logits(run, images(count)), rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(
+                torch.from_numpy(found), logits(run, images(count)), rtol=1e-4, atol=1e-4
+            )
         about = json.loads(session.get_modelmeta().custom_metadata_map["attention_transfer"])
         assert about["classes"] == list(CLASSES)
 
@@ -141,7 +156,9 @@ class TestGraph:
             "def make(): return Net()\n"
         )
         run = make_run(tmp_path / "run", f"{tmp_path}/net.py:make")
-        with pytest.raises(at.UserError, match=r"net.py:make cannot be exported as a graph: \w+: ") as error:
+        with pytest.raises(
+            at.UserError, match=r"net.py:make cannot be exported as a graph: \w+: "
+        ) as error:
             export_run(run, "pt2", tmp_path / "net.pt2")
         assert "\n" not in str(error.value)
 
@@ -155,23 +172,40 @@ class TestAuthors:
             v.numel() for k, v in loaded.model.state_dict().items() if "num_batches" not in k
         )
         # With its own normalisation and size, not those of the authors' recipe.
-        torch.testing.assert_close(logits(out, images(2, 30)), logits(run, images(2, 30)), rtol=0, atol=0)
+        torch.testing.assert_close(
+            logits(out, images(2, 30)), logits(run, images(2, 30)), rtol=0, atol=0
+        )
         network = load_network(str(out), CLASSES, (0, 0, 0), (1, 1, 1))
         assert network.classes == CLASSES
-        with pytest.raises(at.UserError, match="knows the classes cat, dog, emu, the data has cat, dog, fox"):
+        with pytest.raises(
+            at.UserError, match="knows the classes cat, dog, emu, the data has cat, dog, fox"
+        ):
             load_network(str(out), ["cat", "dog", "fox"], (0, 0, 0), (1, 1, 1))
 
     def test_the_files_are_as_their_script_writes_them(self, run, tmp_path):
         export_run(run, "authors", out := tmp_path / "theirs")
-        lines = [json.loads(line.removeprefix("json_stats: ")) for line in (out / "log.txt").read_text().splitlines()]
-        assert [(line["epoch"], line["train_loss"], line["beta"]) for line in lines] == [(1, 2.0, 1e3), (2, 1.0, 500)]
+        lines = [
+            json.loads(line.removeprefix("json_stats: "))
+            for line in (out / "log.txt").read_text().splitlines()
+        ]
+        assert [(line["epoch"], line["train_loss"], line["beta"]) for line in lines] == [
+            (1, 2.0, 1e3),
+            (2, 1.0, 500),
+        ]
         first = lines[0]
-        assert (first["depth"], first["width"], first["num_classes"], first["dataset"]) == (10, 2, 3, "CIFAR10")
+        assert (first["depth"], first["width"], first["num_classes"], first["dataset"]) == (
+            10,
+            2,
+            3,
+            "CIFAR10",
+        )
         assert (first["test_acc"], first["alpha"], first["teacher_id"]) == (25, 0.9, "big")
         saved = torch.load(out / "model.pt7", weights_only=True)
         assert list(saved) == ["params", "optimizer", "epoch"] and saved["epoch"] == 2
         assert list(saved["params"]) == list(wrn_params(10, 2, 3))
-        learned = [v.clone().requires_grad_() for k, v in saved["params"].items() if "running" not in k]
+        learned = [
+            v.clone().requires_grad_() for k, v in saved["params"].items() if "running" not in k
+        ]
         optimizer = torch.optim.SGD(learned, 1.0, momentum=0.5)
         optimizer.load_state_dict(saved["optimizer"])
         assert optimizer.param_groups[0]["lr"] == 0.2
@@ -179,8 +213,12 @@ class TestAuthors:
     def test_blocks_in_order(self, tmp_path):
         """The eleventh block comes after the tenth, not after the second."""
         export_run(make_run(tmp_path / "run", "wrn-70-1"), "authors", out := tmp_path / "theirs")
-        assert list(torch.load(out / "model.pt7", weights_only=True)["params"]) == list(wrn_params(70, 1, 3))
-        torch.testing.assert_close(logits(out, images(1)), logits(tmp_path / "run", images(1)), rtol=0, atol=0)
+        assert list(torch.load(out / "model.pt7", weights_only=True)["params"]) == list(
+            wrn_params(70, 1, 3)
+        )
+        torch.testing.assert_close(
+            logits(out, images(1)), logits(tmp_path / "run", images(1)), rtol=0, atol=0
+        )
 
     def test_another_network(self, tmp_path):
         run = make_run(tmp_path / "run", "timm/resnet10t")
@@ -190,7 +228,9 @@ class TestAuthors:
 
 
 class TestOfAnAuthorsRun:
-    @pytest.mark.parametrize("params", [wrn_params(10, 1), resnet_params([1, 1, 1, 1])], ids=["cifar", "imagenet"])
+    @pytest.mark.parametrize(
+        "params", [wrn_params(10, 1), resnet_params([1, 1, 1, 1])], ids=["cifar", "imagenet"]
+    )
     def test_graph(self, tmp_path, params):
         folder = write_run(tmp_path / "r", params)
         export_run(folder, "pt2", out := tmp_path / "net.pt2")
@@ -219,7 +259,9 @@ class TestPlace:
 
     def test_a_file_for_a_folder(self, run, tmp_path):
         (tmp_path / "mine").write_text("mine")
-        with pytest.raises(at.UserError, match="is a file: for the format authors name a new folder"):
+        with pytest.raises(
+            at.UserError, match="is a file: for the format authors name a new folder"
+        ):
             export_run(run, "authors", tmp_path / "mine")
         assert (tmp_path / "mine").read_text() == "mine"
 
@@ -256,8 +298,14 @@ def test_an_exported_teacher(command, teacher_run, tmp_path):
     assert (said.status, said.err) == (0, "")
     said = command(line)
     assert said.status == 0 and "is finished" in said.out
-    theirs = command("evaluate theirs --data digits --limit-val 100 --device cpu").out.partition(":")[2]
-    assert theirs == command(f"evaluate {teacher_run} --limit-val 100 --device cpu").out.partition(":")[2] != ""
+    theirs = command("evaluate theirs --data digits --limit-val 100 --device cpu").out.partition(
+        ":"
+    )[2]
+    assert (
+        theirs
+        == command(f"evaluate {teacher_run} --limit-val 100 --device cpu").out.partition(":")[2]
+        != ""
+    )
     assert "give --data" in command("evaluate theirs").err
     assert "--pairs group0=group0,group1=group1,group2=group2" in command("stages run theirs").out
     assert command("maps theirs run --images digits --limit 2 --out maps.png").status == 0

@@ -8,7 +8,16 @@ import signal
 
 import pytest
 import torch
-from small_runs import FLAGS, STEPS_PER_EPOCH, carry_out, contents, distilled, rows, small, stop_after
+from small_runs import (
+    FLAGS,
+    STEPS_PER_EPOCH,
+    carry_out,
+    contents,
+    distilled,
+    rows,
+    small,
+    stop_after,
+)
 
 from attention_transfer.engine import loop
 from attention_transfer.errors import RunError
@@ -48,7 +57,8 @@ def poison(monkeypatch, step):
 
 
 @pytest.mark.parametrize(
-    ("module", "name", "instead"), [(os, "fsync", full_disk), (torch, "save", half_written), (torch, "save", full_disk)]
+    ("module", "name", "instead"),
+    [(os, "fsync", full_disk), (torch, "save", half_written), (torch, "save", full_disk)],
 )
 def test_a_full_disk(teacher_run, command, tmp_path, monkeypatch, module, name, instead):
     kept = []
@@ -61,7 +71,9 @@ def test_a_full_disk(teacher_run, command, tmp_path, monkeypatch, module, name, 
         patch.setattr(module, name, from_call(2, getattr(module, name), fail))
         said = command(TRAIN)
     assert said.status == 1
-    assert said.err.startswith("attention-transfer: cannot write run/checkpoint.pt: No space left on device; the last")
+    assert said.err.startswith(
+        "attention-transfer: cannot write run/checkpoint.pt: No space left on device; the last"
+    )
     assert said.err.count("\n") == 1
     left = contents(tmp_path / "run")
     assert left["checkpoint.pt"] == kept[0]["checkpoint.pt"]
@@ -75,7 +87,9 @@ def test_a_full_disk(teacher_run, command, tmp_path, monkeypatch, module, name, 
     assert same[0] == same[1]
 
 
-@pytest.mark.parametrize("place", ["safetensors.torch.save", "json.dumps", "numpy.savez_compressed"])
+@pytest.mark.parametrize(
+    "place", ["safetensors.torch.save", "json.dumps", "numpy.savez_compressed"]
+)
 def test_a_full_disk_at_another_file(teacher_run, command, tmp_path, monkeypatch, place):
     with monkeypatch.context() as patch:
         patch.setattr(place, full_disk)
@@ -99,7 +113,10 @@ def test_a_loss_that_is_not_finite(command, tmp_path, monkeypatch, step):
     for _ in range(2):  # and again: it does not pass for a finished run
         said = command(TRAIN)
         assert said.status == 1
-        assert f"the loss is not finite: first at step {step} in ce; the last good checkpoint is kept" in said.err
+        assert (
+            f"the loss is not finite: first at step {step} in ce; the last good checkpoint is kept"
+            in said.err
+        )
         assert said.err.count("\n") == 1
         assert contents(tmp_path / "run") == good
 
@@ -139,7 +156,8 @@ def test_a_last_step_that_diverges(tmp_path, monkeypatch, factor):
 
     stop_after(monkeypatch, 2 * STEPS_PER_EPOCH, spoil)
     with pytest.raises(
-        RunError, match=f"not finite after step {2 * STEPS_PER_EPOCH}; the last good checkpoint is kept"
+        RunError,
+        match=f"not finite after step {2 * STEPS_PER_EPOCH}; the last good checkpoint is kept",
     ):
         carry_out(small(precision="fp32"), tmp_path / "run")
     state = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)

@@ -50,7 +50,9 @@ def images(tmp_path):
 
 
 def test_from_a_run_on_other_data(teacher_run, images, tmp_path):
-    recipe = small(data=images, student_weights=str(teacher_run), limit_train=None, limit_val=None, **STILL)
+    recipe = small(
+        data=images, student_weights=str(teacher_run), limit_train=None, limit_val=None, **STILL
+    )
     said = carry_out(recipe, tmp_path / "run")
     assert f"the student starts from {teacher_run} (wrn-10-1)" in said
     assert "its head knows 10 classes, the data has 11, so fc.weight, fc.bias start anew" in said
@@ -67,24 +69,36 @@ def test_from_a_run_on_other_data(teacher_run, images, tmp_path):
 def test_from_a_run_on_the_same_data(teacher_run, tmp_path):
     said = carry_out(small(student_weights=str(teacher_run), **STILL), tmp_path / "run")
     assert "anew" not in said and "normalised as" not in said
-    torch.testing.assert_close(weights(tmp_path / "run")["fc.weight"], weights(teacher_run)["fc.weight"])
+    torch.testing.assert_close(
+        weights(tmp_path / "run")["fc.weight"], weights(teacher_run)["fc.weight"]
+    )
 
 
 def test_from_a_run_with_as_many_other_classes(teacher_run, tmp_path):
     data = f"folder:{write_folder(tmp_path / 'ten', classes=10)}"
-    recipe = small(data=data, student_weights=str(teacher_run), limit_train=None, limit_val=None, **STILL)
-    assert "its head knows other classes than the data's, so fc.weight, fc.bias" in carry_out(recipe, tmp_path / "run")
-    assert not torch.allclose(weights(tmp_path / "run")["fc.weight"], weights(teacher_run)["fc.weight"], atol=1e-3)
+    recipe = small(
+        data=data, student_weights=str(teacher_run), limit_train=None, limit_val=None, **STILL
+    )
+    assert "its head knows other classes than the data's, so fc.weight, fc.bias" in carry_out(
+        recipe, tmp_path / "run"
+    )
+    assert not torch.allclose(
+        weights(tmp_path / "run")["fc.weight"], weights(teacher_run)["fc.weight"], atol=1e-3
+    )
 
 
 def test_from_a_file(teacher_run, tmp_path):
     recipe = small(student_weights=str(teacher_run / "student.safetensors"), **STILL)
     assert "the student starts from " in carry_out(recipe, tmp_path / "run")
-    torch.testing.assert_close(weights(tmp_path / "run")["conv0.weight"], weights(teacher_run)["conv0.weight"])
+    torch.testing.assert_close(
+        weights(tmp_path / "run")["conv0.weight"], weights(teacher_run)["conv0.weight"]
+    )
 
 
 def test_weights_of_another_network(teacher_run, tmp_path):
-    with pytest.raises(UserError, match=r"run \(wrn-10-1\) does not fit WideResNet: .* missing") as error:
+    with pytest.raises(
+        UserError, match=r"run \(wrn-10-1\) does not fit WideResNet: .* missing"
+    ) as error:
         carry_out(small(model="wrn-16-1", student_weights=str(teacher_run)), tmp_path / "run")
     assert not (tmp_path / "run").exists() and "\n" not in str(error.value)
     with pytest.raises(UserError, match="no weights file"):
@@ -99,9 +113,15 @@ def test_teacher_and_student_to_other_data(teacher_run, images, command):
     )
     said = command(f"train --model wrn-10-1 {common} --out teacher")
     assert said.status == 0, said.err
-    said = command(f"distill --student wrn-10-1 --teacher teacher --method at --beta 1 {common} --out student")
+    said = command(
+        f"distill --student wrn-10-1 --teacher teacher --method at --beta 1 {common} --out student"
+    )
     assert said.status == 0, said.err
-    assert "group1 ← group1" in said.out and "group2 ← group2" in said.out and "group0 ← group0" not in said.out
+    assert (
+        "group1 ← group1" in said.out
+        and "group2 ← group2" in said.out
+        and "group0 ← group0" not in said.out
+    )
     assert "learning rates by layer: " in said.out
 
 
@@ -111,14 +131,21 @@ def test_frozen_statistics(teacher_run, tmp_path, frozen):
     said = carry_out(recipe, tmp_path / "run")
     assert "warning: the student is in eval mode" not in said
     before, after = weights(teacher_run), weights(tmp_path / "run")
-    kept = [torch.equal(after[n], before[n]) for n in before if "running" in n or "num_batches" in n]
+    kept = [
+        torch.equal(after[n], before[n]) for n in before if "running" in n or "num_batches" in n
+    ]
     assert all(kept) if frozen else not any(kept)
     assert not torch.equal(after["bn.weight"], before["bn.weight"])  # what it learns goes on
 
 
 def test_nothing_to_freeze(tmp_path):
-    with pytest.raises(UserError, match="--freeze-bn is given, but the student has no batch normalisation"):
-        carry_out(small(model="nin-thin-no-bn", freeze_bn=True, limit_train=32, max_steps=1), tmp_path / "run")
+    with pytest.raises(
+        UserError, match="--freeze-bn is given, but the student has no batch normalisation"
+    ):
+        carry_out(
+            small(model="nin-thin-no-bn", freeze_bn=True, limit_train=32, max_steps=1),
+            tmp_path / "run",
+        )
 
 
 class TestPairs:
@@ -126,7 +153,10 @@ class TestPairs:
         every = assemble(distilled(teacher_run, method="at")).transfer.pairs
         assert len(every) == 3
         for word, count in (("last1", 1), ("last2", 2), ("last3", 3)):
-            assert assemble(distilled(teacher_run, method="at", pairs=word)).transfer.pairs == every[-count:]
+            assert (
+                assemble(distilled(teacher_run, method="at", pairs=word)).transfer.pairs
+                == every[-count:]
+            )
 
     def test_more_than_there_are(self, teacher_run):
         with pytest.raises(UserError, match="pairs is 'last4', but there are 3: group0=group0, "):
@@ -176,7 +206,10 @@ class TestPretrained:
         assert found == pytest.approx(pretrained.pretrained_cfg["mean"])
 
     def test_other_weights_beside(self, pretrained, teacher_run):
-        with pytest.raises(UserError, match="starts from its own weights: leave :pretrained or --student-weights out"):
+        with pytest.raises(
+            UserError,
+            match="starts from its own weights: leave :pretrained or --student-weights out",
+        ):
             start_network("timm/test_resnet:pretrained", ["a"], MEAN, STD, str(teacher_run))
 
 
@@ -189,7 +222,9 @@ class TestOwnInputSize:
     def test_a_run_from_end_to_end(self, tmp_path, teacher_run):
         """Images of 32×32, a student of 16×16, a teacher of 32×32; each sees them in its own size."""
         (tmp_path / "fixed.py").write_text(FIXED)
-        recipe = distilled(teacher_run, method="kd", model=f"{tmp_path / 'fixed.py'}:Fixed", max_steps=2)
+        recipe = distilled(
+            teacher_run, method="kd", model=f"{tmp_path / 'fixed.py'}:Fixed", max_steps=2
+        )
         carry_out(recipe, tmp_path / "run")
         student = at.load_student(tmp_path / "run")
         assert student.preprocess.size == (16, 16)
@@ -204,5 +239,15 @@ def test_the_recipes(name):
 
 def test_the_papers_imagenet():
     recipe = make_recipe(named_recipe("imagenet"), {"model": "timm/resnet18"})
-    assert (recipe.lr, recipe.momentum, recipe.weight_decay, recipe.batch_size) == (0.1, 0.9, 1e-4, 256)
-    assert (recipe.schedule, recipe.milestones, recipe.lr_decay, recipe.epochs) == ("step", (30, 60, 90), 0.1, 100)
+    assert (recipe.lr, recipe.momentum, recipe.weight_decay, recipe.batch_size) == (
+        0.1,
+        0.9,
+        1e-4,
+        256,
+    )
+    assert (recipe.schedule, recipe.milestones, recipe.lr_decay, recipe.epochs) == (
+        "step",
+        (30, 60, 90),
+        0.1,
+        100,
+    )

@@ -15,19 +15,27 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CU
 
 
 def test_what_cannot_have_them():
-    with pytest.raises(UserError, match="--compile graphs: CUDA graphs need a GPU, and the device is cpu: choose on"):
+    with pytest.raises(
+        UserError,
+        match="--compile graphs: CUDA graphs need a GPU, and the device is cpu: choose on",
+    ):
         decide.decide(small(device="cpu", compile="graphs"), 0.0)
     assert graphs.refused(small(), "cuda") is None
     assert "--accumulate" in graphs.refused(small(accumulate=2), "cuda")
     assert "processes" in graphs.refused(small(devices=2), "cuda")
     # A run that had them and goes on elsewhere was not asked for them by name.
-    assert not decide.decide(small(device="cpu", compile="auto"), 0.0, {"compile": True, "graphs": True}).graphs
+    assert not decide.decide(
+        small(device="cpu", compile="auto"), 0.0, {"compile": True, "graphs": True}
+    ).graphs
 
 
 def test_what_the_compiler_is_told():
     eager = decide.decide(small(), 0.0)
     assert eager.compile_options() == {"dynamic": False}
-    assert replace(eager, graphs=True).compile_options() == {"dynamic": False, "options": graphs.OPTIONS}
+    assert replace(eager, graphs=True).compile_options() == {
+        "dynamic": False,
+        "options": graphs.OPTIONS,
+    }
     assert graphs.OPTIONS.keys() <= set(torch._inductor.list_options())
 
 
@@ -43,18 +51,24 @@ def test_every_step_begins_one(teacher_run, tmp_path, monkeypatch):
 def test_parts_that_are_none_end_the_run(monkeypatch):
     from torch._dynamo.utils import counters
 
-    monkeypatch.setitem(counters["inductor"], "cudagraph_skips", 1)  # of something else in this process
+    monkeypatch.setitem(
+        counters["inductor"], "cudagraph_skips", 1
+    )  # of something else in this process
     begun, other = graphs.Graphs(), graphs.Graphs()
     begun.check()
     monkeypatch.setitem(counters["inductor"], "cudagraph_skips", 3)
     begun.check()  # looks at the first step alone
-    with pytest.raises(UserError, match="--compile graphs: 2 compiled parts of a step cannot be CUDA graphs"):
+    with pytest.raises(
+        UserError, match="--compile graphs: 2 compiled parts of a step cannot be CUDA graphs"
+    ):
         other.check()
 
 
 @needs_gpu
 @pytest.mark.usefixtures("quick_runs")
-@pytest.mark.parametrize("options", [{}, {"clip_norm": 1.0, "ema": 0.9, "mixup": 0.2}, {"freeze_bn": True}])
+@pytest.mark.parametrize(
+    "options", [{}, {"clip_norm": 1.0, "ema": 0.9, "mixup": 0.2}, {"freeze_bn": True}]
+)
 def test_on_a_gpu(teacher_run, tmp_path, options):
     from torch._inductor import cudagraph_trees
 

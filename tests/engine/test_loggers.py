@@ -31,24 +31,44 @@ def expected(run):
 
 
 def test_a_row_of_numbers():
-    row = {"epoch": 2, "step": 8, "lr": 0.1, "parts": {"ce": 1.5, "at": 0.5}, "weights": {"at": 10.0}, "word": "x"}
-    assert flat(row) == {"epoch": 2, "lr": 0.1, "parts/ce": 1.5, "parts/at": 0.5, "weights/at": 10.0}
+    row = {
+        "epoch": 2,
+        "step": 8,
+        "lr": 0.1,
+        "parts": {"ce": 1.5, "at": 0.5},
+        "weights": {"at": 10.0},
+        "word": "x",
+    }
+    assert flat(row) == {
+        "epoch": 2,
+        "lr": 0.1,
+        "parts/ce": 1.5,
+        "parts/at": 0.5,
+        "weights/at": 10.0,
+    }
 
 
 def test_every_epoch_once(tmp_path):
     carry_out(small(log="csv"), tmp_path / "run")
-    assert logged(tmp_path / "run") == expected(tmp_path / "run") and len(logged(tmp_path / "run")) == 2
+    assert (
+        logged(tmp_path / "run") == expected(tmp_path / "run")
+        and len(logged(tmp_path / "run")) == 2
+    )
 
 
 def test_continued(tmp_path):
     """Begun without a logger, killed after its third step of the second epoch, and continued with one."""
     recipe = small(epochs=3)
     with pytest.MonkeyPatch.context() as patch:
-        stop_after(patch, STEPS_PER_EPOCH + 3, lambda loop: setattr(loop, "stop_signal", signal.SIGINT))
+        stop_after(
+            patch, STEPS_PER_EPOCH + 3, lambda loop: setattr(loop, "stop_signal", signal.SIGINT)
+        )
         with pytest.raises(Interrupted):
             carry_out(recipe, tmp_path / "run")
     with pytest.MonkeyPatch.context() as patch:
-        stop_after(patch, 2 * STEPS_PER_EPOCH + 1, lambda loop: setattr(loop, "stop_signal", signal.SIGINT))
+        stop_after(
+            patch, 2 * STEPS_PER_EPOCH + 1, lambda loop: setattr(loop, "stop_signal", signal.SIGINT)
+        )
         with pytest.raises(Interrupted):
             carry_out(small(epochs=3, log="csv"), tmp_path / "run")
     assert len(logged(tmp_path / "run")) == 2
@@ -87,14 +107,22 @@ def test_what_appends_gets_no_step_twice(tmp_path, monkeypatch):
     again.write(written[:2])
     again.write(written)
     again.close("success")
-    assert first.steps == [4, 8] and second.steps == [12, 16] and second.status == "success" and not said
+    assert (
+        first.steps == [4, 8]
+        and second.steps == [12, 16]
+        and second.status == "success"
+        and not said
+    )
 
 
 def test_a_logger_that_fails_is_done_without(tmp_path, monkeypatch):
     monkeypatch.setattr(loggers, "_begin", lambda *args: Fake(broken=True))
     monkeypatch.setattr(loggers, "PACKAGES", {})
     said = carry_out(small(log="tensorboard"), tmp_path / "run")
-    assert " ".join(said.split()).count("--log tensorboard failed (no route to host): the run goes on") == 1
+    assert (
+        " ".join(said.split()).count("--log tensorboard failed (no route to host): the run goes on")
+        == 1
+    )
     assert RunFolder(tmp_path / "run").finished
 
 
@@ -105,7 +133,8 @@ def test_one_that_cannot_begin(tmp_path, monkeypatch):
     monkeypatch.setattr(loggers, "_begin", begin)
     monkeypatch.setattr(loggers, "PACKAGES", {})
     with pytest.raises(
-        UserError, match=r"--log wandb cannot begin \(no API key\): expected a key .wandb login.*offline"
+        UserError,
+        match=r"--log wandb cannot begin \(no API key\): expected a key .wandb login.*offline",
     ):
         carry_out(small(log="wandb"), tmp_path / "run")
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
@@ -126,14 +155,18 @@ def test_tensorboard(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     with pytest.MonkeyPatch.context() as patch:
-        stop_after(patch, STEPS_PER_EPOCH + 3, lambda loop: setattr(loop, "stop_signal", signal.SIGINT))
+        stop_after(
+            patch, STEPS_PER_EPOCH + 3, lambda loop: setattr(loop, "stop_signal", signal.SIGINT)
+        )
         with pytest.raises(Interrupted):
             carry_out(small(log="tensorboard"), tmp_path / "run")
     carry_out(small(log="tensorboard"), tmp_path / "run")
     events = EventAccumulator(str(tmp_path / "run" / "logs" / "tensorboard"))
     events.Reload()
     found = [(event.step, event.value) for event in events.Scalars("val_loss")]
-    assert found == [(row["step"], pytest.approx(row["val_loss"])) for row in expected(tmp_path / "run")]
+    assert found == [
+        (row["step"], pytest.approx(row["val_loss"])) for row in expected(tmp_path / "run")
+    ]
 
 
 def test_what_a_logger_keeps_is_no_run(tmp_path):
@@ -145,4 +178,7 @@ def test_what_a_logger_keeps_is_no_run(tmp_path):
 
 def test_it_is_no_other_run():
     plain = {"model": "wrn-10-1"}
-    assert make_recipe(plain).identity() == make_recipe(plain, {"log": "csv", "on_bad_image": "skip"}).identity()
+    assert (
+        make_recipe(plain).identity()
+        == make_recipe(plain, {"log": "csv", "on_bad_image": "skip"}).identity()
+    )

@@ -62,7 +62,12 @@ def rates(recipe, model, example=None):
 class TestRuns:
     def test_accumulated_parts_are_one_big_batch(self, teacher_run, tmp_path):
         """Without batch normalisation; 32 images in parts of 11, 11 and 10."""
-        options = {"model": write_factory(tmp_path), "precision": "fp32", "method": "kd", "epochs": 1}
+        options = {
+            "model": write_factory(tmp_path),
+            "precision": "fp32",
+            "method": "kd",
+            "epochs": 1,
+        }
         for name, parts in (("one", 1), ("three", 3)):
             carry_out(distilled(teacher_run, **options, accumulate=parts), tmp_path / name)
         assert_same(weights(tmp_path / "three"), weights(tmp_path / "one"), rtol=0, atol=1e-6)
@@ -75,9 +80,14 @@ class TestRuns:
     def test_everything_at_once_is_continued_bit_for_bit(self, teacher_run, tmp_path):
         recipe = distilled(teacher_run, method="at+kd", **EVERYTHING)
         said = carry_out(recipe, tmp_path / "alone")
-        assert "learning rate 0.002 = 0.001 × batch 32 / 16" in said and "learning rates by layer: " in said
+        assert (
+            "learning rate 0.002 = 0.001 × batch 32 / 16" in said
+            and "learning rates by layer: " in said
+        )
         with pytest.MonkeyPatch.context() as patch:
-            stop_after(patch, STEPS_PER_EPOCH + 2, lambda loop: setattr(loop, "stop_signal", signal.SIGINT))
+            stop_after(
+                patch, STEPS_PER_EPOCH + 2, lambda loop: setattr(loop, "stop_signal", signal.SIGINT)
+            )
             with pytest.raises(Interrupted):
                 carry_out(recipe, tmp_path / "run")
         carry_out(recipe, tmp_path / "run")
@@ -139,7 +149,11 @@ class TestRuns:
 
         shutil.copytree(teacher_run, tmp_path / "run")
         file = tmp_path / "run" / "config.yaml"
-        before = {k: v for k, v in yaml.safe_load(file.read_text()).items() if k not in EVERYTHING or k == "lr"}
+        before = {
+            k: v
+            for k, v in yaml.safe_load(file.read_text()).items()
+            if k not in EVERYTHING or k == "lr"
+        }
         file.write_text(yaml.safe_dump({**before, "schedule": "one-cycle"}, sort_keys=False))
         assert "is finished" in carry_out(small(), tmp_path / "run")
         with pytest.raises(UserError, match=r"ema is None there and 0\.9 here"):
@@ -150,14 +164,18 @@ class TestSteps:
     def make(self, recipe, lr=1.0):
         model = nn.Linear(4, 3)
         transfer = at.Transfer(model)
-        return model, Update(recipe, torch.optim.SGD(model.parameters(), lr), transfer, steps_per_epoch=4)
+        return model, Update(
+            recipe, torch.optim.SGD(model.parameters(), lr), transfer, steps_per_epoch=4
+        )
 
     @pytest.mark.parametrize(("size", "moved"), [(10.0, 0.5), (0.1, 0.1)])
     def test_clipping(self, size, moved):
         model, update = self.make(small(clip_norm=0.5))
         before = torch.cat([p.detach().flatten() for p in model.parameters()])
         direction = F.normalize(torch.arange(1.0, 16), dim=0)
-        for p, part in zip(model.parameters(), (direction[:12].view(3, 4), direction[12:]), strict=True):
+        for p, part in zip(
+            model.parameters(), (direction[:12].view(3, 4), direction[12:]), strict=True
+        ):
             p.grad = size * part
         update(update.optimizer.step, 0)
         after = torch.cat([p.detach().flatten() for p in model.parameters()])
@@ -168,7 +186,10 @@ class TestSteps:
         [
             ({"schedule": "constant"}, lambda t: 1.0),
             ({"schedule": "cosine"}, lambda t: (1 + math.cos(math.pi * t / 12)) / 2),
-            ({"schedule": "step", "milestones": [2], "lr_decay": 0.1}, lambda t: 1.0 if t < 4 else 0.1),
+            (
+                {"schedule": "step", "milestones": [2], "lr_decay": 0.1},
+                lambda t: 1.0 if t < 4 else 0.1,
+            ),
         ],
     )
     def test_warm_up(self, options, scheduled):
@@ -214,7 +235,10 @@ class TestGroups:
         recipe = small(optimizer="adamw", lr=1e-3, momentum=0.8, weight_decay=0.05)
         optimizer = make_optimizer(recipe, at.Transfer(Net()))
         assert isinstance(optimizer, torch.optim.AdamW)
-        assert optimizer.defaults["betas"] == (0.8, 0.999) and optimizer.defaults["weight_decay"] == 0.05
+        assert (
+            optimizer.defaults["betas"] == (0.8, 0.999)
+            and optimizer.defaults["weight_decay"] == 0.05
+        )
 
     def test_decay_of_matrices_alone(self):
         model = at.create_model("wrn-10-1", 3)
@@ -234,17 +258,21 @@ class TestGroups:
         model = at.create_model("wrn-10-1", 3)
         found = rates(small(layer_decay=0.5, lr=0.8), model, torch.rand(2, 3, 16, 16))
         expected = {"conv0": 0.1, "group0": 0.1, "group1": 0.2, "group2": 0.4, "bn": 0.4, "fc": 0.8}
-        assert {n: r for n, (r, _) in found.items()} == {n: expected[n.partition(".")[0]] for n in found}
+        assert {n: r for n, (r, _) in found.items()} == {
+            n: expected[n.partition(".")[0]] for n in found
+        }
         said = describe_rates(small(layer_decay=0.5, lr=0.8), make_optimizer(
             small(layer_decay=0.5, lr=0.8), at.Transfer(model), torch.rand(2, 3, 16, 16)
         ))  # fmt: skip
-        assert said[0].startswith("learning rates by layer: 0.1 (") and said[0].endswith("0.8 (195 weights)")
+        assert said[0].startswith("learning rates by layer: 0.1 (") and said[0].endswith(
+            "0.8 (195 weights)"
+        )
 
     def test_the_heads_own_rate_wins(self):
         found = rates(small(layer_decay=0.5, lr=0.8, head_lr=2.0), Net(), batch()[0])
-        assert [found[n][0] for n in ("one.0.weight", "two.0.bias", "three.0.weight", "fc.weight")] == [
-            pytest.approx(r) for r in (0.1, 0.2, 0.4, 2.0)
-        ]
+        assert [
+            found[n][0] for n in ("one.0.weight", "two.0.bias", "three.0.weight", "fc.weight")
+        ] == [pytest.approx(r) for r in (0.1, 0.2, 0.4, 2.0)]
 
     @pytest.mark.parametrize("name", ["timm/resnet10t", "timm/test_vit"])
     def test_timms_own_layers(self, name):
@@ -302,7 +330,9 @@ class TestLabels:
         torch.testing.assert_close(smooth.parts["ce"], expected, rtol=1e-12, atol=1e-12)
         for part in ("kd", "min-l2"):
             assert torch.equal(smooth.parts[part], plain.parts[part])
-        with pytest.raises(UserError, match=r"label_smoothing is 1.0: expected a number in \[0, 1\)"):
+        with pytest.raises(
+            UserError, match=r"label_smoothing is 1.0: expected a number in \[0, 1\)"
+        ):
             make(label_smoothing=1.0)
 
     @pytest.mark.parametrize("way", ["double-backward", "func", "forward-over-reverse"])
@@ -327,14 +357,18 @@ class TestLabels:
 
 
 class TestMixing:
-    x = torch.rand(6, 3, 8, 8, generator=torch.Generator().manual_seed(3)).contiguous(memory_format=torch.channels_last)
+    x = torch.rand(6, 3, 8, 8, generator=torch.Generator().manual_seed(3)).contiguous(
+        memory_format=torch.channels_last
+    )
     y = torch.arange(6) % CLASSES
 
     def mixed(self, **options):
         x, soft = make_mix(small(**options), CLASSES)(self.x, self.y)
         assert x.is_contiguous(memory_format=torch.channels_last)
         first, second = F.one_hot(self.y, CLASSES), F.one_hot(self.y.roll(1), CLASSES)
-        share = soft[1, self.y[1]]  # the second image's own; the first is mixed with one of its own class
+        share = soft[
+            1, self.y[1]
+        ]  # the second image's own; the first is mixed with one of its own class
         torch.testing.assert_close(soft, share * first + (1 - share) * second)
         return x, share
 

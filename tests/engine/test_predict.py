@@ -30,7 +30,9 @@ def picture(file, size=(24, 24), seed=0):
 
 def by_hand(run, pixels):
     """Probabilities (N, K) of uint8 images (N, H, W, 3) at the run's size."""
-    x = (pixels.permute(0, 3, 1, 2) / 255 - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+    x = (pixels.permute(0, 3, 1, 2) / 255 - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(
+        STD
+    ).view(3, 1, 1)
     with torch.no_grad():
         return at.load_student(run)(x).softmax(1)
 
@@ -44,7 +46,9 @@ def test_probabilities(run, tmp_path):
     order = [1, 0, 2]
     assert [row["file"] for row in found] == [str(files[i]) for i in order]
     for row, expected in zip(found, by_hand(run, pixels)[order], strict=True):
-        assert [p["class"] for p in row["predictions"]] == [CLASSES[i] for i in expected.argsort(descending=True)]
+        assert [p["class"] for p in row["predictions"]] == [
+            CLASSES[i] for i in expected.argsort(descending=True)
+        ]
         given = {p["class"]: p["probability"] for p in row["predictions"]}
         assert [given[c] for c in CLASSES] == pytest.approx(expected.tolist(), rel=1e-4, abs=1e-6)
 
@@ -61,12 +65,16 @@ def test_another_size_is_brought_to_the_runs(run, tmp_path):
 def test_more_than_a_batch_and_a_file_twice(run, tmp_path, monkeypatch):
     monkeypatch.setattr("attention_transfer.engine.predict.BATCH", 4)
     folder = write_folder(tmp_path / "data", classes=2, train=5, val=1)
-    at_once = predict_files(run, [folder, folder / "train", folder / "val" / "class00" / "0.png"], top=1)
+    at_once = predict_files(
+        run, [folder, folder / "train", folder / "val" / "class00" / "0.png"], top=1
+    )
     assert len(at_once) == 12
     for row in at_once:
         assert len(row["predictions"]) == 1
         (alone,) = predict_files(run, [folder / row["file"]], top=1)
-        assert alone["predictions"][0]["probability"] == pytest.approx(row["predictions"][0]["probability"], rel=1e-4)
+        assert alone["predictions"][0]["probability"] == pytest.approx(
+            row["predictions"][0]["probability"], rel=1e-4
+        )
 
 
 def test_unreadable_files_are_named(run, tmp_path):

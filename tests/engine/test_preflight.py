@@ -75,7 +75,9 @@ def said(transfer, x=None, y=None, **options):
     if x is None:
         x, y = batch(8)
     found = preflight(transfer, x, y, **options)
-    return {level: [f.text for f in found if f.level == level] for level in ("error", "warning", "note")}
+    return {
+        level: [f.text for f in found if f.level == level] for level in ("error", "warning", "note")
+    }
 
 
 def only(level, text, found):
@@ -111,30 +113,42 @@ class Knowing(nn.Module):
 
 
 class TestASoundTransfer:
-    @pytest.mark.parametrize("names", [[], *([n] for n in METHODS), ["at", "kd"], list(METHODS)], ids="+".join)
+    @pytest.mark.parametrize(
+        "names", [[], *([n] for n in METHODS), ["at", "kd"], list(METHODS)], ids="+".join
+    )
     def test_nothing_is_found(self, names):
         transfer = make(*(METHODS[n]() for n in names)) if names else at.Transfer(Net())
         assert preflight(transfer, *batch(8)) == []
 
     @pytest.mark.parametrize("way", ["double-backward", "func", "forward-over-reverse"])
     def test_second_derivatives_of_every_kind(self, way):
-        transfer = make(at.GradientTransfer(), at.GradientSymmetry(), at.GradientNorm(), second_order=way)
+        transfer = make(
+            at.GradientTransfer(), at.GradientSymmetry(), at.GradientNorm(), second_order=way
+        )
         assert preflight(transfer, *batch(8)) == []
 
     @pytest.mark.parametrize("decay", ["linear", "cosine", "step", "warm-up", "warm-up+linear"])
     def test_schedules(self, decay):
-        transfer = make(at.ActivationTransfer(decay=decay), at.KnowledgeDistillation(decay="linear"))
+        transfer = make(
+            at.ActivationTransfer(decay=decay), at.KnowledgeDistillation(decay="linear")
+        )
         assert preflight(transfer, *batch(8)) == []
 
     def test_networks_of_the_package(self):
         student, teacher = at.create_model("wrn-10-1", 10), at.create_model("wrn-16-1", 10)
         x, y = batch(8, size=32)
-        transfer = at.Transfer(student, teacher, [at.ActivationTransfer(), at.KnowledgeDistillation()], example=x)
+        transfer = at.Transfer(
+            student, teacher, [at.ActivationTransfer(), at.KnowledgeDistillation()], example=x
+        )
         assert preflight(transfer.train(), x, y) == []
 
     def test_a_teacher_that_knows(self):
         transfer = make(at.KnowledgeDistillation(), teacher=Knowing(400, 9))
-        assert said(transfer, images=labelled(400), teacher_accuracy=0.9) == {"error": [], "warning": [], "note": []}
+        assert said(transfer, images=labelled(400), teacher_accuracy=0.9) == {
+            "error": [],
+            "warning": [],
+            "note": [],
+        }
 
     def test_it_is_public(self):
         assert at.preflight is preflight
@@ -145,7 +159,9 @@ class TestNothingIsChanged:
     @pytest.mark.parametrize("training", [True, False])
     @pytest.mark.parametrize("gradient", [True, False])
     def test_bit_for_bit(self, training, gradient):
-        methods = [METHODS[n]() for n in METHODS] if gradient else [at.ActivationTransfer(decay="linear")]
+        methods = (
+            [METHODS[n]() for n in METHODS] if gradient else [at.ActivationTransfer(decay="linear")]
+        )
         transfer = make(*methods, student=Noisy(), teacher=Noisy(seed=1)).train(training)
         transfer.student.drop.eval()
         transfer.teacher.norm.train()  # somebody's mistake is his to mend
@@ -164,7 +180,11 @@ class TestNothingIsChanged:
                 [b.data_ptr() for m in networks for b in m.buffers()],
                 {k: v for k, v in vars(transfer).items() if isinstance(v, (bool, str, int))},
                 (random.getstate(), x.requires_grad, x.clone()),
-                (np.random.get_state()[1].tolist(), np.random.get_state()[2], torch.get_rng_state().tolist()),
+                (
+                    np.random.get_state()[1].tolist(),
+                    np.random.get_state()[2],
+                    torch.get_rng_state().tolist(),
+                ),
             )
 
         before = state()
@@ -186,7 +206,9 @@ class TestNothingIsChanged:
                 preflight(transfer, x, y)
             out = transfer(x, y, 0.0)
             out.loss.backward()
-            return {n: p.grad for n, p in transfer.student.named_parameters()} | {"loss": out.loss.detach()}
+            return {n: p.grad for n, p in transfer.student.named_parameters()} | {
+                "loss": out.loss.detach()
+            }
 
         assert_same(step(True), step(False), rtol=0, atol=0)
 
@@ -228,7 +250,10 @@ class TestLayers:
     @pytest.mark.parametrize("side", ["student", "teacher"])
     def test_dead(self, side, layer):
         found = said(make(at.ActivationTransfer(), **{side: with_layer(layer, 0.0)}))
-        assert f"the {side}'s layer {layer} is dead: it puts out zeros for all 8 images" in found["error"][0]
+        assert (
+            f"the {side}'s layer {layer} is dead: it puts out zeros for all 8 images"
+            in found["error"][0]
+        )
 
     def test_a_relu_that_died(self):
         student = Net()
@@ -242,7 +267,10 @@ class TestLayers:
         x[1:] = 0
         for stage in (student.one, student.two, student.three):
             nn.init.zeros_(stage[0].bias)
-        assert not any("dead" in text for text in said(make(at.ActivationTransfer(), student=student), x, y)["error"])
+        assert not any(
+            "dead" in text
+            for text in said(make(at.ActivationTransfer(), student=student), x, y)["error"]
+        )
 
     @pytest.mark.parametrize("side", ["student", "teacher"])
     def test_uniform(self, side):
@@ -262,7 +290,9 @@ class TestLayers:
             f"the {side}'s layer two has the same attention",
             said(make(at.ActivationTransfer(), **{side: net})),
         )
-        assert preflight(make(at.FullActivationTransfer(), **{side: net}), *batch(8)) == []  # channels tell it enough
+        assert (
+            preflight(make(at.FullActivationTransfer(), **{side: net}), *batch(8)) == []
+        )  # channels tell it enough
 
     def test_one_position(self):
         class Pooled(Net):
@@ -276,14 +306,20 @@ class TestLayers:
         pairs = [("one", "one"), ("pool", "pool")]
         networks = {"student": Pooled(), "teacher": Pooled(seed=1), "pairs": pairs}
         found = said(make(at.ActivationTransfer(), **networks))["warning"]
-        assert [text[:24] for text in found] == ["the student's layer pool", "the teacher's layer pool"]
+        assert [text[:24] for text in found] == [
+            "the student's layer pool",
+            "the teacher's layer pool",
+        ]
         assert all("has one position" in text for text in found)
         assert preflight(make(at.ActivationTransfer(axis="channel"), **networks), *batch(8)) == []
 
     def test_the_same_for_every_image(self):
         pattern = torch.rand(4, 4, 4)
         found = said(make(at.ActivationTransfer(), teacher=with_layer("two", pattern)))
-        assert "the teacher's layer two puts out the same features for all 8 images" in found["warning"][0]
+        assert (
+            "the teacher's layer two puts out the same features for all 8 images"
+            in found["warning"][0]
+        )
         x, y = batch(8)
         assert preflight(make(at.ActivationTransfer()), x[:1].expand(8, -1, -1, -1), y) == []
 
@@ -306,7 +342,11 @@ class TestLayers:
 class TestTerms:
     @pytest.mark.parametrize("value", [torch.nan, torch.inf])
     def test_not_finite(self, value):
-        only("error", "the term own is not finite", said(make(Term(lambda logits: logits.sum() + value))))
+        only(
+            "error",
+            "the term own is not finite",
+            said(make(Term(lambda logits: logits.sum() + value))),
+        )
 
     def test_not_of_the_student(self):
         text = "the term own does not depend on the student"
@@ -322,7 +362,13 @@ class TestTerms:
         assert not found["error"] and not found["warning"]
 
     def test_a_dead_layer_leaves_no_gradient(self):
-        found = said(make(at.ActivationTransfer(), student=with_layer("three", 0.0), pairs=[("three", "three")]))
+        found = said(
+            make(
+                at.ActivationTransfer(),
+                student=with_layer("three", 0.0),
+                pairs=[("three", "three")],
+            )
+        )
         assert any("the term at does not depend on the student" in text for text in found["error"])
 
     def test_zero(self):
@@ -341,13 +387,23 @@ class TestTerms:
 
     def test_the_same_network(self):
         found = said(both(teacher=Net()))
-        only("warning", "the same network with the same weights, so at and kd are 0: is it the right teacher?", found)
+        only(
+            "warning",
+            "the same network with the same weights, so at and kd are 0: is it the right teacher?",
+            found,
+        )
         teacher = Net()
         teacher.fc.bias.data[0] += 1
-        assert "the term at is 0, so it teaches nothing" in said(both(teacher=teacher))["warning"][0]
+        assert (
+            "the term at is 0, so it teaches nothing" in said(both(teacher=teacher))["warning"][0]
+        )
 
     def test_a_weight_of_zero(self):
-        only("note", "the term at weighs 0 from start to end", said(make(at.ActivationTransfer(beta=0.0))))
+        only(
+            "note",
+            "the term at weighs 0 from start to end",
+            said(make(at.ActivationTransfer(beta=0.0))),
+        )
         assert preflight(make(at.KnowledgeDistillation(alpha=1.0)), *batch(8)) == []
 
     def test_weights_that_do_not_overlap(self):
@@ -358,16 +414,24 @@ class TestTerms:
 
         early = Term(lambda logits: logits.detach().sum() + 1e3, lambda p: max(0.0, 0.4 - p))
         late = Late(lambda logits: logits.detach().sum() + 1e3, lambda p: max(0.0, p - 0.6))
-        assert [text[:14] for text in said(make(early, late))["error"]] == ["the term own d", "the term late "]
+        assert [text[:14] for text in said(make(early, late))["error"]] == [
+            "the term own d",
+            "the term late ",
+        ]
 
     def test_classes_that_differ(self):
         teacher = Net(8, seed=1, classes=7)
         found = said(both(teacher=teacher))
         only(
-            "error", "the student's logits have 5 and the teacher's logits have 7 classes, and a method compares", found
+            "error",
+            "the student's logits have 5 and the teacher's logits have 7 classes, and a method compares",
+            found,
         )
         assert preflight(make(at.ActivationTransfer(), teacher=teacher), *batch(8)) == []
-        assert preflight(make(at.GradientTransfer(), teacher=Net(8, seed=1, classes=3)), *batch(8)) == []
+        assert (
+            preflight(make(at.GradientTransfer(), teacher=Net(8, seed=1, classes=3)), *batch(8))
+            == []
+        )
 
     def test_labels_that_the_student_does_not_have(self):
         x, y = batch(8)
@@ -381,10 +445,18 @@ class TestTerms:
 class TestModes:
     def test_a_student_in_eval_mode(self):
         transfer = both(student=Noisy()).eval()
-        only("warning", "the student is in eval mode, but its BatchNorm2d, Dropout train otherwise", said(transfer))
+        only(
+            "warning",
+            "the student is in eval mode, but its BatchNorm2d, Dropout train otherwise",
+            said(transfer),
+        )
         assert preflight(transfer.train(), *batch(8)) == []
         transfer.student.norm.eval()
-        only("note", "1 of the student's 2 BatchNorm2d, Dropout stay in eval mode (norm)", said(transfer))
+        only(
+            "note",
+            "1 of the student's 2 BatchNorm2d, Dropout stay in eval mode (norm)",
+            said(transfer),
+        )
         assert preflight(both().eval(), *batch(8)) == []  # nothing in it trains otherwise
 
     def test_eval_mode_is_what_input_gradients_want(self):
@@ -400,14 +472,22 @@ class TestModes:
     def test_frozen_parameters(self):
         transfer = both()
         transfer.student.one.requires_grad_(False)
-        only("note", "2 of the student's 8 parameters are frozen (one.0.weight, one.0.bias)", said(transfer))
+        only(
+            "note",
+            "2 of the student's 8 parameters are frozen (one.0.weight, one.0.bias)",
+            said(transfer),
+        )
         transfer.student.requires_grad_(False)
         only("error", "every parameter of the student is frozen", said(transfer))
 
     def test_a_teacher_that_is_trained(self):
         transfer = both()
         transfer.teacher.fc.requires_grad_(True)
-        only("warning", "2 parameters of the teacher require a gradient (fc.weight, fc.bias)", said(transfer))
+        only(
+            "warning",
+            "2 parameters of the teacher require a gradient (fc.weight, fc.bias)",
+            said(transfer),
+        )
 
 
 class TestDepth:
@@ -422,7 +502,17 @@ class TestDepth:
 
     def find(self, student, teacher, *pairs):
         x, y = batch(8, size=32)
-        return said(make(at.ActivationTransfer(), student=student, teacher=teacher, pairs=list(pairs), example=x), x, y)
+        return said(
+            make(
+                at.ActivationTransfer(),
+                student=student,
+                teacher=teacher,
+                pairs=list(pairs),
+                example=x,
+            ),
+            x,
+            y,
+        )
 
     def test_strides_that_differ(self):
         found = self.find(self.net([1, 2, 2]), self.net([1, 2, 2, 2], 1), ("0", "3"), ("1", "1"))
@@ -431,14 +521,22 @@ class TestDepth:
         assert "see `attention-transfer stages STUDENT TEACHER`" in found["warning"][0]
 
     def test_the_other_end_of_the_network(self):
-        only("warning", "stage 1 of 2, stride 1", self.find(self.net([1, 2]), self.net([1, 2], 1), ("0", "1")))
+        only(
+            "warning",
+            "stage 1 of 2, stride 1",
+            self.find(self.net([1, 2]), self.net([1, 2], 1), ("0", "1")),
+        )
 
     def test_neighbours(self):
         deep = [1, 2, 2, 2]
-        assert not any(self.find(self.net(deep), self.net(deep, 1), ("1", "2"), ("3", "2")).values())
+        assert not any(
+            self.find(self.net(deep), self.net(deep, 1), ("1", "2"), ("3", "2")).values()
+        )
 
     def test_equal_strides_are_right_wherever_they_stand(self):
-        assert not any(self.find(self.net([4, 2]), self.net([1, 2, 2, 2], 1), ("0", "2"), ("1", "3")).values())
+        assert not any(
+            self.find(self.net([4, 2]), self.net([1, 2, 2, 2], 1), ("0", "2"), ("1", "3")).values()
+        )
 
     def test_inputs_of_two_sizes(self):
         """Strides are from each network's own input."""
@@ -487,7 +585,10 @@ class TestRange:
     @pytest.mark.parametrize(
         ("change", "text"),
         [
-            (lambda x: x * 255, "student and teacher's normalisation takes images in [0, 1]: divide by 255"),
+            (
+                lambda x: x * 255,
+                "student and teacher's normalisation takes images in [0, 1]: divide by 255",
+            ),
             (lambda x: (x - 0.5) * 4, "takes images in [0, 1]: do not normalise them before"),
             (lambda x: x / 255, "were they divided by 255 twice?"),
         ],
@@ -523,7 +624,11 @@ class TestTeacher:
 
     def test_worse_than_it_was(self):
         found, _ = self.find(7, teacher_accuracy=0.95)
-        only("warning", "right for 280 of 400 validation images (70.0%), but was for 95.0% in its own run", found)
+        only(
+            "warning",
+            "right for 280 of 400 validation images (70.0%), but was for 95.0% in its own run",
+            found,
+        )
         assert "is it the same data and normalisation?" in found["warning"][0]
 
     @pytest.mark.parametrize("known", [None, 0.7, 0.74])
@@ -554,14 +659,20 @@ class TestTeacher:
 
     def test_other_classes_than_the_student(self):
         transfer = make(at.ActivationTransfer(), teacher=Net(8, seed=1, classes=7))
-        only("note", "its logits have 7 classes, the student's 5", said(transfer, images=labelled(100)))
+        only(
+            "note",
+            "its logits have 7 classes, the student's 5",
+            said(transfer, images=labelled(100)),
+        )
 
     def test_the_binomial_tail(self):
         from scipy.stats import binom
 
         for n, p in ((1, 0.5), (25, 0.1), (400, 0.001), (400, 0.1), (400, 0.95)):
             for k in range(0, n + 1, max(1, n // 13)):
-                assert at_least(k, n, p) == pytest.approx(binom.sf(k - 1, n, p), rel=1e-9, abs=1e-200)
+                assert at_least(k, n, p) == pytest.approx(
+                    binom.sf(k - 1, n, p), rel=1e-9, abs=1e-200
+                )
 
 
 class TestArguments:
@@ -598,11 +709,15 @@ class TestInARun:
         """The teacher of two epochs is at chance; a run that continues does not say so again."""
         stop_after(monkeypatch, 5, lambda loop: setattr(loop, "stop_signal", 2))
         heard = []
-        monkeypatch.setattr("attention_transfer.engine.progress.Progress.say", lambda self, text: heard.append(text))
+        monkeypatch.setattr(
+            "attention_transfer.engine.progress.Progress.say", lambda self, text: heard.append(text)
+        )
         for expected in (1, 1):
             with pytest.raises(Interrupted):
                 carry_out(distilled(teacher_run), tmp_path / "run")
-            warnings = [text for text in heard if text.startswith("warning: the teacher is right for")]
+            warnings = [
+                text for text in heard if text.startswith("warning: the teacher is right for")
+            ]
             assert len(warnings) == expected, heard
             stop_after(monkeypatch, 6, lambda loop: setattr(loop, "stop_signal", 2))
 
@@ -616,7 +731,8 @@ class TestInARun:
         (teacher / "summary.json").write_text(json.dumps(summary))
         given = {}
         monkeypatch.setattr(
-            "attention_transfer.engine.run.preflight", lambda *args, **options: given.update(options) or []
+            "attention_transfer.engine.run.preflight",
+            lambda *args, **options: given.update(options) or [],
         )
         carry_out(distilled(teacher, epochs=1, max_steps=1), tmp_path / "run")
         assert given["teacher_accuracy"] == 0.875
@@ -635,10 +751,16 @@ class TestInARun:
         with safe_open(teacher_run / "student.safetensors", "pt") as file:
             state = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
             about = file.metadata()
-        state |= {k: torch.zeros_like(v) for k, v in state.items() if k.startswith("group2.") and k.endswith("weight")}
+        state |= {
+            k: torch.zeros_like(v)
+            for k, v in state.items()
+            if k.startswith("group2.") and k.endswith("weight")
+        }
         save_file(state, dead / "student.safetensors", about)
         words = "--limit-train 128 --limit-val 100 --epochs 2 --batch-size 32 --device cpu --compile off"
-        found = command(f"distill --teacher dead --student wrn-10-1 --method at --beta 1 {words} --out run")
+        found = command(
+            f"distill --teacher dead --student wrn-10-1 --method at --beta 1 {words} --out run"
+        )
         assert found.status == 2
         assert "the teacher's layer group2 is dead" in found.err and found.err.count("\n") == 1
         assert not (tmp_path / "run").exists()  # nothing stands in the way of the next try

@@ -36,11 +36,15 @@ main()
 
 
 def test_two_processes_against_one(tmp_path):
-    model = write_factory(tmp_path)  # without batch normalisation, whose statistics are each process's own
+    model = write_factory(
+        tmp_path
+    )  # without batch normalisation, whose statistics are each process's own
     words = f"train --model {model} {FLAGS} --precision fp32 --devices 2 --out two".split()
     command = [sys.executable, "-m", "attention_transfer", *words]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    said = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, env=environment)
+    said = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, timeout=300, env=environment
+    )
     assert said.returncode == 0, said.stderr
     assert said.stdout.count("error, loss") == 1
     carry_out(small(model=model, precision="fp32"), tmp_path / "one")
@@ -50,7 +54,11 @@ def test_two_processes_against_one(tmp_path):
         for key in ("train_loss", "val_loss", "train_accuracy", "val_accuracy"):
             assert shared[key] == pytest.approx(alone[key], abs=1e-3)
         assert shared["parts"] == pytest.approx(alone["parts"], abs=1e-3)
-        assert (shared["epoch"], shared["step"], shared["lr"]) == (alone["epoch"], alone["step"], alone["lr"])
+        assert (shared["epoch"], shared["step"], shared["lr"]) == (
+            alone["epoch"],
+            alone["step"],
+            alone["lr"],
+        )
     assert json.loads((tmp_path / "two" / "summary.json").read_text())["epochs"] == 2
 
 
@@ -62,10 +70,18 @@ def test_a_signal_to_one_of_two_stops_both_within_the_epoch(tmp_path, request):
         line = f"train --model {model} {FLAGS} --precision fp32 --devices 2 --out {out}"
         processes = []
         for rank, number in enumerate(numbers):
-            words = [sys.executable, "-c", ONE_OF_TWO, str(request.config.rootpath / "tests"), str(int(number))]
+            words = [
+                sys.executable,
+                "-c",
+                ONE_OF_TWO,
+                str(request.config.rootpath / "tests"),
+                str(int(number)),
+            ]
             environment = os.environ | torchrun_words(rank, 2, port) | {"OMP_NUM_THREADS": "1"}
             pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-            processes.append(subprocess.Popen([*words, *line.split()], cwd=tmp_path, env=environment, **pipes))
+            processes.append(
+                subprocess.Popen([*words, *line.split()], cwd=tmp_path, env=environment, **pipes)
+            )
         said = [process.communicate(timeout=300) for process in processes]
         return [process.returncode for process in processes], said
 
@@ -81,5 +97,7 @@ def test_a_signal_to_one_of_two_stops_both_within_the_epoch(tmp_path, request):
         return [{k: v for k, v in row.items() if k not in TIMES} for row in rows(tmp_path / out)]
 
     assert numbers("run") == numbers("alone")
-    one, other = (torch.load(tmp_path / out / "checkpoint.pt", weights_only=True) for out in ("run", "alone"))
+    one, other = (
+        torch.load(tmp_path / out / "checkpoint.pt", weights_only=True) for out in ("run", "alone")
+    )
     assert all(torch.equal(value, other["transfer"][key]) for key, value in one["transfer"].items())

@@ -9,7 +9,15 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from small_runs import STEPS_PER_EPOCH, carry_out, distilled, rows, small, write_factory, write_folder
+from small_runs import (
+    STEPS_PER_EPOCH,
+    carry_out,
+    distilled,
+    rows,
+    small,
+    write_factory,
+    write_folder,
+)
 
 import attention_transfer as at
 from attention_transfer.engine.evaluate import as_input, evaluate
@@ -41,7 +49,9 @@ def names(folder):
 
 
 def read(file):
-    return json.loads(file.read_text(), parse_constant=lambda word: pytest.fail(f"{word} is not JSON"))
+    return json.loads(
+        file.read_text(), parse_constant=lambda word: pytest.fail(f"{word} is not JSON")
+    )
 
 
 def test_the_files_of_train(teacher_run):
@@ -62,7 +72,10 @@ def test_the_files_of_distill(teacher_run, tmp_path, method):
 def test_metrics(student_run):
     found = [json.loads(line) for line in (student_run / "metrics.jsonl").read_text().splitlines()]
     assert [set(row) for row in found] == [METRICS] * 2
-    assert [(row["epoch"], row["step"]) for row in found] == [(1, STEPS_PER_EPOCH), (2, 2 * STEPS_PER_EPOCH)]
+    assert [(row["epoch"], row["step"]) for row in found] == [
+        (1, STEPS_PER_EPOCH),
+        (2, 2 * STEPS_PER_EPOCH),
+    ]
     for row in found:
         assert set(row["parts"]) == {"ce", "at", "kd"}
         assert all(value > 0 for value in row["parts"].values())
@@ -72,17 +85,25 @@ def test_metrics(student_run):
     assert found[0]["seconds"] < found[1]["seconds"]
     # β of at+kd goes to zero linearly; the last step of each epoch is the one that is written down.
     total = 2 * STEPS_PER_EPOCH
-    assert [row["weights"]["beta"] for row in found] == pytest.approx([1 - 3 / total, 1 - 7 / total])
+    assert [row["weights"]["beta"] for row in found] == pytest.approx(
+        [1 - 3 / total, 1 - 7 / total]
+    )
     assert [row["weights"]["alpha"] for row in found] == [0.9, 0.9]
 
 
 def test_summary(student_run, teacher_run):
     summary, last = read(student_run / "summary.json"), rows(student_run)[-1]
     assert summary["final"] == {k: v for k, v in last.items() if k.startswith(("train_", "val_"))}
-    assert summary["parameters"] == sum(p.numel() for p in at.load_student(student_run).parameters())
+    assert summary["parameters"] == sum(
+        p.numel() for p in at.load_student(student_run).parameters()
+    )
     assert summary["flops"] > 0
     assert summary["seconds"] > 0
-    assert (summary["command"], summary["model"], summary["method"]) == ("distill", "wrn-10-1", "at+kd")
+    assert (summary["command"], summary["model"], summary["method"]) == (
+        "distill",
+        "wrn-10-1",
+        "at+kd",
+    )
     assert (summary["seed"], summary["epochs"]) == (0, 2)
     assert summary["teacher"]["folder"] == str(teacher_run)
     assert summary["teacher"]["val_accuracy"] == rows(teacher_run)[-1]["val_accuracy"]
@@ -106,7 +127,9 @@ def test_the_configuration_runs_again_as_it_is(student_run, tmp_path):
     assert again.to_dict() == yaml.safe_load((student_run / "config.yaml").read_text())
     carry_out(again, tmp_path / "again")
     assert rows(tmp_path / "again") == rows(student_run)
-    assert (tmp_path / "again" / "config.yaml").read_text() == (student_run / "config.yaml").read_text()
+    assert (tmp_path / "again" / "config.yaml").read_text() == (
+        student_run / "config.yaml"
+    ).read_text()
     ours, theirs = (load_file(f / "student.safetensors") for f in (tmp_path / "again", student_run))
     assert all(torch.equal(ours[name], theirs[name]) for name in ours.keys() | theirs.keys())
 
@@ -152,7 +175,10 @@ def test_the_checkpoint_holds_no_teacher(teacher_run, tmp_path):
 
 def test_top5_above_ten_classes_only(teacher_run, tmp_path):
     data = write_folder(tmp_path / "data")
-    carry_out(small(data=f"folder:{data}", limit_train=None, limit_val=None, batch_size=22, epochs=1), tmp_path / "run")
+    carry_out(
+        small(data=f"folder:{data}", limit_train=None, limit_val=None, batch_size=22, epochs=1),
+        tmp_path / "run",
+    )
     (row,) = rows(tmp_path / "run")
     assert row["val_accuracy"] <= row["val_top5"] <= 1
     assert row["val_top5"] * 22 == pytest.approx(round(row["val_top5"] * 22), abs=1e-4)
@@ -170,7 +196,9 @@ def test_cost_of_a_network(tmp_path):
     from attention_transfer import create_model
 
     module = create_model(write_factory(tmp_path), 10)
-    found = cost(Inference(module, Preprocess((0.5,) * 3, (0.5,) * 3), "fp32"), (8, 8), batch_size=4)
+    found = cost(
+        Inference(module, Preprocess((0.5,) * 3, (0.5,) * 3), "fp32"), (8, 8), batch_size=4
+    )
     assert found["parameters"] == 8 * 28 + 8 * 73 + 10 * 9
     assert found["flops"] == 2 * (64 * 8 * 27 + 16 * 8 * 72 + 8 * 10)
     assert found["inference"]["batch_size"] == 4

@@ -28,7 +28,13 @@ def images(tmp_path_factory):
 
 
 def streamed(images, **options):
-    options = {"stream": "on", "workers": 0, "limit_train": None, "limit_val": None, "batch_size": 8} | options
+    options = {
+        "stream": "on",
+        "workers": 0,
+        "limit_train": None,
+        "limit_val": None,
+        "batch_size": 8,
+    } | options
     return small(data=images, **options)
 
 
@@ -39,7 +45,10 @@ def weights(run):
 def test_a_streamed_run_is_a_resident_one(images, tmp_path):
     said = carry_out(streamed(images), tmp_path / "streamed")
     assert "images decoded while training, between the steps" in said.splitlines()[0]
-    assert "images in memory" in carry_out(streamed(images, stream="off"), tmp_path / "resident").splitlines()[0]
+    assert (
+        "images in memory"
+        in carry_out(streamed(images, stream="off"), tmp_path / "resident").splitlines()[0]
+    )
     assert rows(tmp_path / "streamed") == rows(tmp_path / "resident")
     assert weights(tmp_path / "streamed") == weights(tmp_path / "resident")
 
@@ -52,10 +61,13 @@ def test_random_resized_crops_stopped_and_continued(images, tmp_path):
         with pytest.raises(Interrupted):
             carry_out(recipe, tmp_path / "run")
     # How many workers there are changes nothing.
-    carry_out(streamed(images, augment="imagenet", flip=True, crop_scale=[0.3, 1.0], workers=2), tmp_path / "run")
-    assert weights(tmp_path / "run") == weights(tmp_path / "alone") and rows(tmp_path / "run") == rows(
-        tmp_path / "alone"
+    carry_out(
+        streamed(images, augment="imagenet", flip=True, crop_scale=[0.3, 1.0], workers=2),
+        tmp_path / "run",
     )
+    assert weights(tmp_path / "run") == weights(tmp_path / "alone") and rows(
+        tmp_path / "run"
+    ) == rows(tmp_path / "alone")
     # Evaluated as it was validated: resized beyond the centre that is cut out.
     last = rows(tmp_path / "alone")[-1]
     found = evaluate_run(tmp_path / "alone", None, None, "cpu")
@@ -84,7 +96,9 @@ def test_an_unreadable_image_loses_nothing(images, tmp_path, monkeypatch, part):
                 raise UserError("cannot read the image x")
 
         patch.setattr(broken, fail)
-        with pytest.raises(UserError, match="cannot read the image x; the state is saved: run the command again"):
+        with pytest.raises(
+            UserError, match="cannot read the image x; the state is saved: run the command again"
+        ):
             carry_out(recipe, tmp_path / "run")
     # The image may be mended by now, or left out.
     said = carry_out(streamed(images, on_bad_image="skip"), tmp_path / "run")
@@ -102,19 +116,31 @@ def test_how_images_were_held_is_kept(images, tmp_path):
 
 
 def test_what_is_cut_off_is_said(images, tmp_path):
-    said = carry_out(streamed(images.replace("/set", "/set/train"), max_steps=1, val_split=None), tmp_path / "run")
+    said = carry_out(
+        streamed(images.replace("/set", "/set/train"), max_steps=1, val_split=None),
+        tmp_path / "run",
+    )
     assert "has no validation images: 3 of its 36 training images" in " ".join(said.split())
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"augment": "imagnet"}, "unknown augment 'imagnet': expected one of crop, imagenet; did you mean imagenet"),
+        (
+            {"augment": "imagnet"},
+            "unknown augment 'imagnet': expected one of crop, imagenet; did you mean imagenet",
+        ),
         ({"stream": "yes"}, "unknown stream setting 'yes'"),
         ({"workers": -1}, "workers is -1: expected 0"),
         ({"crop_scale": "0.1,1"}, "--crop-scale is given, but --augment crop has none"),
-        ({"augment": "imagenet", "crop_padding": 2}, "--crop-padding is given, but --augment imagenet has none"),
-        ({"augment": "imagenet", "crop_scale": "a"}, "crop_scale is 'a': expected numbers, LOW,HIGH"),
+        (
+            {"augment": "imagenet", "crop_padding": 2},
+            "--crop-padding is given, but --augment imagenet has none",
+        ),
+        (
+            {"augment": "imagenet", "crop_scale": "a"},
+            "crop_scale is 'a': expected numbers, LOW,HIGH",
+        ),
         ({"augment": "imagenet", "crop_ratio": [2, 1]}, "crop_ratio is 2.0,1.0: expected LOW,HIGH"),
         ({"augment": "imagenet", "stream": "off"}, "leave --stream off out"),
     ],
@@ -125,7 +151,9 @@ def test_wrong_words_are_named(options, message):
 
 
 def test_built_in_images_are_not_streamed(tmp_path):
-    with pytest.raises(UserError, match=r"digits is in memory .*leave --stream \(and --augment imagenet\) out"):
+    with pytest.raises(
+        UserError, match=r"digits is in memory .*leave --stream \(and --augment imagenet\) out"
+    ):
         carry_out(small(augment="imagenet"), tmp_path / "run")
 
 

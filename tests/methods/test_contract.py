@@ -28,10 +28,14 @@ class TestEveryMethod:
         transfer = make(method)
         out = transfer(x, y)
         part = out.parts[method.part]
-        assert part.shape == () and part.dtype == torch.float32 and part.isfinite() and part.item() > 0
+        assert (
+            part.shape == () and part.dtype == torch.float32 and part.isfinite() and part.item() > 0
+        )
         part.backward()
         found = gradients(transfer.student)
-        assert found["one.0.weight"].abs().sum() > 0 and all(g.isfinite().all() for g in found.values())
+        assert found["one.0.weight"].abs().sum() > 0 and all(
+            g.isfinite().all() for g in found.values()
+        )
         if METHODS[name].needs_teacher:
             assert all(p.grad is None for p in transfer.teacher.parameters())
         torch.testing.assert_close(sum(out.parts.values()), out.loss)
@@ -76,7 +80,9 @@ class TestEveryMethod:
         with torch.autocast("cpu", torch.bfloat16):
             out = transfer(x, y)
         out.loss.backward()
-        assert out.loss.dtype == torch.float32 and all(p.dtype == torch.float32 for p in out.parts.values())
+        assert out.loss.dtype == torch.float32 and all(
+            p.dtype == torch.float32 for p in out.parts.values()
+        )
         assert all(g.isfinite().all() for g in gradients(transfer).values())
         torch.testing.assert_close(out.parts[method.part], exact, rtol=0.1, atol=1e-2)
 
@@ -99,7 +105,9 @@ def test_inductor_equals_eager():
     """Progress is data, so a schedule never recompiles."""
     torch.compiler.reset()
     x, y = batch()
-    transfer = make(at.ActivationTransfer(decay="cosine"), at.KnowledgeDistillation(), pairs=[("two", "two")])
+    transfer = make(
+        at.ActivationTransfer(decay="cosine"), at.KnowledgeDistillation(), pairs=[("two", "two")]
+    )
     points = [torch.tensor(p) for p in (0.0, 0.3, 0.9)]
     eager = [transfer(x, y, p) for p in points]
     eager[0].loss.backward()
@@ -112,7 +120,9 @@ def test_inductor_equals_eager():
         assert_same(out.parts, before.parts, rtol=1e-4, atol=1e-4)
         if progress == 0:
             out.loss.backward()
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] - graphs == 2  # teacher and student
+    assert (
+        torch._dynamo.utils.counters["stats"]["unique_graphs"] - graphs == 2
+    )  # teacher and student
     assert_same(gradients(transfer), expected, rtol=1e-4, atol=1e-4)
 
 
@@ -128,7 +138,9 @@ def test_torch_compile_of_the_whole():
 STUDENTS = {"free": lambda: Net(), "normalised": lambda: at.create_model("wrn-10-1", CLASSES)}
 # Every method by itself, and the gradient methods by every way.
 PARALLEL = [(name, "auto") for name in METHODS]
-PARALLEL += [(n, w) for n, m in METHODS.items() if m.needs_gradient for w in ("func", "forward-over-reverse")]
+PARALLEL += [
+    (n, w) for n, m in METHODS.items() if m.needs_gradient for w in ("func", "forward-over-reverse")
+]
 # Batch normalisation in training mode cannot be run twice a step.
 CASES = [(*case, s) for s in STUDENTS for case in PARALLEL if s == "free" or case[1] == "auto"]
 
@@ -143,10 +155,14 @@ def make_parallel(name: str, way: str, student: str, rank: int = 0) -> at.Transf
     return transfer
 
 
-def measured(transfer: at.Transfer, call: nn.Module, x: Tensor, y: Tensor) -> tuple[dict[str, Tensor], ...]:
+def measured(
+    transfer: at.Transfer, call: nn.Module, x: Tensor, y: Tensor
+) -> tuple[dict[str, Tensor], ...]:
     out = call(x, y)
     out.loss.backward()
-    return {"loss": out.loss.detach(), **{n: p.detach() for n, p in out.parts.items()}}, gradients(transfer)
+    return {"loss": out.loss.detach(), **{n: p.detach() for n, p in out.parts.items()}}, gradients(
+        transfer
+    )
 
 
 def worker(rank: int, port: int, folder: str) -> None:

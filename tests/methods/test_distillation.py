@@ -13,7 +13,9 @@ class TestDistillationLoss:
     def test_by_hand(self):
         s, t = torch.randn(6, 4, dtype=torch.float64), torch.randn(6, 4, dtype=torch.float64)
         p, q = (t / 3).softmax(1), (s / 3).softmax(1)
-        torch.testing.assert_close(at.kd_loss(s, t, 3), 9 * (p * (p / q).log()).sum(1).mean(), rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(
+            at.kd_loss(s, t, 3), 9 * (p * (p / q).log()).sum(1).mean(), rtol=1e-12, atol=1e-12
+        )
 
     def test_gradcheck(self):
         s, t = (torch.randn(3, 4, dtype=torch.float64, requires_grad=True) for _ in range(2))
@@ -23,7 +25,9 @@ class TestDistillationLoss:
         s, t = torch.randn(2, 6, 4).half(), torch.randn(2, 6, 4).half()
         loss = at.kd_loss(100 * s[0], 100 * t[0])
         assert loss.dtype == torch.float32
-        torch.testing.assert_close(loss, at.kd_loss(100 * s[0].float(), 100 * t[0].float()), rtol=1e-2, atol=0)
+        torch.testing.assert_close(
+            loss, at.kd_loss(100 * s[0].float(), 100 * t[0].float()), rtol=1e-2, atol=0
+        )
 
     def test_extreme_logits(self):
         s = torch.tensor([[1e4, -1e4], [0.0, 0.0]], requires_grad=True)
@@ -31,7 +35,9 @@ class TestDistillationLoss:
         loss.backward()
         assert loss.isfinite() and s.grad.isfinite().all()
 
-    @pytest.mark.parametrize("shapes", [((2, 3), (2, 4)), ((2, 3), (3, 3)), ((3,), (3,)), ((2, 3, 1), (2, 3, 1))])
+    @pytest.mark.parametrize(
+        "shapes", [((2, 3), (2, 4)), ((2, 3), (3, 3)), ((3,), (3,)), ((2, 3, 1), (2, 3, 1))]
+    )
     def test_shapes(self, shapes):
         with pytest.raises(ValueError, match=r"expected both \(N, K\)"):
             at.kd_loss(*(torch.zeros(s) for s in shapes))

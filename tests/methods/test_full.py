@@ -35,7 +35,9 @@ class TestLoss:
     def test_signed_activations(self):
         s, t = draw(3, 4, 5, 6), draw(3, 4, 5, 6, seed=1)
         close(at.full_activation_loss(s, t), by_hand(s.numpy(), t.numpy()), 1e-12)
-        assert at.full_activation_loss(s, -s).item() == pytest.approx(4 / 120)  # unlike a map, it sees the sign
+        assert at.full_activation_loss(s, -s).item() == pytest.approx(
+            4 / 120
+        )  # unlike a map, it sees the sign
         assert at.full_activation_loss(s, 7 * s).item() == pytest.approx(0, abs=1e-30)
         tokens = s.flatten(2).transpose(1, 2), t.flatten(2).transpose(1, 2)
         close(at.full_activation_loss(*tokens), by_hand(s.numpy(), t.numpy()), 1e-12)
@@ -48,7 +50,10 @@ class TestLoss:
         assert (found == 0).all()
 
     def test_in_at_least_float32(self):
-        s, t = draw(2, 3, 4, 4, dtype=torch.float16) * 1e3, draw(2, 3, 4, 4, seed=1, dtype=torch.float16)
+        s, t = (
+            draw(2, 3, 4, 4, dtype=torch.float16) * 1e3,
+            draw(2, 3, 4, 4, seed=1, dtype=torch.float16),
+        )
         found = at.full_activation_loss(s, t)
         assert found.dtype == torch.float32
         torch.testing.assert_close(found, at.full_activation_loss(s.double(), t.double()).float())
@@ -67,7 +72,9 @@ class TestLoss:
 
     def test_dtype(self):
         with pytest.raises(at.UserError, match="expected a floating-point tensor"):
-            at.full_activation_loss(torch.ones(1, 2, 2, 2, dtype=torch.int64), torch.ones(1, 2, 2, 2))
+            at.full_activation_loss(
+                torch.ones(1, 2, 2, 2, dtype=torch.int64), torch.ones(1, 2, 2, 2)
+            )
 
 
 class Mixed(Net):
@@ -90,7 +97,10 @@ def features(model, layers, x):
 class TestAdapters:
     def test_only_where_channels_differ(self):
         kinds = [nn.Identity, nn.Conv2d, nn.Conv2d]
-        assert [type(a) for a in adapters(make(at.FullActivationTransfer(), student=Net(), teacher=Mixed()))] == kinds
+        assert [
+            type(a)
+            for a in adapters(make(at.FullActivationTransfer(), student=Net(), teacher=Mixed()))
+        ] == kinds
         same = make(at.FullActivationTransfer(), student=Net(), teacher=Net(seed=1))
         assert [type(a) for a in adapters(same)] == [nn.Identity] * 3
         assert same.state_dict().keys() == {f"student.{k}" for k in Net().state_dict()}
@@ -101,14 +111,20 @@ class TestAdapters:
     def test_value_and_gradients_by_hand(self):
         x, y = batch(dtype=torch.float64)
         student, teacher = Net().double(), Mixed(seed=1).double()
-        transfer = make(at.FullActivationTransfer(beta=30), student=student, teacher=teacher, example=x)
+        transfer = make(
+            at.FullActivationTransfer(beta=30), student=student, teacher=teacher, example=x
+        )
         layers = ["one", "two", "three"]
         s, t = features(student, layers, x), features(teacher, layers, x)
         weights = [None if isinstance(a, nn.Identity) else a.weight for a in adapters(transfer)]
         assert [w is None for w in weights] == [True, False, False]
         expected = 0
         for layer, w in zip(layers, weights, strict=True):
-            mapped = s[layer] if w is None else torch.einsum("oi,nihw->nohw", w[:, :, 0, 0].double(), s[layer])
+            mapped = (
+                s[layer]
+                if w is None
+                else torch.einsum("oi,nihw->nohw", w[:, :, 0, 0].double(), s[layer])
+            )
             expected = expected + by_hand(mapped.detach().numpy(), t[layer].detach().numpy())
         part = transfer(x, y).parts["full"]
         close(part, 30 * expected, 1e-12)
@@ -116,7 +132,13 @@ class TestAdapters:
         w = weights[1].detach().clone().requires_grad_()
         close(
             weights[1].grad,
-            derivative(30 * at.full_activation_loss(F.conv2d(s["two"].detach(), w.double()), t["two"].detach()), w),
+            derivative(
+                30
+                * at.full_activation_loss(
+                    F.conv2d(s["two"].detach(), w.double()), t["two"].detach()
+                ),
+                w,
+            ),
         )
 
     def test_they_are_trained_with_the_student(self):
@@ -131,7 +153,9 @@ class TestAdapters:
         first.loss.backward()
         assert all(a.weight.grad.abs().sum() > 0 for a in adapters(transfer))
         optimiser.step()
-        assert not any(torch.equal(a.weight, b) for a, b in zip(adapters(transfer), before, strict=True))
+        assert not any(
+            torch.equal(a.weight, b) for a, b in zip(adapters(transfer), before, strict=True)
+        )
 
     def test_they_are_saved_with_the_transfer_and_not_with_the_student(self):
         x, y = batch()
@@ -146,7 +170,9 @@ class TestAdapters:
         other = make(at.FullActivationTransfer(), student=Net(seed=5))
         assert not torch.equal(other(x, y).parts["full"], transfer(x, y).parts["full"])
         other.load_state_dict(state)
-        torch.testing.assert_close(other(x, y).parts["full"], transfer(x, y).parts["full"], rtol=0, atol=0)
+        torch.testing.assert_close(
+            other(x, y).parts["full"], transfer(x, y).parts["full"], rtol=0, atol=0
+        )
 
     def test_a_new_transfer_makes_new_ones(self):
         method = at.FullActivationTransfer()
@@ -171,7 +197,9 @@ class TestAdapters:
             torch.testing.assert_close(part, exact, rtol=0.05, atol=0)
 
     def test_it_is_refused_without_an_example(self):
-        with pytest.raises(at.UserError, match="FullActivationTransfer needs example=, a batch of images"):
+        with pytest.raises(
+            at.UserError, match="FullActivationTransfer needs example=, a batch of images"
+        ):
             make(at.FullActivationTransfer(), example=None, pairs=[("one", "one")])
 
     def test_features_that_do_not_fit(self):
@@ -184,7 +212,10 @@ class TestAdapters:
         transfer = make(at.FullActivationTransfer(beta=7), student=Net(), teacher=Mixed())
         lines = transfer.methods[0].describe(transfer.pairs, *transfer.features(batch()[0]))
         assert lines[0] == "one ← one: (4, 8, 8) and (4, 8, 8), β = 7"
-        assert lines[1] == "two ← two: (4, 4, 4) and (8, 4, 4), a learned 1×1 convolution between, β = 7"
+        assert (
+            lines[1]
+            == "two ← two: (4, 4, 4) and (8, 4, 4), a learned 1×1 convolution between, β = 7"
+        )
 
 
 class Tokens(nn.Module):
@@ -194,7 +225,11 @@ class Tokens(nn.Module):
         super().__init__()
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            self.patches, self.block, self.fc = nn.Conv2d(3, width, 2, 2), nn.Linear(width, width), nn.Linear(width, 5)
+            self.patches, self.block, self.fc = (
+                nn.Conv2d(3, width, 2, 2),
+                nn.Linear(width, width),
+                nn.Linear(width, 5),
+            )
 
     def forward(self, x):
         return self.fc(self.block(self.patches(x).flatten(2).transpose(1, 2)).tanh().mean(1))
@@ -207,7 +242,10 @@ class TestSizes:
         options = {"student": student, "teacher": teacher, "example": x}
         for pair in (("one", "two"), ("two", "one")):
             part = make(at.FullActivationTransfer(1), pairs=[pair], **options)(x, y).parts["full"]
-            s, t = features(student, [pair[0]], x)[pair[0]], features(teacher, [pair[1]], x)[pair[1]]
+            s, t = (
+                features(student, [pair[0]], x)[pair[0]],
+                features(teacher, [pair[1]], x)[pair[1]],
+            )
             s, t = (f if f.shape[-1] == 4 else F.avg_pool2d(f, 2) for f in (s, t))
             close(part, by_hand(s.detach().numpy(), t.detach().numpy()), 1e-12)
 
@@ -215,21 +253,29 @@ class TestSizes:
         x, y = batch(dtype=torch.float64)
         student, teacher = Tokens(6, 0).double(), Tokens(10, 1).double()
         transfer = make(
-            at.FullActivationTransfer(1), student=student, teacher=teacher, example=x, pairs=[("block", "block")]
+            at.FullActivationTransfer(1),
+            student=student,
+            teacher=teacher,
+            example=x,
+            pairs=[("block", "block")],
         )
         (adapter,) = adapters(transfer)
         s, t = features(student, ["block"], x)["block"], features(teacher, ["block"], x)["block"]
         assert s.shape == (4, 16, 6) and adapter.weight.shape == (10, 6, 1, 1)
         mapped = s @ adapter.weight[:, :, 0, 0].T.double()
-        close(transfer(x, y).parts["full"], by_hand(mapped.detach().numpy(), t.detach().numpy()), 1e-12)
+        close(
+            transfer(x, y).parts["full"],
+            by_hand(mapped.detach().numpy(), t.detach().numpy()),
+            1e-12,
+        )
 
     def test_tokens_of_a_square_beside_a_feature_map(self):
         x, y = batch(dtype=torch.float64)
         student, teacher = Net().double(), Tokens(4, 1).double()
         pair = {"pairs": [("one", "block")]}
-        part = make(at.FullActivationTransfer(1), student=student, teacher=teacher, example=x, **pair)(x, y).parts[
-            "full"
-        ]
+        part = make(
+            at.FullActivationTransfer(1), student=student, teacher=teacher, example=x, **pair
+        )(x, y).parts["full"]
         s, t = features(student, ["one"], x)["one"], features(teacher, ["block"], x)["block"]
         grid = t.transpose(1, 2).unflatten(2, (4, 4))
         close(part, by_hand(F.avg_pool2d(s, 2).detach().numpy(), grid.detach().numpy()), 1e-12)
@@ -239,8 +285,13 @@ class TestSizes:
         x, y = torch.rand(2, 3, 8, 6, dtype=torch.float64), torch.tensor([0, 1])
         student, teacher = Net().double(), Tokens(4, 1).double()
         pair = {"pairs": [("one", "block")], "example": x}
-        part = make(at.FullActivationTransfer(1), student=student, teacher=teacher, **pair)(x, y).parts["full"]
-        s, t = features(student, ["one"], x)["one"], teacher.block(teacher.patches(x).flatten(2).transpose(1, 2))
+        part = make(at.FullActivationTransfer(1), student=student, teacher=teacher, **pair)(
+            x, y
+        ).parts["full"]
+        s, t = (
+            features(student, ["one"], x)["one"],
+            teacher.block(teacher.patches(x).flatten(2).transpose(1, 2)),
+        )
         grid = t.transpose(1, 2).unflatten(2, (4, 3))
         close(part, by_hand(F.avg_pool2d(s, 2).detach().numpy(), grid.detach().numpy()), 1e-12)
         method, names = at.FullActivationTransfer(), [("one", "block")]
@@ -258,7 +309,9 @@ class TestRuns:
     def test_full_killed_and_continued(self, teacher_run, tmp_path, monkeypatch):
         """Bit for bit, the adapters among it; and the student that is left has none."""
         student = write_factory(tmp_path)
-        recipe = small(command="distill", teacher=str(teacher_run), model=student, method="full", lr=0.05)
+        recipe = small(
+            command="distill", teacher=str(teacher_run), model=student, method="full", lr=0.05
+        )
         carry_out(recipe, tmp_path / "alone")
 
         def die(loop):
@@ -270,9 +323,16 @@ class TestRuns:
                 carry_out(recipe, tmp_path / "run")
         halfway = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
         assert "continuing" in carry_out(recipe, tmp_path / "run")
-        kept, alone = tmp_path / "run" / "student.safetensors", tmp_path / "alone" / "student.safetensors"
-        assert kept.read_bytes() == alone.read_bytes() and rows(tmp_path / "run") == rows(tmp_path / "alone")
-        names = {f"{layer}.{kind}" for layer in ("one.0", "two.0", "fc") for kind in ("weight", "bias")}
+        kept, alone = (
+            tmp_path / "run" / "student.safetensors",
+            tmp_path / "alone" / "student.safetensors",
+        )
+        assert kept.read_bytes() == alone.read_bytes() and rows(tmp_path / "run") == rows(
+            tmp_path / "alone"
+        )
+        names = {
+            f"{layer}.{kind}" for layer in ("one.0", "two.0", "fc") for kind in ("weight", "bias")
+        }
         assert {k.removeprefix("student.") for k in load_file(kept)} == names
         assert not any("adapter" in n for n, _ in load_student(tmp_path / "run").named_parameters())
         text = [str(k) for k in _keys(halfway)]
@@ -285,11 +345,22 @@ class TestRuns:
         [
             ("gradient", {"beta": 2.0}, ["gradient"], {"beta": 2.0}),
             ("symmetry", {"teacher": None, "squared": False}, ["symmetry"], {"beta": 1.0}),
-            ("min-l2", {"teacher": None, "second_order": "forward-over-reverse"}, ["min-l2"], {"beta": 1.0}),
+            (
+                "min-l2",
+                {"teacher": None, "second_order": "forward-over-reverse"},
+                ["min-l2"],
+                {"beta": 1.0},
+            ),
         ],
     )
     def test_gradient_methods(self, teacher_run, tmp_path, method, options, parts, weights):
-        given = {"teacher": str(teacher_run), "model": write_factory(tmp_path), "epochs": 1, "lr": 0.05, **options}
+        given = {
+            "teacher": str(teacher_run),
+            "model": write_factory(tmp_path),
+            "epochs": 1,
+            "lr": 0.05,
+            **options,
+        }
         carry_out(small(command="distill", method=method, **given), tmp_path / "run")
         (row,) = rows(tmp_path / "run")
         assert row["weights"] == weights and {*row["parts"]} == {"ce", *parts}
@@ -299,7 +370,9 @@ class TestRuns:
     def test_a_sum_by_the_command(self, command, teacher_run, tmp_path):
         student = write_factory(tmp_path)
         line = f"distill --teacher {teacher_run} --student {student} --method at+kd+symmetry --out run {FLAGS}"
-        said = command(f"{line} --beta at=10,symmetry=2 --decay at=linear,kd=warm-up+linear --lr 0.05")
+        said = command(
+            f"{line} --beta at=10,symmetry=2 --decay at=linear,kd=warm-up+linear --lr 0.05"
+        )
         assert said.status == 0, said.err
         found = rows(tmp_path / "run")
         total = 2 * STEPS_PER_EPOCH

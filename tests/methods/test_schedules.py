@@ -62,7 +62,9 @@ def test_every_method(name, decay):
     whole, full = constant(x, y).parts[part], constant.weights(None)[key]
     for t in (0.04, 0.5, torch.tensor(0.5)):
         factor = by_hand(decay, float(t))
-        torch.testing.assert_close(transfer(x, y, t).parts[part], factor * whole, rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(
+            transfer(x, y, t).parts[part], factor * whole, rtol=1e-5, atol=1e-7
+        )
         assert transfer.weights(t) == {key: pytest.approx(factor * full)}
     with pytest.raises(at.UserError, match="needs progress"):
         transfer(x, y)
@@ -71,7 +73,10 @@ def test_every_method(name, decay):
 @pytest.mark.parametrize("decay", DECAYS)
 def test_what_alpha_loses_the_cross_entropy_gets(decay):
     x, y = batch(dtype=torch.float64)
-    methods = [at.KnowledgeDistillation(0.9, 3.0, decay=decay), at.ActivationTransfer(50, decay="cosine")]
+    methods = [
+        at.KnowledgeDistillation(0.9, 3.0, decay=decay),
+        at.ActivationTransfer(50, decay="cosine"),
+    ]
     transfer = make(*methods, example=None, pairs=[("one", "one")]).double()
     logits, aims = transfer.student(x), transfer.teacher(x)
     for t in POINTS:
@@ -90,14 +95,21 @@ def test_weights_of_several():
     methods = [at.ActivationTransfer(10, decay="linear"), at.GradientSymmetry(4, decay="warm-up")]
     transfer = make(*methods, at.KnowledgeDistillation(0.5, decay="linear"))
     expected = {"at.beta": 7.5, "symmetry.beta": 4.0, "alpha": 0.375}
-    assert transfer.weights(0.25) == pytest.approx(expected) and list(transfer.weights(0.25)) == list(expected)
-    assert make(methods[0], at.KnowledgeDistillation()).weights(0.25) == pytest.approx({"beta": 7.5, "alpha": 0.9})
+    assert transfer.weights(0.25) == pytest.approx(expected) and list(
+        transfer.weights(0.25)
+    ) == list(expected)
+    assert make(methods[0], at.KnowledgeDistillation()).weights(0.25) == pytest.approx(
+        {"beta": 7.5, "alpha": 0.9}
+    )
 
 
-@pytest.mark.parametrize(("decay", "nearest"), [("warmup", "warm-up"), ("warm-up+liner", "warm-up+linear")])
+@pytest.mark.parametrize(
+    ("decay", "nearest"), [("warmup", "warm-up"), ("warm-up+liner", "warm-up+linear")]
+)
 @pytest.mark.parametrize("name", METHODS)
 def test_unknown(name, decay, nearest):
     with pytest.raises(
-        at.UserError, match=f"unknown decay {re.escape(repr(decay))}.*did you mean {re.escape(nearest)}"
+        at.UserError,
+        match=f"unknown decay {re.escape(repr(decay))}.*did you mean {re.escape(nearest)}",
     ):
         METHODS[name](decay=decay)

@@ -45,17 +45,25 @@ def broken(folder, *words):
 
 
 class TestCifar:
-    @pytest.mark.parametrize(("depth", "width", "classes"), [(10, 1, 10), (16, 1, 100), (22, 2, 10), (10, 3, 5)])
+    @pytest.mark.parametrize(
+        ("depth", "width", "classes"), [(10, 1, 10), (16, 1, 100), (22, 2, 10), (10, 3, 5)]
+    )
     def test_one_network(self, tmp_path, depth, width, classes):
         params, x = wrn_params(depth, width, classes), torch.randn(2, 3, 16, 16)
         run = load_authors_run(write_run(tmp_path / "r", params, num_classes=classes))
         assert isinstance(run.model, WideResNet) and run.teacher is None
-        assert (run.name, run.num_classes, run.options["lr"]) == (f"wrn-{depth}-{width}", classes, 0.1)
+        assert (run.name, run.num_classes, run.options["lr"]) == (
+            f"wrn-{depth}-{width}",
+            classes,
+            0.1,
+        )
         assert_same_network(run.model, wrn(x, params), x)
 
     def test_a_distillation(self, tmp_path):
         student, teacher, x = wrn_params(10, 1), wrn_params(16, 2), torch.randn(2, 3, 16, 16)
-        folder = write_run(tmp_path / "r", student, teacher, depth=99, teacher_id="resnet_40_7_teacher")
+        folder = write_run(
+            tmp_path / "r", student, teacher, depth=99, teacher_id="resnet_40_7_teacher"
+        )
         run = at.load_authors_run(str(folder))
         assert (run.name, run.teacher_name) == ("wrn-10-1", "wrn-16-2")
         assert_same_network(run.model, wrn(x, student), x)
@@ -71,14 +79,22 @@ class TestCifar:
     def test_the_recipes_normalisation(self, tmp_path):
         network = load_trained(write_run(tmp_path / "r", wrn_params(10, 1)))
         x = torch.rand(2, 3, 32, 32)
-        mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in ((125.3, 123.0, 113.9), (63.0, 62.1, 66.7)))
-        torch.testing.assert_close(network.preprocess(x), (255 * x - mean) / std, rtol=1e-5, atol=1e-5)
+        mean, std = (
+            torch.tensor(v).view(1, 3, 1, 1) for v in ((125.3, 123.0, 113.9), (63.0, 62.1, 66.7))
+        )
+        torch.testing.assert_close(
+            network.preprocess(x), (255 * x - mean) / std, rtol=1e-5, atol=1e-5
+        )
 
 
 class TestImageNet:
     @pytest.mark.parametrize(
         ("blocks", "name"),
-        [([2, 2, 2, 2], "resnet-18"), ([3, 4, 6, 3], "resnet-34"), ([3, 4, 6, 5], "resnet-3-4-6-5")],
+        [
+            ([2, 2, 2, 2], "resnet-18"),
+            ([3, 4, 6, 3], "resnet-34"),
+            ([3, 4, 6, 5], "resnet-3-4-6-5"),
+        ],
     )
     @pytest.mark.parametrize("folded", [False, True])
     def test_one_network(self, tmp_path, blocks, name, folded):
@@ -88,13 +104,21 @@ class TestImageNet:
         assert_same_network(run.model, resnet(x, params), x, [*GROUPS, "group3"])
 
     def test_a_distillation(self, tmp_path):
-        student, teacher = resnet_params([2, 2, 2, 2]), resnet_params([3, 4, 6, 3], width=6, folded=True)
-        run, x = load_authors_run(write_run(tmp_path / "r", student, teacher)), torch.randn(2, 3, 64, 64)
+        student, teacher = (
+            resnet_params([2, 2, 2, 2]),
+            resnet_params([3, 4, 6, 3], width=6, folded=True),
+        )
+        run, x = (
+            load_authors_run(write_run(tmp_path / "r", student, teacher)),
+            torch.randn(2, 3, 64, 64),
+        )
         assert (run.name, run.teacher_name) == ("resnet-18", "resnet-34")
         assert_same_network(run.model, resnet(x, student), x, [*GROUPS, "group3"])
         assert_same_network(run.teacher, resnet(x, teacher), x, [*GROUPS, "group3"])
         groups = [f"group{g}" for g in range(4)]
-        assert set(zip(groups, groups, strict=True)) <= set(at.pair_stages(run.model, run.teacher, x))
+        assert set(zip(groups, groups, strict=True)) <= set(
+            at.pair_stages(run.model, run.teacher, x)
+        )
 
     def test_its_normalisation(self, tmp_path):
         network = load_trained(write_run(tmp_path / "r", resnet_params([2, 2, 2, 2])))
@@ -105,7 +129,11 @@ class TestImageNet:
     def test_a_missing_tensor(self, tmp_path):
         params = resnet_params([2, 2, 2, 2], folded=True)
         del params["group1.block0.conv_dim.weight"]
-        broken(write_run(tmp_path / "r", params), "resnet-18", "1 missing (group1.block0.convdim.weight)")
+        broken(
+            write_run(tmp_path / "r", params),
+            "resnet-18",
+            "1 missing (group1.block0.convdim.weight)",
+        )
 
 
 class TestLog:
@@ -146,7 +174,9 @@ class TestLog:
         (folder / "log.txt").write_text('json_stats: {"num_classes": 100}\n')
         broken(folder, "says num_classes 100, the tensors of model.pt7 have 10")
 
-    @pytest.mark.parametrize("own", ["{}", "3", '{"classes": ["a"], "mean": [1], "std": [1], "image_size": [8, 8]}'])
+    @pytest.mark.parametrize(
+        "own", ["{}", "3", '{"classes": ["a"], "mean": [1], "std": [1], "image_size": [8, 8]}']
+    )
     def test_our_entry_is_damaged(self, folder, own):
         (folder / "log.txt").write_text(f'json_stats: {{"attention_transfer": {own}}}\n')
         broken(folder, "attention_transfer entry lacks")
@@ -172,7 +202,10 @@ class TestDamage:
         broken(folder, "model.pt7")
 
     def test_a_pickle_is_never_executed(self, tmp_path):
-        folder, proof = write_run(tmp_path / "r", params := wrn_params(10, 1)), tmp_path / "executed"
+        folder, proof = (
+            write_run(tmp_path / "r", params := wrn_params(10, 1)),
+            tmp_path / "executed",
+        )
         for zipped in (True, False):
             saved = {"params": params, "optimizer": Explosive(proof)}
             torch.save(saved, folder / "model.pt7", _use_new_zipfile_serialization=zipped)
@@ -185,25 +218,52 @@ class TestDamage:
         torch.save(content, folder / "model.pt7")
         broken(folder, 'holds no "params"')
 
-    @pytest.mark.parametrize(("value", "what"), [(3, "a int"), (torch.zeros(2, dtype=torch.int64), "of torch.int64")])
+    @pytest.mark.parametrize(
+        ("value", "what"), [(3, "a int"), (torch.zeros(2, dtype=torch.int64), "of torch.int64")]
+    )
     def test_no_numbers(self, tmp_path, value, what):
-        broken(write_run(tmp_path / "r", wrn_params(10, 1) | {"bn.weight": value}), "params['bn.weight']", what)
+        broken(
+            write_run(tmp_path / "r", wrn_params(10, 1) | {"bn.weight": value}),
+            "params['bn.weight']",
+            what,
+        )
 
     @pytest.mark.parametrize(
         ("change", "words"),
         [
-            (lambda p: p.pop("group1.block0.convdim"), ["wrn-10-1", "1 missing (group1.block0.convdim.weight)"]),
+            (
+                lambda p: p.pop("group1.block0.convdim"),
+                ["wrn-10-1", "1 missing (group1.block0.convdim.weight)"],
+            ),
             (lambda p: p.pop("bn.running_var"), ["1 missing (bn.running_var)"]),
             (lambda p: p.update(extra=torch.zeros(1)), ["1 unexpected (extra)"]),
-            (lambda p: p.update({"conv0": torch.zeros(16, 1, 3, 3)}), ["conv0.weight (16, 1, 3, 3) for (16, 3, 3, 3)"]),
+            (
+                lambda p: p.update({"conv0": torch.zeros(16, 1, 3, 3)}),
+                ["conv0.weight (16, 1, 3, 3) for (16, 3, 3, 3)"],
+            ),
             (lambda p: p.update({"fc.bias": torch.zeros(3)}), ["fc.bias (3,) for (10,)"]),
             (lambda p: p.pop("fc.weight"), ["no fc.weight"]),
-            (lambda p: p.update({"fc.weight": torch.zeros(())}), ["no fc.weight (classes, features)"]),
-            (lambda p: p.pop("group1.block0.conv0"), ["the convolution group1.block0.conv0.weight", "none"]),
+            (
+                lambda p: p.update({"fc.weight": torch.zeros(())}),
+                ["no fc.weight (classes, features)"],
+            ),
+            (
+                lambda p: p.pop("group1.block0.conv0"),
+                ["the convolution group1.block0.conv0.weight", "none"],
+            ),
             (lambda p: p.update({"group0.block0.conv0": torch.zeros(4)}), ["one of shape (4,)"]),
-            (lambda p: p.update({"group0.block0.conv0": torch.zeros(17, 16, 3, 3)}), ["[17, 32, 64] wide"]),
-            (lambda p: p.update({"group2.block0.conv0": torch.zeros(48, 32, 3, 3)}), ["[16, 32, 48] wide"]),
-            (lambda p: p.update({"group2.block1.conv0": torch.zeros(64, 64, 3, 3)}), ["[1, 1, 2] blocks"]),
+            (
+                lambda p: p.update({"group0.block0.conv0": torch.zeros(17, 16, 3, 3)}),
+                ["[17, 32, 64] wide"],
+            ),
+            (
+                lambda p: p.update({"group2.block0.conv0": torch.zeros(48, 32, 3, 3)}),
+                ["[16, 32, 48] wide"],
+            ),
+            (
+                lambda p: p.update({"group2.block1.conv0": torch.zeros(64, 64, 3, 3)}),
+                ["[1, 1, 2] blocks"],
+            ),
         ],
     )
     def test_no_network(self, tmp_path, change, words):
@@ -215,8 +275,16 @@ class TestDamage:
         student, teacher = wrn_params(10, 1), wrn_params(10, 2)
         named = {f"teacher.{k}": v for k, v in teacher.items()}
         broken(write_run(tmp_path / "a", named), "no tensor of its student")
-        broken(write_run(tmp_path / "b", named | {f"student.{k}": v for k, v in student.items()} | student), "neither")
-        broken(write_run(tmp_path / "c", student, wrn_params(10, 1, 7)), "student knows 10 classes, its teacher 7")
+        broken(
+            write_run(
+                tmp_path / "b", named | {f"student.{k}": v for k, v in student.items()} | student
+            ),
+            "neither",
+        )
+        broken(
+            write_run(tmp_path / "c", student, wrn_params(10, 1, 7)),
+            "student knows 10 classes, its teacher 7",
+        )
 
 
 class TestTeacher:
@@ -224,8 +292,14 @@ class TestTeacher:
         params, x = wrn_params(10, 2), torch.randn(2, 3, 16, 16)
         folder = write_run(tmp_path / "r", params)
         network = load_network(str(folder), CLASSES, *IMAGES)
-        assert (network.name, network.classes, network.folder) == ("wrn-10-2", tuple(CLASSES), str(folder))
-        assert network.fingerprint == hashlib.sha256((folder / "model.pt7").read_bytes()).hexdigest()
+        assert (network.name, network.classes, network.folder) == (
+            "wrn-10-2",
+            tuple(CLASSES),
+            str(folder),
+        )
+        assert (
+            network.fingerprint == hashlib.sha256((folder / "model.pt7").read_bytes()).hexdigest()
+        )
         assert_same_network(network.module, wrn(x, params), x)
 
     def test_of_a_distillation_it_is_the_student(self, tmp_path):

@@ -58,7 +58,12 @@ def mine(tmp_path: Path) -> Path:
 
 
 def network(name: str, classes: int = 5) -> Network:
-    return Network(create_model(name, classes), name, tuple("abcdefghij"[:classes]), Preprocess((0.5,) * 3, (0.2,) * 3))
+    return Network(
+        create_model(name, classes),
+        name,
+        tuple("abcdefghij"[:classes]),
+        Preprocess((0.5,) * 3, (0.2,) * 3),
+    )
 
 
 class TestFactories:
@@ -77,7 +82,10 @@ class TestFactories:
                 "mine.py:other takes classes and no num_classes: expected a function that can be called with num_cl",
             ),
             ("more", "mine.py:more needs width too: expected"),
-            ("nothing", "returned a NoneType: expected a torch.nn.Module: does it lack its return?"),
+            (
+                "nothing",
+                "returned a NoneType: expected a torch.nn.Module: does it lack its return?",
+            ),
             ("torchs", "mine.py, line 32: TypeError: "),
         ],
     )
@@ -86,18 +94,26 @@ class TestFactories:
             create_model(f"{mine}:{factory}", 5)
 
     def test_a_file_that_is_not_there(self, mine):
-        with pytest.raises(UserError, match="no model file .*mne.py: expected .* function make; did you mean mine.py"):
+        with pytest.raises(
+            UserError,
+            match="no model file .*mne.py: expected .* function make; did you mean mine.py",
+        ):
             create_model(f"{mine.parent / 'mne.py'}:make", 5)
 
     def test_the_function_is_left_out(self, mine):
-        with pytest.raises(UserError, match=r"or FILE.py:FACTORY; did you mean \S*mine.py:Options or .*mine.py:make\?"):
+        with pytest.raises(
+            UserError,
+            match=r"or FILE.py:FACTORY; did you mean \S*mine.py:Options or .*mine.py:make\?",
+        ):
             create_model(str(mine), 5)
         with pytest.raises(UserError, match=r"or FILE.py:FACTORY$"):
             create_model(str(mine.parent / "none.py"), 5)
 
     def test_its_neighbours_can_be_imported_and_are_named_where_they_fail(self, tmp_path):
         (tmp_path / "neighbour_of_it.py").write_text("def f():\n    raise OSError('one\\n two')\n")
-        (tmp_path / "net.py").write_text("from neighbour_of_it import f\ndef make(num_classes): return f()\n")
+        (tmp_path / "net.py").write_text(
+            "from neighbour_of_it import f\ndef make(num_classes): return f()\n"
+        )
         before = list(sys.path)
         with pytest.raises(UserError, match=r"neighbour_of_it.py, line 2: OSError: one two$"):
             create_model(f"{tmp_path / 'net.py'}:make", 5)
@@ -130,7 +146,10 @@ class TestCheck:
             ("mapping", "puts out a dict: expected logits"),
             ("grid", r"puts out \(2, 3, 8, 8\): expected logits \(N, 5\), a column a class"),
             ("ten", "puts out logits of 10 classes, the data has 5"),
-            ("late", r"fails on images of 8×8 \(mine.py, line 30\): AttributeError: 'Tensor' object has no attribute"),
+            (
+                "late",
+                r"fails on images of 8×8 \(mine.py, line 30\): AttributeError: 'Tensor' object has no attribute",
+            ),
         ],
     )
     def test_what_is_no_classifier_of_these_classes(self, mine, factory, words):
@@ -140,8 +159,12 @@ class TestCheck:
     def test_images_that_are_too_small(self):
         """The third pooling has nothing left."""
         body = [m for _ in range(3) for m in (nn.Conv2d(3, 3, 1), nn.MaxPool2d(2))]
-        small = Network(nn.Sequential(*body, nn.Flatten()), "x", ("a",), Preprocess((0.5,) * 3, (0.2,) * 3))
-        with pytest.raises(UserError, match="fails on images of 4×4: RuntimeError: .*give that as --image-size"):
+        small = Network(
+            nn.Sequential(*body, nn.Flatten()), "x", ("a",), Preprocess((0.5,) * 3, (0.2,) * 3)
+        )
+        with pytest.raises(
+            UserError, match="fails on images of 4×4: RuntimeError: .*give that as --image-size"
+        ):
             check_network(small, torch.rand(2, 3, 4, 4), "x")
 
 
@@ -156,7 +179,9 @@ class TestNames:
         ],
     )
     def test_what_is_meant(self, name, meant):
-        with pytest.raises(UserError, match=rf"unknown model '{name}': expected wrn-.*; did you mean {meant}\?$"):
+        with pytest.raises(
+            UserError, match=rf"unknown model '{name}': expected wrn-.*; did you mean {meant}\?$"
+        ):
             create_model(name, 10)
 
 
@@ -167,10 +192,16 @@ class TestPretrained:
             raise FileNotFoundError("cannot find\nthe requested files")
 
         monkeypatch.setattr(timm, "create_model", fetch)
-        with pytest.raises(UserError, match="timm/resnet18:pretrained could not be fetched: cannot find the requested"):
+        with pytest.raises(
+            UserError,
+            match="timm/resnet18:pretrained could not be fetched: cannot find the requested",
+        ):
             create_model("timm/resnet18:pretrained", 5)
         monkeypatch.setattr(models, "get_model", fetch)
-        with pytest.raises(UserError, match="torchvision/resnet18:pretrained could not be fetched.*--teacher-weights"):
+        with pytest.raises(
+            UserError,
+            match="torchvision/resnet18:pretrained could not be fetched.*--teacher-weights",
+        ):
             create_model("torchvision/resnet18:pretrained", 5)
 
     def test_none_exist(self):
@@ -178,9 +209,13 @@ class TestPretrained:
         with pytest.raises(UserError, match=f"timm has no trained weights of '{bare}'"):
             create_model(f"timm/{bare}:pretrained", 5)
 
-    def test_a_teacher_of_other_classes_is_refused_before_its_weights_are_fetched(self, monkeypatch):
+    def test_a_teacher_of_other_classes_is_refused_before_its_weights_are_fetched(
+        self, monkeypatch
+    ):
         monkeypatch.setattr(timm, "create_model", lambda *a, **k: pytest.fail("fetched"))
-        with pytest.raises(UserError, match="knows 1000 classes, the data has 2: fine-tune it first"):
+        with pytest.raises(
+            UserError, match="knows 1000 classes, the data has 2: fine-tune it first"
+        ):
             load_network("timm/resnet18:pretrained", ["a", "b"], (0.5,) * 3, (0.2,) * 3)
 
     @pytest.mark.parametrize("name", ["timm/resnt18", "torchvision/resnt18"])
@@ -190,6 +225,8 @@ class TestPretrained:
             load_network(f"{name}:pretrained", ["a", "b"], (0.5,) * 3, (0.2,) * 3)
 
     def test_squeezenets_head_is_a_convolution(self, monkeypatch):
-        monkeypatch.setattr(models, "get_model", lambda name, weights: models.squeezenet1_1(num_classes=1000))
+        monkeypatch.setattr(
+            models, "get_model", lambda name, weights: models.squeezenet1_1(num_classes=1000)
+        )
         model = create_model("torchvision/squeezenet1_1:pretrained", 5)
         assert model(torch.rand(1, 3, 64, 64)).shape == (1, 5)

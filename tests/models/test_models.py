@@ -11,7 +11,14 @@ import torch.nn.functional as F
 from torch import nn
 
 import attention_transfer as at
-from attention_transfer.models import Preprocess, create_model, load_network, load_student, load_weights, save_student
+from attention_transfer.models import (
+    Preprocess,
+    create_model,
+    load_network,
+    load_student,
+    load_weights,
+    save_student,
+)
 from attention_transfer.runs import RunFolder
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
@@ -30,7 +37,12 @@ def same(a: nn.Module, b: nn.Module) -> bool:
 class TestWideResNet:
     @pytest.mark.parametrize(
         ("name", "count"),
-        [("wrn-16-1", 175_066), ("wrn-16-2", 691_674), ("wrn-40-1", 563_930), ("wrn-40-2", 2_243_546)],
+        [
+            ("wrn-16-1", 175_066),
+            ("wrn-16-2", 691_674),
+            ("wrn-40-1", 563_930),
+            ("wrn-40-2", 2_243_546),
+        ],
     )
     def test_published_sizes(self, name, count):
         assert parameters(create_model(name, 10)) == count
@@ -42,7 +54,11 @@ class TestWideResNet:
 
     @pytest.mark.parametrize(("name", "groups"), [("wrn-10-1", "12"), ("wrn-10-2", "012")])
     def test_a_shortcut_where_the_width_changes(self, name, groups):
-        have = [n[5] for n, m in create_model(name, 10).named_modules() if n.endswith("convdim") and m is not None]
+        have = [
+            n[5]
+            for n, m in create_model(name, 10).named_modules()
+            if n.endswith("convdim") and m is not None
+        ]
         assert "".join(have) == groups
 
     def test_forward_by_hand(self):
@@ -67,12 +83,20 @@ class TestWideResNet:
                 fan_in = module.weight[0].numel()
                 assert module.weight.std().item() == pytest.approx((2 / fan_in) ** 0.5, rel=0.05)
             if isinstance(module, nn.BatchNorm2d):
-                assert module.weight.min() >= 0 and module.weight.max() <= 1 and (module.bias == 0).all()
-        assert model.fc.weight.std().item() == pytest.approx((2 / 256) ** 0.5, rel=0.05) and (model.fc.bias == 0).all()
+                assert (
+                    module.weight.min() >= 0
+                    and module.weight.max() <= 1
+                    and (module.bias == 0).all()
+                )
+        assert (
+            model.fc.weight.std().item() == pytest.approx((2 / 256) ** 0.5, rel=0.05)
+            and (model.fc.bias == 0).all()
+        )
         assert model.group2.block0.bn1.weight.mean().item() == pytest.approx(0.5, abs=0.1)
 
     @pytest.mark.parametrize(
-        ("name", "nearest"), [("wrn-17-1", "wrn-16-1"), ("wrn-4-2", "wrn-10-2"), ("wrn-38-1", "wrn-40-1")]
+        ("name", "nearest"),
+        [("wrn-17-1", "wrn-16-1"), ("wrn-4-2", "wrn-10-2"), ("wrn-38-1", "wrn-40-1")],
     )
     def test_depth(self, name, nearest):
         with pytest.raises(ValueError, match=rf"expected 6n \+ 4; the nearest is {nearest}"):
@@ -91,9 +115,13 @@ class TestNames:
         with pytest.raises(ValueError, match=r"expected wrn-DEPTH-WIDTH.*did you mean wrn-16-\d"):
             create_model(name, 10)
 
-    @pytest.mark.parametrize("name", ["", "resnet18", "timm/resnet18:pretraind", "timm/", "model.py"])
+    @pytest.mark.parametrize(
+        "name", ["", "resnet18", "timm/resnet18:pretraind", "timm/", "model.py"]
+    )
     def test_no_such_form(self, name):
-        with pytest.raises(ValueError, match=r"expected wrn-DEPTH-WIDTH.*timm/NAME.*FILE.py:FACTORY"):
+        with pytest.raises(
+            ValueError, match=r"expected wrn-DEPTH-WIDTH.*timm/NAME.*FILE.py:FACTORY"
+        ):
             create_model(name, 10)
 
     @pytest.mark.parametrize("library", ["timm", "torchvision"])
@@ -139,7 +167,11 @@ class TestFactory:
             create_model(f"{factories}:mak", 9)
 
     @pytest.mark.parametrize(
-        ("text", "words"), [("def x(:\n", "line 1: SyntaxError"), ("\nimport nosuchthing\n", "line 2: ModuleNotFound")]
+        ("text", "words"),
+        [
+            ("def x(:\n", "line 1: SyntaxError"),
+            ("\nimport nosuchthing\n", "line 2: ModuleNotFound"),
+        ],
     )
     def test_the_file_fails(self, tmp_path, text, words):
         (tmp_path / "bad.py").write_text(text)
@@ -175,7 +207,9 @@ class TestWeights:
         load_weights(b, tmp_path / f"w{suffix}")
         assert same(a, b)
 
-    @pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
+    @pytest.mark.parametrize(
+        "prefix", ["", "module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."]
+    )
     @pytest.mark.parametrize("entry", [None, "state_dict", "model"])
     def test_wrappings_are_seen_through(self, tmp_path, prefix, entry):
         a, b = create_model("wrn-10-1", 3), create_model("wrn-10-1", 3)
@@ -185,7 +219,9 @@ class TestWeights:
         assert same(a, b)
 
     def test_a_networks_own_child_named_module(self, tmp_path):
-        a, b = (nn.ModuleDict({"module": nn.Linear(2, 2), "model": nn.Linear(2, 2)}) for _ in range(2))
+        a, b = (
+            nn.ModuleDict({"module": nn.Linear(2, 2), "model": nn.Linear(2, 2)}) for _ in range(2)
+        )
         torch.save(a.state_dict(), tmp_path / "w.pt")
         load_weights(b, tmp_path / "w.pt")
         assert same(a, b)
@@ -199,14 +235,22 @@ class TestWeights:
         before = {k: v.clone() for k, v in model.state_dict().items()}
         with pytest.raises(ValueError, match="does not fit WideResNet") as error:
             load_weights(model, tmp_path / "w.pt")
-        for words in ("1 missing (conv0.weight)", "1 unexpected (extra)", "1 of another shape (fc.bias (5,) for (3,))"):
+        for words in (
+            "1 missing (conv0.weight)",
+            "1 unexpected (extra)",
+            "1 of another shape (fc.bias (5,) for (3,))",
+        ):
             assert words in str(error.value)
         assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
     @pytest.mark.parametrize("wrap", [False, True])
     def test_a_pickle_is_never_executed(self, tmp_path, wrap):
         proof = tmp_path / "executed"
-        found = {"state_dict": {"w": torch.zeros(1)}, "hook": Explosive(proof)} if wrap else Explosive(proof)
+        found = (
+            {"state_dict": {"w": torch.zeros(1)}, "hook": Explosive(proof)}
+            if wrap
+            else Explosive(proof)
+        )
         torch.save(found, tmp_path / "w.pt")
         (tmp_path / "raw.pth").write_bytes(pickle.dumps(found, protocol=2))
         for file in ("w.pt", "raw.pth"):
@@ -233,7 +277,9 @@ class TestWeights:
         with pytest.raises(ValueError, match=r"ends in \.safetensors, \.pt"):
             load_weights(nn.Linear(2, 2), tmp_path / "w.h5")
 
-    @pytest.mark.parametrize("content", [[torch.zeros(1)], {"mine": {"w": torch.zeros(1)}}, {"epoch": 1}, {}])
+    @pytest.mark.parametrize(
+        "content", [[torch.zeros(1)], {"mine": {"w": torch.zeros(1)}}, {"epoch": 1}, {}]
+    )
     def test_no_state_dict(self, tmp_path, content):
         torch.save(content, tmp_path / "w.pt")
         with pytest.raises(ValueError, match="holds no state dict"):
@@ -255,7 +301,9 @@ def run(tmp_path: Path) -> RunFolder:
 class TestStudent:
     def test_round_trip(self, run):
         student = load_student(run.path)
-        assert same(student, run.module) and not student.training and student.classes == tuple(CLASSES)
+        assert (
+            same(student, run.module) and not student.training and student.classes == tuple(CLASSES)
+        )
         x = torch.rand(2, 3, 16, 16)
         mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (MEAN, STD))
         torch.testing.assert_close(student.preprocess(x), (x - mean) / std)
@@ -290,7 +338,12 @@ class TestStudent:
         monkeypatch.setattr("os.replace", lambda *a: (_ for _ in ()).throw(OSError("disk")))
         with pytest.raises(OSError, match="disk"):
             save_student(
-                run.student_file, create_model("wrn-10-1", 3), "wrn-10-1", CLASSES, Preprocess(MEAN, STD), (16, 16)
+                run.student_file,
+                create_model("wrn-10-1", 3),
+                "wrn-10-1",
+                CLASSES,
+                Preprocess(MEAN, STD),
+                (16, 16),
             )
         assert run.student_file.read_bytes() == before
         assert [f.name for f in run.path.iterdir() if "partial" in f.name] == []
@@ -299,7 +352,11 @@ class TestStudent:
 class TestTeacher:
     def test_a_run(self, run):
         network = load_network(str(run.path), CLASSES, MEAN, STD)
-        assert same(network.module, run.module) and network.name == "wrn-10-1" and network.classes == tuple(CLASSES)
+        assert (
+            same(network.module, run.module)
+            and network.name == "wrn-10-1"
+            and network.classes == tuple(CLASSES)
+        )
         assert network.fingerprint == load_network(str(run.path), CLASSES, MEAN, STD).fingerprint
         assert not network.module.training
 
@@ -308,7 +365,9 @@ class TestTeacher:
         assert same(network.module, run.module) and network.fingerprint
 
     def test_untrained(self):
-        with pytest.raises(ValueError, match="no trained weights: give a run folder, or --teacher-weights"):
+        with pytest.raises(
+            ValueError, match="no trained weights: give a run folder, or --teacher-weights"
+        ):
             load_network("wrn-10-1", CLASSES, MEAN, STD)
         with pytest.raises(ValueError, match="no trained weights.*timm/resnet18:pretrained"):
             load_network("timm/resnet18", CLASSES, MEAN, STD)
@@ -316,12 +375,15 @@ class TestTeacher:
     def test_other_classes(self, run):
         with pytest.raises(ValueError, match="knows 3 classes, the data has 2"):
             load_network(str(run.path), CLASSES[:2], MEAN, STD)
-        with pytest.raises(ValueError, match="knows the classes cat, dog, emu, the data has cat, dog, fox"):
+        with pytest.raises(
+            ValueError, match="knows the classes cat, dog, emu, the data has cat, dog, fox"
+        ):
             load_network(str(run.path), ["cat", "dog", "fox"], MEAN, STD)
 
     def test_weights_of_other_classes(self, run):
         with pytest.raises(
-            ValueError, match=r"know 3 classes, the data has 4: fine-tune them first .*--student-weights"
+            ValueError,
+            match=r"know 3 classes, the data has 4: fine-tune them first .*--student-weights",
         ):
             load_network("wrn-10-1", [*CLASSES, "fox"], MEAN, STD, str(run.student_file))
 

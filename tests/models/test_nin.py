@@ -32,7 +32,9 @@ def test_sizes(name):
     widths = sum(WIDTHS[name], ())
     assert parameters(plain) == COUNTS[name]
     assert parameters(normalised) == COUNTS[name] + 2 * sum(widths)
-    assert not of(plain, nn.BatchNorm2d) and [m.num_features for m in of(normalised, nn.BatchNorm2d)] == [*widths]
+    assert not of(plain, nn.BatchNorm2d) and [
+        m.num_features for m in of(normalised, nn.BatchNorm2d)
+    ] == [*widths]
 
 
 @nets
@@ -41,14 +43,24 @@ def test_layers(name, suffix):
     model = at.create_model(name + suffix, 10)
     convolutions = of(model, nn.Conv2d)
     assert [c.out_channels for c in convolutions] == [w for block in WIDTHS[name] for w in block]
-    assert [c.kernel_size for c in convolutions] == [(k, k) for block in (5, 5, 3) for k in (block, 1, 1)]
-    assert all(c.stride == (1, 1) and c.padding == (c.kernel_size[0] // 2,) * 2 for c in convolutions)
+    assert [c.kernel_size for c in convolutions] == [
+        (k, k) for block in (5, 5, 3) for k in (block, 1, 1)
+    ]
+    assert all(
+        c.stride == (1, 1) and c.padding == (c.kernel_size[0] // 2,) * 2 for c in convolutions
+    )
     assert all((c.bias == 0).all() for c in convolutions)
     assert len(of(model, nn.ReLU)) == 8 and not of(model, nn.Linear) and not of(model, nn.Dropout)
     (highest,), (average,) = of(model, nn.MaxPool2d), of(model, nn.AvgPool2d)
     assert (highest.kernel_size, highest.stride, highest.padding) == (3, 2, 1)
     assert (average.kernel_size, average.stride, average.padding) == (3, 2, 1)
-    assert [n for n, _ in model.named_children()] == ["block0", "pool0", "block1", "pool1", "block2"]
+    assert [n for n, _ in model.named_children()] == [
+        "block0",
+        "pool0",
+        "block1",
+        "pool1",
+        "block2",
+    ]
 
 
 @nets
@@ -66,7 +78,9 @@ def test_stages(name, suffix):
 
 def test_pairs_of_thin_and_wide():
     thin, wide = at.create_model("nin-thin-no-bn", 10), at.create_model("nin-wide", 10)
-    assert at.pair_stages(thin, wide, torch.rand(1, 3, 32, 32)) == [(f"block{i}", f"block{i}") for i in range(3)]
+    assert at.pair_stages(thin, wide, torch.rand(1, 3, 32, 32)) == [
+        (f"block{i}", f"block{i}") for i in range(3)
+    ]
 
 
 def test_forward_by_hand():

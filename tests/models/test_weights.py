@@ -25,13 +25,17 @@ class TestWrappings:
     @pytest.mark.parametrize("entry", ENTRIES)
     def test_entries(self, tmp_path, entry):
         a, b = create_model("wrn-10-1", 3), create_model("wrn-10-1", 3)
-        torch.save({"epoch": 3, entry: a.state_dict(), "optimizer": {"state": {}}}, tmp_path / "w.pt")
+        torch.save(
+            {"epoch": 3, entry: a.state_dict(), "optimizer": {"state": {}}}, tmp_path / "w.pt"
+        )
         load_weights(b, tmp_path / "w.pt")
         assert same(a.state_dict(), b.state_dict())
 
     def test_the_weights_themselves_before_their_average(self, tmp_path):
         a, b = nn.Linear(2, 2), nn.Linear(2, 2)
-        torch.save({"state_dict_ema": b.state_dict(), "state_dict": a.state_dict()}, tmp_path / "w.pt")
+        torch.save(
+            {"state_dict_ema": b.state_dict(), "state_dict": a.state_dict()}, tmp_path / "w.pt"
+        )
         assert same(read_state_dict(tmp_path / "w.pt"), a.state_dict())
 
     def test_an_averaged_model_with_its_count(self, tmp_path):
@@ -74,7 +78,10 @@ class TestWrappings:
 class TestOtherClasses:
     def test_it_is_said_how_many_the_file_has(self, tmp_path):
         save_file(create_model("wrn-10-1", 7).state_dict(), tmp_path / "w.safetensors")
-        with pytest.raises(UserError, match=r"fc.bias \(7,\) for \(3,\)\); its head knows 7 classes, the network's 3"):
+        with pytest.raises(
+            UserError,
+            match=r"fc.bias \(7,\) for \(3,\)\); its head knows 7 classes, the network's 3",
+        ):
             load_weights(create_model("wrn-10-1", 3), tmp_path / "w.safetensors")
 
     @pytest.mark.parametrize("name", ["wrn-10-1", "nin-thin"])
@@ -84,7 +91,9 @@ class TestOtherClasses:
         before = {k: v.clone() for k, v in model.state_dict().items()}
         line = load_body(model, source.state_dict(), "w.pt")
         assert line is not None
-        assert line.startswith("w.pt: its head knows 7 classes, the data has 3, so ") and line.endswith("start anew")
+        assert line.startswith(
+            "w.pt: its head knows 7 classes, the data has 3, so "
+        ) and line.endswith("start anew")
         for key, value in model.state_dict().items():
             other = source.state_dict()[key]
             assert torch.equal(value, other if other.shape == value.shape else before[key]), key
@@ -98,12 +107,21 @@ class TestOtherClasses:
         assert same(model.state_dict(), source.state_dict())
         model.load_state_dict(before)
         line = load_body(model, source.state_dict(), "run", new_head=True)
-        assert line == "run: its head knows other classes than the data's, so fc.weight, fc.bias start anew"
-        kept = [k for k, v in model.state_dict().items() if torch.equal(v, before[k]) and "num_batches" not in k]
+        assert (
+            line
+            == "run: its head knows other classes than the data's, so fc.weight, fc.bias start anew"
+        )
+        kept = [
+            k
+            for k, v in model.state_dict().items()
+            if torch.equal(v, before[k]) and "num_batches" not in k
+        ]
         assert {"fc.weight", "fc.bias"} <= set(kept) and "conv0.weight" not in kept
 
     def test_what_differs_elsewhere_is_an_error(self):
-        with pytest.raises(UserError, match=r"w.pt does not fit WideResNet: .*of another shape") as error:
+        with pytest.raises(
+            UserError, match=r"w.pt does not fit WideResNet: .*of another shape"
+        ) as error:
             load_body(create_model("wrn-10-1", 3), create_model("wrn-10-2", 7).state_dict(), "w.pt")
         assert "head knows" not in str(error.value)
         state = create_model("wrn-10-1", 7).state_dict()
@@ -150,13 +168,17 @@ class TestFilesThatAreNone:
         state, file = nn.Linear(20, 20).state_dict(), tmp_path / name
         save_file(state, file) if name.endswith("rs") else torch.save(state, file)
         file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-        with pytest.raises(UserError, match=f"{name} is damaged, cut off perhaps .*: copy or download it again"):
+        with pytest.raises(
+            UserError, match=f"{name} is damaged, cut off perhaps .*: copy or download it again"
+        ):
             read_state_dict(file)
 
     @pytest.mark.parametrize("content", [b"hello", b"<html>404</html>", bytes(range(200, 256))])
     def test_something_else(self, tmp_path, content):
         (tmp_path / "w.pt").write_bytes(content)
-        with pytest.raises(UserError, match=r"w.pt cannot be read as weights: expected what torch.save writes"):
+        with pytest.raises(
+            UserError, match=r"w.pt cannot be read as weights: expected what torch.save writes"
+        ):
             read_state_dict(tmp_path / "w.pt")
 
     def test_empty(self, tmp_path):
@@ -168,19 +190,24 @@ class TestFilesThatAreNone:
         with pytest.raises(UserError, match="is a folder: expected a file of weights"):
             read_state_dict(tmp_path)
         (tmp_path / "weights.pt").touch()
-        with pytest.raises(UserError, match="no weights file .*wieghts.pt; did you mean weights.pt"):
+        with pytest.raises(
+            UserError, match="no weights file .*wieghts.pt; did you mean weights.pt"
+        ):
             read_state_dict(tmp_path / "wieghts.pt")
 
     @pytest.mark.filterwarnings("error")
     def test_a_pickle_is_named_and_nothing_else_is_said(self, tmp_path):
         (tmp_path / "w.pt").write_bytes(pickle.dumps(pathlib.PurePosixPath.joinpath, protocol=4))
-        with pytest.raises(UserError, match=r"holds more than tensors.*pickles are not executed.*if you trust it"):
+        with pytest.raises(
+            UserError, match=r"holds more than tensors.*pickles are not executed.*if you trust it"
+        ):
             read_state_dict(tmp_path / "w.pt")
 
     def test_another_networks(self, tmp_path):
         torch.save({"x.y": torch.zeros(1), "z": torch.zeros(1)}, tmp_path / "w.pt")
         with pytest.raises(
-            UserError, match="2 missing .*2 unexpected .*no name is the network's own: they are another"
+            UserError,
+            match="2 missing .*2 unexpected .*no name is the network's own: they are another",
         ):
             load_weights(nn.Linear(2, 2), tmp_path / "w.pt")
 

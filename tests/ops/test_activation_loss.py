@@ -34,7 +34,12 @@ LAYOUTS = [torch.contiguous_format, torch.channels_last]
 # g − Y/15 = (14, 1, −8)/45. ∂L/∂A = (14, 1, −8)/(45·r) · p·|A|^{p−1}·sign A.
 BY_HAND = {
     # Q = (1, 2, 2), r = 3; sign A
-    ("sum", 1): ([[1, -1, 2], [0, 1, 0]], [[0, -3, 1], [0, 0, 3]], [[14, -1, -8], [0, 1, 0]], 45 * 3),
+    ("sum", 1): (
+        [[1, -1, 2], [0, 1, 0]],
+        [[0, -3, 1], [0, 0, 3]],
+        [[14, -1, -8], [0, 1, 0]],
+        45 * 3,
+    ),
     # Q = (1+4, 9+1, 1+9) = (5, 10, 10), r = 15; 2A. Teacher: (0, 1+1+1, 4)
     ("sum", 2): (
         [[1, -3, 1], [2, 1, 3]],
@@ -50,7 +55,12 @@ BY_HAND = {
         45 * 51,
     ),
     # Q = (1, 2, 2), r = 3; sign A at the arg-max
-    ("max", 1): ([[1, -2, 1], [0, 1, -2]], [[0, -3, 1], [0, 2, 4]], [[14, -1, 0], [0, 0, 8]], 45 * 3),
+    ("max", 1): (
+        [[1, -2, 1], [0, 1, -2]],
+        [[0, -3, 1], [0, 2, 4]],
+        [[14, -1, 0], [0, 0, 8]],
+        45 * 3,
+    ),
     # Q = (1, 2, 2), r = 3 from |A| = (1, √2, √2); teacher (0, 3, 4) from (0, √3, 2); 2A at the arg-max
     ("max", 2): (
         [[1, -(2**0.5), 1], [0, 1, -(2**0.5)]],
@@ -81,8 +91,12 @@ class TestByHand:
         student, teacher, _, _ = BY_HAND[kind, p]
         expected = DISTANCES_BY_HAND[convention, norm]
         options = {"kind": kind, "p": p, "convention": convention, "norm": norm}
-        assert at_loss(row(student), row(teacher), **options).item() == pytest.approx(expected, rel=1e-14)
-        assert reference.at_loss(row(student).numpy(), row(teacher).numpy(), **options) == pytest.approx(expected)
+        assert at_loss(row(student), row(teacher), **options).item() == pytest.approx(
+            expected, rel=1e-14
+        )
+        assert reference.at_loss(
+            row(student).numpy(), row(teacher).numpy(), **options
+        ) == pytest.approx(expected)
 
     @pytest.mark.parametrize(("kind", "p"), BY_HAND)
     def test_gradient(self, kind, p):
@@ -90,7 +104,9 @@ class TestByHand:
         a = row(student).requires_grad_()
         found = derivative(at_loss(a, row(teacher), kind=kind, p=p, convention="caffe"), a)
         close(found, row(gradient) / divisor, 1e-14)
-        found = reference.at_loss_gradient(row(student).numpy(), row(teacher).numpy(), kind, p, "caffe")
+        found = reference.at_loss_gradient(
+            row(student).numpy(), row(teacher).numpy(), kind, p, "caffe"
+        )
         close(torch.from_numpy(found), row(gradient) / divisor, 1e-14)
 
 
@@ -127,11 +143,16 @@ class TestOracle:
     def check(student, teacher, **options):
         """Eager, and by the formula that `torch.func` and a compiler see."""
         s, t = student.detach().numpy(), teacher.numpy()
-        value, gradient = reference.at_loss(s, t, **options), reference.at_loss_gradient(s, t, **options)
+        value, gradient = (
+            reference.at_loss(s, t, **options),
+            reference.at_loss_gradient(s, t, **options),
+        )
         loss = at_loss(student, teacher, **options)
         assert loss.item() == pytest.approx(value, rel=1e-10)
         close(derivative(-3 * loss, student), -3 * gradient)
-        found, loss = torch.func.grad_and_value(lambda s: at_loss(s, teacher, **options))(student.detach())
+        found, loss = torch.func.grad_and_value(lambda s: at_loss(s, teacher, **options))(
+            student.detach()
+        )
         assert loss.item() == pytest.approx(value, rel=1e-10)
         close(found, gradient)
 
@@ -155,7 +176,9 @@ class TestDerivatives:
     @pytest.mark.parametrize("resize", RESIZES)
     def test_gradcheck_resized(self, resize):
         student, teacher = away(2, 2, 4, 3).requires_grad_(), away(2, 2, 2, 3, seed=1)
-        assert gradcheck(lambda s: at_loss(s, teacher, resize=resize), student, check_forward_ad=True)
+        assert gradcheck(
+            lambda s: at_loss(s, teacher, resize=resize), student, check_forward_ad=True
+        )
         assert gradgradcheck(lambda s: at_loss(s, teacher, resize=resize), student)
 
     @pytest.mark.parametrize("axis", ["space", "channel"])
@@ -234,7 +257,9 @@ class TestKept:
         student = draw(n, c, 4, 4).to(dtype, memory_format=layout).requires_grad_()
         for size, (convention, norm) in itertools.product((4, 2), DISTANCES):
             teacher = draw(n, c, size, size, seed=1).to(dtype, memory_format=layout)
-            own, other = self.kept(student, teacher, kind=kind, p=p, convention=convention, norm=norm)
+            own, other = self.kept(
+                student, teacher, kind=kind, p=p, convention=convention, norm=norm
+            )
             assert own == {(student.untyped_storage().data_ptr(), dtype)}
             assert all(t.numel() <= n * m and not t.is_complex() for t in other)
             assert sum(t.numel() * t.itemsize for t in other) <= 7 * n * m * max(4, dtype.itemsize)
@@ -266,16 +291,23 @@ class TestKept:
 
 class TestPrecision:
     @pytest.mark.parametrize(
-        ("dtype", "tolerance"), [(torch.float16, 2e-3), (torch.bfloat16, 2e-2), (torch.float32, 1e-5)]
+        ("dtype", "tolerance"),
+        [(torch.float16, 2e-3), (torch.bfloat16, 2e-2), (torch.float32, 1e-5)],
     )
     @pytest.mark.parametrize("layout", LAYOUTS)
     @pytest.mark.parametrize(("kind", "p"), FEW_MAPS)
-    def test_gradient_in_the_dtype_and_layout_of_the_features(self, kind, p, layout, dtype, tolerance):
+    def test_gradient_in_the_dtype_and_layout_of_the_features(
+        self, kind, p, layout, dtype, tolerance
+    ):
         student = draw(2, 8, 4, 3).to(dtype, memory_format=layout).requires_grad_()
         teacher = draw(2, 5, 4, 3, seed=1).to(dtype)
         loss = 1e3 * at_loss(student, teacher, kind=kind, p=p)
         found = derivative(loss, student)
-        assert loss.dtype == torch.float32 and found.dtype == dtype and found.stride() == student.stride()
+        assert (
+            loss.dtype == torch.float32
+            and found.dtype == dtype
+            and found.stride() == student.stride()
+        )
         expected = 1e3 * reference.at_loss_gradient(
             student.detach().double().numpy(), teacher.double().numpy(), kind, p
         )
@@ -290,7 +322,11 @@ class TestPrecision:
             close(derivative(at_loss(part, teacher, kind=kind), whole)[:, ::2, :, 1:3],
                   derivative(at_loss(copy, teacher, kind=kind), copy))  # fmt: skip
             one = draw(1, 6, 3, 2).requires_grad_()
-            assert derivative(at_loss(one.expand(4, 6, 3, 2), teacher, kind=kind), one).isfinite().all()
+            assert (
+                derivative(at_loss(one.expand(4, 6, 3, 2), teacher, kind=kind), one)
+                .isfinite()
+                .all()
+            )
 
     @pytest.mark.parametrize("mode", ["eager", "formula", "compiled"])
     @pytest.mark.parametrize("kind", KINDS)
@@ -307,7 +343,11 @@ class TestPrecision:
             found, value = torch.func.grad_and_value(loss)(student)
         else:
             leaf = student.clone().requires_grad_()
-            value = (torch.compile(loss, backend="aot_eager", fullgraph=True) if mode == "compiled" else loss)(leaf)
+            value = (
+                torch.compile(loss, backend="aot_eager", fullgraph=True)
+                if mode == "compiled"
+                else loss
+            )(leaf)
             found = derivative(value, leaf)
         s, t = student.double().numpy(), teacher.double().numpy()
         assert value.item() == pytest.approx(reference.at_loss(s, t, kind, 4), rel=1e-5)
@@ -345,17 +385,25 @@ class TestPrecision:
     def test_a_norm_of_high_order_does_not_underflow(self, order):
         d = (1e-3 * draw(4, 7, dtype=torch.float32)).requires_grad_()
         exact = np.linalg.norm(d.detach().double().numpy(), ord=order, axis=1)
-        torch.testing.assert_close(row_norm(d, order).double(), torch.from_numpy(exact), rtol=1e-5, atol=0)
+        torch.testing.assert_close(
+            row_norm(d, order).double(), torch.from_numpy(exact), rtol=1e-5, atol=0
+        )
         share = np.abs(d.detach().double().numpy()) / exact[:, None]
         expected = torch.from_numpy(share ** (order - 1)) * d.detach().sign()
-        torch.testing.assert_close(derivative(row_norm(d, order).sum(), d).double(), expected, rtol=1e-4, atol=1e-7)
+        torch.testing.assert_close(
+            derivative(row_norm(d, order).sum(), d).double(), expected, rtol=1e-4, atol=1e-7
+        )
 
 
 class TestCompiled:
     @pytest.mark.parametrize(
         ("kind", "p", "options"),
         [(*of, {}) for of in FEW_MAPS]
-        + [("sum", 2, {"resize": "bilinear"}), ("max", 1, {"resize": "features"}), ("sum", 4, {"axis": "channel"})]
+        + [
+            ("sum", 2, {"resize": "bilinear"}),
+            ("max", 1, {"resize": "features"}),
+            ("sum", 4, {"axis": "channel"}),
+        ]
         + [("sum", 2, {"convention": "paper", "norm": 3})],
     )
     def test_equals_eager(self, kind, p, options):
@@ -382,7 +430,9 @@ class TestCompiled:
             made.append([n.target for n in graph.graph.nodes if n.op == "call_method"])
             return graph
 
-        torch.compile(lambda s: at_loss(s, teacher, kind=kind), backend=backend, fullgraph=True)(student)
+        torch.compile(lambda s: at_loss(s, teacher, kind=kind), backend=backend, fullgraph=True)(
+            student
+        )
         assert ("permute" in made[0]) == (layout == torch.channels_last)
         found = torch.func.grad(lambda s: at_loss(s, teacher, kind=kind))(student)
         assert found.stride() == student.stride()
@@ -393,7 +443,9 @@ class TestCompiled:
         torch.compiler.reset()
         compiled = torch.compile(at_loss, backend="aot_eager", fullgraph=True, dynamic=True)
         for n, size in ((2, 4), (5, 6), (3, 8)):
-            student, teacher = (draw(n, 3, size, size, seed=s).to(memory_format=layout) for s in (0, 1))
+            student, teacher = (
+                draw(n, 3, size, size, seed=s).to(memory_format=layout) for s in (0, 1)
+            )
             student.requires_grad_()
             expected, found = at_loss(student, teacher), compiled(student, teacher)
             close(found, expected)

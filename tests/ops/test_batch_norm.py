@@ -15,7 +15,14 @@ def run(module, x, g):
     y.backward(g)
     return [
         t.detach().double()
-        for t in (y, x.grad, module.weight.grad, module.bias.grad, module.running_mean, module.running_var)
+        for t in (
+            y,
+            x.grad,
+            module.weight.grad,
+            module.bias.grad,
+            module.running_mean,
+            module.running_var,
+        )
     ]
 
 
@@ -52,7 +59,9 @@ def test_gradcheck():
 
 def test_evaluation_and_special_modules_are_left_alone():
     torch.manual_seed(0)
-    model = nn.Sequential(nn.BatchNorm2d(4), nn.BatchNorm2d(4, affine=False), nn.BatchNorm1d(4)).eval()
+    model = nn.Sequential(
+        nn.BatchNorm2d(4), nn.BatchNorm2d(4, affine=False), nn.BatchNorm1d(4)
+    ).eval()
     x = torch.randn(2, 4, 3, 3)
     before = model[0](x)
     assert batch_norm.use_in(model) == 1

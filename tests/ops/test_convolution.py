@@ -21,7 +21,13 @@ CASES = {
     "strided, with a rest": (2, 4, 6, 3, {"stride": 2, "padding": 1}),
     "1×1 strided": (2, 4, 6, 1, {"stride": (2, 3)}),
     "dilated": (2, 4, 6, 3, {"dilation": 2, "padding": 2}),
-    "each side its own": (2, 4, 6, (3, 2), {"stride": (1, 2), "padding": (2, 0), "dilation": (1, 2)}),
+    "each side its own": (
+        2,
+        4,
+        6,
+        (3, 2),
+        {"stride": (1, 2), "padding": (2, 0), "dilation": (1, 2)},
+    ),
     "a list of one": (2, 4, 6, 3, {"stride": [2], "padding": [1]}),
     "groups": (2, 4, 6, 3, {"groups": 2, "padding": 1}),
     "depthwise": (2, 4, 4, 3, {"groups": 4, "padding": 1, "stride": 2}),
@@ -69,7 +75,9 @@ def test_against_pytorch(case, bias):
         return CONVOLUTIONS[dims](*given, **options)
 
     found, expected = (first_and_second(convolve, given, own) for own in (True, False))
-    names = {type(node[0]).__name__ for node in found[0].grad_fn.next_functions} | {type(found[0].grad_fn).__name__}
+    names = {type(node[0]).__name__ for node in found[0].grad_fn.next_functions} | {
+        type(found[0].grad_fn).__name__
+    }
     assert ("_ConvolutionBackward" in names) == (not isinstance(options.get("padding"), str))
     close(found[0], expected[0], 1e-12)
     close(found[2], expected[2], 1e-12)
@@ -141,7 +149,10 @@ def make_small(dtype=torch.float64):
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_in_a_network(layout):
-    model, x = make_small().to(memory_format=layout), draw(5, 3, 16, 16).contiguous(memory_format=layout)
+    model, x = (
+        make_small().to(memory_format=layout),
+        draw(5, 3, 16, 16).contiguous(memory_format=layout),
+    )
     found, j, y = penalty(model, x, True)
     expected, k, z = penalty(model, x, False)
     close(y, z, 1e-12)
@@ -183,7 +194,12 @@ def test_a_users_own_graph_has_the_weights():
         gradients = [p.grad for p in model.parameters()]
         assert all(g is not None for g in gradients)
         norm = sum(g.square().sum() for g in gradients)
-        found.append([*(g.detach() for g in gradients), *torch.autograd.grad(norm, tuple(model.parameters()))])
+        found.append(
+            [
+                *(g.detach() for g in gradients),
+                *torch.autograd.grad(norm, tuple(model.parameters())),
+            ]
+        )
         model.zero_grad()  # a gradient with a graph to its own weight
     for a, b in zip(*found, strict=True):
         close(a, b, 1e-12)
@@ -196,10 +212,14 @@ def test_a_weight_that_is_computed_from_the_input():
     def dynamic(x, experts):
         routed = x.mean((2, 3)).softmax(1)[0]
         return F.conv2d(
-            x, torch.einsum("e,eoikl->oikl", routed[:2], experts), experts.flatten(2).sum((0, 2)) * routed[2]
+            x,
+            torch.einsum("e,eoikl->oikl", routed[:2], experts),
+            experts.flatten(2).sum((0, 2)) * routed[2],
         )
 
-    found, expected = (first_and_second(dynamic, [x.requires_grad_(), experts], own) for own in (True, False))
+    found, expected = (
+        first_and_second(dynamic, [x.requires_grad_(), experts], own) for own in (True, False)
+    )
     close(found[2], expected[2], 1e-12)
     for a, b in zip(found[3], expected[3], strict=True):
         close(a, b, 1e-12)
@@ -228,11 +248,23 @@ def test_what_it_leaves_to_pytorch():
 
 
 def test_nothing_stays_patched():
-    before = F.conv2d, torch.conv2d, nn.functional.conv2d, nn.Conv2d.forward, nn.Conv2d._conv_forward
+    before = (
+        F.conv2d,
+        torch.conv2d,
+        nn.functional.conv2d,
+        nn.Conv2d.forward,
+        nn.Conv2d._conv_forward,
+    )
     w, x = draw(4, 3, 3, 3), draw(2, 3, 8, 8).requires_grad_()
     with TwiceDifferentiable():
         assert isinstance(F.conv2d(x, w).grad_fn, _Convolution._backward_cls)
-    assert before == (F.conv2d, torch.conv2d, nn.functional.conv2d, nn.Conv2d.forward, nn.Conv2d._conv_forward)
+    assert before == (
+        F.conv2d,
+        torch.conv2d,
+        nn.functional.conv2d,
+        nn.Conv2d.forward,
+        nn.Conv2d._conv_forward,
+    )
     assert type(F.conv2d(x, w).grad_fn).__name__ == "ConvolutionBackward0"
     with pytest.raises(ZeroDivisionError), TwiceDifferentiable():
         1 / 0  # noqa: B018

@@ -39,7 +39,10 @@ def built(tmp_path_factory):
         patch.setattr(kernels, "SMALLEST", 1)
         patch.setattr(kernels, "SMALLEST_MAPS", 1)
         kernels._library.cache_clear()
-        if shutil.which(os.environ.get("CXX", "g++")) is None or sys.platform in ("darwin", "win32"):
+        if shutil.which(os.environ.get("CXX", "g++")) is None or sys.platform in (
+            "darwin",
+            "win32",
+        ):
             pytest.skip("no C++ compiler")
         assert kernels._library() is not None
         yield
@@ -83,7 +86,11 @@ class TestMaps:
 
     @pytest.mark.parametrize("shape", [(1, 1), (3, 5), (2, 64), (5, 2049), (4, 5000)])
     def test_against_float64(self, shape):
-        q, g, g_r = draw(*shape).float(), draw(*shape, seed=1).float(), draw(shape[0], 1, seed=2).float()
+        q, g, g_r = (
+            draw(*shape).float(),
+            draw(*shape, seed=1).float(),
+            draw(shape[0], 1, seed=2).float(),
+        )
         y, r = kernels.normalize(q)
         exact_r = q.double().norm(dim=1, keepdim=True)
         torch.testing.assert_close(r.double(), exact_r, rtol=1e-6, atol=0)
@@ -92,15 +99,25 @@ class TestMaps:
             found = kernels.normalize_slope(y, r, g, g_r)
         wide_y, wide_r, g, g_r = (x.double() for x in (y, r, g, g_r))
         exact = (g - wide_y * ((wide_y * g).sum(1, keepdim=True) - wide_r * g_r)) / wide_r
-        torch.testing.assert_close(found.double(), exact, rtol=0, atol=2e-6 * exact.abs().max().item())
+        torch.testing.assert_close(
+            found.double(), exact, rtol=0, atol=2e-6 * exact.abs().max().item()
+        )
 
     def test_rows_of_any_size(self):
         q = draw(6, 70).float()
-        q[1], q[2], q[3], q[4], q[5] = 0, q[2] * 1e-13, q[3] * 1e30, -q[4].abs() * 1e30, float("nan")
+        q[1], q[2], q[3], q[4], q[5] = (
+            0,
+            q[2] * 1e-13,
+            q[3] * 1e30,
+            -q[4].abs() * 1e30,
+            float("nan"),
+        )
         y, r = kernels.normalize(q)
         exact = q.double().norm(dim=1, keepdim=True).clamp_min(1e-12)
         torch.testing.assert_close(r.double(), exact, rtol=1e-6, atol=0, equal_nan=True)
-        torch.testing.assert_close(y.double(), q.double() / exact, rtol=1e-6, atol=1e-37, equal_nan=True)
+        torch.testing.assert_close(
+            y.double(), q.double() / exact, rtol=1e-6, atol=1e-37, equal_nan=True
+        )
         g, zero = torch.ones_like(q), torch.zeros_like(r)
         with torch.no_grad():
             slope = kernels.normalize_slope(y, r, g, zero)
@@ -114,17 +131,23 @@ class TestMaps:
         assert kernels.normalize_slope(y, r, q, one) is None  # to be differentiated
         with torch.no_grad():
             assert kernels.normalize_slope(y, r, q.double(), one) is None
-            expanded = kernels.normalize_slope(y, r, one.expand(4, 6), one)  # as of a sum: one number
+            expanded = kernels.normalize_slope(
+                y, r, one.expand(4, 6), one
+            )  # as of a sum: one number
             assert torch.equal(expanded, kernels.normalize_slope(y, r, torch.ones(4, 6), one))
 
 
 class TestLoss:
-    @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-6), (torch.bfloat16, 4e-3)])
+    @pytest.mark.parametrize(
+        ("dtype", "tolerance"), [(torch.float32, 2e-6), (torch.bfloat16, 4e-3)]
+    )
     @pytest.mark.parametrize("layout", LAYOUTS)
     @pytest.mark.parametrize("p", kernels.EXPONENTS)
     @pytest.mark.parametrize("axis", ["space", "channel"])
     def test_against_float64(self, axis, p, layout, dtype, tolerance):
-        student, teacher = (draw(3, 33, 6, 5, seed=s).to(dtype, memory_format=layout) for s in (0, 1))
+        student, teacher = (
+            draw(3, 33, 6, 5, seed=s).to(dtype, memory_format=layout) for s in (0, 1)
+        )
         student[1] = 0
         s, t = student.double().numpy(), teacher.double().numpy()
         student.requires_grad_(), teacher.requires_grad_()
@@ -133,7 +156,10 @@ class TestLoss:
         found = torch.autograd.grad(loss, (student, teacher))
         for ours, (a, b) in zip(found, ((s, t), (t, s)), strict=True):
             exact = reference.at_loss_gradient(a, b, p=p, axis=axis)
-            assert np.abs(ours.double().numpy() - exact)[[0, 2]].max() <= tolerance * np.abs(exact[[0, 2]]).max()
+            assert (
+                np.abs(ours.double().numpy() - exact)[[0, 2]].max()
+                <= tolerance * np.abs(exact[[0, 2]]).max()
+            )
         assert (found[0][1] == 0).all()
 
     @pytest.mark.parametrize("p", kernels.EXPONENTS)
@@ -150,8 +176,12 @@ class TestLoss:
                 over = forward_ad.unpack_dual(derivative(loss, dual)).tangent
                 return first.detach(), second, over, forward_ad.unpack_dual(loss).tangent.detach()
 
-        for ours, exact in zip(all_of(student, v), all_of(student.double(), v.double()), strict=True):
-            torch.testing.assert_close(ours.double(), exact.double(), rtol=1e-4, atol=1e-6 * exact.abs().max().item())
+        for ours, exact in zip(
+            all_of(student, v), all_of(student.double(), v.double()), strict=True
+        ):
+            torch.testing.assert_close(
+                ours.double(), exact.double(), rtol=1e-4, atol=1e-6 * exact.abs().max().item()
+            )
 
     def test_only_the_features_are_kept(self):
         student = draw(2, 64, 4, 4, dtype=torch.bfloat16).requires_grad_()
@@ -171,7 +201,12 @@ class TestLoss:
             assert q[0] == 1 and q[1] == q[3] == float("inf") and q[2].isnan() and q[4] == 0
             with torch.no_grad():
                 slope = kernels.power_slope(features, 2, (1,), torch.ones(1, 1, 1, 5)).flatten()
-            assert slope[0] == 2 and slope[1] == slope[3] == float("inf") and slope[2].isnan() and slope[4] == 0
+            assert (
+                slope[0] == 2
+                and slope[1] == slope[3] == float("inf")
+                and slope[2].isnan()
+                and slope[4] == 0
+            )
 
     @pytest.mark.parametrize("dtype", DTYPES)
     def test_threads_do_not_share(self, dtype):
@@ -233,16 +268,24 @@ class TestElsewhere:
         assert found == [None]
 
     def test_a_slice_and_an_expanded_gradient(self):
-        whole, teacher = draw(2, 6, 4, 5, dtype=torch.float32), draw(2, 3, 4, 4, seed=1, dtype=torch.float32)
+        whole, teacher = (
+            draw(2, 6, 4, 5, dtype=torch.float32),
+            draw(2, 3, 4, 4, seed=1, dtype=torch.float32),
+        )
         part = whole[:, ::2, :, 1:].requires_grad_()
         copy = part.detach().contiguous().requires_grad_()
-        torch.testing.assert_close(derivative(at_loss(part, teacher), part), derivative(at_loss(copy, teacher), copy))
+        torch.testing.assert_close(
+            derivative(at_loss(part, teacher), part), derivative(at_loss(copy, teacher), copy)
+        )
         q = activation_loss.PowerSum.apply(copy, 2, "space")
         close(derivative(q.sum(), copy), 2 * copy.detach())  # g is one number, expanded
 
     @pytest.mark.parametrize("compiler", ["no-such-compiler", "false", "'"])
     def test_without_a_compiler(self, compiler, monkeypatch, tmp_path):
-        student, teacher = draw(2, 6, 4, 4, dtype=torch.float32), draw(2, 6, 4, 4, seed=1, dtype=torch.float32)
+        student, teacher = (
+            draw(2, 6, 4, 4, dtype=torch.float32),
+            draw(2, 6, 4, 4, seed=1, dtype=torch.float32),
+        )
         expected = at_loss(student, teacher)
         monkeypatch.setenv("CXX", compiler)
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))

@@ -54,5 +54,11 @@ def test_the_loss_on_a_gpu(p, dtype, monkeypatch):
     loss = at_loss(student, teacher, p=p)
     s, t = (f.detach().double().cpu().numpy() for f in (student, teacher))
     assert loss.item() == pytest.approx(reference.at_loss(s, t, p=p), rel=2e-6)
-    found, exact = derivative(loss, student).double().cpu().numpy(), reference.at_loss_gradient(s, t, p=p)
-    assert np.abs(found - exact).max() <= (2e-6 if dtype == torch.float32 else 4e-3) * np.abs(exact).max()
+    found, exact = (
+        derivative(loss, student).double().cpu().numpy(),
+        reference.at_loss_gradient(s, t, p=p),
+    )
+    assert (
+        np.abs(found - exact).max()
+        <= (2e-6 if dtype == torch.float32 else 4e-3) * np.abs(exact).max()
+    )

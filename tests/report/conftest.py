@@ -14,8 +14,17 @@ from attention_transfer.runs import RunFolder, write_json
 
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 STAGES = ["group1", "group2", "group3"]
-ERRORS = {"teacher": (22.0, 22.6), "none": (34.0, 35.2), "at": (31.0, 32.0), "kd": (29.1, 30.3), "at+kd": (25.2, 26.2)}
-COST = {"wrn-16-2": (691_674, 202_000_000, 1_900.0, 3.1), "wrn-16-1": (175_066, 52_000_000, 4_800.0, 1.7)}
+ERRORS = {
+    "teacher": (22.0, 22.6),
+    "none": (34.0, 35.2),
+    "at": (31.0, 32.0),
+    "kd": (29.1, 30.3),
+    "at+kd": (25.2, 26.2),
+}
+COST = {
+    "wrn-16-2": (691_674, 202_000_000, 1_900.0, 3.1),
+    "wrn-16-1": (175_066, 52_000_000, 4_800.0, 1.7),
+}
 EPOCHS = 12
 
 
@@ -48,7 +57,9 @@ def photos(count: int = 12, size: int = 32) -> tuple[np.ndarray, np.ndarray]:
         cx, cy, r = noise.uniform(10, 22), noise.uniform(10, 22), noise.uniform(5, 9)
         inside = (((x - cx) / r) ** 2 + ((y - cy) / (0.8 * r)) ** 2 < 1)[..., None]
         ground = noise.uniform(60, 200, 3) + 40 * np.sin(x / 5 + noise.uniform(0, 6))[..., None]
-        images.append(np.where(inside, noise.uniform(0, 255, 3), ground) + noise.normal(0, 9, (size, size, 3)))
+        images.append(
+            np.where(inside, noise.uniform(0, 255, 3), ground) + noise.normal(0, 9, (size, size, 3))
+        )
         boxes.append([int(cx - r), int(cy - 0.8 * r), int(cx + r) + 1, int(cy + 0.8 * r) + 1])
     return np.clip(images, 0, 255).astype(np.uint8), np.array(boxes)
 
@@ -65,10 +76,13 @@ def write_maps(folder: RunFolder, error: float, seed: int, classes: list[str]) -
         centres = boxes[:, :2] / 2 + boxes[:, 2:] / 2
         blur = noise.uniform(3, 4 + error / 6, count)
         heat = [
-            np.exp(-((x - cx) ** 2 + (y - cy) ** 2) / (2 * b * b)) for (cx, cy), b in zip(centres, blur, strict=True)
+            np.exp(-((x - cx) ** 2 + (y - cy) ** 2) / (2 * b * b))
+            for (cx, cy), b in zip(centres, blur, strict=True)
         ]
         heat = np.array(heat) + noise.uniform(0, 0.5 - 0.1 * s, (count, size, size))
-        arrays[f"map.{s}"] = (heat / np.linalg.norm(heat, axis=(1, 2), keepdims=True)).astype(np.float32)
+        arrays[f"map.{s}"] = (heat / np.linalg.norm(heat, axis=(1, 2), keepdims=True)).astype(
+            np.float32
+        )
     np.savez(
         folder.maps_file, images=images, labels=labels, boxes=boxes,
         predictions=np.where(wrong, (labels + 3) % len(classes), labels),
@@ -128,7 +142,11 @@ def fabricate(
 def make_all(root: Path, **config: Any) -> list[Run]:
     """Five settings, two seeds each, in an order that the report must mend."""
     order = ["at", "kd", "at+kd", "none", "teacher"]
-    folders = [fabricate(root, m.replace("none", "alone"), m, s, ERRORS[m][s], **config) for m in order for s in (0, 1)]
+    folders = [
+        fabricate(root, m.replace("none", "alone"), m, s, ERRORS[m][s], **config)
+        for m in order
+        for s in (0, 1)
+    ]
     return [read_run(folder) for folder in folders]
 
 

@@ -12,7 +12,14 @@ from PIL import Image
 from rich.console import Console
 
 from attention_transfer.errors import UserError
-from attention_transfer.report import MapColumn, group_runs, print_table, read_run, save_maps_figure, write_report
+from attention_transfer.report import (
+    MapColumn,
+    group_runs,
+    print_table,
+    read_run,
+    save_maps_figure,
+    write_report,
+)
 from attention_transfer.report.overlays import choose, overlay, tile_size
 from attention_transfer.runs import RunFolder
 
@@ -41,7 +48,9 @@ class Page(HTMLParser):
     def handle_startendtag(self, tag, attrs):
         named = dict(attrs)
         self.tags.append(tag)
-        self.addresses += [named[k] or "" for k in ("src", "href", "xlink:href", "srcset", "data") if k in named]
+        self.addresses += [
+            named[k] or "" for k in ("src", "href", "xlink:href", "srcset", "data") if k in named
+        ]
         self.ids += [named["id"] or ""] if "id" in named else []
         if tag == "img":
             self.images.append(named)
@@ -75,7 +84,9 @@ def test_the_page_is_whole_and_needs_no_network(html):
 def test_ids_are_unique_and_references_lead_somewhere(html):
     page = Page(html)
     assert len(set(page.ids)) == len(page.ids)
-    referred = {a[1:] for a in page.addresses if a.startswith("#")} | set(re.findall(r"url\(#([^)]+)\)", html))
+    referred = {a[1:] for a in page.addresses if a.startswith("#")} | set(
+        re.findall(r"url\(#([^)]+)\)", html)
+    )
     referred |= set(re.findall(r'aria-labelledby="([^"]+)"', html))
     assert referred <= set(page.ids)
 
@@ -114,7 +125,9 @@ def test_the_same_runs_make_the_same_page(runs, html, tmp_path):
 def test_hostile_names_are_escaped(tmp_path, make_run):
     hostile = "<script>alert('x')</script>"
     classes = [hostile, "a&b", "\"c\" 'd'"]
-    run = read_run(make_run(tmp_path, "at", "at", 0, 30, classes=classes, recipe=hostile, data=hostile))
+    run = read_run(
+        make_run(tmp_path, "at", "at", 0, 30, classes=classes, recipe=hostile, data=hostile)
+    )
     write_report([run], tmp_path / "r.html", title=hostile)
     text = (tmp_path / "r.html").read_text()
     assert "<script" not in text
@@ -123,7 +136,8 @@ def test_hostile_names_are_escaped(tmp_path, make_run):
 
 
 @pytest.mark.parametrize(
-    "left", ["config.yaml", "config.yaml metrics.jsonl", "config.yaml metrics.jsonl maps.npz", "all"]
+    "left",
+    ["config.yaml", "config.yaml metrics.jsonl", "config.yaml metrics.jsonl maps.npz", "all"],
 )
 def test_whatever_a_run_left_makes_a_page(tmp_path, left, make_run):
     folder = make_run(tmp_path, "at", "at", 0, 30, finished=left == "all" or "maps.npz" in left)
@@ -147,7 +161,9 @@ def test_an_odd_old_run_makes_a_page(tmp_path):
     folder.metrics_file.write_text(
         '{"epoch": 1, "val_loss": NaN, "parts": null}\n{"epoch": 2, "val_accuracy": 0.5}\n{"ep'
     )
-    folder.summary_file.write_text('{"final": {}, "teacher": {"name": "t"}, "attention": {"stages": ["a"]}}')
+    folder.summary_file.write_text(
+        '{"final": {}, "teacher": {"name": "t"}, "attention": {"stages": ["a"]}}'
+    )
     folder.environment_file.write_text("{}")
     write_report([read_run(folder)], tmp_path / "r.html")
     print_table(group_runs([read_run(folder)]), Console(file=io.StringIO()))
@@ -166,7 +182,16 @@ def test_the_terminal_shows_every_row_and_number(runs, width):
     out = io.StringIO()
     print_table(group_runs(runs), Console(file=out, width=width))
     text = out.getvalue()
-    for expected in ("student alone", "AT+KD", "25.7 ± 0.7", "−8.9", "22.0–22.6", "0.18 M", "4.8 k", "2.5×"):
+    for expected in (
+        "student alone",
+        "AT+KD",
+        "25.7 ± 0.7",
+        "−8.9",
+        "22.0–22.6",
+        "0.18 M",
+        "4.8 k",
+        "2.5×",
+    ):
         assert expected in text
     assert "…" not in text
     tables = text[: text.index("WRN-16-2 teacher: ")]
@@ -176,7 +201,8 @@ def test_the_terminal_shows_every_row_and_number(runs, width):
 def test_the_terminal_says_unfinished(tmp_path, make_run):
     out = io.StringIO()
     print_table(
-        group_runs([read_run(make_run(tmp_path, "at", "at", 0, 30, finished=False))]), Console(file=out, width=100)
+        group_runs([read_run(make_run(tmp_path, "at", "at", 0, 30, finished=False))]),
+        Console(file=out, width=100),
     )
     assert "unfinished" in out.getvalue()
     assert "epoch 5 of 12" in out.getvalue()
@@ -213,11 +239,17 @@ def test_overlay_is_brightest_where_the_map_is_greatest():
 def test_the_figure_of_maps_has_a_tile_for_each_map(tmp_path, height, width):
     images = np.zeros((3, height, width, 3), np.uint8)
     maps = {"group1": np.ones((3, 8, 8), np.float32), "group2": np.ones((3, 4, 4), np.float32)}
-    columns = [MapColumn("WRN-16-2", ["cat", "dog", "$5 cat"], maps), MapColumn("AT", None, {"group2": maps["group2"]})]
+    columns = [
+        MapColumn("WRN-16-2", ["cat", "dog", "$5 cat"], maps),
+        MapColumn("AT", None, {"group2": maps["group2"]}),
+    ]
     save_maps_figure(columns, images, tmp_path / "maps.png")
     tall, wide = tile_size(height, width)
     with Image.open(tmp_path / "maps.png") as figure:
-        assert figure.size == (12 + wide + 16 + 2 * (wide + 4) + 14 + wide + 12, 46 + 3 * (tall + 28) + 12)
+        assert figure.size == (
+            12 + wide + 16 + 2 * (wide + 4) + 14 + wide + 12,
+            46 + 3 * (tall + 28) + 12,
+        )
     assert [path.name for path in tmp_path.iterdir()] == ["maps.png"]
 
 
@@ -239,5 +271,8 @@ def test_importing_the_report_is_cheap():
     heavy = ("torch", "numpy", "matplotlib", "jinja2")
     code = f"import sys, attention_transfer.report; print([m for m in {heavy} if m in sys.modules])"
     assert (
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        == "[]"
     )

@@ -33,14 +33,21 @@ def test_a_folder_named_twice_counts_once(runs):
 
 def test_the_seed_in_the_teachers_path_does_not_split_a_row(tmp_path, make_run):
     runs = [
-        read_run(make_run(tmp_path, "at", "at", seed, 30, teacher=str(tmp_path / "teacher" / f"seed-{seed}")))
+        read_run(
+            make_run(
+                tmp_path, "at", "at", seed, 30, teacher=str(tmp_path / "teacher" / f"seed-{seed}")
+            )
+        )
         for seed in (0, 1)
     ]
     assert len(group_runs(runs)) == 1
 
 
 def test_mean_sample_deviation_and_median(tmp_path, make_run):
-    runs = [read_run(make_run(tmp_path, "at", "at", seed, error)) for seed, error in enumerate((8.0, 9.0, 13.0))]
+    runs = [
+        read_run(make_run(tmp_path, "at", "at", seed, error))
+        for seed, error in enumerate((8.0, 9.0, 13.0))
+    ]
     error = group_runs(runs)[0].error
     assert error is not None
     assert error.n == 3
@@ -60,12 +67,20 @@ def test_delta_is_negative_where_the_method_helps(runs):
 def test_plain_words_say_which_way_and_whether_ranges_overlap(tmp_path, runs, make_run):
     expected = "AT+KD: 25.7 % error, 8.9 points below the student alone (2 seeds; the ranges do not overlap)"
     assert sentence(row_of(runs, "AT+KD")) == expected
-    more = [read_run(make_run(tmp_path, "symmetry", "symmetry", s, e)) for s, e in enumerate((34.8, 36.0))]
+    more = [
+        read_run(make_run(tmp_path, "symmetry", "symmetry", s, e))
+        for s, e in enumerate((34.8, 36.0))
+    ]
     alone = [run for run in runs if run.config["method"] == "none"]
     worse = sentence(row_of([*alone, *more], "symmetry"))
-    assert worse == "symmetry: 35.4 % error, 0.8 points above the student alone (2 seeds; the ranges overlap)"
+    assert (
+        worse
+        == "symmetry: 35.4 % error, 0.8 points above the student alone (2 seeds; the ranges overlap)"
+    )
     single = sentence(row_of([*alone, more[0]], "symmetry"))
-    assert single.endswith("0.2 points above the student alone (1 seed against 2; too few to know the spread)")
+    assert single.endswith(
+        "0.2 points above the student alone (1 seed against 2; too few to know the spread)"
+    )
 
 
 def test_a_student_alone_with_another_budget_is_no_baseline(tmp_path, make_run):
@@ -84,10 +99,17 @@ def test_a_network_trained_alone_serves_as_baseline(tmp_path, make_run):
 
 
 def test_equal_labels_are_told_apart_by_what_differs(tmp_path, make_run):
-    runs = [read_run(make_run(tmp_path, f"at-{beta:g}", "at", 0, 30, beta=beta)) for beta in (100.0, 1000.0)]
+    runs = [
+        read_run(make_run(tmp_path, f"at-{beta:g}", "at", 0, 30, beta=beta))
+        for beta in (100.0, 1000.0)
+    ]
     assert [row.label for row in group_runs(runs)] == ["AT β=100", "AT β=1000"]
     runs.append(read_run(make_run(tmp_path, "other", "at", 0, 31, model="wrn-40-1", beta=100.0)))
-    assert [row.label for row in group_runs(runs)] == ["AT WRN-16-1 β=100", "AT WRN-16-1 β=1000", "AT WRN-40-1 β=100"]
+    assert [row.label for row in group_runs(runs)] == [
+        "AT WRN-16-1 β=100",
+        "AT WRN-16-1 β=1000",
+        "AT WRN-40-1 β=100",
+    ]
 
 
 def test_cost_is_compared_with_the_teacher_of_the_same_run(runs):
@@ -133,10 +155,22 @@ def test_broken_maps_are_named_when_they_are_asked_for(tmp_path, make_run):
 
 
 def test_series_holds_mean_and_range_over_seeds():
-    first = [{"epoch": 1, "val_loss": 5.0}, {"epoch": 2, "val_loss": 1.0}, {"epoch": 3, "val_loss": float("nan")}]
+    first = [
+        {"epoch": 1, "val_loss": 5.0},
+        {"epoch": 2, "val_loss": 1.0},
+        {"epoch": 3, "val_loss": float("nan")},
+    ]
     second = [{"epoch": 1}, {"epoch": 2, "val_loss": 3.0}, {"epoch": 3, "val_loss": None}]
-    line = series([Run(Path("a"), {}, first), Run(Path("b"), {}, second)], lambda row: number(row.get("val_loss")))
-    assert (line.epochs, line.mean, line.low, line.high) == ([1, 2], [5.0, 2.0], [5.0, 1.0], [5.0, 3.0])
+    line = series(
+        [Run(Path("a"), {}, first), Run(Path("b"), {}, second)],
+        lambda row: number(row.get("val_loss")),
+    )
+    assert (line.epochs, line.mean, line.low, line.high) == (
+        [1, 2],
+        [5.0, 2.0],
+        [5.0, 1.0],
+        [5.0, 3.0],
+    )
 
 
 @pytest.mark.parametrize(

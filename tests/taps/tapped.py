@@ -9,7 +9,9 @@ from torch import Tensor, nn
 import attention_transfer as at
 
 
-def conv(inputs: int, outputs: int, kernel: int = 3, stride: int = 1, inplace: bool = False) -> nn.Sequential:
+def conv(
+    inputs: int, outputs: int, kernel: int = 3, stride: int = 1, inplace: bool = False
+) -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2), nn.ReLU(inplace))
 
 

@@ -114,12 +114,17 @@ class TestTap:
             lambda f: (((f,), {"deep": f.sum()}),),
         ):
             model = Structured(make)
-            torch.testing.assert_close(at.tap(model, ["layer"], x)(x)[1]["layer"], model.layer.conv(x))
+            torch.testing.assert_close(
+                at.tap(model, ["layer"], x)(x)[1]["layer"], model.layer.conv(x)
+            )
 
     @pytest.mark.parametrize(
         ("make", "words"),
         [
-            (lambda f: (f, 2 * f), r"a tuple with 2 feature maps \(\[0\] \(2, 4, 16, 16\), \[1\] \(2, 4, 16, 16\)\)"),
+            (
+                lambda f: (f, 2 * f),
+                r"a tuple with 2 feature maps \(\[0\] \(2, 4, 16, 16\), \[1\] \(2, 4, 16, 16\)\)",
+            ),
             (
                 lambda f: {"a": f.mean(), "b": [f[:1]]},
                 r"a dict with no feature maps \(\['a'\] \(\), \['b'\]\[0\] \(1, 4",
@@ -135,7 +140,9 @@ class TestTap:
     def test_a_layer_under_two_names(self):
         model = Small()
         model.alias = model.one
-        torch.testing.assert_close(at.tap(model, ["alias"])(images())[1]["alias"], model.one(images()))
+        torch.testing.assert_close(
+            at.tap(model, ["alias"])(images())[1]["alias"], model.one(images())
+        )
 
     def test_an_unknown_layer(self):
         with pytest.raises(ValueError, match=r"no layer 'group3'; did you mean group\d"):
@@ -179,7 +186,9 @@ class TestTap:
         del tapped
         gc.collect()
         assert hooks(model) == before
-        with pytest.raises(RuntimeError) as kept:  # which keeps the frames alive, and the tap in them
+        with pytest.raises(
+            RuntimeError
+        ) as kept:  # which keeps the frames alive, and the tap in them
             at.tap(model, ["one"], x[:, :1])
         assert hooks(model) == before and kept
         at.stages(model, x)
@@ -205,7 +214,9 @@ class TestTap:
         assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
 
     @pytest.mark.parametrize("example", [True, False])
-    @pytest.mark.parametrize("model", [Small(inplace=True), Functional()], ids=["inplace module", "inplace function"])
+    @pytest.mark.parametrize(
+        "model", [Small(inplace=True), Functional()], ids=["inplace module", "inplace function"]
+    )
     def test_fullgraph(self, model, example):
         x = images()
         first = next(n for n, m in model.named_modules() if isinstance(m, nn.Conv2d))
@@ -249,7 +260,9 @@ class Tokens(nn.Module):
         self.block, self.last = nn.Linear(width, width), nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        tokens = torch.cat([self.extra.expand(len(x), -1, -1), self.patches(x).flatten(2).transpose(1, 2)], 1)
+        tokens = torch.cat(
+            [self.extra.expand(len(x), -1, -1), self.patches(x).flatten(2).transpose(1, 2)], 1
+        )
         return self.last(self.block(tokens))[:, 0]
 
 
@@ -292,20 +305,32 @@ class TestLayouts:
         assert tapped(torch.randn(2, 3, 16, 32))[1]["block"].shape == (2, 6, 4, 8)
         assert tapped(images(16))[1]["block"].shape == (2, 16, 6)
 
-    @pytest.mark.parametrize("size", [(32, 32), (16, 40), (24, 24)])  # of 24 the shape is a cube: 6×6×6
+    @pytest.mark.parametrize(
+        "size", [(32, 32), (16, 40), (24, 24)]
+    )  # of 24 the shape is a cube: 6×6×6
     def test_channels_last(self, size):
         model, x = ChannelsLast(), torch.randn(2, 3, *size)
         features = at.tap(model, ["block", "patches"])(x)[1]
-        assert features["block"].shape == features["patches"].shape == (2, 6, size[0] // 4, size[1] // 4)
+        assert (
+            features["block"].shape
+            == features["patches"].shape
+            == (2, 6, size[0] // 4, size[1] // 4)
+        )
         expected = model.block(features["patches"].permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         torch.testing.assert_close(features["block"], expected)
 
     def test_a_cube_of_a_convolution(self):
-        model, x = nn.Sequential(nn.Conv2d(3, 16, 3, 1, 1), nn.BatchNorm2d(16), nn.ReLU(), nn.Flatten()), images(16)
+        model, x = (
+            nn.Sequential(nn.Conv2d(3, 16, 3, 1, 1), nn.BatchNorm2d(16), nn.ReLU(), nn.Flatten()),
+            images(16),
+        )
         torch.testing.assert_close(at.tap(model, ["2"])(x)[1]["2"], model[2](model[1](model[0](x))))
 
     def test_maps_with_other_proportions_than_the_image(self):
-        model, x = nn.Sequential(nn.Conv2d(3, 8, 3, (4, 1), 1), nn.Flatten()), torch.randn(2, 3, 32, 64)
+        model, x = (
+            nn.Sequential(nn.Conv2d(3, 8, 3, (4, 1), 1), nn.Flatten()),
+            torch.randn(2, 3, 32, 64),
+        )
         torch.testing.assert_close(at.tap(model, ["0"])(x)[1]["0"], model[0](x))
 
     def test_a_sequence_is_no_grid(self):
@@ -326,7 +351,9 @@ class TestLayouts:
 
     def test_gradients_reach_through_the_views(self):
         for model in (Tokens(2), ChannelsLast()):
-            at.tap(model, ["block"])(torch.randn(2, 3, 16, 32))[1]["block"].square().sum().backward()
+            at.tap(model, ["block"])(torch.randn(2, 3, 16, 32))[1][
+                "block"
+            ].square().sum().backward()
             assert model.block.weight.grad.abs().sum() > 0
 
     @pytest.mark.parametrize("example", [True, False])

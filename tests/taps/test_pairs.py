@@ -12,11 +12,15 @@ from attention_transfer.taps import explain, match_stages, unpaired
 
 class TestPairs:
     def test_wrn(self):
-        pairs = at.pair_stages(at.create_model("wrn-10-1", 10), at.create_model("wrn-16-2", 10), images(32))
+        pairs = at.pair_stages(
+            at.create_model("wrn-10-1", 10), at.create_model("wrn-16-2", 10), images(32)
+        )
         assert pairs == [(f"group{g}", f"group{g}") for g in range(3)]
 
     def test_equal_strides_join_whatever_the_number_of_stages(self):
-        deep = nn.Sequential(conv(3, 8), conv(8, 8, stride=2), conv(8, 8, stride=2), conv(8, 16, stride=2), *HEAD)
+        deep = nn.Sequential(
+            conv(3, 8), conv(8, 8, stride=2), conv(8, 8, stride=2), conv(8, 16, stride=2), *HEAD
+        )
         assert at.pair_stages(Small(), deep, images(32)) == [("one", "0"), ("two", "1")]
         assert at.pair_stages(deep, Small(), images(32)) == [("0", "one"), ("1", "two")]
         resnet = at.create_model("torchvision/resnet18", 10)
@@ -26,7 +30,9 @@ class TestPairs:
         ]
 
     def test_strides_are_rounded_to_octaves(self):
-        unpadded = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 16, 3, 2), nn.ReLU(), *HEAD)  # 30, 14
+        unpadded = nn.Sequential(
+            nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 16, 3, 2), nn.ReLU(), *HEAD
+        )  # 30, 14
         assert at.pair_stages(unpadded, Small(), images(32)) == [("1", "one"), ("3", "two")]
 
     def test_no_pair_shows_both_tables(self):
@@ -57,7 +63,10 @@ class TestPairs:
     def test_the_reason(self):
         square, other = at.Stage("a", (1, 8, 14, 14), 16.0), at.Stage("b", (1, 8, 17, 17), 299 / 17)
         assert explain(square, square) == "stride 16 in both"
-        assert explain(square, other) == "strides 16 and 17.6, both nearest to 16; maps are compared at 14×14"
+        assert (
+            explain(square, other)
+            == "strides 16 and 17.6, both nearest to 16; maps are compared at 14×14"
+        )
         tokens = at.Stage("c", (1, 196, 8), 16.0)
         assert tokens.size == (14, 14) and tokens.channels == 8
         assert explain(tokens, square) == "stride 16 in both"

@@ -19,10 +19,18 @@ class Nin(nn.Sequential):
             layers: list[nn.Module] = []
             for i, k in ((inputs, kernel), (8, 1), (8, 1)):
                 o = outputs if len(layers) >= 4 + 2 * bn else 8
-                layers += [nn.Conv2d(i, o, k, padding=k // 2), *([nn.BatchNorm2d(o)] if bn else []), nn.ReLU(True)]
+                layers += [
+                    nn.Conv2d(i, o, k, padding=k // 2),
+                    *([nn.BatchNorm2d(o)] if bn else []),
+                    nn.ReLU(True),
+                ]
             return nn.Sequential(*layers, *([pool] if pool else []))
 
-        blocks = [block(3, 8, 5, nn.MaxPool2d(3, 2, 1)), block(8, 8, 5, nn.AvgPool2d(3, 2, 1)), block(8, 10, 3, last)]
+        blocks = [
+            block(3, 8, 5, nn.MaxPool2d(3, 2, 1)),
+            block(8, 8, 5, nn.AvgPool2d(3, 2, 1)),
+            block(8, 10, 3, last),
+        ]
         super().__init__(*blocks, *([] if last else [nn.AdaptiveAvgPool2d(1)]), nn.Flatten())
 
 
@@ -53,17 +61,26 @@ class TestStages:
             ("group2", (2, 64 * width, 8, 8), 4),
         ]
 
-    @pytest.mark.parametrize("name", ["torchvision/resnet18", "torchvision/resnet50", "timm/resnet18"])
+    @pytest.mark.parametrize(
+        "name", ["torchvision/resnet18", "torchvision/resnet50", "timm/resnet18"]
+    )
     def test_resnet(self, name):
         found = at.stages(at.create_model(name, 10), images(64))
         assert [s.name for s in found[-4:]] == ["layer1", "layer2", "layer3", "layer4"]
         assert [s.size for s in found[-4:]] == [(16, 16), (8, 8), (4, 4), (2, 2)]
-        assert len(found) == 5 and found[0].size == (32, 32)  # the stem, which is a stage of its own
+        assert len(found) == 5 and found[0].size == (
+            32,
+            32,
+        )  # the stem, which is a stage of its own
 
     def test_small_images_end_early(self):
-        assert names(at.create_model("torchvision/resnet18", 10), 32)[-1] == "layer3"  # layer4 puts out 1×1
+        assert (
+            names(at.create_model("torchvision/resnet18", 10), 32)[-1] == "layer3"
+        )  # layer4 puts out 1×1
 
-    @pytest.mark.parametrize(("bn", "last"), [(False, [1, 4, 9, 14, 19]), (True, [2, 6, 13, 20, 27])])
+    @pytest.mark.parametrize(
+        ("bn", "last"), [(False, [1, 4, 9, 14, 19]), (True, [2, 6, 13, 20, 27])]
+    )
     def test_vgg(self, bn, last):
         """Its convolutions without the head, whose 120 million weights would take a second to draw."""
         model = nn.Sequential(vgg.make_layers(vgg.cfgs["A"], bn), nn.AdaptiveAvgPool2d(1))
@@ -78,7 +95,12 @@ class TestStages:
 
     def test_nin_with_the_pooling_between_its_blocks(self):
         model = nn.Sequential(
-            conv(3, 8, 5), nn.MaxPool2d(3, 2, 1), conv(8, 8, 5), nn.AvgPool2d(3, 2, 1), conv(8, 16), *HEAD
+            conv(3, 8, 5),
+            nn.MaxPool2d(3, 2, 1),
+            conv(8, 8, 5),
+            nn.AvgPool2d(3, 2, 1),
+            conv(8, 16),
+            *HEAD,
         )
         assert names(model) == ["0", "2", "4"]
 
@@ -87,12 +109,25 @@ class TestStages:
             return nn.Sequential(PreActivation(i, o, stride), PreActivation(o, o, 1))
 
         stem, end = nn.Conv2d(3, 8, 3, 1, 1), (nn.BatchNorm2d(16), nn.ReLU(True), *HEAD)
-        assert names(nn.Sequential(stem, group(8, 8, 1), group(8, 16, 2), group(16, 16, 2), *end)) == ["1", "2", "3"]
-        flat = (PreActivation(8, 8, 1), PreActivation(8, 16, 2), PreActivation(16, 16, 1), PreActivation(16, 16, 2))
+        assert names(
+            nn.Sequential(stem, group(8, 8, 1), group(8, 16, 2), group(16, 16, 2), *end)
+        ) == ["1", "2", "3"]
+        flat = (
+            PreActivation(8, 8, 1),
+            PreActivation(8, 16, 2),
+            PreActivation(16, 16, 1),
+            PreActivation(16, 16, 2),
+        )
         assert names(nn.Sequential(stem, *flat, *end)) == ["1", "3", "4"]
 
     def test_the_relu_after_a_plain_convolution_belongs_to_it(self):
-        layers = [nn.Conv2d(3, 8, 3, 1, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 16, 3, 2, 1), nn.ReLU()]
+        layers = [
+            nn.Conv2d(3, 8, 3, 1, 1),
+            nn.BatchNorm2d(8),
+            nn.ReLU(),
+            nn.Conv2d(8, 16, 3, 2, 1),
+            nn.ReLU(),
+        ]
         assert names(nn.Sequential(*layers, *HEAD)) == ["2", "4"]
 
     def test_one_relu_and_pool_for_the_whole_network(self):
@@ -121,7 +156,9 @@ class TestStages:
 
         assert names(Wrapper()) == ["backbone.group0", "backbone.group1", "backbone.group2"]
 
-    @pytest.mark.parametrize("model", ["timm/mobilenetv3_small_050", "timm/resnetv2_50", "torchvision/mobilenet_v2"])
+    @pytest.mark.parametrize(
+        "model", ["timm/mobilenetv3_small_050", "timm/resnetv2_50", "torchvision/mobilenet_v2"]
+    )
     def test_every_stage_can_be_tapped(self, model):
         network = at.create_model(model, 4).eval()
         found = at.stages(network, images(64))
@@ -137,7 +174,9 @@ class TestStages:
         assert [(s.size, s.stride) for s in found] == [((8, 24), 1), ((4, 12), 2)]
 
     def test_no_stage(self):
-        with pytest.raises(at.UserError, match=r"no stage in Sequential: .*feature map, \(N, C, H, W\) or tokens"):
+        with pytest.raises(
+            at.UserError, match=r"no stage in Sequential: .*feature map, \(N, C, H, W\) or tokens"
+        ):
             at.stages(nn.Sequential(nn.Flatten(), nn.Linear(768, 5)), images())
 
     def test_a_pooling_alone_is_no_stage(self):
@@ -156,12 +195,19 @@ class TestStages:
         class Hourglass(nn.Module):
             def __init__(self) -> None:
                 super().__init__()
-                self.down, self.work, self.up = nn.AvgPool2d(4), nn.Conv2d(8, 8, 1), nn.Upsample(scale_factor=4)
+                self.down, self.work, self.up = (
+                    nn.AvgPool2d(4),
+                    nn.Conv2d(8, 8, 1),
+                    nn.Upsample(scale_factor=4),
+                )
 
             def forward(self, x: Tensor) -> Tensor:
                 return x + self.up(self.work(self.down(x)))
 
-        assert names(nn.Sequential(conv(3, 8), Hourglass(), conv(8, 16, stride=2), *HEAD)) == ["1", "2"]
+        assert names(nn.Sequential(conv(3, 8), Hourglass(), conv(8, 16, stride=2), *HEAD)) == [
+            "1",
+            "2",
+        ]
 
     def test_the_norm_after_a_convolution_of_its_own_belongs_to_it(self):
         """A stem of several convolutions, then BN-ReLU: no pre-activation."""
@@ -174,7 +220,10 @@ class TestStages:
         assert names(nn.Sequential(*layers, *HEAD)) == ["1", "3"]
 
     def test_depth(self):
-        found = at.stages(nn.Sequential(conv(3, 8), nn.Sequential(conv(8, 8), conv(8, 16, stride=2)), *HEAD), images())
+        found = at.stages(
+            nn.Sequential(conv(3, 8), nn.Sequential(conv(8, 8), conv(8, 16, stride=2)), *HEAD),
+            images(),
+        )
         assert [(s.name, s.depth) for s in found] == [("1.0", 2), ("1.1", 3)]
 
     @pytest.mark.parametrize("size", [(32, 32), (16, 32)])
@@ -190,11 +239,18 @@ class TestStages:
                 self.norm, self.fc = nn.LayerNorm(8), nn.Linear(8, 5)
 
             def forward(self, x: Tensor) -> Tensor:
-                tokens = torch.cat([self.token.expand(len(x), -1, -1), self.patches(x).flatten(2).mT], 1)
+                tokens = torch.cat(
+                    [self.token.expand(len(x), -1, -1), self.patches(x).flatten(2).mT], 1
+                )
                 return self.fc(self.norm(self.blocks(tokens))[:, 0])
 
         (stage,) = at.stages(Encoder(), torch.randn(2, 3, *size))
-        assert (stage.name, stage.stride, stage.channels, stage.size) == ("blocks", 4, 8, (size[0] // 4, size[1] // 4))
+        assert (stage.name, stage.stride, stage.channels, stage.size) == (
+            "blocks",
+            4,
+            8,
+            (size[0] // 4, size[1] // 4),
+        )
         assert stage.shape == ((2, 64, 8) if size == (32, 32) else (2, 8, 4, 8))
 
     def test_a_network_for_another_image_size(self):
@@ -203,5 +259,7 @@ class TestStages:
                 assert x.shape[-1] == 32, "Input height (16) doesn't match model (32)."
                 return super().forward(x)
 
-        with pytest.raises(at.UserError, match=r"Fixed does not take images \(2, 3, 16, 16\): Input height"):
+        with pytest.raises(
+            at.UserError, match=r"Fixed does not take images \(2, 3, 16, 16\): Input height"
+        ):
             at.stages(Fixed(), images(16))

@@ -24,7 +24,9 @@ def network(x: Tensor, params: Params, depth: int, training: bool) -> tuple[Tens
     """Logits and the three groups' outputs."""
 
     def bn(x: Tensor, name: str) -> Tensor:
-        w, b, m, v = (params[f"{name}.{k}"] for k in ("weight", "bias", "running_mean", "running_var"))
+        w, b, m, v = (
+            params[f"{name}.{k}"] for k in ("weight", "bias", "running_mean", "running_var")
+        )
         return F.batch_norm(x, m, v, w, b, training)
 
     x = F.conv2d(x, params["conv0.weight"], padding=1)
@@ -48,7 +50,9 @@ def at(x: Tensor) -> Tensor:
     return F.normalize(x.pow(2).mean(1).view(x.size(0), -1))
 
 
-def distillation(y: Tensor, teacher_scores: Tensor, labels: Tensor, temperature: float, alpha: float) -> Tensor:
+def distillation(
+    y: Tensor, teacher_scores: Tensor, labels: Tensor, temperature: float, alpha: float
+) -> Tensor:
     p = F.log_softmax(y / temperature, dim=1)
     q = F.softmax(teacher_scores / temperature, dim=1)
     l_kl = F.kl_div(p, q, reduction="sum") * temperature**2 / y.shape[0]
@@ -65,7 +69,9 @@ class AuthorsStep:
         self.depths = [int(name.split("-")[1]) for name in (student, teacher)]
         self.student = dict(create_model(student, classes).state_dict())
         self.teacher = dict(create_model(teacher, classes).state_dict())
-        learned = [p.requires_grad_() for k, p in self.student.items() if k.endswith(("weight", "bias"))]
+        learned = [
+            p.requires_grad_() for k, p in self.student.items() if k.endswith(("weight", "bias"))
+        ]
         self.optimizer = torch.optim.SGD(learned, 0.1, momentum=0.9, weight_decay=5e-4)
 
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:
@@ -73,7 +79,9 @@ class AuthorsStep:
             y_t, g_t = network(x, self.teacher, self.depths[1], training=False)
         y_s, g_s = network(x, self.student, self.depths[0], training=True)
         loss = distillation(y_s, y_t, y, 4, 0.9)
-        loss = loss + 1e3 * sum((at(s) - at(t)).pow(2).mean() for s, t in zip(g_s, g_t, strict=True))
+        loss = loss + 1e3 * sum(
+            (at(s) - at(t)).pow(2).mean() for s, t in zip(g_s, g_t, strict=True)
+        )
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
@@ -138,11 +146,18 @@ class AuthorsImages(Dataset[tuple[Tensor, int]]):
         return self.transform(Image.fromarray(self.images[i])), int(self.labels[i])
 
 
-def authors_loader(images: Any, labels: Any, batch_size: int, workers: int) -> Iterator[tuple[Tensor, Tensor]]:
+def authors_loader(
+    images: Any, labels: Any, batch_size: int, workers: int
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Endless batches as the authors' loader makes them: PIL transforms, image by image, in worker processes."""
     dataset = AuthorsImages(images, labels)
     loader = DataLoader(
-        dataset, batch_size, shuffle=True, num_workers=workers, drop_last=True, persistent_workers=workers > 0
+        dataset,
+        batch_size,
+        shuffle=True,
+        num_workers=workers,
+        drop_last=True,
+        persistent_workers=workers > 0,
     )
     while True:
         yield from loader
@@ -164,7 +179,10 @@ def serve(
     step = make().to(device)
     if data is None:
         torch.manual_seed(1)
-        fixed = torch.randn(batch_size, 3, size, size, device=device), torch.randint(10, (batch_size,), device=device)
+        fixed = (
+            torch.randn(batch_size, 3, size, size, device=device),
+            torch.randint(10, (batch_size,), device=device),
+        )
         batches: Iterator[tuple[Tensor, Tensor]] = iter(lambda: fixed, None)
     else:
         batches = authors_loader(*data, batch_size, torch.get_num_threads())

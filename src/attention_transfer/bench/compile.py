@@ -40,7 +40,15 @@ AUTO_LIMIT = 1.1  # what `auto` may cost at most, over `off`
 class Case:
     """One row: a mode of compilation, a number of steps, and the compiler cache that it works with."""
 
-    def __init__(self, name: str, mode: str, steps: int, settings: Settings, work: Path, after: Case | None = None):
+    def __init__(
+        self,
+        name: str,
+        mode: str,
+        steps: int,
+        settings: Settings,
+        work: Path,
+        after: Case | None = None,
+    ):
         self.name, self.mode, self.steps = name, mode, steps
         self.settings, self.work, self.after = settings, work, after
         self.cache = work
@@ -55,12 +63,21 @@ class Case:
         out = Path(tempfile.mkdtemp(dir=self.work)) / "run"
         environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(self.cache)}
         start = time.perf_counter()
-        command = [sys.executable, "-m", "attention_transfer", *words(self.settings, self.mode, self.steps, self.work)]
-        done = subprocess.run([*command, "--out", str(out)], env=environment, capture_output=True, text=True)
+        command = [
+            sys.executable,
+            "-m",
+            "attention_transfer",
+            *words(self.settings, self.mode, self.steps, self.work),
+        ]
+        done = subprocess.run(
+            [*command, "--out", str(out)], env=environment, capture_output=True, text=True
+        )
         seconds = time.perf_counter() - start
         if done.returncode:
             said = done.stderr.strip().splitlines()
-            raise RunError(f"the run of {self.name!r} failed: {said[-1] if said else f'status {done.returncode}'}")
+            raise RunError(
+                f"the run of {self.name!r} failed: {said[-1] if said else f'status {done.returncode}'}"
+            )
         self.built.append(_machine_code(self.cache) - before)
         self.compiled.append(json.loads((out / "environment.json").read_text())["auto"]["compile"])
         return self.steps * self.settings.batch_size / seconds
@@ -78,7 +95,12 @@ def bench_compile(settings: Settings, console: Console, file: Path | None) -> No
         for length, steps in (("long", settings.steps), ("short", max(1, settings.steps // SHORT))):
             name = "authors" if length == "long" else "authors short"
             timed[name] = partial(_authors, replace(settings, steps=steps), decisions.device, data)
-            for mode, after in (("off", None), ("on first", None), ("on second", "on first"), ("auto", None)):
+            for mode, after in (
+                ("off", None),
+                ("on first", None),
+                ("on second", "on first"),
+                ("auto", None),
+            ):
                 first = cases[f"{after} {length}"] if after else None
                 case = Case(f"{mode} {length}", mode.split()[0], steps, settings, work, first)
                 timed[case.name] = cases[case.name] = case
@@ -86,7 +108,11 @@ def bench_compile(settings: Settings, console: Console, file: Path | None) -> No
         rows = interleave(timed, settings.rounds, against)
     by_name = {row.name: row for row in rows}
     for row in rows:
-        steps = cases[row.name].steps if row.name in cases else settings.steps // (SHORT if "short" in row.name else 1)
+        steps = (
+            cases[row.name].steps
+            if row.name in cases
+            else settings.steps // (SHORT if "short" in row.name else 1)
+        )
         _add(row, max(1, steps) * settings.batch_size, by_name, cases)
     report("compile", rows, about(settings, decisions), console, file, promises(by_name, cases))
 
@@ -107,9 +133,13 @@ def promises(rows: dict[str, Row], cases: dict[str, Case]) -> list[str]:
         chose = "compiled" if any(cases[f"auto {length}"].compiled) else "did not compile"
         kept = "within" if auto <= AUTO_LIMIT else "BEYOND"
         said.append(f"auto {length}: {chose}, {auto:.2f} of off's time: {kept} {AUTO_LIMIT:.2f}")
-        first, second = (rows[f"on {which} {length}"].more["built"] for which in ("first", "second"))
+        first, second = (
+            rows[f"on {which} {length}"].more["built"] for which in ("first", "second")
+        )
         reused = "reused" if second == 0 < first else "NOT REUSED"
-        said.append(f"cache {length}: {first} files built by the first run, {second} by the second: {reused}")
+        said.append(
+            f"cache {length}: {first} files built by the first run, {second} by the second: {reused}"
+        )
     return said
 
 
@@ -132,13 +162,18 @@ def words(settings: Settings, mode: str, steps: int, work: Path) -> list[str]:
         "precision": settings.precision,
         "compile": mode,
     }
-    return ["distill", *(str(word) for key, value in options.items() for word in (f"--{key}", value))]
+    return [
+        "distill",
+        *(str(word) for key, value in options.items() for word in (f"--{key}", value)),
+    ]
 
 
 def _authors(settings: Settings, device: str, data: Any) -> float:
     """Their loop with its loader, from the start of its process."""
     start = time.perf_counter()
-    with elsewhere(partial(AuthorsStep, settings.student, settings.teacher), settings, device, data, warm=False) as run:
+    with elsewhere(
+        partial(AuthorsStep, settings.student, settings.teacher), settings, device, data, warm=False
+    ) as run:
         run()
         return settings.steps * settings.batch_size / (time.perf_counter() - start)
 

@@ -38,19 +38,27 @@ from .speed import Settings, about, recipe_of
 
 JPEGS = (".jpg", ".jpeg")
 MADE = 24  # JPEGs where no folder is given
-STARTING, TIMED = 2, 4  # batches a worker: those that pass until all are at work, and those that are timed
+STARTING, TIMED = (
+    2,
+    4,
+)  # batches a worker: those that pass until all are at work, and those that are timed
 
 
 def bench_data(settings: Settings, console: Console, file: Path | None) -> None:
     """Every way, interleaved; `--steps` batches a measurement in memory, a sixteenth of their images from JPEGs."""
     if settings.images < settings.batch_size:
-        raise UserError(f"--images is {settings.images}: expected at least one batch of {settings.batch_size}")
+        raise UserError(
+            f"--images is {settings.images}: expected at least one batch of {settings.batch_size}"
+        )
     decisions = decisions_for(recipe_of(settings, "none"), 0)
     threads, cores = torch.get_num_threads(), cores_here()
     with _jpegs(settings.data) as files:
         images = open_data("digits", limit_train=settings.images, limit_val=10).train
         assert isinstance(images, ImageSet), "the digits are in memory"
-        timed: dict[str, Timed] = {"authors": _authors(images, settings), "resident": _resident(images, settings)}
+        timed: dict[str, Timed] = {
+            "authors": _authors(images, settings),
+            "resident": _resident(images, settings),
+        }
         count = max(1, settings.steps * settings.batch_size // 16)
         found, absent = decoders()
         for name, decode in found.items():
@@ -66,13 +74,24 @@ def bench_data(settings: Settings, console: Console, file: Path | None) -> None:
         try:
             for run in timed.values():
                 run()
-            rows = interleave(timed, settings.rounds, {name: AUTHORS for name in timed if name.endswith("224")})
+            rows = interleave(
+                timed, settings.rounds, {name: AUTHORS for name in timed if name.endswith("224")}
+            )
         finally:
             torch.set_num_threads(threads)
     for row in rows:
-        row.more["per_core"] = row.to_dict()["median"] / (cores if row.name.startswith("loader") else 1)
+        row.more["per_core"] = row.to_dict()["median"] / (
+            cores if row.name.startswith("loader") else 1
+        )
     more = {"files": len(files), "cores": cores, "pillow_simd": is_simd()}
-    report("data", rows, about(settings, decisions) | more, console, file, [f"{n}: not installed" for n in absent])
+    report(
+        "data",
+        rows,
+        about(settings, decisions) | more,
+        console,
+        file,
+        [f"{n}: not installed" for n in absent],
+    )
 
 
 def cores_here() -> int:
@@ -88,7 +107,9 @@ def _jpegs(folder: str | None) -> Iterator[list[Path]]:
             raise UserError(f"--data is {folder!r}: expected a folder of JPEGs")
         files = sorted(f for f in Path(folder).rglob("*") if f.suffix.lower() in JPEGS)
         if not files:
-            raise UserError(f"--data is {folder!r}, which has no JPEG in it: expected files ending in .jpg or .jpeg")
+            raise UserError(
+                f"--data is {folder!r}, which has no JPEG in it: expected files ending in .jpg or .jpeg"
+            )
         yield files
         return
     from PIL import Image
@@ -168,10 +189,16 @@ def _theirs(files: list[Path], batch: int, count: int, cores: int) -> Iterator[o
 
 
 def _stream(files: list[Path], batch: int, count: int, cores: int) -> Iterator[object]:
-    reader = FileReader(files[0].parent if len(files) == 1 else Path(os.path.commonpath(files)), files)
+    reader = FileReader(
+        files[0].parent if len(files) == 1 else Path(os.path.commonpath(files)), files
+    )
     labels = torch.zeros(len(files), dtype=torch.int64)
-    images = StreamSet.whole(reader, labels, ("any",), SIZE, "error").at(torch.arange(count * batch) % len(files))
-    stream = Stream(replace(images, workers=cores), make_transform("imagenet", SIZE, 0, True, SCALE, RATIO))
+    images = StreamSet.whole(reader, labels, ("any",), SIZE, "error").at(
+        torch.arange(count * batch) % len(files)
+    )
+    stream = Stream(
+        replace(images, workers=cores), make_transform("imagenet", SIZE, 0, True, SCALE, RATIO)
+    )
     plan = stream.epoch(0, 0, batch)
     return (stream.batch(plan, step) for step in range(count))
 

@@ -73,7 +73,9 @@ def with_simplejpeg() -> Decode:
     import simplejpeg
     from torchvision.transforms import v2
 
-    transform = v2.Compose([v2.RandomResizedCrop(SIZE, SCALE, RATIO, antialias=True), v2.RandomHorizontalFlip()])
+    transform = v2.Compose(
+        [v2.RandomResizedCrop(SIZE, SCALE, RATIO, antialias=True), v2.RandomHorizontalFlip()]
+    )
 
     def decode(data: bytes) -> Tensor:
         picture = torch.from_numpy(simplejpeg.decode_jpeg(data, "RGB"))
@@ -89,11 +91,15 @@ def with_opencv() -> Decode:
 
     def decode(data: bytes) -> NDArray[np.uint8]:
         cv2.setNumThreads(1)
-        picture = cv2.cvtColor(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+        picture = cv2.cvtColor(
+            cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB
+        )
         shape = torch.empty(0, *picture.shape[:2])  # only its last two sizes are read
         top, left, height, width = RandomResizedCrop.get_params(shape, list(SCALE), list(RATIO))
         way = cv2.INTER_AREA if min(height, width) >= SIZE else cv2.INTER_LINEAR
-        made = cv2.resize(picture[top : top + height, left : left + width], (SIZE, SIZE), interpolation=way)
+        made = cv2.resize(
+            picture[top : top + height, left : left + width], (SIZE, SIZE), interpolation=way
+        )
         return cv2.flip(made, 1) if torch.rand(()) < 0.5 else made
 
     return decode
@@ -119,9 +125,13 @@ def dali_pipeline(files: Sequence[Path], batch: int, threads: int) -> Any:
 
     @pipeline_def(batch_size=batch, num_threads=threads, device_id=None, prefetch_queue_depth=2)
     def pipeline() -> Any:
-        encoded, _ = fn.readers.file(files=[str(f) for f in files], random_shuffle=True, name="files")
+        encoded, _ = fn.readers.file(
+            files=[str(f) for f in files], random_shuffle=True, name="files"
+        )
         area, ratio = list(SCALE), list(RATIO)
-        x = fn.decoders.image_random_crop(encoded, device="cpu", random_area=area, random_aspect_ratio=ratio)
+        x = fn.decoders.image_random_crop(
+            encoded, device="cpu", random_area=area, random_aspect_ratio=ratio
+        )
         x = fn.resize(x, size=[SIZE, SIZE], interp_type=types.INTERP_LINEAR, antialias=True)
         return fn.flip(x, horizontal=fn.random.coin_flip())
 

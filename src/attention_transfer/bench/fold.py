@@ -23,7 +23,9 @@ from torch.utils._pytree import tree_leaves
 TOLERANCE = 1e-3
 
 
-def fold_batch_norms(model: nn.Module, example: Tensor, layers: Sequence[str] = ()) -> tuple[nn.Module, list[str]]:
+def fold_batch_norms(
+    model: nn.Module, example: Tensor, layers: Sequence[str] = ()
+) -> tuple[nn.Module, list[str]]:
     """A copy of the network in eval mode with its batch normalisations folded, and the names of those that were.
 
     What does not fold exactly stays as it is; where a folded network gives other values on the example than the one
@@ -50,7 +52,9 @@ def fold_batch_norms(model: nn.Module, example: Tensor, layers: Sequence[str] = 
     return folded, [bn for _, bn in pairs]
 
 
-def foldable(model: nn.Module, example: Tensor, layers: Sequence[str] = ()) -> list[tuple[str, str]]:
+def foldable(
+    model: nn.Module, example: Tensor, layers: Sequence[str] = ()
+) -> list[tuple[str, str]]:
     """[(convolution, batch normalisation)] of a network in eval mode, in the order of its layers."""
     names: dict[nn.Module, list[str]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
@@ -109,7 +113,12 @@ class _Uses(TorchDispatchMode):
         found = []
         for key, (conv, _) in self.outputs.items():
             consumers = self.consumers.get(key, [])
-            if key in self.others or len(consumers) != 1 or self.calls[conv] != 1 or self.calls[consumers[0]] != 1:
+            if (
+                key in self.others
+                or len(consumers) != 1
+                or self.calls[conv] != 1
+                or self.calls[consumers[0]] != 1
+            ):
                 continue
             found.append((conv, consumers[0]))
         return found
@@ -128,13 +137,22 @@ def _folds(module: nn.Module) -> bool:
 
 
 def _hooked(module: nn.Module) -> bool:
-    return any((module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks))
+    return any(
+        (
+            module._forward_hooks,
+            module._forward_pre_hooks,
+            module._backward_hooks,
+            module._backward_pre_hooks,
+        )
+    )
 
 
 def _same(plain: nn.Module, folded: nn.Module, example: Tensor, layers: Sequence[str]) -> bool:
     try:
         one, other = (_outputs(m, example, layers) for m in (plain, folded))
-    except Exception:  # a network that reads its own parts runs into what is no longer there, in any way
+    except (
+        Exception
+    ):  # a network that reads its own parts runs into what is no longer there, in any way
         return False
     return len(one) == len(other) and all(_close(a, b) for a, b in zip(one, other, strict=True))
 

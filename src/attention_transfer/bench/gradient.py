@@ -101,7 +101,9 @@ def make_step(case: Case, settings: Settings) -> Step:
     torch.manual_seed(1)
     x = torch.rand(settings.batch_size, 3, 32, 32, device=fabric.device)
     y = torch.randint(10, (settings.batch_size,), device=fabric.device)
-    student, teacher = (create_model(name, 10).to(fabric.device) for name in (settings.student, settings.teacher))
+    student, teacher = (
+        create_model(name, 10).to(fabric.device) for name in (settings.student, settings.teacher)
+    )
     if case.tuned or not case.plain:
         x = x.to(memory_format=torch.channels_last)
         student, teacher = (m.to(memory_format=torch.channels_last) for m in (student, teacher))
@@ -121,14 +123,18 @@ def make_step(case: Case, settings: Settings) -> Step:
     return step
 
 
-def plain_step(method: str, student: nn.Module, teacher: nn.Module, x: Tensor, y: Tensor, fabric: Fabric) -> Step:
+def plain_step(
+    method: str, student: nn.Module, teacher: nn.Module, x: Tensor, y: Tensor, fabric: Fabric
+) -> Step:
     """The same step in plain PyTorch, by its own double backward; β is 1. Of Fabric it uses the autocast."""
     optimizer = torch.optim.SGD(student.parameters(), 0.01, momentum=0.9, weight_decay=5e-4)
 
     def j(model: nn.Module, x: Tensor, y: Tensor, graph: bool) -> tuple[Tensor, Tensor]:
         x = x.detach().requires_grad_()
         logits = model(x).float()
-        return logits, torch.autograd.grad(F.cross_entropy(logits, y, reduction="sum"), x, create_graph=graph)[0]
+        return logits, torch.autograd.grad(
+            F.cross_entropy(logits, y, reduction="sum"), x, create_graph=graph
+        )[0]
 
     def loss() -> Tensor:
         if method == "none":
@@ -162,7 +168,9 @@ def peak_memory(case: Case, settings: Settings) -> float:
     try:
         return float(here.recv())
     except EOFError:
-        raise RunError(f"the process that measured the memory of {case.name} died; its message is above") from None
+        raise RunError(
+            f"the process that measured the memory of {case.name} died; its message is above"
+        ) from None
     finally:
         process.join()
 

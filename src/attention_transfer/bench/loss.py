@@ -57,7 +57,9 @@ def bench_loss(settings: Settings, console: Console, file: Path | None) -> None:
     for row in rows:
         kind = "fp32 contiguous" if row.name == "authors" else " ".join(row.name.split()[-2:])
         bound = by_name[f"floor {kind}"].rates
-        row.more = {"times_floor": statistics.median(f / r for f, r in zip(bound, row.rates, strict=True))}
+        row.more = {
+            "times_floor": statistics.median(f / r for f, r in zip(bound, row.rates, strict=True))
+        }
     report("loss", rows, about(settings, decisions), console, file)
 
 
@@ -85,12 +87,17 @@ def _features(
     def make() -> Features:
         torch.manual_seed(0)
         shapes = [(batch, c, size, size) for c, size in SHAPES]
-        return [torch.randn(s, device=device, dtype=dtype).to(memory_format=memory_format) for s in shapes]
+        return [
+            torch.randn(s, device=device, dtype=dtype).to(memory_format=memory_format)
+            for s in shapes
+        ]
 
     return [f.requires_grad_() for f in make()], [f.neg() for f in make()]
 
 
-def _rate(way: Callable[[Features, Features], object], student: Features, teacher: Features, steps: int) -> Timed:
+def _rate(
+    way: Callable[[Features, Features], object], student: Features, teacher: Features, steps: int
+) -> Timed:
     def rate() -> float:
         start = time.perf_counter()
         for _ in range(steps):

@@ -36,7 +36,9 @@ class Row:
         }
 
 
-def interleave(timed: dict[str, Timed], rounds: int, against: Mapping[str, str] | None = None) -> list[Row]:
+def interleave(
+    timed: dict[str, Timed], rounds: int, against: Mapping[str, str] | None = None
+) -> list[Row]:
     """Times each in turn, round after round, so that a machine whose speed drifts drifts for all alike.
 
     Each of `timed` runs once and returns images/s. The ratios are to `authors`, which is among them, or to what
@@ -70,7 +72,14 @@ def report(
 
     table = Table(title=f"bench {bench}", title_justify="left")
     more = list(dict.fromkeys(key for row in rows for key in row.more if key not in hidden))
-    for heading in ("", "images/s", "p10", "p90", "× authors", *(name.replace("_", " ") for name in more)):
+    for heading in (
+        "",
+        "images/s",
+        "p10",
+        "p90",
+        "× authors",
+        *(name.replace("_", " ") for name in more),
+    ):
         table.add_column(heading, justify="left" if not heading else "right")
     for row in rows:
         d = row.to_dict()
@@ -80,7 +89,12 @@ def report(
     for line in said:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     if file is not None:
-        found = {"bench": bench, "date": date.today().isoformat(), **about, "rows": [r.to_dict() for r in rows]}
+        found = {
+            "bench": bench,
+            "date": date.today().isoformat(),
+            **about,
+            "rows": [r.to_dict() for r in rows],
+        }
         write_json(file, found | ({"said": list(said)} if said else {}))
         console.print(f"written: {file}", markup=False, highlight=False, soft_wrap=True)
 

@@ -81,13 +81,18 @@ class PartStep:
 
     def to(self, device: str) -> PartStep:
         part, settings = self.part, self.settings
-        recipe = recipe_of(replace(settings, device=device, precision="bf16" if part.bf16 else "fp32"), "at+kd")
+        recipe = recipe_of(
+            replace(settings, device=device, precision="bf16" if part.bf16 else "fp32"), "at+kd"
+        )
         self.fabric = make_fabric(recipe, decide(recipe, 0))
         if part.keep_memory:
             keep_freed_memory()
         self.memory_format = torch.channels_last if part.channels_last else torch.contiguous_format
         torch.manual_seed(0)
-        student, teacher = create_model(settings.student, 10), create_model(settings.teacher, 10).eval()
+        student, teacher = (
+            create_model(settings.student, 10),
+            create_model(settings.teacher, 10).eval(),
+        )
         student, teacher = (m.to(memory_format=self.memory_format) for m in (student, teacher))  # type: ignore[call-overload]
         methods = create_methods(recipe.method, recipe.method_options())
         transfer = Transfer(student, teacher, methods, example=torch.rand(2, 3, 32, 32)).to(device)

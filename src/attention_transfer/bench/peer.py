@@ -40,7 +40,10 @@ class PeerStep:
 
     def __init__(self, student: str, teacher: str, method: str, bf16: bool = False):
         torch.manual_seed(0)
-        self.student, self.teacher = create_model(student, 10).train(), create_model(teacher, 10).eval()
+        self.student, self.teacher = (
+            create_model(student, 10).train(),
+            create_model(teacher, 10).eval(),
+        )
         self.method, self.bf16 = method, bf16
 
     def to(self, device: str) -> PeerStep:
@@ -49,7 +52,9 @@ class PeerStep:
 
         def_logger.setLevel(logging.WARNING)
         memory_format = torch.channels_last if self.bf16 else torch.contiguous_format
-        networks = (n.to(device).to(memory_format=memory_format) for n in (self.teacher, self.student))
+        networks = (
+            n.to(device).to(memory_format=memory_format) for n in (self.teacher, self.student)
+        )
         self.device, self.memory_format = torch.device(device), memory_format
         self.box = DistillationBox(*networks, {}, config(self.method), self.device, [], False, 1)
         return self
@@ -67,7 +72,9 @@ def config(method: str) -> dict[str, Any]:
     def place(layer: str) -> dict[str, str]:
         return {"io": "output", "path": layer}
 
-    pairs = {layer: {"teacher": place(layer), "student": place(layer), "weight": 1} for layer in LAYERS}
+    pairs = {
+        layer: {"teacher": place(layer), "student": place(layer), "weight": 1} for layer in LAYERS
+    }
     hard: dict[str, Any] = {
         "criterion": {"key": "CrossEntropyLoss", "kwargs": {}},
         "criterion_wrapper": {
@@ -80,12 +87,26 @@ def config(method: str) -> dict[str, Any]:
         "weight": 1.0,
     }
     where = {
-        f"{who}_module_{what}": v for who in ("student", "teacher") for what, v in (("path", "."), ("io", "output"))
+        f"{who}_module_{what}": v
+        for who in ("student", "teacher")
+        for what, v in (("path", "."), ("io", "output"))
     }
-    soft = {"criterion": {"key": "KDLoss", "kwargs": {**where, "temperature": TEMPERATURE, "alpha": 1 - ALPHA}}}
-    attention = {"criterion": {"key": "ATLoss", "kwargs": {"at_pairs": pairs, "mode": "code"}}, "weight": BETA}
+    soft = {
+        "criterion": {
+            "key": "KDLoss",
+            "kwargs": {**where, "temperature": TEMPERATURE, "alpha": 1 - ALPHA},
+        }
+    }
+    attention = {
+        "criterion": {"key": "ATLoss", "kwargs": {"at_pairs": pairs, "mode": "code"}},
+        "weight": BETA,
+    }
     hooks = {"forward_hook": {"output": list(LAYERS)}, "forward_proc": "forward_batch_only"}
-    terms = {"at": attention, "kd": soft | {"weight": 1.0}} if method == "at+kd" else {"ce": hard, "at": attention}
+    terms = (
+        {"at": attention, "kd": soft | {"weight": 1.0}}
+        if method == "at+kd"
+        else {"ce": hard, "at": attention}
+    )
     return {
         "num_epochs": 1,
         "teacher": hooks | {"requires_grad": False},
@@ -107,11 +128,17 @@ def bench_peer(settings: Settings, console: Console, file: Path | None) -> None:
     device = str(fabric.device)
     with ExitStack() as stack:
         authors = partial(AuthorsStep, settings.student, settings.teacher)
-        timed: dict[str, Timed] = {"authors": stack.enter_context(elsewhere(authors, settings, device))}
+        timed: dict[str, Timed] = {
+            "authors": stack.enter_context(elsewhere(authors, settings, device))
+        }
         for method in METHODS:
             for precision in ("fp32", "bf16"):
-                theirs = partial(PeerStep, settings.student, settings.teacher, method, precision == "bf16")
-                timed[f"{PEER} {method} {precision}"] = stack.enter_context(elsewhere(theirs, settings, device))
+                theirs = partial(
+                    PeerStep, settings.student, settings.teacher, method, precision == "bf16"
+                )
+                timed[f"{PEER} {method} {precision}"] = stack.enter_context(
+                    elsewhere(theirs, settings, device)
+                )
         timed |= dict(_ours(settings))
         rows = interleave(timed, settings.rounds)
     by_name = {row.name: row for row in rows}
@@ -136,7 +163,9 @@ def _ours(settings: Settings) -> Iterator[tuple[str, Timed]]:
             decisions = decisions_for(recipe, 0)
             fabric = make_fabric(recipe, decisions)
             torch.manual_seed(1)
-            x = torch.rand(own.batch_size, 3, 32, 32, device=fabric.device).to(memory_format=torch.channels_last)
+            x = torch.rand(own.batch_size, 3, 32, 32, device=fabric.device).to(
+                memory_format=torch.channels_last
+            )
             y = torch.randint(10, (own.batch_size,), device=fabric.device)
             run = rate(training_step(own, method, x, y, fabric, decisions), own, fabric)
             run()

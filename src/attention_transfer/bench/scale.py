@@ -57,20 +57,26 @@ class Point:
     def settings(self, settings: Settings) -> Settings:
         student, teacher = (f"wrn-{self.depth}-{width}" for width in (self.width, 2 * self.width))
         steps = settings.steps * max(1, settings.batch_size // self.batch)  # no fewer images
-        return replace(settings, student=student, teacher=teacher, batch_size=self.batch, steps=steps)
+        return replace(
+            settings, student=student, teacher=teacher, batch_size=self.batch, steps=steps
+        )
 
 
 def points(batch: int, runs: Sequence[int] = RUNS["cpu"]) -> list[tuple[str, int, Point]]:
     """(axis, value, point), the base once on every axis."""
     base = Point(batch)
-    found = [("batch", b, replace(base, batch=b)) for b in (batch // 4, batch // 2, batch, 2 * batch)]
+    found = [
+        ("batch", b, replace(base, batch=b)) for b in (batch // 4, batch // 2, batch, 2 * batch)
+    ]
     for axis, values in (*AXES.items(), ("runs", runs)):
         key = {"image size": "size"}.get(axis, axis)
         found += [(axis, value, replace(base, **{key: value})) for value in values]
     return found
 
 
-def bench_scale(settings: Settings, console: Console, file: Path | None, plot: Path | None = None) -> None:
+def bench_scale(
+    settings: Settings, console: Console, file: Path | None, plot: Path | None = None
+) -> None:
     """Every point in turn; `plot` draws what was found."""
     if settings.batch_size < 4:
         raise UserError(
@@ -80,7 +86,11 @@ def bench_scale(settings: Settings, console: Console, file: Path | None, plot: P
     rows: list[Row] = []
     known: dict[Point, dict[str, Row]] = {}
     for axis, value, point in points(settings.batch_size, RUNS[decisions.device]):
-        if point.processes > 1 and decisions.device != "cpu" and torch.cuda.device_count() < point.processes:
+        if (
+            point.processes > 1
+            and decisions.device != "cpu"
+            and torch.cuda.device_count() < point.processes
+        ):
             continue
         if point not in known:
             console.print(f"{axis} {value}", markup=False, highlight=False)
@@ -101,7 +111,9 @@ def _row(name: str, found: dict[str, Row], where: dict[str, object]) -> Row:
     # In each round: seconds an image are 1/rate.
     triples = zip(step.rates, student.rates, teacher.rates, strict=True)
     share = median(1 - whole / alone - whole / inference for whole, alone, inference in triples)
-    parts = {f"{part}_rate": median(found[part].rates) for part in ("authors", "student", "teacher")}
+    parts = {
+        f"{part}_rate": median(found[part].rates) for part in ("authors", "student", "teacher")
+    }
     return Row(name, step.rates, step.ratios, {**where, **parts, "share": share})
 
 
@@ -111,7 +123,10 @@ def measure(point: Point, settings: Settings) -> dict[str, Row]:
     theirs = partial(AuthorsStep, settings.student, settings.teacher)
     torch.compiler.reset()
     here = _one_process if point.processes == point.runs == 1 else _processes
-    with elsewhere(theirs, settings, device, size=point.size) as authors, here(point, settings) as timed:
+    with (
+        elsewhere(theirs, settings, device, size=point.size) as authors,
+        here(point, settings) as timed,
+    ):
         for run in timed.values():
             run()
         return {row.name: row for row in interleave({"authors": authors} | timed, settings.rounds)}
@@ -131,7 +146,9 @@ def make_rate(method: str | None, point: Point, settings: Settings) -> Timed:
     fabric = make_fabric(recipe, decisions)
     torch.manual_seed(1)
     share = settings.batch_size // point.processes
-    x = torch.rand(share, 3, point.size, point.size, device=fabric.device).to(memory_format=torch.channels_last)
+    x = torch.rand(share, 3, point.size, point.size, device=fabric.device).to(
+        memory_format=torch.channels_last
+    )
     y = torch.randint(10, (share,), device=fabric.device)
     pairs = f"last{point.pairs}" if point.pairs else "auto"
     return rate(training_step(settings, method, x, y, fabric, decisions, pairs), settings, fabric)
@@ -145,7 +162,9 @@ def _processes(point: Point, settings: Settings) -> Iterator[dict[str, Timed]]:
     pipes, processes = [], []
     for rank in range(point.processes * point.runs):
         here, there = context.Pipe()
-        process = context.Process(target=_serve, args=(there, rank, port, point, settings), daemon=True)
+        process = context.Process(
+            target=_serve, args=(there, rank, port, point, settings), daemon=True
+        )
         process.start()
         there.close()  # so that a process that died is an end of file here, and not a wait
         pipes.append(here)
@@ -157,8 +176,12 @@ def _processes(point: Point, settings: Settings) -> Iterator[dict[str, Timed]]:
         try:
             rates = [pipe.recv() for pipe in pipes]
         except (EOFError, OSError):
-            raise RunError("a process of a step by several died; its own message is above") from None
-        return point.runs * min(rates)  # processes wait for the slowest, and a run that ends last has more for itself
+            raise RunError(
+                "a process of a step by several died; its own message is above"
+            ) from None
+        return point.runs * min(
+            rates
+        )  # processes wait for the slowest, and a run that ends last has more for itself
 
     try:
         yield {part: partial(ask, part) for part in PARTS}
@@ -173,7 +196,9 @@ def _serve(pipe: Connection, rank: int, port: int, point: Point, settings: Setti
     if point.processes > 1:
         os.environ |= torchrun_words(rank, point.processes, port)
     torch.set_num_threads(max(1, torch.get_num_threads() // (point.processes * point.runs)))
-    timed: dict[str, Callable[[], float]] = {part: make_rate(method, point, settings) for part, method in PARTS.items()}
+    timed: dict[str, Callable[[], float]] = {
+        part: make_rate(method, point, settings) for part, method in PARTS.items()
+    }
     while True:
         if point.processes > 1:
             torch.distributed.barrier()

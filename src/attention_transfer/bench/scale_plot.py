@@ -31,8 +31,17 @@ def draw(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
         rates, share = panels[0][k], panels[1][k]
         low, high = ([row[end] for row in here] for end in ("p10", "p90"))
         rates.fill_between(at, low, high, color=OURS, alpha=0.25, linewidth=0)
-        rates.plot(at, [row["median"] for row in here], "o-", color=OURS, markersize=4, label="AT+KD")
-        rates.plot(at, [row["authors_rate"] for row in here], "o-", color=THEIRS, markersize=4, label="the authors'")
+        rates.plot(
+            at, [row["median"] for row in here], "o-", color=OURS, markersize=4, label="AT+KD"
+        )
+        rates.plot(
+            at,
+            [row["authors_rate"] for row in here],
+            "o-",
+            color=THEIRS,
+            markersize=4,
+            label="the authors'",
+        )
         rates.set_yscale("log")
         share.plot(at, [row["share"] for row in here], "o-", color=OURS, markersize=4)
         share.axhline(0, color="black", linewidth=0.6)
@@ -58,7 +67,9 @@ def _limits(points: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
     from math import floor, log10
 
     low = min(min(row["p10"], row["authors_rate"]) for row in points)
-    return 10.0 ** floor(log10(low)), 1.3 * max(max(row["p90"], row["authors_rate"]) for row in points)
+    return 10.0 ** floor(log10(low)), 1.3 * max(
+        max(row["p90"], row["authors_rate"]) for row in points
+    )
 
 
 if __name__ == "__main__":

@@ -63,7 +63,9 @@ def bench_step(settings: Settings, console: Console, file: Path | None) -> None:
     fabric = make_fabric(recipe, decisions)
     torch.compiler.reset()
     torch.manual_seed(1)
-    x = torch.rand(settings.batch_size, 3, 32, 32, device=fabric.device).to(memory_format=torch.channels_last)
+    x = torch.rand(settings.batch_size, 3, 32, 32, device=fabric.device).to(
+        memory_format=torch.channels_last
+    )
     y = torch.randint(10, (settings.batch_size,), device=fabric.device)
     with authors(settings, str(fabric.device), None) as authors_rate:
         timed: dict[str, Timed] = {"authors": authors_rate}
@@ -84,7 +86,9 @@ def bench_epoch(settings: Settings, console: Console, file: Path | None) -> None
     The images are the built-in digits, which cost what CIFAR-10's cost; validation is left out on both sides.
     """
     if settings.images < settings.batch_size:
-        raise UserError(f"--images is {settings.images}: expected at least one batch of {settings.batch_size}")
+        raise UserError(
+            f"--images is {settings.images}: expected at least one batch of {settings.batch_size}"
+        )
     with tempfile.TemporaryDirectory() as temporary:
         recipe = recipe_of(settings, "at+kd")
         decisions = decisions_for(recipe, 0)
@@ -99,7 +103,10 @@ def bench_epoch(settings: Settings, console: Console, file: Path | None) -> None
         loop = prepare(recipe, folder, fabric, parts, decisions, quiet)
         loop.validate = lambda: {"loss": 0.0, "accuracy": 0.0}
         first = slice(0, settings.batch_size)
-        x, y = as_input(images.batch(first).to(fabric.device)), images.labels[first].to(fabric.device)
+        x, y = (
+            as_input(images.batch(first).to(fabric.device)),
+            images.labels[first].to(fabric.device),
+        )
 
         def epoch() -> float:
             start = time.perf_counter()
@@ -126,13 +133,20 @@ def bench_epoch(settings: Settings, console: Console, file: Path | None) -> None
 @contextmanager
 def authors(settings: Settings, device: str, data: Any) -> Iterator[Timed]:
     """The authors' step in a process of its own: a function that runs it and returns images/s."""
-    with elsewhere(partial(AuthorsStep, settings.student, settings.teacher), settings, device, data) as rate:
+    with elsewhere(
+        partial(AuthorsStep, settings.student, settings.teacher), settings, device, data
+    ) as rate:
         yield rate
 
 
 @contextmanager
 def elsewhere(
-    make: Callable[[], Any], settings: Settings, device: str, data: Any = None, size: int = 32, warm: bool = True
+    make: Callable[[], Any],
+    settings: Settings,
+    device: str,
+    data: Any = None,
+    size: int = 32,
+    warm: bool = True,
 ) -> Iterator[Timed]:
     """What `make` gives (see `serve`), in a process of its own whose allocator and threads nobody has tuned.
 
@@ -150,7 +164,9 @@ def elsewhere(
             here.send(settings.steps)
             return settings.steps * settings.batch_size / here.recv()
         except (EOFError, OSError):
-            raise RunError("the process of what is compared with died; its own message is above") from None
+            raise RunError(
+                "the process of what is compared with died; its own message is above"
+            ) from None
 
     try:
         if warm:

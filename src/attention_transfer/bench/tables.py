@@ -68,7 +68,9 @@ def rewrite(page: str, root: Path) -> str:
 
 def table(rows: list[dict[str, Any]]) -> Iterator[str]:
     """The rows of a bench as Markdown."""
-    keys = [key for key in dict.fromkeys(k for row in rows for k in row) if key not in ("name", *HIDDEN)]
+    keys = [
+        key for key in dict.fromkeys(k for row in rows for k in row) if key not in ("name", *HIDDEN)
+    ]
     yield "|  | " + " | ".join(HEADINGS.get(key, key.replace("_", " ")) for key in keys) + " |"
     yield "|" + "---|" * (1 + len(keys))
     for row in rows:
@@ -96,7 +98,9 @@ def _read(file: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read {file}: {error}") from error
     if not isinstance(found, dict) or "rows" not in found or "settings" not in found:
-        raise UserError(f"{file} holds no bench: expected what `attention-transfer bench NAME --json {file}` writes")
+        raise UserError(
+            f"{file} holds no bench: expected what `attention-transfer bench NAME --json {file}` writes"
+        )
     return found
 
 

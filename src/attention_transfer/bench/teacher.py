@@ -67,9 +67,13 @@ def bench_teacher(settings: Settings, console: Console, file: Path | None) -> No
     torch.manual_seed(1)
     x = torch.rand(settings.batch_size, 3, 32, 32, device=fabric.device)
     true = _read(_transfer(settings, teacher, x).double(), x.double())
-    theirs = AuthorsInference(settings.teacher, state=dict(teacher.state_dict())).to(str(fabric.device))
+    theirs = AuthorsInference(settings.teacher, state=dict(teacher.state_dict())).to(
+        str(fabric.device)
+    )
     errors = {"authors": error(theirs(x), true)}
-    with elsewhere(partial(AuthorsInference, settings.teacher), settings, str(fabric.device)) as authors_rate:
+    with elsewhere(
+        partial(AuthorsInference, settings.teacher), settings, str(fabric.device)
+    ) as authors_rate:
         timed: dict[str, Timed] = {"authors": authors_rate}
         for form in FORMS:
             if form.compiled and settings.compile != "on":
@@ -136,7 +140,9 @@ def _transfer(settings: Settings, teacher: nn.Module, x: Tensor) -> Transfer:
     """AT+KD of this teacher on the device of `x`."""
     student = create_model(settings.student, 10)
     options: dict[str, dict[str, Any]] = {"at": {}, "kd": {}}
-    transfer = Transfer(student, teacher.cpu(), create_methods("at+kd", options), example=x[:2].cpu().float())
+    transfer = Transfer(
+        student, teacher.cpu(), create_methods("at+kd", options), example=x[:2].cpu().float()
+    )
     return transfer.to(x.device)
 
 
@@ -153,5 +159,7 @@ def error(found: Seen, true: Seen) -> dict[str, float]:
     def relative(a: Tensor, b: Tensor) -> float:
         return float((a.double() - b).abs().amax() / b.abs().amax())
 
-    maps = [relative(attention_map(a), attention_map(b)) for a, b in zip(found[1], true[1], strict=True)]
+    maps = [
+        relative(attention_map(a), attention_map(b)) for a, b in zip(found[1], true[1], strict=True)
+    ]
     return {"logits_error": relative(found[0], true[0]), "maps_error": max(maps)}

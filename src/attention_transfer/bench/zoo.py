@@ -65,7 +65,9 @@ def bench_zoo(console: Console, file: Path | None, limit: int | None = None) -> 
     about = {
         "bench": "zoo",
         "date": date.today().isoformat(),
-        **environment(decisions_for(Recipe(device="cpu"), 0), [Path(sys.argv[0]).name, *sys.argv[1:]]),
+        **environment(
+            decisions_for(Recipe(device="cpu"), 0), [Path(sys.argv[0]).name, *sys.argv[1:]]
+        ),
         "student": STUDENT,
         "of": len(timm.list_models()),
         "seconds": seconds,
@@ -146,7 +148,10 @@ def _row(name: str, found: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
-    ranges = ["–".join(dict.fromkeys(str(n) for n in (row[k][0], row[k][-1]))) if row[k] else "" for k in RANGES]
+    ranges = [
+        "–".join(dict.fromkeys(str(n) for n in (row[k][0], row[k][-1]))) if row[k] else ""
+        for k in RANGES
+    ]
     return [row["name"], str(row["models"]), *(str(row[s]) for s in STEPS), *ranges]
 
 

@@ -58,8 +58,17 @@ class Augment:
     def epoch(self, seed: int, epoch: int, batch_size: int, drop_last: bool = True) -> EpochPlan:
         """Draws one epoch from a CPU generator seeded by (seed, epoch), then moves it to the images' device."""
         device = self.images.images.device
-        plan = draw_epoch(len(self.images), self.crop_padding, self.flip, seeded(seed, epoch), batch_size, drop_last)
-        order, dy, dx, flip = (drawn.to(device) for drawn in (plan.order, plan.dy, plan.dx, plan.flip))
+        plan = draw_epoch(
+            len(self.images),
+            self.crop_padding,
+            self.flip,
+            seeded(seed, epoch),
+            batch_size,
+            drop_last,
+        )
+        order, dy, dx, flip = (
+            drawn.to(device) for drawn in (plan.order, plan.dy, plan.dx, plan.flip)
+        )
         return EpochPlan(order, dy, dx, flip, batch_size, drop_last)
 
     def describe(self, batch_size: int) -> str:
@@ -104,7 +113,9 @@ def draw_epoch(
     Raises `UserError` for an epoch without images.
     """
     if batch_size < 1:
-        raise UserError(f"batch_size must be at least 1, got {batch_size}: choose a larger batch_size")
+        raise UserError(
+            f"batch_size must be at least 1, got {batch_size}: choose a larger batch_size"
+        )
     if not count:
         raise UserError("cannot plan an epoch of a set without images: open data that has some")
     order = torch.randperm(count, generator=generator) if order is None else order

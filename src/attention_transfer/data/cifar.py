@@ -42,7 +42,9 @@ def open_cifar(kind: str, path: Path | None, on_bad_image: str, want_val: bool) 
     if not path.is_dir():
         state = "is not a folder" if path.exists() else "does not exist"
         hint = nearest_path(path)
-        raise UserError(f"data {kind}: {path} {state}; expected the folder that holds {kind}; check the path{hint}")
+        raise UserError(
+            f"data {kind}: {path} {state}; expected the folder that holds {kind}; check the path{hint}"
+        )
     for folder in (path / BASE_FOLDER[kind], path):
         if (folder / FIRST_FILE[kind]).is_file():
             return _open_torchvision(kind, folder.parent, folder.name, want_val)
@@ -62,7 +64,11 @@ def open_cifar(kind: str, path: Path | None, on_bad_image: str, want_val: bool) 
 
 def cache_folder(kind: str) -> Path:
     """Where a download goes: attention-transfer/`kind` in XDG_CACHE_HOME or ~/.cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "attention-transfer" / kind
+    return (
+        Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        / "attention-transfer"
+        / kind
+    )
 
 
 def download(kind: str) -> tuple[Path, str]:

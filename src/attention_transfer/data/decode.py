@@ -75,7 +75,9 @@ def unreadable(place: str, error: Exception) -> str:
     )
 
 
-def decode_centre(out: NDArray[np.uint8], encoded: Encoded, shorter: int | None = None) -> tuple[int, int]:
+def decode_centre(
+    out: NDArray[np.uint8], encoded: Encoded, shorter: int | None = None
+) -> tuple[int, int]:
     """One image into `out` (size, size, 3), resized and its centre cut; its upright width and height."""
     from PIL import Image
 
@@ -144,7 +146,9 @@ def orientation(image: Image.Image) -> Any:
         return 1
 
 
-def fit(width: int, height: int, size: int, shorter: int | None = None) -> tuple[int, int, int, int]:
+def fit(
+    width: int, height: int, size: int, shorter: int | None = None
+) -> tuple[int, int, int, int]:
     """New width and height with the shorter side at `shorter` (or `size`), and the left and top of the centre crop."""
     short, side = min(width, height), shorter or size
     new_width, new_height = max(side, width * side // short), max(side, height * side // short)
@@ -156,7 +160,9 @@ def fit_boxes(
 ) -> NDArray[np.int64]:
     """Boxes (N, 4) of images with width and height `sizes` (N, 2) after `fit`; 0 0 0 0 where nothing is left of one."""
     fitted = np.zeros_like(boxes)
-    for i, ((x0, y0, x1, y1), (width, height)) in enumerate(zip(boxes.tolist(), sizes.tolist(), strict=True)):
+    for i, ((x0, y0, x1, y1), (width, height)) in enumerate(
+        zip(boxes.tolist(), sizes.tolist(), strict=True)
+    ):
         if x1 <= x0 or y1 <= y0 or not width:
             continue
         new_width, new_height, left, top = fit(width, height, size, shorter)
@@ -222,7 +228,9 @@ def available_memory() -> int | None:
     with contextlib.suppress(OSError, ValueError):
         # In a container the limit of the control group is what counts.
         group = Path("/sys/fs/cgroup")
-        found.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
+        found.append(
+            int((group / "memory.max").read_text()) - int((group / "memory.current").read_text())
+        )
     if not found and hasattr(os, "sysconf"):
         with contextlib.suppress(OSError, ValueError):
             found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))

@@ -29,7 +29,9 @@ def open_digits() -> Source:
     sets = []
     for part, count in enumerate((TRAIN_SCENES, VAL_SCENES)):
         sources = split_sources(labels)[part].numpy()
-        images, targets, boxes = make_scenes(digits[sources], labels.numpy()[sources], count, SCENES_SEED + part)
+        images, targets, boxes = make_scenes(
+            digits[sources], labels.numpy()[sources], count, SCENES_SEED + part
+        )
         sets.append(ImageSet(images, targets, classes, boxes))
     return Source(classes, SCENE, Split.of(sets[0]), Split.of(sets[1]))
 
@@ -40,7 +42,9 @@ def source_digits() -> tuple[NDArray[np.float32], Tensor]:
 
     bunch = load_digits()
     small = torch.from_numpy(bunch.images / 16.0)[:, None]
-    large = torch.nn.functional.interpolate(small, size=(DIGIT, DIGIT), mode="bilinear", align_corners=False)
+    large = torch.nn.functional.interpolate(
+        small, size=(DIGIT, DIGIT), mode="bilinear", align_corners=False
+    )
     return large[:, 0].float().numpy(), torch.from_numpy(bunch.target).long()
 
 
@@ -91,7 +95,9 @@ def _window(corner: NDArray[np.int64], side: int) -> tuple[NDArray[np.int64], ND
     return corner[:, 0, None, None] + steps[:, None], corner[:, 1, None, None] + steps
 
 
-def _paste(scenes: NDArray[np.float32], patches: NDArray[np.float32], corner: NDArray[np.int64]) -> None:
+def _paste(
+    scenes: NDArray[np.float32], patches: NDArray[np.float32], corner: NDArray[np.int64]
+) -> None:
     """The brighter of scene and patch, so that nothing that is pasted later hides the digit."""
     where = (np.arange(len(scenes))[:, None, None], *_window(corner, patches.shape[-1]))
     scenes[where] = np.maximum(scenes[where], patches)

@@ -56,7 +56,9 @@ def open_folder(path: Path, image_size: int | None, on_bad_image: str, want_val:
 
 def _holds_classes(path: Path) -> bool:
     """Whether folders directly in `path` hold images."""
-    return any(_is_image(file) for folder in path.iterdir() if folder.is_dir() for file in folder.iterdir())
+    return any(
+        _is_image(file) for folder in path.iterdir() if folder.is_dir() for file in folder.iterdir()
+    )
 
 
 def _is_image(file: Path) -> bool:
@@ -71,10 +73,16 @@ def class_folders(path: Path, part: str) -> list[str]:
         raise UserError(
             f"{path} has no folder {part}/: expected train/ and val/ with a folder a class; add it, or check the path"
         )
-    found = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    found = sorted(
+        entry.name
+        for entry in folder.iterdir()
+        if entry.is_dir() and not entry.name.startswith(".")
+    )
     if not found:
         state = "is empty" if not any(folder.iterdir()) else "has files but no folders"
-        raise UserError(f"{folder} {state}: expected a folder of images a class; add them, or check the path")
+        raise UserError(
+            f"{folder} {state}: expected a folder of images a class; add them, or check the path"
+        )
     return found
 
 
@@ -115,13 +123,19 @@ def _class_names(path: Path) -> dict[str, str]:
         return {}
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            return {row[0].strip(): row[1].strip() for row in csv.reader(file) if len(row) >= 2 and row[1].strip()}
+            return {
+                row[0].strip(): row[1].strip()
+                for row in csv.reader(file)
+                if len(row) >= 2 and row[1].strip()
+            }
     except (UnicodeDecodeError, csv.Error) as error:
         raise _no_csv(path, error) from error
 
 
 def _no_csv(path: Path, error: Exception) -> UserError:
-    return UserError(f"cannot read {path} ({error}): expected CSV in UTF-8; save it as such, or delete it")
+    return UserError(
+        f"cannot read {path} ({error}): expected CSV in UTF-8; save it as such, or delete it"
+    )
 
 
 def read_boxes(path: Path) -> Boxes | None:

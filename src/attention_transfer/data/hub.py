@@ -34,7 +34,9 @@ def open_hub(
     parts = _fetched(name, configuration or None)
     train_name = next((part for part in ("train", *parts) if part in parts), None)
     if train_name is None:
-        raise UserError(f"hub:{place} has no parts: expected train and, for validation, validation or test; check it")
+        raise UserError(
+            f"hub:{place} has no parts: expected train and, for validation, validation or test; check it"
+        )
     image, label = find_columns(place, parts[train_name].features, image, label)
 
     def read(part: str, classes: tuple[str, ...], size: int | None) -> StreamSet:
@@ -42,14 +44,21 @@ def open_hub(
         labels = _labels(parts[part], label)
         classes = classes or class_names(labels)
         size = size or reader.usual_size()
-        return StreamSet.whole(reader, numbered(reader, labels, classes), classes, size, on_bad_image)
+        return StreamSet.whole(
+            reader, numbered(reader, labels, classes), classes, size, on_bad_image
+        )
 
     names = getattr(parts[train_name].features[label], "names", None)
     train = read(train_name, tuple(map(str, names)) if names else (), image_size)
     val_name = next((part for part in VAL_NAMES if part in parts and part != train_name), None)
     if not want_val or val_name is None:
         return Source(train.classes, train.size, Split.read(train), None)
-    return Source(train.classes, train.size, Split.read(train), Split.read(read(val_name, train.classes, train.size)))
+    return Source(
+        train.classes,
+        train.size,
+        Split.read(train),
+        Split.read(read(val_name, train.classes, train.size)),
+    )
 
 
 def _fetched(name: str, configuration: str | None) -> dict[str, Any]:
@@ -57,7 +66,9 @@ def _fetched(name: str, configuration: str | None) -> dict[str, Any]:
     try:
         import datasets
     except ImportError:
-        raise UserError(f"hub:{name} needs Hugging Face's datasets: pip install 'attention-transfer[hub]'") from None
+        raise UserError(
+            f"hub:{name} needs Hugging Face's datasets: pip install 'attention-transfer[hub]'"
+        ) from None
     for library in ("datasets", "huggingface_hub"):  # they tell of every attempt
         logging.getLogger(library).setLevel(logging.CRITICAL)
     try:
@@ -71,7 +82,9 @@ def _fetched(name: str, configuration: str | None) -> dict[str, Any]:
         ) from error
 
 
-def find_columns(place: str, features: Any, image: str | None = None, label: str | None = None) -> tuple[str, str]:
+def find_columns(
+    place: str, features: Any, image: str | None = None, label: str | None = None
+) -> tuple[str, str]:
     """The image column and the label column: those that are named, or else the only ones, or the usual ones."""
     kinds = {name: type(feature).__name__ for name, feature in features.items()}
     types = {name: str(getattr(feature, "dtype", "")) for name, feature in features.items()}
@@ -82,11 +95,24 @@ def find_columns(place: str, features: Any, image: str | None = None, label: str
             f"hub:{place} has no image column (its columns: {columns}): expected one of images; choose another"
         )
     classed = [name for name in kinds if kinds[name] == "ClassLabel"]
-    numbers = [name for name in kinds if kinds[name] == "Value" and types[name].lstrip("u").startswith(("int", "bool"))]
-    words = [name for name in kinds if kinds[name] == "Value" and types[name] in ("string", "large_string")]
-    for what, name, known in (("image", image, images), ("label", label, [*classed, *numbers, *words])):
+    numbers = [
+        name
+        for name in kinds
+        if kinds[name] == "Value" and types[name].lstrip("u").startswith(("int", "bool"))
+    ]
+    words = [
+        name
+        for name in kinds
+        if kinds[name] == "Value" and types[name] in ("string", "large_string")
+    ]
+    for what, name, known in (
+        ("image", image, images),
+        ("label", label, [*classed, *numbers, *words]),
+    ):
         if name is not None and name not in known:
-            raise UserError(f"hub:{place} has no {what} column {name!r} (its columns: {columns}){nearest(name, known)}")
+            raise UserError(
+                f"hub:{place} has no {what} column {name!r} (its columns: {columns}){nearest(name, known)}"
+            )
     image = image or _usual(images, IMAGE_NAMES)
     label = (
         label
@@ -122,7 +148,9 @@ class HubReader(Reader):
         from datasets import Image
 
         self._place, self._name, self._column = place, name, column
-        self._rows = part.select_columns([column]).cast_column(column, Image(decode=False)).with_format(None)
+        self._rows = (
+            part.select_columns([column]).cast_column(column, Image(decode=False)).with_format(None)
+        )
 
     def __len__(self) -> int:
         return len(self._rows)

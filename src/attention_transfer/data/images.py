@@ -39,12 +39,20 @@ class ImageSet:
         count = len(self.images)
         if self.labels.dtype != torch.int64 or self.labels.shape != (count,):
             shape = tuple(self.labels.shape)
-            raise UserError(f"labels must be int64 of shape ({count},), got {self.labels.dtype} {shape}: convert them")
-        if self.boxes is not None and (self.boxes.dtype != torch.int64 or self.boxes.shape != (count, 4)):
+            raise UserError(
+                f"labels must be int64 of shape ({count},), got {self.labels.dtype} {shape}: convert them"
+            )
+        if self.boxes is not None and (
+            self.boxes.dtype != torch.int64 or self.boxes.shape != (count, 4)
+        ):
             shape = tuple(self.boxes.shape)
-            raise UserError(f"boxes must be int64 of shape ({count}, 4), got {self.boxes.dtype} {shape}: convert them")
+            raise UserError(
+                f"boxes must be int64 of shape ({count}, 4), got {self.boxes.dtype} {shape}: convert them"
+            )
         if self.files is not None and len(self.files) != count:
-            raise UserError(f"files must name all {count} images, got {len(self.files)} names: give one name an image")
+            raise UserError(
+                f"files must name all {count} images, got {len(self.files)} names: give one name an image"
+            )
         object.__setattr__(self, "images", self.images.contiguous())
 
     def __len__(self) -> int:
@@ -66,7 +74,9 @@ class ImageSet:
     def to(self, device: torch.device | str) -> ImageSet:
         """The same set with its tensors on `device`."""
         boxes = None if self.boxes is None else self.boxes.to(device)
-        return replace(self, images=self.images.to(device), labels=self.labels.to(device), boxes=boxes)
+        return replace(
+            self, images=self.images.to(device), labels=self.labels.to(device), boxes=boxes
+        )
 
     def batch(self, indices: Tensor | Sequence[int] | slice) -> Tensor:
         """Images as uint8 (B, 3, H, W), channels_last in memory; a view where `indices` is a slice, else a copy."""

@@ -51,11 +51,21 @@ def open_data(
     """
     check_choice("on_bad_image", on_bad_image, ON_BAD_IMAGE)
     check_choice("stream setting", stream, STREAM)
-    for name, value in (("image_size", image_size), ("limit_train", limit_train), ("limit_val", limit_val)):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-            raise UserError(f"{name} must be a whole number of at least 1, got {value!r}: give such a number or none")
+    for name, value in (
+        ("image_size", image_size),
+        ("limit_train", limit_train),
+        ("limit_val", limit_val),
+    ):
+        if value is not None and (
+            isinstance(value, bool) or not isinstance(value, int) or value < 1
+        ):
+            raise UserError(
+                f"{name} must be a whole number of at least 1, got {value!r}: give such a number or none"
+            )
     if val_split is not None and not 0 < val_split < 1:
-        raise UserError(f"val_split must be between 0 and 1 (such as 0.1), got {val_split!r}: give such a fraction")
+        raise UserError(
+            f"val_split must be between 0 and 1 (such as 0.1), got {val_split!r}: give such a fraction"
+        )
 
     source = _open_source(spec, image_size, on_bad_image, want_val=val_split is None)
     train, val = source.train, source.val
@@ -63,7 +73,10 @@ def open_data(
     if val is None or val_split is not None:
         train, val, said = _cut(spec, train, val_split, seed)
         notes += said
-    train, val = _limited(train, limit_train, seed), _limited(val.enlarged(val_resize), limit_val, 0)
+    train, val = (
+        _limited(train, limit_train, seed),
+        _limited(val.enlarged(val_resize), limit_val, 0),
+    )
 
     count = len(train.labels) + len(val.labels)
     if _streamed(spec, stream, train, count * source.size**2 * 3, memory):
@@ -71,7 +84,10 @@ def open_data(
         assert val.stream is not None, "both come from the same files"
         looked_at = train.at(_sample(train.stream))
         mean, std = channel_statistics(_load(spec, "training", looked_at)[0].images)
-        train_set, val_set = replace(train.stream, workers=workers), replace(val.stream, workers=workers)
+        train_set, val_set = (
+            replace(train.stream, workers=workers),
+            replace(val.stream, workers=workers),
+        )
         return Dataset(spec, train_set, val_set, mean, std, source.skipped, tuple(notes))
     check_memory(spec, count, source.size)
     train_images, train_skipped = _load(spec, "training", train)
@@ -87,12 +103,18 @@ def _absent(source: Source) -> list[str]:
     absent = (counts == 0).nonzero().flatten().tolist()
     if not absent:
         return []
-    names = ", ".join(source.classes[label] for label in absent[:3]) + (", …" if len(absent) > 3 else "")
+    names = ", ".join(source.classes[label] for label in absent[:3]) + (
+        ", …" if len(absent) > 3 else ""
+    )
     verb = "has" if len(absent) == 1 else "have"
-    return [f"warning: {len(absent):,} of {len(source.classes):,} classes {verb} no training image: {names}"]
+    return [
+        f"warning: {len(absent):,} of {len(source.classes):,} classes {verb} no training image: {names}"
+    ]
 
 
-def _cut(spec: str, train: Split, val_split: float | None, seed: int) -> tuple[Split, Split, list[str]]:
+def _cut(
+    spec: str, train: Split, val_split: float | None, seed: int
+) -> tuple[Split, Split, list[str]]:
     """Training and validation images from the training images, and what is to be said of it."""
     notes = []
     # What nobody asked for is the same for every seed, so that runs can be compared and no student is judged by images
@@ -100,8 +122,14 @@ def _cut(spec: str, train: Split, val_split: float | None, seed: int) -> tuple[S
     share, seed = (VAL_SPLIT, 0) if val_split is None else (val_split, seed)
     rest, cut = stratified_split(train.labels, share, seed)
     if not len(cut):
-        why = "val_split" if val_split is not None else "it has no validation images, and cutting some from train"
-        raise UserError(f"{spec}: {why} needs a class with at least 2 training images, found none: add images")
+        why = (
+            "val_split"
+            if val_split is not None
+            else "it has no validation images, and cutting some from train"
+        )
+        raise UserError(
+            f"{spec}: {why} needs a class with at least 2 training images, found none: add images"
+        )
     if val_split is None:
         notes.append(
             f"{spec} has no validation images: {len(cut)} of its {len(train.labels)} training images ({share:.0%} of "
@@ -109,7 +137,11 @@ def _cut(spec: str, train: Split, val_split: float | None, seed: int) -> tuple[S
         )
     alone = int((torch.bincount(train.labels) == 1).sum())
     if alone:
-        one = "1 class has a single image, which" if alone == 1 else f"{alone} classes have a single image, which"
+        one = (
+            "1 class has a single image, which"
+            if alone == 1
+            else f"{alone} classes have a single image, which"
+        )
         notes.append(f"warning: {one} is trained on: nothing validates it")
     return train.at(rest), train.at(cut), notes
 
@@ -118,7 +150,11 @@ def _sample(images: StreamSet) -> Tensor:
     """Sorted indices of `STATISTICS_IMAGES` images, of as few blocks as can be where they are read in blocks."""
     if images.reader.blocks is None:
         return balanced_subset(images.labels, STATISTICS_IMAGES, 0)
-    return shuffled_blocks(images.reader.blocks[images.rows], 1, seeded(0))[:STATISTICS_IMAGES].sort().values
+    return (
+        shuffled_blocks(images.reader.blocks[images.rows], 1, seeded(0))[:STATISTICS_IMAGES]
+        .sort()
+        .values
+    )
 
 
 def _streamed(spec: str, stream: str, train: Split, needed: int, memory: int | None) -> bool:
@@ -154,12 +190,16 @@ def _open_source(spec: str, image_size: int | None, on_bad_image: str, want_val:
         if kind == "parquet":
             place, columns = split_columns(spec, place)
         if not place:
-            raise UserError(f"data {spec!r} names no place: expected {kind}:PATH; add the path of the data's folder")
+            raise UserError(
+                f"data {spec!r} names no place: expected {kind}:PATH; add the path of the data's folder"
+            )
         path = Path(place).expanduser()
         if not path.is_dir():
             state = "is not a folder" if path.exists() else "does not exist"
             hint = nearest_path(path)
-            raise UserError(f"data {spec!r}: {path} {state}; expected the data's folder; check the path{hint}")
+            raise UserError(
+                f"data {spec!r}: {path} {state}; expected the data's folder; check the path{hint}"
+            )
         if kind == "folder":
             from .folder import open_folder
 
@@ -195,5 +235,7 @@ def _limited(split: Split, limit: int | None, seed: int) -> Split:
 def _load(spec: str, what: str, split: Split) -> tuple[ImageSet, int]:
     images, skipped = split.load(torch.arange(len(split.labels)))
     if not len(images):
-        raise UserError(f"{spec}: none of the {skipped} {what} images can be read; expected some; check the files")
+        raise UserError(
+            f"{spec}: none of the {skipped} {what} images can be read; expected some; check the files"
+        )
     return images, skipped

@@ -56,15 +56,23 @@ def open_parquet(
     folder = parquet_folder(path)
     if folder is None:
         others = sorted(path.rglob("*.parquet"))
-        state = f"holds {others[0].relative_to(path)} but no train-*.parquet" if others else "holds no train-*.parquet"
-        raise UserError(f"{path} {state}: expected Hugging Face's layout; rename the files, or check the path")
+        state = (
+            f"holds {others[0].relative_to(path)} but no train-*.parquet"
+            if others
+            else "holds no train-*.parquet"
+        )
+        raise UserError(
+            f"{path} {state}: expected Hugging Face's layout; rename the files, or check the path"
+        )
     train_files = part_files(folder, "train")
     layout = find_layout(train_files[0], label, image)
     found = read_labels(train_files, layout)
     classes = layout.classes or class_names(found)
     reader = ParquetReader(train_files, layout.image)
     labels = numbered(reader, found, classes)
-    train = StreamSet.whole(reader, labels, classes, image_size or reader.usual_size(), on_bad_image)
+    train = StreamSet.whole(
+        reader, labels, classes, image_size or reader.usual_size(), on_bad_image
+    )
     val_files = next((files for name in VAL_NAMES if (files := part_files(folder, name))), None)
     if not want_val or val_files is None:
         return Source(classes, train.size, Split.read(train), None)
@@ -77,7 +85,11 @@ def open_parquet(
 def part_files(folder: Path, part: str) -> list[Path]:
     """Sorted parquet files of one part: train-*.parquet, train.parquet, or all in train/."""
     return sorted(
-        {file for name in ("{}-*.parquet", "{}.parquet", "{}/*.parquet") for file in folder.glob(name.format(part))}
+        {
+            file
+            for name in ("{}-*.parquet", "{}.parquet", "{}/*.parquet")
+            for file in folder.glob(name.format(part))
+        }
     )
 
 
@@ -100,16 +112,18 @@ def _open_file(file: Path) -> Any:
 
 def _damaged(file: Path, error: Exception) -> UserError:
     reason = str(error).splitlines()[0]
-    return UserError(f"cannot read {file} ({reason}): expected a whole parquet file; fetch it again")
+    return UserError(
+        f"cannot read {file} ({reason}): expected a whole parquet file; fetch it again"
+    )
 
 
 def find_layout(file: Path, label: str | None, image: str | None = None) -> Layout:
     """The columns that are named, or else by Hugging Face's own metadata, then by usual names, then by type."""
     schema = _open_file(file).schema_arrow
     features = _features(schema.metadata)
-    images = [field.name for field in schema if features.get(field.name, {}).get("_type") == "Image"] or [
-        field.name for field in schema if _holds_bytes(field.type)
-    ]
+    images = [
+        field.name for field in schema if features.get(field.name, {}).get("_type") == "Image"
+    ] or [field.name for field in schema if _holds_bytes(field.type)]
     numbers = [field.name for field in schema if _is_label(field.type, words=False)]
     words = [field.name for field in schema if _is_label(field.type, words=True)]
     classed = [name for name in numbers if features.get(name, {}).get("_type") == "ClassLabel"]
@@ -120,7 +134,9 @@ def find_layout(file: Path, label: str | None, image: str | None = None) -> Layo
         )
     if image is not None and image not in images:
         expected = f"one of {', '.join(images)}{nearest(image, images)}"
-        raise UserError(f"{file} has no image column {image!r} (its columns: {columns}): expected {expected}")
+        raise UserError(
+            f"{file} has no image column {image!r} (its columns: {columns}): expected {expected}"
+        )
     if image is None and len(images) > 1 and not any(name in images for name in IMAGE_NAMES):
         raise UserError(
             f"{file} has several image columns ({', '.join(images)}): expected one, or one called image; "
@@ -131,15 +147,29 @@ def find_layout(file: Path, label: str | None, image: str | None = None) -> Layo
             f"{file} has no label column {label!r} (its columns: {columns}): expected whole numbers or words; check it"
             f"{nearest(label, [*numbers, *words])}"
         )
-    chosen = label or _prefer(classed, LABEL_NAMES) or _named([*numbers, *words]) or _only(numbers) or _only(words)
+    chosen = (
+        label
+        or _prefer(classed, LABEL_NAMES)
+        or _named([*numbers, *words])
+        or _only(numbers)
+        or _only(words)
+    )
     if chosen is None:
         kinds = "whole numbers" if numbers else "words"
         found = f"several columns of {kinds}" if numbers or words else "no label column"
-        what = f"say which, parquet:PATH#label={(numbers or words)[0]}" if numbers or words else "add one"
-        raise UserError(f"{file} has {found} (its columns: {columns}): expected one of whole numbers or words; {what}")
+        what = (
+            f"say which, parquet:PATH#label={(numbers or words)[0]}"
+            if numbers or words
+            else "add one"
+        )
+        raise UserError(
+            f"{file} has {found} (its columns: {columns}): expected one of whole numbers or words; {what}"
+        )
     names = features.get(chosen, {}).get("names")
     classes = tuple(str(name) for name in names) if isinstance(names, list) else ()
-    return Layout(image or _prefer(images, IMAGE_NAMES) or images[0], chosen, classes, chosen in words)
+    return Layout(
+        image or _prefer(images, IMAGE_NAMES) or images[0], chosen, classes, chosen in words
+    )
 
 
 def _prefer(found: list[str], usual: tuple[str, ...]) -> str | None:
@@ -235,7 +265,11 @@ class ParquetReader(Reader):
         self._process = os.getpid()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k not in ("_lock", "_kept", "_open", "_process")}
+        return {
+            k: v
+            for k, v in self.__dict__.items()
+            if k not in ("_lock", "_kept", "_open", "_process")
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

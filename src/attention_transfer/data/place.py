@@ -23,7 +23,9 @@ def nearest_path(path: Path) -> str:
     except OSError:  # a file, or a folder of somebody else's
         return ""
     close = get_close_matches(missing.name, names, n=1)
-    return f"; did you mean {missing.parent / close[0] / path.relative_to(missing)}?" if close else ""
+    return (
+        f"; did you mean {missing.parent / close[0] / path.relative_to(missing)}?" if close else ""
+    )
 
 
 def split_columns(spec: str, place: str) -> tuple[str, dict[str, str]]:
@@ -49,4 +51,7 @@ def split_columns(spec: str, place: str) -> tuple[str, dict[str, str]]:
 def distinct(names: list[str], origins: list[str]) -> tuple[str, ...]:
     """The names of classes, those that several share told apart by where each is from: crane (n02012849)."""
     count = Counter(names)
-    return tuple(f"{name} ({origin})" if count[name] > 1 else name for name, origin in zip(names, origins, strict=True))
+    return tuple(
+        f"{name} ({origin})" if count[name] > 1 else name
+        for name, origin in zip(names, origins, strict=True)
+    )

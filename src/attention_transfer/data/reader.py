@@ -63,7 +63,11 @@ class Chosen(Sequence[Encoded]):
     @overload
     def __getitem__(self, k: slice) -> Chosen: ...
     def __getitem__(self, k: int | slice) -> Encoded | Chosen:
-        return Chosen(self.reader, self.rows[k]) if isinstance(k, slice) else self.reader.encoded(self.rows[k])
+        return (
+            Chosen(self.reader, self.rows[k])
+            if isinstance(k, slice)
+            else self.reader.encoded(self.rows[k])
+        )
 
 
 class Packed(Sequence[str]):
@@ -90,7 +94,9 @@ class Packed(Sequence[str]):
 class FileReader(Reader):
     """Image files below `root`."""
 
-    def __init__(self, root: Path, files: Sequence[Path], boxes: NDArray[np.int64] | None = None) -> None:
+    def __init__(
+        self, root: Path, files: Sequence[Path], boxes: NDArray[np.int64] | None = None
+    ) -> None:
         self.root, self.boxes = root, boxes
         self._files = Packed([file.relative_to(root).as_posix() for file in files])
 
@@ -122,10 +128,14 @@ def decode_rows(
     """
     where = rows.tolist()
     out = np.zeros((len(where), size, size, 3), dtype=np.uint8)
-    sizes = decode_into(out, Chosen(reader, where), lambda k: reader.place(where[k]), on_bad_image, shorter)
+    sizes = decode_into(
+        out, Chosen(reader, where), lambda k: reader.place(where[k]), on_bad_image, shorter
+    )
     boxes = None
     if reader.boxes is not None:
-        boxes = torch.from_numpy(fit_boxes(reader.boxes[where].reshape(-1, 4), sizes, size, shorter))
+        boxes = torch.from_numpy(
+            fit_boxes(reader.boxes[where].reshape(-1, 4), sizes, size, shorter)
+        )
     files = tuple(reader.file(i) for i in where)
     return ImageSet(torch.from_numpy(out), labels, classes, boxes, files), sizes
 

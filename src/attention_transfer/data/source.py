@@ -74,7 +74,9 @@ class Source:
             return self
         val = None if self.val is None else _resized_split(self.val, size)
         # Statistics of the original size do not hold for smoothed images.
-        return replace(self, size=size, train=_resized_split(self.train, size), val=val, statistics=None)
+        return replace(
+            self, size=size, train=_resized_split(self.train, size), val=val, statistics=None
+        )
 
 
 def _resized_split(split: Split, size: int) -> Split:

@@ -46,9 +46,13 @@ class StreamSet:
     bad: set[int] = field(default_factory=set)
 
     @classmethod
-    def whole(cls, reader: Reader, labels: Tensor, classes: tuple[str, ...], size: int, on_bad_image: str) -> StreamSet:
+    def whole(
+        cls, reader: Reader, labels: Tensor, classes: tuple[str, ...], size: int, on_bad_image: str
+    ) -> StreamSet:
         """All that a reader has."""
-        return cls(reader, torch.arange(len(reader)), labels, classes, size, on_bad_image=on_bad_image)
+        return cls(
+            reader, torch.arange(len(reader)), labels, classes, size, on_bad_image=on_bad_image
+        )
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -61,7 +65,11 @@ class StreamSet:
     @property
     def boxes(self) -> Tensor | None:
         """(N, 4) int64, 0 0 0 0 where a box is not known."""
-        return None if self.reader.boxes is None else torch.from_numpy(self.reader.boxes[self.rows.numpy()])
+        return (
+            None
+            if self.reader.boxes is None
+            else torch.from_numpy(self.reader.boxes[self.rows.numpy()])
+        )
 
     def subset(self, indices: Tensor) -> ImageSet:
         """The images at `indices` (M,), decoded now; the unreadable ones left out or an error."""
@@ -79,11 +87,15 @@ class StreamSet:
         """Images as uint8 (B, 3, H, W), channels_last in memory, decoded now; an unreadable one is black."""
         if isinstance(indices, slice):
             indices = torch.arange(len(self))[indices]
-        return self._decode(torch.as_tensor(indices, dtype=torch.int64).cpu())[0].images.permute(0, 3, 1, 2)
+        return self._decode(torch.as_tensor(indices, dtype=torch.int64).cpu())[0].images.permute(
+            0, 3, 1, 2
+        )
 
     def _decode(self, indices: Tensor) -> tuple[ImageSet, NDArray[np.int64]]:
         rows, labels = self.rows[indices], self.labels[indices]
-        return decode_rows(self.reader, rows, labels, self.classes, self.size, self.on_bad_image, self.shorter)
+        return decode_rows(
+            self.reader, rows, labels, self.classes, self.size, self.on_bad_image, self.shorter
+        )
 
     def to(self, device: torch.device | str) -> StreamSet:
         """The same set: its images go to a device a batch at a time."""
@@ -100,7 +112,9 @@ class StreamSet:
 
     def check(self, made: _Made) -> None:
         """Keeps account of unreadable images; an error unless they are to be skipped, and where there are no others."""
-        if made.bad and (self.on_bad_image != "skip" or all(i in made.bad for i in made.index.tolist())):
+        if made.bad and (
+            self.on_bad_image != "skip" or all(i in made.bad for i in made.index.tolist())
+        ):
             raise UserError(made.bad[min(made.bad)])
         self.bad.update(made.bad)
 
@@ -115,7 +129,12 @@ class Stream:
     shares = True
 
     def __init__(
-        self, images: StreamSet, transform: Transform, device: torch.device | str = "cpu", rank: int = 0, world: int = 1
+        self,
+        images: StreamSet,
+        transform: Transform,
+        device: torch.device | str = "cpu",
+        rank: int = 0,
+        world: int = 1,
     ) -> None:
         self.images, self.transform = images, transform
         self.device, self.rank, self.world = torch.device(device), rank, world
@@ -129,7 +148,15 @@ class Stream:
         if reader.blocks is not None:
             order = shuffled_blocks(reader.blocks[self.images.rows], reader.window, generator)
         transform = self.transform
-        return draw_epoch(len(self.images), transform.padding, transform.flip, generator, batch_size, drop_last, order)
+        return draw_epoch(
+            len(self.images),
+            transform.padding,
+            transform.flip,
+            generator,
+            batch_size,
+            drop_last,
+            order,
+        )
 
     def batch(self, plan: EpochPlan, step: int) -> tuple[Tensor, Tensor]:
         """This process's share of batch `step`: images uint8 (B, 3, H, W), channels_last, and labels (B,).
@@ -138,11 +165,18 @@ class Stream:
         """
         if not 0 <= step < len(plan):
             raise IndexError(f"step {step} is outside of the epoch's {len(plan)} batches")
-        if self._batches is None or self._at is None or self._at[0] is not plan or self._at[1] != step:
+        if (
+            self._batches is None
+            or self._at is None
+            or self._at[0] is not plan
+            or self._at[1] != step
+        ):
             self._batches = None
             jobs = (self._job(plan, k) for k in range(step, len(plan)))
             pin = self.device.type == "cuda"
-            self._batches = _load(self.images, self.transform, jobs, -(-plan.batch_size // self.world), pin)
+            self._batches = _load(
+                self.images, self.transform, jobs, -(-plan.batch_size // self.world), pin
+            )
         made = next(self._batches)
         self._at = (plan, step + 1)
         if step + 1 == len(plan):
@@ -167,7 +201,9 @@ class Stream:
         return -(-batch_size // self.world) * self.images.size**2 * 3
 
     def _job(self, plan: EpochPlan, step: int) -> _Job:
-        here = torch.arange(step * plan.batch_size, min((step + 1) * plan.batch_size, len(plan.order)))
+        here = torch.arange(
+            step * plan.batch_size, min((step + 1) * plan.batch_size, len(plan.order))
+        )
         if self.world > 1:
             here = here[self.rank : len(here) // self.world * self.world : self.world]
         index = plan.order[here]
@@ -186,7 +222,9 @@ def shuffled_blocks(blocks: Tensor, window: int, generator: torch.Generator) -> 
 
 def usual_workers(on_cpu: bool, processes: int = 1) -> int:
     """Where nobody says: what the training leaves of this process's share of the cores."""
-    cores = (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1) // processes
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    ) // processes
     # Trained on the CPU, a network keeps the cores busier than decoding does.
     return max(1, min(MOST_WORKERS, cores // 8 if on_cpu else cores - 1))
 
@@ -237,10 +275,14 @@ class _Maker(torch.utils.data.Dataset[Any]):
         for k in bad if good else ():
             other = good[k % len(good)]
             out[k], index[k] = out[other], index[other]
-        return _Made(torch.from_numpy(out), index, {int(job.index[k]): why for k, why in bad.items()})
+        return _Made(
+            torch.from_numpy(out), index, {int(job.index[k]): why for k, why in bad.items()}
+        )
 
 
-def _load(images: StreamSet, transform: Transform, jobs: Iterator[_Job], batch_size: int, pin: bool) -> Iterator[_Made]:
+def _load(
+    images: StreamSet, transform: Transform, jobs: Iterator[_Job], batch_size: int, pin: bool
+) -> Iterator[_Made]:
     """The batches of `jobs`, in their order, from worker processes (or from this one where there are none)."""
     workers = _fitting(images.workers, batch_size * images.size * images.size * 3)
     loader = torch.utils.data.DataLoader(
@@ -270,7 +312,9 @@ def _fitting(workers: int, batch_bytes: int) -> int:
     shared = Path("/dev/shm")
     if not workers or not shared.is_dir():
         return workers
-    return min(workers, int(0.8 * shutil.disk_usage(shared).free) // ((AHEAD + 1) * max(1, batch_bytes)))
+    return min(
+        workers, int(0.8 * shutil.disk_usage(shared).free) // ((AHEAD + 1) * max(1, batch_bytes))
+    )
 
 
 def _begin_worker(number: int) -> None:

@@ -79,7 +79,13 @@ class RandomResizedCrop:
 
     padding = 0
 
-    def __init__(self, size: int, scale: Sequence[float] = SCALE, ratio: Sequence[float] = RATIO, flip: bool = True):
+    def __init__(
+        self,
+        size: int,
+        scale: Sequence[float] = SCALE,
+        ratio: Sequence[float] = RATIO,
+        flip: bool = True,
+    ):
         from torchvision.transforms import v2
 
         check_ranges(scale, ratio)
@@ -93,7 +99,11 @@ class RandomResizedCrop:
         with _seeded(draw.noise):
             at = self._crop.make_params([picture.permute(2, 0, 1)])
             # Channels last in memory, the crop alone: torchvision has a quicker resize for these, of the same pixels.
-            cut = picture[at["top"] :, at["left"] :][: at["height"], : at["width"]].contiguous().permute(2, 0, 1)
+            cut = (
+                picture[at["top"] :, at["left"] :][: at["height"], : at["width"]]
+                .contiguous()
+                .permute(2, 0, 1)
+            )
             made = self._mirror(self._resize(cut))
         out[:] = made.permute(1, 2, 0).numpy()
 
@@ -110,10 +120,19 @@ def check_ranges(scale: Sequence[float], ratio: Sequence[float]) -> None:
 
 
 def make_transform(
-    augment: str, size: int, crop_padding: int, flip: bool, scale: Sequence[float], ratio: Sequence[float]
+    augment: str,
+    size: int,
+    crop_padding: int,
+    flip: bool,
+    scale: Sequence[float],
+    ratio: Sequence[float],
 ) -> Transform:
     """The training transform that `augment` names, one of `AUGMENTS`."""
-    return PadCrop(size, crop_padding, flip) if augment == "crop" else RandomResizedCrop(size, scale, ratio, flip)
+    return (
+        PadCrop(size, crop_padding, flip)
+        if augment == "crop"
+        else RandomResizedCrop(size, scale, ratio, flip)
+    )
 
 
 def decode(encoded: Encoded) -> Tensor:
@@ -132,7 +151,9 @@ def _jpeg(data: bytes) -> Tensor | None:
     from torchvision.io import ImageReadMode, decode_jpeg
 
     try:
-        made = decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB)
+        made = decode_jpeg(
+            torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB
+        )
     except RuntimeError:
         return None
     return made.permute(1, 2, 0)

@@ -61,15 +61,21 @@ def open_wds(place: str, image_size: int | None, on_bad_image: str, want_val: bo
     classes = _named_classes(train_shards[0].parent) or class_names(labels)
     reader = TarReader(train)
     numbers = numbered(reader, labels, classes)
-    made = StreamSet.whole(reader, numbers, classes, image_size or reader.usual_size(), on_bad_image)
+    made = StreamSet.whole(
+        reader, numbers, classes, image_size or reader.usual_size(), on_bad_image
+    )
     if not want_val or not val_shards:
-        return Source(classes, made.size, Split.read(made), None, skipped=train.skipped, notes=notes)
+        return Source(
+            classes, made.size, Split.read(made), None, skipped=train.skipped, notes=notes
+        )
     val = read_shards(val_shards, on_bad_image)
     reader = TarReader(val)
     numbers = numbered(reader, _labels(val, words), classes)
     held = StreamSet.whole(reader, numbers, classes, made.size, on_bad_image)
     skipped = train.skipped + val.skipped
-    return Source(classes, made.size, Split.read(made), Split.read(held), skipped=skipped, notes=notes)
+    return Source(
+        classes, made.size, Split.read(made), Split.read(held), skipped=skipped, notes=notes
+    )
 
 
 def find_shards(place: str) -> tuple[list[Path], list[Path]]:
@@ -82,13 +88,17 @@ def find_shards(place: str) -> tuple[list[Path], list[Path]]:
     folder = Path(place).expanduser()
     if folder.is_dir():
         train = sorted(folder.glob("*train*.tar"))
-        val = next((found for name in VAL_FOLDERS if (found := sorted(folder.glob(f"*{name}*.tar")))), [])
+        val = next(
+            (found for name in VAL_FOLDERS if (found := sorted(folder.glob(f"*{name}*.tar")))), []
+        )
     else:
         train, val = (_matching(pattern) for pattern in _parts(str(folder)))
     if not train:
         packed = folder.is_dir() and any(folder.glob("*.tar.*"))
         state = "holds compressed shards only" if packed else "names no shard that exists"
-        raise UserError(f"wds:{place} {state}: {EXPECTED}; {'unpack them to .tar' if packed else 'check it'}")
+        raise UserError(
+            f"wds:{place} {state}: {EXPECTED}; {'unpack them to .tar' if packed else 'check it'}"
+        )
     return train, [shard for shard in val if shard not in train]
 
 
@@ -114,7 +124,11 @@ def expand(pattern: str) -> list[str]:
         words = [f"{i:0{width}}" for i in range(int(run[1]), int(run[2]) + 1)]
     else:
         words = brace[1].split(",")
-    return [made for word in words for made in expand(pattern[: brace.start()] + word + pattern[brace.end() :])]
+    return [
+        made
+        for word in words
+        for made in expand(pattern[: brace.start()] + word + pattern[brace.end() :])
+    ]
 
 
 def _matching(pattern: str) -> list[Path]:
@@ -143,7 +157,11 @@ def _fetched(url: str) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         print(f"downloading {url} into {folder}", file=sys.stderr)
-        with urllib.request.urlopen(url, timeout=60) as stream, replacing(file) as partial, open(partial, "wb") as out:
+        with (
+            urllib.request.urlopen(url, timeout=60) as stream,
+            replacing(file) as partial,
+            open(partial, "wb") as out,
+        ):
             shutil.copyfileobj(stream, out)
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -159,7 +177,9 @@ def _named_classes(folder: Path) -> tuple[str, ...]:
     try:
         lines = file.read_text(encoding="utf-8-sig").splitlines() if file.is_file() else []
     except UnicodeDecodeError as error:
-        raise UserError(f"cannot read {file} ({error}): expected UTF-8, a class a line; save it as such") from error
+        raise UserError(
+            f"cannot read {file} ({error}): expected UTF-8, a class a line; save it as such"
+        ) from error
     names = [line.strip() for line in lines if line.strip()]
     return distinct(names, [str(label) for label in range(len(names))])
 
@@ -180,7 +200,9 @@ def read_shards(shards: Sequence[Path], on_bad_image: str) -> Samples:
                 ) from error
             samples.skipped += 1
     if not samples.labels:
-        raise UserError(f"{shards[0]} has no samples: expected members like 0001.jpg and 0001.cls; check the shards")
+        raise UserError(
+            f"{shards[0]} has no samples: expected members like 0001.jpg and 0001.cls; check the shards"
+        )
     return samples
 
 
@@ -219,7 +241,12 @@ def _grouped(shard: Path) -> Iterator[tuple[str, list[Member], dict[str, bytes]]
 
 
 def _add(
-    samples: Samples, number: int, name: str, images: list[Member], labels: dict[str, bytes], on_bad_image: str
+    samples: Samples,
+    number: int,
+    name: str,
+    images: list[Member],
+    labels: dict[str, bytes],
+    on_bad_image: str,
 ) -> None:
     if not images and not labels:
         return  # a file about the data set
@@ -250,7 +277,11 @@ def _label(found: dict[str, bytes]) -> int | str | None:
             about = json.loads(found["json"])
         except ValueError:
             return None
-        value = next((about[key] for key in LABEL_KEYS if key in about), None) if isinstance(about, dict) else about
+        value = (
+            next((about[key] for key in LABEL_KEYS if key in about), None)
+            if isinstance(about, dict)
+            else about
+        )
     if isinstance(value, str):
         return int(value) if re.fullmatch(r"-?\d+", value) else value or None
     return int(value) if isinstance(value, int) else None
@@ -272,7 +303,9 @@ def _labels(samples: Samples, words: bool) -> Labels:
     """All as words, or all as whole numbers (a word among them is -1, which is no class)."""
     if words:
         return [str(label) for label in samples.labels]
-    return np.array([-1 if isinstance(label, str) else label for label in samples.labels], dtype=np.int64)
+    return np.array(
+        [-1 if isinstance(label, str) else label for label in samples.labels], dtype=np.int64
+    )
 
 
 class TarReader(Reader):

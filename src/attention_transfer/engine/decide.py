@@ -45,7 +45,10 @@ class Decisions:
 
 
 def decide(
-    recipe: Recipe, training_flops: float, earlier: dict[str, Any] | None = None, compilable: bool = True
+    recipe: Recipe,
+    training_flops: float,
+    earlier: dict[str, Any] | None = None,
+    compilable: bool = True,
 ) -> Decisions:
     """Settles device, precision, compilation and threads; `earlier` is what the run that continues had decided.
 
@@ -59,12 +62,18 @@ def decide(
     """
     earlier = earlier or {}
     device = _settled(recipe.device, earlier.get("device")) or _best_device()
-    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    available = {
+        "cpu": True,
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+    }
     if not available.get(device):
         raise UserError(
             f"--device {device}: there is none here; available: {', '.join(d for d, here in available.items() if here)}"
         )
-    precision = _settled(recipe.precision, earlier.get("precision")) or ("bf16" if fast_bf16(device) else "fp32")
+    precision = _settled(recipe.precision, earlier.get("precision")) or (
+        "bf16" if fast_bf16(device) else "fp32"
+    )
     seconds = training_flops / EAGER_FLOPS[device]
     saves = COMPILE_SAVES_AMX if device == "cpu" and _has_amx() else COMPILE_SAVES[device]
     worth = compilable and seconds * saves > COMPILE_SECONDS[device]
@@ -73,7 +82,9 @@ def decide(
     why = graphs.refused(recipe, device)
     if recipe.compile == "graphs" and why:
         raise UserError(f"--compile graphs: {why}: choose on")
-    replayed = recipe.compile == "graphs" or (recipe.compile == "auto" and bool(earlier.get("graphs")) and not why)
+    replayed = recipe.compile == "graphs" or (
+        recipe.compile == "auto" and bool(earlier.get("graphs")) and not why
+    )
     threads = int(earlier.get("threads", torch.get_num_threads()))
     return Decisions(device, precision, bool(compiled), threads, replayed)
 
@@ -82,7 +93,9 @@ def fast_bf16(device: str) -> bool:
     """Whether the hardware multiplies bfloat16 faster than float32."""
     if device == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device == "cpu" and (_has_amx() or getattr(torch.cpu, "_is_avx512_bf16_supported", bool)())
+    return device == "cpu" and (
+        _has_amx() or getattr(torch.cpu, "_is_avx512_bf16_supported", bool)()
+    )
 
 
 def _has_amx() -> bool:
@@ -163,7 +176,9 @@ def _version(name: str) -> str | None:
 def _cpu_name() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+        return next(
+            line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")
+        )
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
 
@@ -174,9 +189,14 @@ def _commit() -> str | None:
     try:
         git = ["git", "-C", str(here)]
         run = subprocess.run(
-            [*git, "describe", "--always", "--abbrev=12", "--dirty=+"], capture_output=True, text=True, timeout=10
+            [*git, "describe", "--always", "--abbrev=12", "--dirty=+"],
+            capture_output=True,
+            text=True,
+            timeout=10,
         )
-        tracked = subprocess.run([*git, "ls-files", "--error-unmatch", __file__], capture_output=True, timeout=10)
+        tracked = subprocess.run(
+            [*git, "ls-files", "--error-unmatch", __file__], capture_output=True, timeout=10
+        )
     except (OSError, subprocess.SubprocessError):
         return None
     return run.stdout.strip() or None if tracked.returncode == 0 else None

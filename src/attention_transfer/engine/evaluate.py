@@ -16,7 +16,9 @@ STREAMED_BATCH = 128
 Forward = Callable[[Tensor], Tensor]
 
 
-def batches(images: Images, batch_size: int, device: torch.device | str) -> Iterator[tuple[Tensor, int]]:
+def batches(
+    images: Images, batch_size: int, device: torch.device | str
+) -> Iterator[tuple[Tensor, int]]:
     """Float batches in [0, 1], (batch_size, 3, H, W) channels_last, and how many of each count.
 
     The last is filled up with the set's first images, so that a compiled network sees one shape only.
@@ -40,12 +42,16 @@ def as_input(x: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def predict(forward: Forward, images: Images, batch_size: int, device: torch.device | str) -> Tensor:
+def predict(
+    forward: Forward, images: Images, batch_size: int, device: torch.device | str
+) -> Tensor:
     """Logits (N, K), float32, on the device."""
     return torch.cat([forward(x)[:n].float() for x, n in batches(images, batch_size, device)])
 
 
-def evaluate(forward: Forward, images: Images, batch_size: int, device: torch.device | str) -> dict[str, float]:
+def evaluate(
+    forward: Forward, images: Images, batch_size: int, device: torch.device | str
+) -> dict[str, float]:
     """`loss` (cross-entropy, mean), `accuracy` in [0, 1], and above 10 classes `top5`; unreadable images left out."""
     logits = predict(forward, images, batch_size, device)
     labels = images.labels.to(device)

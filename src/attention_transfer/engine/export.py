@@ -73,15 +73,21 @@ def _program(network: Network) -> torch.export.ExportedProgram:
     module = nn.Sequential(network.preprocess, network.module).eval().requires_grad_(False)
     example = torch.rand(2, 3, *_size(network))  # a batch of 1 would be taken for a constant
     try:
-        return torch.export.export(module, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+        return torch.export.export(
+            module, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},)
+        )
     except Exception as error:
         # PyTorch's tracing raises nearly anything on a network that it cannot follow.
-        raise UserError(f"{network.name} cannot be exported as a graph: {_first_line(error)}") from error
+        raise UserError(
+            f"{network.name} cannot be exported as a graph: {_first_line(error)}"
+        ) from error
 
 
 def _save_pt2(network: Network, out: Path) -> None:
     stream = io.BytesIO()  # `torch.export.save` would warn of the temporary file's name
-    torch.export.save(_program(network), stream, extra_files={METADATA: json.dumps(_about(network))})
+    torch.export.save(
+        _program(network), stream, extra_files={METADATA: json.dumps(_about(network))}
+    )
     with replacing(out) as partial:
         partial.write_bytes(stream.getvalue())
 
@@ -89,7 +95,9 @@ def _save_pt2(network: Network, out: Path) -> None:
 def _save_onnx(network: Network, out: Path) -> None:
     absent = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
     if absent:
-        raise UserError(f"--format onnx needs {' and '.join(absent)}: pip install 'attention-transfer[onnx]'")
+        raise UserError(
+            f"--format onnx needs {' and '.join(absent)}: pip install 'attention-transfer[onnx]'"
+        )
     program = _program(network)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     try:
@@ -99,7 +107,9 @@ def _save_onnx(network: Network, out: Path) -> None:
                 program, dynamo=True, input_names=["images"], output_names=["logits"], verbose=False
             )
     except Exception as error:
-        raise UserError(f"{network.name} cannot be exported to ONNX: {_first_line(error)}") from error
+        raise UserError(
+            f"{network.name} cannot be exported to ONNX: {_first_line(error)}"
+        ) from error
     assert graph is not None
     graph.model.metadata_props["attention_transfer"] = json.dumps(_about(network))
     with replacing(out) as partial:
@@ -119,7 +129,9 @@ def _save_authors(network: Network, run: Path, out: Path) -> None:
     if is_authors_run(run) and not RunFolder(run).exists:
         raise UserError(f"{run} is a run of the authors' script already: copy it")
     if not isinstance(network.module, WideResNet):
-        raise UserError(f"the format authors is for wrn-DEPTH-WIDTH only, {run} holds {network.name}: choose another")
+        raise UserError(
+            f"the format authors is for wrn-DEPTH-WIDTH only, {run} holds {network.name}: choose another"
+        )
     folder = RunFolder(run)
     config, rows = folder.config(), folder.metrics() or [{}]
     params = _authors_params(network.module)
@@ -127,9 +139,16 @@ def _save_authors(network: Network, run: Path, out: Path) -> None:
     lines = [json.dumps(options | _authors_epoch(row)) for row in rows]
     learned = [v for k, v in params.items() if "running_" not in k]
     optimizer = torch.optim.SGD(
-        learned, options["lr"], momentum=config.get("momentum", 0.9), weight_decay=options["weight_decay"]
+        learned,
+        options["lr"],
+        momentum=config.get("momentum", 0.9),
+        weight_decay=options["weight_decay"],
     )
-    model = {"params": params, "optimizer": optimizer.state_dict(), "epoch": rows[-1].get("epoch", 0)}
+    model = {
+        "params": params,
+        "optimizer": optimizer.state_dict(),
+        "epoch": rows[-1].get("epoch", 0),
+    }
     with replacing(out / MODEL_FILE) as partial:
         torch.save(model, partial)
     with replacing(out / LOG_FILE) as partial:
@@ -150,7 +169,11 @@ def _authors_params(module: nn.Module) -> dict[str, Tensor]:
     names = ["conv0.weight", *blocks, *(k for k in state if k.startswith(("bn.", "fc.")))]
     convolutions = ("conv0.weight", "conv1.weight", "convdim.weight")
     return {
-        k.removesuffix(".weight") if k.endswith(convolutions) else k: state[k].detach().cpu().clone() for k in names
+        k.removesuffix(".weight") if k.endswith(convolutions) else k: state[k]
+        .detach()
+        .cpu()
+        .clone()
+        for k in names
     }
 
 

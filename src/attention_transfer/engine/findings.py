@@ -17,7 +17,12 @@ UNIFORM = 1e-4  # a map whose values differ by less, relative to the largest, is
 RANGE_SLACK = 1e-3
 STAGES = "see `attention-transfer stages STUDENT TEACHER`"
 
-_RANDOM = ("RReLU", "DropPath", "StochasticDepth", "DropBlock2d")  # the last three are timm's and torchvision's
+_RANDOM = (
+    "RReLU",
+    "DropPath",
+    "StochasticDepth",
+    "DropBlock2d",
+)  # the last three are timm's and torchvision's
 
 
 @dataclass(frozen=True)
@@ -57,12 +62,19 @@ def check_modes(transfer: Transfer) -> Iterator[Finding]:
     # Methods on input gradients, and fine-tuning, want batch normalisation in eval mode: it alone is no mistake.
     wanted = transfer.student.training or any(m.needs_gradient for m in transfer.methods)
     if asleep and len(asleep) == len(modal) and not wanted:
-        yield Finding("warning", f"the student is in eval mode, but its {kinds} train otherwise: call transfer.train()")
+        yield Finding(
+            "warning",
+            f"the student is in eval mode, but its {kinds} train otherwise: call transfer.train()",
+        )
     elif asleep:
-        yield Finding("note", f"{len(asleep)} of the student's {len(modal)} {kinds} stay in eval mode ({_few(asleep)})")
+        yield Finding(
+            "note",
+            f"{len(asleep)} of the student's {len(modal)} {kinds} stay in eval mode ({_few(asleep)})",
+        )
     if transfer.teacher is not None and any(m.training for m in transfer.teacher.modules()):
         yield Finding(
-            "warning", "the teacher is in train mode, where it is not what was trained: call transfer.train()"
+            "warning",
+            "the teacher is in train mode, where it is not what was trained: call transfer.train()",
         )
 
 
@@ -79,7 +91,10 @@ def check_frozen(transfer: Transfer) -> Iterator[Finding]:
     names = [n for n, _ in transfer.student.named_parameters()]
     frozen = [n for n, p in transfer.student.named_parameters() if not p.requires_grad]
     if len(frozen) == len(names):
-        yield Finding("error", "every parameter of the student is frozen: set requires_grad of those to be trained")
+        yield Finding(
+            "error",
+            "every parameter of the student is frozen: set requires_grad of those to be trained",
+        )
     elif frozen:
         text = f"{len(frozen)} of the student's {len(names)} parameters are frozen ({_few(frozen)})"
         yield Finding("note", f"{text}: they stay as they are")
@@ -87,7 +102,9 @@ def check_frozen(transfer: Transfer) -> Iterator[Finding]:
         loose = [n for n, p in transfer.teacher.named_parameters() if p.requires_grad]
         if loose:
             text = f"{len(loose)} parameters of the teacher require a gradient ({_few(loose)}), which costs time"
-            yield Finding("warning", f"{text} and is never used: call transfer.teacher.requires_grad_(False)")
+            yield Finding(
+                "warning", f"{text} and is never used: call transfer.teacher.requires_grad_(False)"
+            )
 
 
 def _few(names: Sequence[str]) -> str:
@@ -102,13 +119,17 @@ def check_range(x: Tensor, seen: Seen) -> Iterator[Finding]:
         yield Finding("error", "the batch holds values that are not finite")
         return
     low, high = x.min().item(), x.max().item()
-    normalising = [s for s in ("student", "teacher") if s in seen.inputs and _normalised(x, seen.inputs[s])]
+    normalising = [
+        s for s in ("student", "teacher") if s in seen.inputs and _normalised(x, seen.inputs[s])
+    ]
     if not normalising:
         return
     who = " and ".join(normalising)
     if low < -RANGE_SLACK or high > 1 + RANGE_SLACK:
         text = f"the batch goes from {low:.4g} to {high:.4g}, but the {who}'s normalisation takes images in [0, 1]"
-        yield Finding("warning", f"{text}: {'divide by 255' if low >= 0 else 'do not normalise them before'}")
+        yield Finding(
+            "warning", f"{text}: {'divide by 255' if low >= 0 else 'do not normalise them before'}"
+        )
     elif 0 < high < 2 / 255:
         text = f"the batch goes up to {high:.2g} only, but the {who}'s normalisation takes images in [0, 1]"
         yield Finding("warning", f"{text}: were they divided by 255 twice?")
@@ -120,7 +141,9 @@ def _normalised(x: Tensor, inner: Tensor) -> bool:
     return bool(shift > 0.05 * scale) or bool((inner.std() - scale).abs() > 0.5 * scale)
 
 
-def check_layers(transfer: Transfer, features: tuple[list[Tensor], list[Tensor]], x: Tensor) -> Iterator[Finding]:
+def check_layers(
+    transfer: Transfer, features: tuple[list[Tensor], list[Tensor]], x: Tensor
+) -> Iterator[Finding]:
     """Layers that tell nothing, each named once however many pairs it is in."""
     spatial = any(getattr(m, "options", {}).get("axis") == "space" for m in transfer.methods)
     varied = bool((x != x[:1]).any())
@@ -136,17 +159,29 @@ def _fault(feature: Tensor, varied: bool, spatial: bool) -> Finding | None:
     if not feature.isfinite().all():
         return Finding("error", "puts out values that are not finite")
     if not feature.any():
-        return Finding("error", f"is dead: it puts out zeros for all {n} images; choose another layer ({STAGES})")
+        return Finding(
+            "error",
+            f"is dead: it puts out zeros for all {n} images; choose another layer ({STAGES})",
+        )
     if varied and bool((feature == feature[:1]).all()):
-        return Finding("warning", f"puts out the same features for all {n} images, so it tells nothing about them")
+        return Finding(
+            "warning",
+            f"puts out the same features for all {n} images, so it tells nothing about them",
+        )
     if not spatial:
         return None
     q = attention_map(feature, normalize=False)
     if q.shape[1] == 1:
-        return Finding("warning", f"has one position, so its map is always 1: choose one before the pooling ({STAGES})")
+        return Finding(
+            "warning",
+            f"has one position, so its map is always 1: choose one before the pooling ({STAGES})",
+        )
     high, low = q.amax(1), q.amin(1)
     if bool((high - low <= UNIFORM * high).all()):
-        return Finding("warning", f"has the same attention at every position of all {n} images: its map says nothing")
+        return Finding(
+            "warning",
+            f"has the same attention at every position of all {n} images: its map says nothing",
+        )
     return None
 
 
@@ -174,7 +209,9 @@ class _End:
         return f"the {self.side}'s {self.layer} ({stage}stride {2 ** (self.octave or 0.0):.3g})"
 
 
-def check_depths(transfer: Transfer, features: tuple[list[Tensor], list[Tensor]], seen: Seen) -> Iterator[Finding]:
+def check_depths(
+    transfer: Transfer, features: tuple[list[Tensor], list[Tensor]], seen: Seen
+) -> Iterator[Finding]:
     """Pairs whose layers stand in different parts of their networks."""
     both = networks(transfer)
     found: list[list[Stage]] = []
@@ -183,7 +220,10 @@ def check_depths(transfer: Transfer, features: tuple[list[Tensor], list[Tensor]]
         s, t = (_End(*side, layer, o) for side, layer, o in zip(both, layers, octaves, strict=True))
         if s.octave is None or t.octave is None:
             if abs(s.depth() - t.depth()) > 0.5:
-                ends = [f"the {e.side}'s {e.layer} ({e.depth():.0%} through its network)" for e in (s, t)]
+                ends = [
+                    f"the {e.side}'s {e.layer} ({e.depth():.0%} through its network)"
+                    for e in (s, t)
+                ]
                 yield Finding("warning", f"a pair joins {ends[0]} with {ends[1]}: {STAGES}")
             continue
         apart = abs(s.octave - t.octave)
@@ -192,7 +232,9 @@ def check_depths(transfer: Transfer, features: tuple[list[Tensor], list[Tensor]]
         found = found or [find_stages(network, seen.inputs[side][:2]) for side, network in both]
         # Odd sizes make 2.1 of a stride of 2: more than a factor of 2 is what is nearer to 4.
         if apart > 1.5 or abs(_relative(s, found[0]) - _relative(t, found[1])) >= 0.5:
-            yield Finding("warning", f"a pair joins {s.words(found[0])} with {t.words(found[1])}: {STAGES}")
+            yield Finding(
+                "warning", f"a pair joins {s.words(found[0])} with {t.words(found[1])}: {STAGES}"
+            )
 
 
 def _octave(x: Tensor, feature: Tensor) -> float | None:

@@ -14,7 +14,15 @@ from rich.table import Table
 from ..data import VAL_RESIZE, Dataset, ImageSet, balanced_subset, open_data, usual_workers
 from ..data.decode import decode_into
 from ..errors import UserError
-from ..models import Network, Preprocess, create_model, fixed_size, load_network, load_trained, run_once
+from ..models import (
+    Network,
+    Preprocess,
+    create_model,
+    fixed_size,
+    load_network,
+    load_trained,
+    run_once,
+)
 from ..models.authors import is_authors_run
 from ..recipe import Recipe
 from ..runs import RunFolder
@@ -70,8 +78,12 @@ def val_resize(config: Mapping[str, Any]) -> float:
 def inference_on(network: Network, folder: Path, device: str) -> tuple[Inference, str]:
     """A run's network with its preprocessing on a device, in the precision that the run had, and that device."""
     earlier = RunFolder(folder).environment().get("auto") or {}
-    chosen = decide(Recipe(device=device), 0, {"precision": earlier.get("precision", "fp32"), "compile": False})
-    inference = Inference(network.module, network.preprocess, chosen.precision).to(chosen.device).eval()
+    chosen = decide(
+        Recipe(device=device), 0, {"precision": earlier.get("precision", "fp32"), "compile": False}
+    )
+    inference = (
+        Inference(network.module, network.preprocess, chosen.precision).to(chosen.device).eval()
+    )
     return inference.to(memory_format=torch.channels_last), chosen.device
 
 
@@ -83,7 +95,11 @@ def image_files(path: Path) -> list[Path]:
     """
     if not path.exists():
         raise UserError(f"{path} does not exist: expected an image, or a folder of images")
-    files = [path] if path.is_file() else sorted(f for f in path.rglob("*") if f.suffix.lower() in SUFFIXES)
+    files = (
+        [path]
+        if path.is_file()
+        else sorted(f for f in path.rglob("*") if f.suffix.lower() in SUFFIXES)
+    )
     if not files:
         raise UserError(f"no image in {path}: expected {', '.join(SUFFIXES)}")
     return files
@@ -108,8 +124,12 @@ def map_columns(
         if not layers:
             raise UserError(f"{name} has no feature maps to draw")
         logits, found = stage_maps(inference, layers, x, kind, p)
-        labels = [network.classes[i] for i in logits.argmax(1).tolist()] if network.classes else None
-        columns.append((_title(name), labels, {n: m.numpy() for n, m in zip(layers, found, strict=True)}))
+        labels = (
+            [network.classes[i] for i in logits.argmax(1).tolist()] if network.classes else None
+        )
+        columns.append(
+            (_title(name), labels, {n: m.numpy() for n, m in zip(layers, found, strict=True)})
+        )
     return pictures.images.numpy(), columns
 
 
@@ -120,14 +140,30 @@ def print_stages(model: str, teacher: str | None, image_size: int | None, consol
     for name in names:
         network = _network(name)
         own = network.preprocess.size or fixed_size(network.module)  # it resizes any batch to that
-        usual = image_size or (32 if all(n.startswith(SMALL) or RunFolder(n).exists for n in names) else 224)
+        usual = image_size or (
+            32 if all(n.startswith(SMALL) or RunFolder(n).exists for n in names) else 224
+        )
         size = own or (usual, usual)
-        run_once(Network(network.module, name, (), Preprocess(*IMAGENET)), torch.zeros(1, 3, *size), name)
+        run_once(
+            Network(network.module, name, (), Preprocess(*IMAGENET)), torch.zeros(1, 3, *size), name
+        )
         found.append(stages(network.module, torch.zeros(1, 3, *size)))
         only = ", the size that it takes" if own and image_size not in (None, own[0]) else ""
-        table = _table(f"{name}, images of {size[0]}×{size[1]}{only}", "layer", "channels", "size", "stride", "depth")
+        table = _table(
+            f"{name}, images of {size[0]}×{size[1]}{only}",
+            "layer",
+            "channels",
+            "size",
+            "stride",
+            "depth",
+        )
         for stage in found[-1]:
-            numbers = (str(stage.channels), "×".join(map(str, stage.size)), f"{stage.stride:.3g}", str(stage.depth))
+            numbers = (
+                str(stage.channels),
+                "×".join(map(str, stage.size)),
+                f"{stage.stride:.3g}",
+                str(stage.depth),
+            )
             table.add_row(stage.name, *numbers)
         console.print(table)
     if teacher is not None:
@@ -141,21 +177,31 @@ def print_stages(model: str, teacher: str | None, image_size: int | None, consol
             table.add_row(*((layer, "–") if side == "student" else ("–", layer)), why)
         console.print(table)
         console.print(
-            f"--pairs {','.join(f'{s}={t}' for s, t in pairs)}", markup=False, highlight=False, soft_wrap=True
+            f"--pairs {','.join(f'{s}={t}' for s, t in pairs)}",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
         )
 
 
 def _table(title: str, *headings: str) -> Table:
     table = Table(title=title, title_justify="left")
     for heading in headings:
-        table.add_column(heading, justify="right" if heading in ("channels", "size", "stride", "depth") else "left")
+        table.add_column(
+            heading,
+            justify="right" if heading in ("channels", "size", "stride", "depth") else "left",
+        )
     return table
 
 
 def _title(name: str) -> str:
     """A short name for a column: a run's folder, with its parent's where the folder is but a seed."""
     parts = Path(name).parts
-    return "/".join(parts[-2:]) if RunFolder(name).exists and parts[-1].startswith("seed-") else parts[-1]
+    return (
+        "/".join(parts[-2:])
+        if RunFolder(name).exists and parts[-1].startswith("seed-")
+        else parts[-1]
+    )
 
 
 def _network(name: str) -> Network:

@@ -26,14 +26,20 @@ def check_loggers(recipe: Recipe) -> None:
     for name in logger_names(recipe.log):
         packages = PACKAGES.get(name, ())
         if packages and not any(find_spec(package) for package in packages):
-            raise UserError(f"--log {name} needs the package {packages[0]}: pip install 'attention-transfer[{name}]'")
+            raise UserError(
+                f"--log {name} needs the package {packages[0]}: pip install 'attention-transfer[{name}]'"
+            )
 
 
 def flat(row: Row) -> dict[str, float]:
     """The numbers of a row by one name each: parts/at, weights/at; without the step, which loggers take by itself."""
     found: dict[str, float] = {}
     for key, value in row.items():
-        pairs = [(f"{key}/{k}", v) for k, v in value.items()] if isinstance(value, Mapping) else [(key, value)]
+        pairs = (
+            [(f"{key}/{k}", v) for k, v in value.items()]
+            if isinstance(value, Mapping)
+            else [(key, value)]
+        )
         found.update({k: v for k, v in pairs if isinstance(v, (int, float))})
     found.pop("step", None)
     return found
@@ -50,7 +56,13 @@ class Loggers:
         UserError: for a logger that cannot begin, as a service without a key.
     """
 
-    def __init__(self, names: Sequence[str], folder: RunFolder, options: Mapping[str, Any], say: Callable[[str], None]):
+    def __init__(
+        self,
+        names: Sequence[str],
+        folder: RunFolder,
+        options: Mapping[str, Any],
+        say: Callable[[str], None],
+    ):
         self.say = say
         self.place = folder.path / "logs"
         self.state: dict[str, dict[str, Any]] = read_json(self.place / "state.json") or {}
@@ -132,11 +144,15 @@ def _begin(name: str, folder: RunFolder, state: dict[str, Any], options: Mapping
     else:
         from lightning.pytorch.loggers import WandbLogger
 
-        state["id"] = state["id"] or uuid.uuid4().hex[:8]  # by which a run that continues is the same run there
+        state["id"] = (
+            state["id"] or uuid.uuid4().hex[:8]
+        )  # by which a run that continues is the same run there
         place.mkdir(parents=True, exist_ok=True)
         title = "/".join(folder.path.resolve().parts[-2:])
         project = os.environ.get("WANDB_PROJECT", PROJECT)
-        made = WandbLogger(name=title, save_dir=place, project=project, id=state["id"], resume="allow")
+        made = WandbLogger(
+            name=title, save_dir=place, project=project, id=state["id"], resume="allow"
+        )
         made.log_hyperparams(dict(options))
     assert made.experiment is not None  # it begins here
     return made

@@ -67,15 +67,21 @@ class Loop:
         self.mix, self.average, self.graphs = mix, average, graphs
         self.batch_size = min(recipe.batch_size, len(augment.images))
         if self.batch_size < fabric.world_size:
-            raise UserError(f"a batch of {self.batch_size} images is too small for {fabric.world_size} processes")
+            raise UserError(
+                f"a batch of {self.batch_size} images is too small for {fabric.world_size} processes"
+            )
         if self.batch_size // fabric.world_size < recipe.accumulate:
             each = "" if fabric.world_size == 1 else f" over {fabric.world_size} processes"
-            raise UserError(f"a batch of {self.batch_size} images{each} cannot be had in {recipe.accumulate} parts")
+            raise UserError(
+                f"a batch of {self.batch_size} images{each} cannot be had in {recipe.accumulate} parts"
+            )
         self.steps_per_epoch = len(augment.epoch(recipe.seed, 0, self.batch_size))
         self.total_steps = min(recipe.epochs * self.steps_per_epoch, recipe.max_steps or 1 << 62)
         self.plain = transfer
         self.optimizer = make_optimizer(recipe, transfer, example)
-        self.scheduler = make_scheduler(recipe, self.optimizer, self.steps_per_epoch, self.total_steps)
+        self.scheduler = make_scheduler(
+            recipe, self.optimizer, self.steps_per_epoch, self.total_steps
+        )
         self.update = Update(recipe, self.optimizer, transfer, self.steps_per_epoch)
         self.transfer, self.wrapped_optimizer = fabric.setup(transfer, self.optimizer)
         self.parts = ["ce", *(m.part for m in transfer.methods)]
@@ -107,7 +113,9 @@ class Loop:
             # An unreadable validation image ended the last epoch: its steps are done, its row is still to come.
             epoch, first = epoch - 1, self.steps_per_epoch
             if not self.meter.images:
-                raise RunError(f"{self.folder} has lost epoch {epoch + 1} of metrics.jsonl: put it back, or start anew")
+                raise RunError(
+                    f"{self.folder} has lost epoch {epoch + 1} of metrics.jsonl: put it back, or start anew"
+                )
         plan = self.augment.epoch(self.recipe.seed, epoch, self.batch_size)
         end = min(self.steps_per_epoch, self.total_steps - epoch * self.steps_per_epoch)
         training_mode(self.plain, self.recipe.freeze_bn)
@@ -120,7 +128,11 @@ class Loop:
             if self.graphs is not None:
                 self.graphs.check()
             self.progress.tick(self.step, self.batch_size, self.meter)
-            if step + 1 < end and (self.fabric.world_size == 1 or (step + 1) % ASK_EVERY == 0) and self._stopped():
+            if (
+                step + 1 < end
+                and (self.fabric.world_size == 1 or (step + 1) % ASK_EVERY == 0)
+                and self._stopped()
+            ):
                 self._sync()
                 self.seconds += time.perf_counter() - start
                 self._save()
@@ -171,7 +183,9 @@ class Loop:
                 raise
             self.seconds += time.perf_counter() - start
             self._save()
-            raise UserError(f"{error}; the state is saved: run the command again to continue") from error
+            raise UserError(
+                f"{error}; the state is saved: run the command again to continue"
+            ) from error
 
     def _stopped(self) -> bool:
         """Whether any process got a signal."""
@@ -198,7 +212,9 @@ class Loop:
         if self.recipe.accumulate == 1:
             self._backward(x, y, progress)
         else:
-            parts = list(zip(*(t.tensor_split(self.recipe.accumulate) for t in (x, y)), strict=True))
+            parts = list(
+                zip(*(t.tensor_split(self.recipe.accumulate) for t in (x, y)), strict=True)
+            )
             for i, (some, labels) in enumerate(parts, 1):
                 with self.fabric.no_backward_sync(self.transfer, enabled=i < len(parts)):
                     self._backward(some, labels, progress, len(labels) / len(y))
@@ -232,7 +248,11 @@ class Loop:
             "transfer": self.plain.state_dict(),
             "average": None if self.average is None else self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "scheduler": {k: v for k, v in self.scheduler.state_dict().items() if isinstance(v, (int, float, list))},
+            "scheduler": {
+                k: v
+                for k, v in self.scheduler.state_dict().items()
+                if isinstance(v, (int, float, list))
+            },
             "meter": meter,
             "step": self.step,
             "seconds": self.seconds,
@@ -319,7 +339,11 @@ def save_checkpoint(file: Path, state: dict[str, Any]) -> None:
     except RunError:
         raise
     except (OSError, RuntimeError) as error:
-        why = error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0]
+        why = (
+            error.strerror
+            if isinstance(error, OSError) and error.strerror
+            else str(error).splitlines()[0]
+        )
         raise RunError(
             f"cannot write {file}: {why}; the last good one is kept: make room and run the command again"
         ) from error

@@ -30,12 +30,16 @@ class Meter:
     def update(self, logits: Tensor, labels: Tensor, parts: dict[str, Tensor], step: int) -> None:
         logits = logits.detach().float()
         values = torch.stack([p.detach() for p in parts.values()]).to(self.sums.dtype)
-        hard = labels.argmax(1) if labels.is_floating_point() else labels  # of mixed images, the larger share's
+        hard = (
+            labels.argmax(1) if labels.is_floating_point() else labels
+        )  # of mixed images, the larger share's
         right = (logits.argmax(1) == hard).sum()
         n = len(labels)
         first = torch.stack([F.cross_entropy(logits, labels) * n, right]).to(self.sums.dtype)
         self.sums += torch.cat([first, values * n])
-        self.first_bad = torch.where((self.first_bad < 0) & ~values.isfinite(), step, self.first_bad)
+        self.first_bad = torch.where(
+            (self.first_bad < 0) & ~values.isfinite(), step, self.first_bad
+        )
         self.images += n
 
     def check(self) -> None:

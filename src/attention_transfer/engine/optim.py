@@ -8,7 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
-from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LRScheduler, MultiStepLR, OneCycleLR
+from torch.optim.lr_scheduler import (
+    ConstantLR,
+    CosineAnnealingLR,
+    LRScheduler,
+    MultiStepLR,
+    OneCycleLR,
+)
 
 from ..errors import UserError
 from ..models import head_parameters
@@ -25,7 +31,9 @@ def peak_lr(recipe: Recipe) -> float:
 
 
 def _batch_factor(recipe: Recipe) -> float:
-    return 1.0 if recipe.lr_reference_batch is None else recipe.batch_size / recipe.lr_reference_batch
+    return (
+        1.0 if recipe.lr_reference_batch is None else recipe.batch_size / recipe.lr_reference_batch
+    )
 
 
 def make_optimizer(recipe: Recipe, transfer: Transfer, example: Tensor | None = None) -> Optimizer:
@@ -42,10 +50,14 @@ def make_optimizer(recipe: Recipe, transfer: Transfer, example: Tensor | None = 
     fused = next(transfer.trainable_parameters()).device.type in ("cpu", "cuda")
     if recipe.optimizer == "adamw":
         return AdamW(found, lr, betas=(recipe.momentum, 0.999), weight_decay=decay, fused=fused)
-    return SGD(found, lr, recipe.momentum, weight_decay=decay, nesterov=recipe.nesterov, fused=fused)
+    return SGD(
+        found, lr, recipe.momentum, weight_decay=decay, nesterov=recipe.nesterov, fused=fused
+    )
 
 
-def parameter_groups(recipe: Recipe, transfer: Transfer, example: Tensor | None = None) -> list[Any]:
+def parameter_groups(
+    recipe: Recipe, transfer: Transfer, example: Tensor | None = None
+) -> list[Any]:
     """What the optimiser gets: the plain list of parameters, or groups of one rate and one decay each.
 
     A group's `lr_scale` is its rate over the run's.
@@ -78,7 +90,10 @@ def _scales(recipe: Recipe, student: nn.Module, example: Tensor | None) -> dict[
     if recipe.layer_decay is not None:
         layers = layer_numbers(student, head, example)
         last = max(layers.values())
-        scales = {f"student.{name}": recipe.layer_decay ** (last - layer) for name, layer in layers.items()}
+        scales = {
+            f"student.{name}": recipe.layer_decay ** (last - layer)
+            for name, layer in layers.items()
+        }
     if recipe.head_lr is not None:
         scales |= {f"student.{name}": recipe.head_lr / recipe.lr for name in head}
     return scales
@@ -102,20 +117,28 @@ def layer_numbers(student: nn.Module, head: list[str], example: Tensor | None) -
 
         return dict(group_parameters(student, matcher(coarse=False), reverse=True))
     if example is None:
-        raise UserError("layer_decay needs example=, a batch as the student sees it, to find its stages with")
+        raise UserError(
+            "layer_decay needs example=, a batch as the student sees it, to find its stages with"
+        )
     names = [s.name for s in stages(student, example)]
     order = {name: i for i, (name, _) in enumerate(student.named_modules())}
-    ends = sorted(max(i for n, i in order.items() if n == s or n.startswith(f"{s}.")) for s in names)
+    ends = sorted(
+        max(i for n, i in order.items() if n == s or n.startswith(f"{s}.")) for s in names
+    )
     found = {}
     for name, _ in student.named_parameters():
         place = order[name.rpartition(".")[0]]
         # What follows the last stage, and is not the head, goes with it.
-        found[name] = len(ends) if name in head else min(sum(end < place for end in ends), len(ends) - 1)
+        found[name] = (
+            len(ends) if name in head else min(sum(end < place for end in ends), len(ends) - 1)
+        )
     used = sorted(set(found.values()))
     return {name: used.index(layer) for name, layer in found.items()}
 
 
-def make_scheduler(recipe: Recipe, optimizer: Optimizer, steps_per_epoch: int, total_steps: int) -> LRScheduler:
+def make_scheduler(
+    recipe: Recipe, optimizer: Optimizer, steps_per_epoch: int, total_steps: int
+) -> LRScheduler:
     """The learning rate of each step; with `step`, it drops at the *start* of each milestone epoch, counted from 1."""
     if recipe.schedule == "one-cycle":
         # A quarter of 4 steps would be a warm-up of no length, by which PyTorch divides.
@@ -140,7 +163,9 @@ def warm_up(step: int, warm_up_steps: int) -> float:
 class Update:
     """One step of the optimiser: gradients clipped, the scheduled rates warmed up."""
 
-    def __init__(self, recipe: Recipe, optimizer: Optimizer, transfer: Transfer, steps_per_epoch: int):
+    def __init__(
+        self, recipe: Recipe, optimizer: Optimizer, transfer: Transfer, steps_per_epoch: int
+    ):
         self.optimizer, self.clip_norm = optimizer, recipe.clip_norm
         self.parameters = list(transfer.trainable_parameters())
         self.warm_up_steps = round(recipe.warmup_epochs * steps_per_epoch)
@@ -181,7 +206,8 @@ def describe_rates(recipe: Recipe, optimizer: Optimizer) -> list[str]:
             rate = group["lr_scale"] * peak_lr(recipe)
             counts[rate] = counts.get(rate, 0) + sum(p.numel() for p in group["params"])
         lines.append(
-            "learning rates by layer: " + ", ".join(f"{r:.3g} ({n:,} weights)" for r, n in sorted(counts.items()))
+            "learning rates by layer: "
+            + ", ".join(f"{r:.3g} ({n:,} weights)" for r, n in sorted(counts.items()))
         )
     return lines
 
@@ -225,8 +251,12 @@ def training_mode(transfer: Transfer, freeze_bn: bool) -> None:
     """Training mode; with `freeze_bn` the student's batch normalisation keeps to its statistics, and leaves them."""
     transfer.train()
     if freeze_bn:
-        norms = [m for m in transfer.student.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        norms = [
+            m for m in transfer.student.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)
+        ]
         if not norms:
-            raise UserError("--freeze-bn is given, but the student has no batch normalisation: leave it out")
+            raise UserError(
+                "--freeze-bn is given, but the student has no batch normalisation: leave it out"
+            )
         for module in norms:
             module.eval()

@@ -34,7 +34,9 @@ class Inference(nn.Module):
     def stages(self, image_size: tuple[int, int]) -> list[Stage]:
         """The network's stages for images of this size; none where it has no feature maps."""
         device = next(self.parameters()).device
-        return find_stages(self.module, self.preprocess(torch.zeros(1, 3, *image_size, device=device)))
+        return find_stages(
+            self.module, self.preprocess(torch.zeros(1, 3, *image_size, device=device))
+        )
 
 
 def cost(network: Inference, image_size: tuple[int, int], batch_size: int = 128) -> dict[str, Any]:
@@ -48,14 +50,22 @@ def cost(network: Inference, image_size: tuple[int, int], batch_size: int = 128)
         flops = count_flops(network, one)
 
         def seconds(x: Tensor) -> float:
-            timer = Timer("network(x)", globals={"network": network, "x": x}, num_threads=torch.get_num_threads())
+            timer = Timer(
+                "network(x)",
+                globals={"network": network, "x": x},
+                num_threads=torch.get_num_threads(),
+            )
             return timer.blocked_autorange(min_run_time=0.2).median
 
         rate, latency = batch_size / seconds(many), seconds(one)
     return {
         "parameters": sum(p.numel() for p in network.module.parameters()),
         "flops": flops,
-        "inference": {"images_per_second": rate, "batch_size": batch_size, "latency_ms": latency * 1e3},
+        "inference": {
+            "images_per_second": rate,
+            "batch_size": batch_size,
+            "latency_ms": latency * 1e3,
+        },
     }
 
 
@@ -67,11 +77,14 @@ def stage_maps(
         with torch.autocast(x.device.type, torch.bfloat16, enabled=network.bf16):
             logits, features = tapped(network.preprocess(x))
         return logits.float(), [
-            attention_map(f, kind, p).unflatten(1, tuple(as_grid(f).shape[2:])) for f in features.values()
+            attention_map(f, kind, p).unflatten(1, tuple(as_grid(f).shape[2:]))
+            for f in features.values()
         ]
 
 
-def save_maps(file: Any, network: Inference, layers: list[str], images: Images, device: torch.device) -> None:
+def save_maps(
+    file: Any, network: Inference, layers: list[str], images: Images, device: torch.device
+) -> None:
     """The maps of a few images, balanced over the classes and the same for every run on a data set, as npz."""
     chosen = images.subset(balanced_subset(images.labels, SHOWN_IMAGES, seed=0))
     logits, maps = stage_maps(network, layers, as_input(chosen.batch(slice(None)).to(device)))

@@ -19,7 +19,9 @@ from .inspect import image_files, inference_on, val_resize
 BATCH = 128
 
 
-def predict_files(run: Path, paths: Sequence[Path], top: int = 5, device: str = "auto") -> list[dict[str, Any]]:
+def predict_files(
+    run: Path, paths: Sequence[Path], top: int = 5, device: str = "auto"
+) -> list[dict[str, Any]]:
     """For each image `{"file", "predictions": [{"class", "probability"}, ...]}`, the likeliest class first.
 
     Args:
@@ -52,10 +54,17 @@ def predict_files(run: Path, paths: Sequence[Path], top: int = 5, device: str = 
         with torch.no_grad():
             logits = inference(as_input(torch.from_numpy(images).permute(0, 3, 1, 2).to(chosen)))
         likely = logits.softmax(1).topk(top)
-        for file, values, labels in zip(part, likely.values.tolist(), likely.indices.tolist(), strict=True):
-            ranked = [{"class": network.classes[j], "probability": v} for v, j in zip(values, labels, strict=True)]
+        for file, values, labels in zip(
+            part, likely.values.tolist(), likely.indices.tolist(), strict=True
+        ):
+            ranked = [
+                {"class": network.classes[j], "probability": v}
+                for v, j in zip(values, labels, strict=True)
+            ]
             found.append({"file": str(file), "predictions": ranked})
     if bad:
         named = ", ".join(map(str, bad[:5])) + (", …" if len(bad) > 5 else "")
-        raise UserError(f"cannot read {len(bad)} of {len(files)} images ({named}): expected whole images")
+        raise UserError(
+            f"cannot read {len(bad)} of {len(files)} images ({named}): expected whole images"
+        )
     return found

@@ -19,7 +19,16 @@ from ..gradients import BatchStatisticsWarning
 from ..methods import Method
 from ..taps import evaluating, unwrap
 from ..transfer import Output, Transfer
-from .findings import Finding, Seen, check_depths, check_frozen, check_layers, check_modes, check_range, networks
+from .findings import (
+    Finding,
+    Seen,
+    check_depths,
+    check_frozen,
+    check_layers,
+    check_modes,
+    check_range,
+    networks,
+)
 
 DRY_IMAGES = 32  # of the batch; a dead layer or a lost gradient shows with as many
 TEACHER_IMAGES = 400
@@ -27,7 +36,9 @@ TEACHER_CHUNK = 25  # a good teacher is known after one
 CHANCE = 0.01  # a teacher this likely to be guessing is named
 CLEAR = 1e-6  # one less likely needs no more images (it is asked after every chunk, so far below CHANCE)
 WORSE = 0.05  # points of accuracy below a teacher's own that sampling does not explain
-ROUNDING = 1e-12  # what is no larger, before its weight, is the difference of equals: 0 but for rounding
+ROUNDING = (
+    1e-12  # what is no larger, before its weight, is the difference of equals: 0 but for rounding
+)
 PROGRESS = tuple(k / 10 for k in range(11))
 
 
@@ -65,14 +76,24 @@ def preflight(
     if text := plain.coupling():
         found.append(Finding("warning", text))
     # Compiled code would be compiled for this one batch: run what it was made from.
-    with _unchanged(plain, x.device), torch.compiler.set_stance("force_eager"), warnings.catch_warnings():
+    with (
+        _unchanged(plain, x.device),
+        torch.compiler.set_stance("force_eager"),
+        warnings.catch_warnings(),
+    ):
         warnings.simplefilter("ignore", BatchStatisticsWarning)
         try:
             with _watching(plain) as seen:
                 features = plain.features(x)
         except UserError as error:
-            return _sorted([*found, Finding("error", f"the networks cannot be run on the batch: {error}")])
-        found += [*check_range(x, seen), *check_layers(plain, features, x), *check_depths(plain, features, seen)]
+            return _sorted(
+                [*found, Finding("error", f"the networks cannot be run on the batch: {error}")]
+            )
+        found += [
+            *check_range(x, seen),
+            *check_layers(plain, features, x),
+            *check_depths(plain, features, seen),
+        ]
         found += _dry_step(plain, x, y, seen)
         if images is not None and plain.teacher is not None:
             with _watching(plain) as seen:
@@ -86,9 +107,13 @@ def _sorted(found: list[Finding]) -> list[Finding]:
 
 def _check_arguments(x: Tensor, y: Tensor, teacher_accuracy: float | None) -> None:
     if x.ndim != 4 or not x.is_floating_point() or not len(x):
-        raise UserError(f"preflight got x {x.dtype} {tuple(x.shape)}: expected floating-point images (N, C, H, W)")
+        raise UserError(
+            f"preflight got x {x.dtype} {tuple(x.shape)}: expected floating-point images (N, C, H, W)"
+        )
     if y.shape != x.shape[:1] or y.dtype != torch.int64:
-        raise UserError(f"preflight got y {y.dtype} {tuple(y.shape)}: expected int64 labels ({len(x)},)")
+        raise UserError(
+            f"preflight got y {y.dtype} {tuple(y.shape)}: expected int64 labels ({len(x)},)"
+        )
     if teacher_accuracy is not None and not 0 <= teacher_accuracy <= 1:
         raise UserError(f"teacher_accuracy is {teacher_accuracy!r}: expected a share in [0, 1]")
 
@@ -96,16 +121,32 @@ def _check_arguments(x: Tensor, y: Tensor, teacher_accuracy: float | None) -> No
 @contextmanager
 def _unchanged(transfer: Transfer, device: torch.device) -> Iterator[None]:
     """Gives back modes, buffers (BN's statistics) and the random generators' states at the end of the block."""
-    modules = [m for network in (transfer, transfer.teacher) if network is not None for m in network.modules()]
+    modules = [
+        m
+        for network in (transfer, transfer.teacher)
+        if network is not None
+        for m in network.modules()
+    ]
     modes = [(m, m.training) for m in modules]
     attributes = dict(vars(transfer))
-    buffers = [(m, n, b, b.clone()) for m in modules for n, b in m._buffers.items() if b is not None]
-    restore = [_keep(torch.get_rng_state, torch.set_rng_state), _keep(random.getstate, random.setstate)]
+    buffers = [
+        (m, n, b, b.clone()) for m in modules for n, b in m._buffers.items() if b is not None
+    ]
+    restore = [
+        _keep(torch.get_rng_state, torch.set_rng_state),
+        _keep(random.getstate, random.setstate),
+    ]
     restore.append(_keep(np.random.get_state, np.random.set_state))
     if device.type != "cpu":
-        generator, where = torch.get_device_module(device), (device,) if device.type == "cuda" else ()
+        generator, where = (
+            torch.get_device_module(device),
+            (device,) if device.type == "cuda" else (),
+        )
         restore.append(
-            _keep(lambda: generator.get_rng_state(*where), lambda state: generator.set_rng_state(state, *where))
+            _keep(
+                lambda: generator.get_rng_state(*where),
+                lambda state: generator.set_rng_state(state, *where),
+            )
         )
     try:
         yield
@@ -165,7 +206,11 @@ def _dry_step(transfer: Transfer, x: Tensor, y: Tensor, seen: Seen) -> list[Find
             return _terms(transfer, x, y)
     except UserError as error:
         if len(set(classes.values())) < 2:
-            return [Finding("error", f"the loss cannot be taken: {_with_layers(str(error), transfer.pairs)}")]
+            return [
+                Finding(
+                    "error", f"the loss cannot be taken: {_with_layers(str(error), transfer.pairs)}"
+                )
+            ]
         text = " and ".join(f"the {side}'s logits have {k}" for side, k in classes.items())
         return [Finding("error", f"{text} classes, and a method compares them: {error}")]
 
@@ -183,10 +228,14 @@ def _terms(transfer: Transfer, x: Tensor, y: Tensor) -> list[Finding]:
     for progress, parts in _by_progress(transfer.methods).items():
         out = transfer(x, y, progress)
         bad = [p for p in parts if not out.parts[p].isfinite()]
-        found += [Finding("error", f"the term {p} is not finite: {out.parts[p].item()}") for p in bad]
+        found += [
+            Finding("error", f"the term {p} is not finite: {out.parts[p].item()}") for p in bad
+        ]
         least = {m.part: ROUNDING * float(m.weight(progress)) for m in transfer.methods}
         quiet = [p for p in parts if abs(out.parts[p].item()) <= least.get(p, 0.0)]
-        silent += [p for p in quiet if p != "ce"]  # the cross-entropy may be left no share of the loss
+        silent += [
+            p for p in quiet if p != "ce"
+        ]  # the cross-entropy may be left no share of the loss
         for part in (p for p in parts if p not in (*bad, *quiet)):
             if parameters and not _reaches(_with_graph(transfer, out, part), parameters):
                 text = f"the term {part} does not depend on the student: none of its parameters gets a gradient from it"
@@ -203,7 +252,9 @@ def _by_progress(methods: Sequence[Method]) -> dict[float, list[str]]:
     """
     weights = {m.part: [float(m.weight(p)) for p in PROGRESS] for m in methods}
     live = {part: w for part, w in weights.items() if max(w) > 0}
-    best = max(range(len(PROGRESS)), key=lambda k: min((w[k] / max(w) for w in live.values()), default=0.0))
+    best = max(
+        range(len(PROGRESS)), key=lambda k: min((w[k] / max(w) for w in live.values()), default=0.0)
+    )
     found = {PROGRESS[best]: ["ce"]}
     for part, w in live.items():
         found.setdefault(PROGRESS[best if w[best] > 0 else w.index(max(w))], []).append(part)
@@ -220,7 +271,10 @@ def _with_graph(transfer: Transfer, out: Output, part: str) -> Tensor:
 
 def _weightless(methods: Sequence[Method]) -> list[Finding]:
     idle = [m for m in methods if not any(float(m.weight(p)) > 0 for p in PROGRESS)]
-    return [Finding("note", f"the term {m.part} weighs 0 from start to end, so it does nothing") for m in idle]
+    return [
+        Finding("note", f"the term {m.part} weighs 0 from start to end, so it does nothing")
+        for m in idle
+    ]
 
 
 def _reaches(term: Tensor, parameters: Sequence[nn.Parameter]) -> bool:
@@ -237,7 +291,9 @@ def _reaches(term: Tensor, parameters: Sequence[nn.Parameter]) -> bool:
     return False
 
 
-def _broken_gradients(out: Output, parts: Sequence[str], parameters: Sequence[nn.Parameter]) -> list[Finding]:
+def _broken_gradients(
+    out: Output, parts: Sequence[str], parameters: Sequence[nn.Parameter]
+) -> list[Finding]:
     """Terms that are finite while their gradient is not; one backward pass where all is well."""
 
     def broken(term: Tensor) -> bool:
@@ -248,7 +304,11 @@ def _broken_gradients(out: Output, parts: Sequence[str], parameters: Sequence[nn
 
     if not broken(out.loss):
         return []
-    return [Finding("error", f"the gradient of the term {p} is not finite") for p in parts if broken(out.parts[p])]
+    return [
+        Finding("error", f"the gradient of the term {p} is not finite")
+        for p in parts
+        if broken(out.parts[p])
+    ]
 
 
 def _silent(parts: Sequence[str], same: bool) -> list[Finding]:
@@ -293,12 +353,17 @@ def _teacher(
             classes = theirs
             right += int((seen.outputs["teacher"].argmax(1) == y).sum())
             total += len(y)
-            if at_least(right, total, 1 / classes) < CLEAR and right / total >= (known or 0.0) - WORSE:
+            if (
+                at_least(right, total, 1 / classes) < CLEAR
+                and right / total >= (known or 0.0) - WORSE
+            ):
                 break
     return _accuracy_findings(right, total, classes, known) if total else []
 
 
-def _chunks(images: Iterable[tuple[Tensor, Tensor]], device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+def _chunks(
+    images: Iterable[tuple[Tensor, Tensor]], device: torch.device
+) -> Iterator[tuple[Tensor, Tensor]]:
     left = TEACHER_IMAGES
     for x, y in images:
         x, y = x[:left], y[:left]
@@ -317,8 +382,17 @@ def _accuracy_findings(right: int, total: int, classes: int, known: float | None
     # A handful of images cannot tell a good teacher from chance: low in itself it has to be, too.
     if at_least(right, total, chance) > CHANCE and share < (1 + chance) / 2:
         text = f"{said}, no more than guessing among {classes} classes gives"
-        return [Finding("warning", f"{text}: are its weights, its normalisation and the order of the classes right?")]
-    if known is not None and share < known - WORSE and at_least(total - right, total, 1 - known) < CHANCE:
+        return [
+            Finding(
+                "warning",
+                f"{text}: are its weights, its normalisation and the order of the classes right?",
+            )
+        ]
+    if (
+        known is not None
+        and share < known - WORSE
+        and at_least(total - right, total, 1 - known) < CHANCE
+    ):
         text = f"{said} ({share:.1%}), but was for {known:.1%} in its own run"
         return [Finding("warning", f"{text}: is it the same data and normalisation?")]
     return []
@@ -326,5 +400,8 @@ def _accuracy_findings(right: int, total: int, classes: int, known: float | None
 
 def at_least(right: int, total: int, chance: float) -> float:
     """P(X ≥ right) for X of Binomial(total, chance): how often guessing is right as often."""
-    terms = (math.comb(total, k) * chance**k * (1 - chance) ** (total - k) for k in range(right, total + 1))
+    terms = (
+        math.comb(total, k) * chance**k * (1 - chance) ** (total - k)
+        for k in range(right, total + 1)
+    )
     return min(1.0, math.fsum(terms))

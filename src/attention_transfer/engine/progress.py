@@ -23,7 +23,9 @@ class Progress:
             SpinnerColumn(),
             TextColumn("{task.description}"),
             BarColumn(bar_width=20),
-            TextColumn("step {task.completed:.0f}/{task.total:.0f} · {task.fields[rate]} · {task.fields[losses]}"),
+            TextColumn(
+                "step {task.completed:.0f}/{task.total:.0f} · {task.fields[rate]} · {task.fields[losses]}"
+            ),
             TimeRemainingColumn(),
             console=console,
             disable=not console.is_terminal,
@@ -48,7 +50,10 @@ class Progress:
         self._step = step
         self._read = time.monotonic()
         self.bars.update(
-            self.task, description=f"{self.title} epoch {epoch}/{self.epochs}", completed=step, total=total
+            self.task,
+            description=f"{self.title} epoch {epoch}/{self.epochs}",
+            completed=step,
+            total=total,
         )
 
     def tick(self, step: int, batch_size: int, meter: Meter) -> None:
@@ -56,7 +61,9 @@ class Progress:
         if self.bars.disable or now - self._read < 1:
             return
         sums = (meter.sums / meter.images).tolist()
-        losses = " ".join(f"{name} {value:.3f}" for name, value in zip(meter.parts, sums[2:], strict=True))
+        losses = " ".join(
+            f"{name} {value:.3f}" for name, value in zip(meter.parts, sums[2:], strict=True)
+        )
         rate = (step - self._step) * batch_size / (now - self._read)
         self._step, self._read = step, now
         self.bars.update(self.task, completed=step, rate=f"{rate:,.0f} images/s", losses=losses)

@@ -33,7 +33,14 @@ from ..data import (
 from ..errors import UserError
 from ..gradients import BatchStatisticsWarning
 from ..methods import create_methods
-from ..models import Network, check_network, load_network, run_fingerprint, save_student, start_network
+from ..models import (
+    Network,
+    check_network,
+    load_network,
+    run_fingerprint,
+    save_student,
+    start_network,
+)
 from ..ops import batch_norm
 from ..recipe import Recipe
 from ..runs import RunFolder, write_json
@@ -97,14 +104,21 @@ def run(recipe: Recipe, out: str | Path, console: Console) -> dict[str, Any]:
     flops = _training_flops(recipe, parts)
     decisions = decisions_for(recipe, flops, folder.environment().get("auto"), compilable)
     fabric = make_fabric(recipe, decisions)
-    progress = Progress(console if fabric.is_global_zero else Console(quiet=True), title(recipe), recipe.epochs)
+    progress = Progress(
+        console if fabric.is_global_zero else Console(quiet=True), title(recipe), recipe.epochs
+    )
     loop = prepare(recipe, folder, fabric, parts, decisions, progress)
     _announce(recipe, parts, decisions, loop, progress)
     if not folder.checkpoint_file.is_file():
         _preflight(parts, loop, progress)
-    if fabric.is_global_zero:  # a run that was refused so far leaves nothing in the way of the next try
+    if (
+        fabric.is_global_zero
+    ):  # a run that was refused so far leaves nothing in the way of the next try
         _write_down(recipe, folder, parts, decisions)
-    with logging_to(recipe, folder, progress.say, fabric.is_global_zero) as loop.log, warnings.catch_warnings():
+    with (
+        logging_to(recipe, folder, progress.say, fabric.is_global_zero) as loop.log,
+        warnings.catch_warnings(),
+    ):
         warnings.simplefilter("ignore", BatchStatisticsWarning)  # said before the first step
         rows = loop.run()
     fabric.barrier()
@@ -132,7 +146,10 @@ def _write_down(recipe: Recipe, folder: RunFolder, parts: Parts, decisions: Deci
 
 
 def decisions_for(
-    recipe: Recipe, training_flops: float, earlier: dict[str, Any] | None = None, compilable: bool = True
+    recipe: Recipe,
+    training_flops: float,
+    earlier: dict[str, Any] | None = None,
+    compilable: bool = True,
 ) -> Decisions:
     """What `auto` means for this run, and the process set up accordingly."""
     decisions = decide(recipe, training_flops, earlier, compilable)
@@ -187,9 +204,13 @@ def assemble(recipe: Recipe, streamed: bool | None = None) -> Parts:
     methods = create_methods(recipe.method, recipe.method_options())
     teacher = None
     if recipe.teacher is not None and any(m.needs_teacher for m in methods):
-        teacher = load_network(recipe.teacher, data.classes, data.mean, data.std, recipe.teacher_weights)
+        teacher = load_network(
+            recipe.teacher, data.classes, data.mean, data.std, recipe.teacher_weights
+        )
     torch.manual_seed(recipe.seed)
-    student, said = start_network(recipe.model, data.classes, data.mean, data.std, recipe.student_weights)
+    student, said = start_network(
+        recipe.model, data.classes, data.mean, data.std, recipe.student_weights
+    )
     module = student.module.to(memory_format=torch.channels_last)
     average = make_average(recipe, module)  # a copy, made before the Transfer taps the student
     example = as_input(data.train.batch(slice(0, 2)))
@@ -254,9 +275,16 @@ def _training_flops(recipe: Recipe, parts: Parts) -> float:
 
 
 def prepare(
-    recipe: Recipe, folder: RunFolder, fabric: Fabric, parts: Parts, decisions: Decisions, progress: Progress
+    recipe: Recipe,
+    folder: RunFolder,
+    fabric: Fabric,
+    parts: Parts,
+    decisions: Decisions,
+    progress: Progress,
 ) -> Loop:
-    told = fabric.all_reduce(torch.tensor(float(parts.data.streamed), device=fabric.device), reduce_op="sum")
+    told = fabric.all_reduce(
+        torch.tensor(float(parts.data.streamed), device=fabric.device), reduce_op="sum"
+    )
     if told not in (0, fabric.world_size):
         raise UserError("some processes have memory for all images and others not: say --stream on")
     val = parts.data.val.to(fabric.device)
@@ -287,12 +315,19 @@ def _augment(recipe: Recipe, fabric: Fabric, images: Images) -> Augment | Stream
     if isinstance(images, ImageSet):
         return Augment(images.to(fabric.device), recipe.crop_padding, recipe.flip)
     transform = make_transform(
-        recipe.augment, images.size, recipe.crop_padding, recipe.flip, recipe.crop_scale, recipe.crop_ratio
+        recipe.augment,
+        images.size,
+        recipe.crop_padding,
+        recipe.flip,
+        recipe.crop_scale,
+        recipe.crop_ratio,
     )
     return Stream(images, transform, fabric.device, fabric.global_rank, fabric.world_size)
 
 
-def _announce(recipe: Recipe, parts: Parts, decisions: Decisions, loop: Loop, progress: Progress) -> None:
+def _announce(
+    recipe: Recipe, parts: Parts, decisions: Decisions, loop: Loop, progress: Progress
+) -> None:
     mode = "CUDA graphs" if decisions.graphs else "compiled" if decisions.compile else "eager"
     how = f"{decisions.device}, {decisions.precision}, {mode}, {decisions.threads} threads"
     data = parts.data
@@ -348,19 +383,34 @@ def _validation_batches(images: Images) -> Iterator[tuple[Tensor, Tensor]]:
 
 def _own_accuracy(teacher: Network | None) -> float | None:
     """A teacher's validation accuracy at the end of its own run, where that is known."""
-    summary = RunFolder(teacher.folder).summary() if teacher is not None and teacher.folder else None
+    summary = (
+        RunFolder(teacher.folder).summary() if teacher is not None and teacher.folder else None
+    )
     return summary["final"].get("val_accuracy") if summary else None
 
 
 def _finish(
-    recipe: Recipe, folder: RunFolder, parts: Parts, decisions: Decisions, rows: Sequence[dict[str, Any]]
+    recipe: Recipe,
+    folder: RunFolder,
+    parts: Parts,
+    decisions: Decisions,
+    rows: Sequence[dict[str, Any]],
 ) -> dict[str, Any]:
     """Weights, maps and summary; the summary last, since it says that the run is finished."""
     data, device = parts.data, next(parts.transfer.parameters()).device
-    student = Inference(parts.trained, parts.student.preprocess, decisions.precision).to(device).eval()
+    student = (
+        Inference(parts.trained, parts.student.preprocess, decisions.precision).to(device).eval()
+    )
     layers = [s.name for s in student.stages(data.image_size)]
     size = parts.student.preprocess.size or data.image_size
-    save_student(folder.student_file, student.module, recipe.model, data.classes, parts.student.preprocess, size)
+    save_student(
+        folder.student_file,
+        student.module,
+        recipe.model,
+        data.classes,
+        parts.student.preprocess,
+        size,
+    )
     if layers:
         save_maps(folder.maps_file, student, layers, data.val, device)
     final = {k: v for k, v in rows[-1].items() if k.startswith(("train_", "val_"))}
@@ -382,14 +432,18 @@ def _finish(
         "attention": attention_in_box(student, layers, data.val, device),
     }
     if (teacher := parts.teacher) is not None:
-        network = Inference(teacher.module, teacher.preprocess, decisions.precision).to(device).eval()
+        network = (
+            Inference(teacher.module, teacher.preprocess, decisions.precision).to(device).eval()
+        )
         before = RunFolder(teacher.folder).summary() if teacher.folder else None
         summary["teacher"] = {
             "name": teacher.name,
             "folder": str(Path(teacher.folder).resolve()) if teacher.folder else None,
             "model": teacher.name,
             **cost(network, data.image_size),
-            "val_accuracy": evaluate(network, data.val.to(device), EVALUATION_BATCH, device)["accuracy"],
+            "val_accuracy": evaluate(network, data.val.to(device), EVALUATION_BATCH, device)[
+                "accuracy"
+            ],
             "val_loss": before["final"]["val_loss"] if before else None,
         }
     write_json(folder.summary_file, summary)

@@ -66,6 +66,8 @@ def method_names(expression: str) -> list[str]:
     return names
 
 
-def create_methods(expression: str, options: dict[str, dict[str, Any]] | None = None) -> list[Method]:
+def create_methods(
+    expression: str, options: dict[str, dict[str, Any]] | None = None
+) -> list[Method]:
     """The methods of a --method expression, each with its options ({name: {option: value}})."""
     return [METHODS[name](**(options or {}).get(name, {})) for name in method_names(expression)]

@@ -33,7 +33,9 @@ class ActivationTransfer(BetaMethod):
     part = "at"
     needs_teacher = True
     needs_features = True
-    beside = {"kd": {"decay": "linear"}}  # the paper decays β when attention transfer goes along with distillation
+    beside = {
+        "kd": {"decay": "linear"}
+    }  # the paper decays β when attention transfer goes along with distillation
 
     def __init__(
         self,
@@ -57,18 +59,32 @@ class ActivationTransfer(BetaMethod):
             "norm": norm,
             "axis": axis,
         }
-        if weights is not None and (isinstance(weights, (str, Mapping)) or not isinstance(weights, Iterable)):
+        if weights is not None and (
+            isinstance(weights, (str, Mapping)) or not isinstance(weights, Iterable)
+        ):
             raise UserError(f"weights is {weights!r}: expected a list of numbers, one a pair")
-        self.pair_weights = None if weights is None else [check_weight("weights", w) for w in weights]
+        self.pair_weights = (
+            None if weights is None else [check_weight("weights", w) for w in weights]
+        )
 
     def forward(self, step: Step) -> Tensor:
-        return maps.at_loss(step.student_features, step.teacher_features, weights=self.pair_weights, **self.options)
+        return maps.at_loss(
+            step.student_features, step.teacher_features, weights=self.pair_weights, **self.options
+        )
 
-    def prepare(self, pairs: Sequence[tuple[str, str]], student: Sequence[Tensor], teacher: Sequence[Tensor]) -> None:
+    def prepare(
+        self, pairs: Sequence[tuple[str, str]], student: Sequence[Tensor], teacher: Sequence[Tensor]
+    ) -> None:
         if self.pair_weights is not None and len(self.pair_weights) != len(pairs):
-            raise UserError(f"weights has {len(self.pair_weights)} numbers for {len(pairs)} pairs: expected one a pair")
+            raise UserError(
+                f"weights has {len(self.pair_weights)} numbers for {len(pairs)} pairs: expected one a pair"
+            )
         names = [f"pair {j} ({s} ← {t})" for j, (s, t) in enumerate(pairs)]
-        maps.at_loss(dict(zip(names, student, strict=True)), dict(zip(names, teacher, strict=True)), **self.options)
+        maps.at_loss(
+            dict(zip(names, student, strict=True)),
+            dict(zip(names, teacher, strict=True)),
+            **self.options,
+        )
 
     def describe(
         self, pairs: Sequence[tuple[str, str]], student: Sequence[Tensor], teacher: Sequence[Tensor]
@@ -88,7 +104,9 @@ class ActivationTransfer(BetaMethod):
             )
             convention = self.options["convention"]
             names = [c for c in ("authors", "caffe") if convention != "paper"] or ["paper"]
-            weight = ", ".join(f"{maps.convert_beta(beta, convention, c, ys.shape[1]):.5g} ({c})" for c in names)
+            weight = ", ".join(
+                f"{maps.convert_beta(beta, convention, c, ys.shape[1]):.5g} ({c})" for c in names
+            )
             lines.append(f"{s} ← {t}: {sizes}, M = {ys.shape[1]}, β = {weight}")
         return lines
 

@@ -47,7 +47,9 @@ class Method(nn.Module):
     part: ClassVar[str]
     needs_teacher: ClassVar[bool] = False
     needs_features: ClassVar[bool] = False
-    needs_gradient: ClassVar[bool] = False  # J of the student, and of the teacher where one is needed
+    needs_gradient: ClassVar[bool] = (
+        False  # J of the student, and of the teacher where one is needed
+    )
     needs_flipped: ClassVar[bool] = False
     needs_example: ClassVar[bool] = False
     # {the name of another method: {option: what it is, unless given, where that method goes along}}
@@ -70,7 +72,9 @@ class Method(nn.Module):
         """The factor that this method leaves to the cross-entropy."""
         return 1.0
 
-    def prepare(self, pairs: Sequence[tuple[str, str]], student: Sequence[Tensor], teacher: Sequence[Tensor]) -> None:
+    def prepare(
+        self, pairs: Sequence[tuple[str, str]], student: Sequence[Tensor], teacher: Sequence[Tensor]
+    ) -> None:
         """Raises `UserError` where the features of a dry run do not suit the method."""
 
     def describe(
@@ -117,8 +121,12 @@ def decayed(decay: str, progress: Progress) -> float | Tensor:
         raise UserError(
             f"decay={decay!r} needs progress: call transfer(x, y, progress=share of the training that is done)"
         )
-    if not isinstance(progress, Tensor) and (not isinstance(progress, (int, float)) or not 0 <= progress <= 1):
-        raise UserError(f"progress is {progress!r}: expected the share of the training that is done, in [0, 1]")
+    if not isinstance(progress, Tensor) and (
+        not isinstance(progress, (int, float)) or not 0 <= progress <= 1
+    ):
+        raise UserError(
+            f"progress is {progress!r}: expected the share of the training that is done, in [0, 1]"
+        )
     factor: float | Tensor = 1.0
     if decay.startswith("warm-up"):
         risen = progress / WARM_UP

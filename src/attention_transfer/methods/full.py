@@ -28,7 +28,10 @@ def full_activation_loss(student: Tensor, teacher: Tensor) -> Tensor:
     Raises:
         UserError: (a ValueError) for other shapes.
     """
-    student, teacher = maps.checked(student, "student features"), maps.checked(teacher, "teacher features")
+    student, teacher = (
+        maps.checked(student, "student features"),
+        maps.checked(teacher, "teacher features"),
+    )
     if student.shape != teacher.shape:
         raise UserError(
             f"full_activation_loss got {tuple(student.shape)} and {tuple(teacher.shape)}: expected one shape "
@@ -75,16 +78,23 @@ class FullActivationTransfer(BetaMethod):
             terms.append(full_activation_loss(s, t))
         return torch.stack(terms).sum()
 
-    def prepare(self, pairs: Sequence[tuple[str, str]], student: Sequence[Tensor], teacher: Sequence[Tensor]) -> None:
+    def prepare(
+        self, pairs: Sequence[tuple[str, str]], student: Sequence[Tensor], teacher: Sequence[Tensor]
+    ) -> None:
         """Makes the adapters, each a convolution where channels differ."""
         if not pairs:
             raise UserError("FullActivationTransfer got no pair of layers: expected at least one")
         self.adapters = nn.ModuleList()
         for (name, aim), s, t in zip(pairs, student, teacher, strict=True):
-            features = maps.checked(s, f"student features of {name}"), maps.checked(t, f"teacher features of {aim}")
+            features = (
+                maps.checked(s, f"student features of {name}"),
+                maps.checked(t, f"teacher features of {aim}"),
+            )
             given, wanted = (maps.as_grid(f).shape[1] for f in features)
             self.adapters.append(
-                nn.Identity() if given == wanted else nn.Conv2d(given, wanted, 1, bias=False, device=s.device)
+                nn.Identity()
+                if given == wanted
+                else nn.Conv2d(given, wanted, 1, bias=False, device=s.device)
             )
         self(Step(torch.empty(0), student_features=list(student), teacher_features=list(teacher)))
 
@@ -93,6 +103,10 @@ class FullActivationTransfer(BetaMethod):
     ) -> list[str]:
         lines = []
         for (s, t), fs, ft, adapter in zip(pairs, student, teacher, self.adapters, strict=True):
-            learned = "" if isinstance(adapter, nn.Identity) else ", a learned 1×1 convolution between"
-            lines.append(f"{s} ← {t}: {tuple(fs.shape[1:])} and {tuple(ft.shape[1:])}{learned}, β = {self.beta:g}")
+            learned = (
+                "" if isinstance(adapter, nn.Identity) else ", a learned 1×1 convolution between"
+            )
+            lines.append(
+                f"{s} ← {t}: {tuple(fs.shape[1:])} and {tuple(ft.shape[1:])}{learned}, β = {self.beta:g}"
+            )
         return lines

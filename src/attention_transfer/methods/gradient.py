@@ -56,7 +56,9 @@ class GradientMethod(BetaMethod):
         self, pairs: Sequence[tuple[str, str]], student: Sequence[Tensor], teacher: Sequence[Tensor]
     ) -> list[str]:
         form = "‖·‖" if not getattr(self, "squared", True) else "‖·‖²"
-        return [f"{self.name}: ½ · mean of {form} of input gradients, β = {self.beta:g} ({self.decay})"]
+        return [
+            f"{self.name}: ½ · mean of {form} of input gradients, β = {self.beta:g} ({self.decay})"
+        ]
 
 
 class GradientTransfer(GradientMethod):

@@ -27,7 +27,9 @@ def symmetry_loss(model: nn.Module, x: Tensor, y: Tensor, squared: bool = True) 
     Raises:
         UserError: as `input_gradient`.
     """
-    j, flipped = input_gradient(model, torch.cat([x, x.flip(-1)]), torch.cat([y, y]), create_graph=True).chunk(2)
+    j, flipped = input_gradient(
+        model, torch.cat([x, x.flip(-1)]), torch.cat([y, y]), create_graph=True
+    ).chunk(2)
     return half_mean_norm(j - flipped.flip(-1), squared)
 
 

@@ -34,7 +34,11 @@ CIFAR: tuple[Triple, Triple, tuple[int, int]] = (
     (63.0 / 255, 62.1 / 255, 66.7 / 255),
     (32, 32),
 )
-IMAGENET: tuple[Triple, Triple, tuple[int, int]] = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), (224, 224))
+IMAGENET: tuple[Triple, Triple, tuple[int, int]] = (
+    (0.485, 0.456, 0.406),
+    (0.229, 0.224, 0.225),
+    (224, 224),
+)
 
 
 @dataclass
@@ -76,14 +80,18 @@ def load_authors_run(folder: str | Path) -> AuthorsRun:
         )
     for name in (LOG_FILE, MODEL_FILE):
         if not (folder / name).is_file():
-            raise UserError(f"{folder} has no {name}: expected a run of the authors' script, with that file")
+            raise UserError(
+                f"{folder} has no {name}: expected a run of the authors' script, with that file"
+            )
     options = _read_options(folder / LOG_FILE)
     file = folder / MODEL_FILE
     student, teacher = read_params(file)
     model, name, classes = _network(student, file)
     taught = None if teacher is None else _network(teacher, file)
     if taught is not None and taught[2] != classes:
-        raise UserError(f"{file}: its student knows {classes} classes, its teacher {taught[2]}: expected the same")
+        raise UserError(
+            f"{file}: its student knows {classes} classes, its teacher {taught[2]}: expected the same"
+        )
     if (said := options.get("num_classes")) is not None and said != classes:
         raise UserError(
             f"{folder}: {LOG_FILE} says num_classes {said}, the tensors of {MODEL_FILE} have {classes}: "
@@ -91,7 +99,9 @@ def load_authors_run(folder: str | Path) -> AuthorsRun:
         )
     mean, std, size, names = _images(folder, options, model, classes)
     teacher_model, teacher_name = (None, None) if taught is None else taught[:2]
-    return AuthorsRun(model, teacher_model, options, name, teacher_name, classes, mean, std, size, names)
+    return AuthorsRun(
+        model, teacher_model, options, name, teacher_name, classes, mean, std, size, names
+    )
 
 
 def read_params(file: Path) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
@@ -109,7 +119,9 @@ def read_params(file: Path) -> tuple[dict[str, Tensor], dict[str, Tensor] | None
         return alone, None
     if alone or not parts["student"]:
         what = f"the tensor {next(iter(alone))} of neither" if alone else "no tensor of its student"
-        raise UserError(f"{file} has teacher. or student. names and {what}: expected every name to start with one")
+        raise UserError(
+            f"{file} has teacher. or student. names and {what}: expected every name to start with one"
+        )
     return parts["student"], parts["teacher"] or None
 
 
@@ -130,11 +142,20 @@ def _our_name(name: str) -> str:
 def _read_options(log: Path) -> dict[str, Any]:
     """The first line of statistics that can be read; empty where all are cut short."""
     try:
-        lines = [part for line in log.read_text().splitlines() for _, mark, part in [line.partition(MARK)] if mark]
+        lines = [
+            part
+            for line in log.read_text().splitlines()
+            for _, mark, part in [line.partition(MARK)]
+            if mark
+        ]
     except UnicodeDecodeError as error:
-        raise UserError(f"{log} is no text: expected the authors' log with lines {MARK} {{...}}") from error
+        raise UserError(
+            f"{log} is no text: expected the authors' log with lines {MARK} {{...}}"
+        ) from error
     if not lines:
-        raise UserError(f"{log} has no line {MARK} {{...}}: expected the log of the authors' script")
+        raise UserError(
+            f"{log} has no line {MARK} {{...}}: expected the log of the authors' script"
+        )
     for line in lines:
         try:
             found = json.loads(line)
@@ -158,11 +179,19 @@ def _read_tensors(file: Path) -> dict[str, Tensor]:
         raise UserError(f"{file} cannot be read, it may be cut short: {reason}") from error
     params = found.get("params") if isinstance(found, Mapping) else None
     if not isinstance(params, Mapping) or not params:
-        raise UserError(f'{file} holds no "params": expected the authors\' {{"params", "optimizer", "epoch"}}')
+        raise UserError(
+            f'{file} holds no "params": expected the authors\' {{"params", "optimizer", "epoch"}}'
+        )
     for name, value in params.items():
-        if not isinstance(name, str) or not isinstance(value, Tensor) or not value.is_floating_point():
+        if (
+            not isinstance(name, str)
+            or not isinstance(value, Tensor)
+            or not value.is_floating_point()
+        ):
             what = f"of {value.dtype}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
-            raise UserError(f"{file}: params[{name!r}] is {what}: expected tensors of floating-point numbers by name")
+            raise UserError(
+                f"{file}: params[{name!r}] is {what}: expected tensors of floating-point numbers by name"
+            )
     return dict(params)
 
 
@@ -170,7 +199,9 @@ def _network(params: dict[str, Tensor], file: Path) -> tuple[nn.Module, str, int
     """The network that the tensors make, its name and its number of classes."""
     head = params.get("fc.weight")
     if head is None or head.ndim != 2 or not len(head):
-        raise UserError(f"{file} has no fc.weight (classes, features): expected a network of the authors' scripts")
+        raise UserError(
+            f"{file} has no fc.weight (classes, features): expected a network of the authors' scripts"
+        )
     classes = len(head)
     module: nn.Module
     if any(name.startswith("group3.") for name in params):
@@ -185,9 +216,13 @@ def _network(params: dict[str, Tensor], file: Path) -> tuple[nn.Module, str, int
 def _depth_and_width(params: Mapping[str, Tensor], file: Path) -> tuple[int, int]:
     blocks, widths = group_shapes(params, 3, file)
     if len(set(blocks)) > 1:
-        raise UserError(f"{file}: its groups have {blocks} blocks: expected as many in each, a WRN's")
+        raise UserError(
+            f"{file}: its groups have {blocks} blocks: expected as many in each, a WRN's"
+        )
     if widths[0] % 16 or widths != [widths[0], 2 * widths[0], 4 * widths[0]]:
-        raise UserError(f"{file}: its groups are {widths} wide: expected 16k, 32k and 64k with a whole k, a WRN's")
+        raise UserError(
+            f"{file}: its groups are {widths} wide: expected 16k, 32k and 64k with a whole k, a WRN's"
+        )
     return 6 * blocks[0] + 4, widths[0] // 16
 
 
@@ -204,7 +239,11 @@ def _images(
         mean, std = (float(r), float(g), float(b)), (float(s), float(t), float(u))
         size = int(height), int(width)
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{folder / LOG_FILE}: its {OURS} entry lacks classes, mean, std or image_size") from error
+        raise UserError(
+            f"{folder / LOG_FILE}: its {OURS} entry lacks classes, mean, std or image_size"
+        ) from error
     if len(names) != classes:
-        raise UserError(f"{folder}: {LOG_FILE} names {len(names)} classes, the tensors of {MODEL_FILE} have {classes}")
+        raise UserError(
+            f"{folder}: {LOG_FILE} names {len(names)} classes, the tensors of {MODEL_FILE} have {classes}"
+        )
     return mean, std, size, names

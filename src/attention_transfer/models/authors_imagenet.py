@@ -48,7 +48,14 @@ class Block(nn.Module):
 class AuthorsResNet(nn.Module):
     """Images (N, 3, H, W) -> logits (N, num_classes), from the blocks and the width of each of the four groups."""
 
-    def __init__(self, blocks: Sequence[int], stem: int, widths: Sequence[int], num_classes: int, folded: bool):
+    def __init__(
+        self,
+        blocks: Sequence[int],
+        stem: int,
+        widths: Sequence[int],
+        num_classes: int,
+        folded: bool,
+    ):
         super().__init__()
         self.conv0 = convolution(3, stem, 7, 2, folded)
         self.bn0 = normalisation(stem, folded)
@@ -57,7 +64,10 @@ class AuthorsResNet(nn.Module):
             group = nn.Sequential()
             for b in range(count):
                 stride = 2 if g > 0 and b == 0 else 1
-                group.add_module(f"block{b}", Block(inputs, width, stride, folded, inputs != width or stride != 1))
+                group.add_module(
+                    f"block{b}",
+                    Block(inputs, width, stride, folded, inputs != width or stride != 1),
+                )
                 inputs = width
             self.add_module(f"group{g}", group)
         self.fc = nn.Linear(inputs, num_classes)
@@ -81,7 +91,9 @@ def resnet_of(params: Mapping[str, Tensor], classes: int, file: Path) -> tuple[A
     return AuthorsResNet(blocks, stem, widths, classes, folded="conv0.bias" in params), name
 
 
-def group_shapes(params: Mapping[str, Tensor], groups: int, file: Path) -> tuple[list[int], list[int]]:
+def group_shapes(
+    params: Mapping[str, Tensor], groups: int, file: Path
+) -> tuple[list[int], list[int]]:
     """How many blocks each group has, and how many channels."""
     found = [set[str]() for _ in range(groups)]
     for name in params:
@@ -95,5 +107,7 @@ def _channels(params: Mapping[str, Tensor], name: str, file: Path) -> int:
     weight = params.get(name)
     if weight is None or weight.ndim != 4 or not len(weight):
         what = "none" if weight is None else f"one of shape {tuple(weight.shape)}"
-        raise UserError(f"{file}: a network of the authors' scripts has the convolution {name}, this file {what}")
+        raise UserError(
+            f"{file}: a network of the authors' scripts has the convolution {name}, this file {what}"
+        )
     return len(weight)

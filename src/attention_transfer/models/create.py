@@ -60,7 +60,9 @@ def create_model(name: str, num_classes: int) -> nn.Module:
         return make(match[2], num_classes, match[3] is not None)
     if match := re.fullmatch(r"(.+\.py):(\w+)", name):
         return _from_file(Path(match[1]), match[2], num_classes)
-    raise UserError(f"unknown model {name!r}: expected {FORMS}{_meant(name) or nearest(name, EXAMPLES)}")
+    raise UserError(
+        f"unknown model {name!r}: expected {FORMS}{_meant(name) or nearest(name, EXAMPLES)}"
+    )
 
 
 def _meant(name: str) -> str:
@@ -70,13 +72,19 @@ def _meant(name: str) -> str:
         found = [f"{name}:{function}" for function in _functions(Path(name))]
     elif match := re.fullmatch(r"(\w+)/([^:]+)(:.*)?", name):
         libraries = difflib.get_close_matches(match[1], ("timm", "torchvision"), n=1)
-        found = [f"{library}/{match[2]}{':pretrained' if match[3] else ''}" for library in libraries]
+        found = [
+            f"{library}/{match[2]}{':pretrained' if match[3] else ''}" for library in libraries
+        ]
     elif name:
         import timm
         from torchvision import models
 
         known = (("torchvision", models.list_models(module=models)), ("timm", timm.list_models()))
-        found = [f"{library}/{name}" for library, names in known if name.removesuffix(":pretrained") in names]
+        found = [
+            f"{library}/{name}"
+            for library, names in known
+            if name.removesuffix(":pretrained") in names
+        ]
     return f"; did you mean {' or '.join(found[:3])}?" if found else ""
 
 
@@ -86,7 +94,11 @@ def _functions(file: Path) -> list[str]:
         body = ast.parse(file.read_bytes()).body
     except (OSError, SyntaxError, ValueError):
         return []
-    return [node.name for node in body if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.name[0] != "_"]
+    return [
+        node.name
+        for node in body
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.name[0] != "_"
+    ]
 
 
 def pretrained_classes(name: str) -> int | None:
@@ -114,8 +126,12 @@ def _timm(name: str, num_classes: int, pretrained: bool) -> nn.Module:
     if not pretrained:
         return timm.create_model(name, num_classes=num_classes)
     if not timm.is_model_pretrained(name):
-        raise UserError(f"timm has no trained weights of {name!r}{nearest(name, timm.list_models(pretrained=True))}")
-    return _downloaded(f"timm/{name}", lambda: timm.create_model(name, pretrained=True, num_classes=num_classes))
+        raise UserError(
+            f"timm has no trained weights of {name!r}{nearest(name, timm.list_models(pretrained=True))}"
+        )
+    return _downloaded(
+        f"timm/{name}", lambda: timm.create_model(name, pretrained=True, num_classes=num_classes)
+    )
 
 
 def _downloaded(name: str, make: Callable[[], nn.Module]) -> nn.Module:
@@ -145,9 +161,15 @@ def _torchvision(name: str, num_classes: int, pretrained: bool) -> nn.Module:
         raise UserError(f"torchvision has no classification model {name!r}{nearest(name, known)}")
     if not pretrained:
         # Inception's and GoogLeNet's auxiliary heads would make the output a tuple in training.
-        extra = {"aux_logits": False, "init_weights": True} if name in ("googlenet", "inception_v3") else {}
+        extra = (
+            {"aux_logits": False, "init_weights": True}
+            if name in ("googlenet", "inception_v3")
+            else {}
+        )
         return models.get_model(name, num_classes=num_classes, **extra)
-    model: Any = _downloaded(f"torchvision/{name}", lambda: models.get_model(name, weights="DEFAULT"))
+    model: Any = _downloaded(
+        f"torchvision/{name}", lambda: models.get_model(name, weights="DEFAULT")
+    )
     for auxiliary in ("AuxLogits", "aux1", "aux2"):
         if hasattr(model, auxiliary):
             setattr(model, auxiliary, None)
@@ -175,8 +197,12 @@ def _from_file(file: Path, factory: str, num_classes: int) -> nn.Module:
     if not file.is_file():
         names = [f.name for f in file.parent.glob("*.py")] if file.parent.is_dir() else []
         hint = nearest(file.name, names)
-        raise UserError(f"no model file {file}: expected a Python file with the function {factory}{hint}")
-    sys.path.insert(0, str(file.parent.resolve()))  # its neighbours are there to import, as where it runs as a script
+        raise UserError(
+            f"no model file {file}: expected a Python file with the function {factory}{hint}"
+        )
+    sys.path.insert(
+        0, str(file.parent.resolve())
+    )  # its neighbours are there to import, as where it runs as a script
     try:
         module = _load(file)
         make = getattr(module, factory, None)
@@ -195,7 +221,9 @@ def _from_file(file: Path, factory: str, num_classes: int) -> nn.Module:
             sys.path.remove(str(file.parent.resolve()))
     if not isinstance(model, nn.Module):
         hint = ": does it lack its return?" if model is None else ""
-        raise UserError(f"{file}:{factory} returned a {type(model).__name__}: expected a torch.nn.Module{hint}")
+        raise UserError(
+            f"{file}:{factory} returned a {type(model).__name__}: expected a torch.nn.Module{hint}"
+        )
     return model
 
 
@@ -227,7 +255,11 @@ def _takes_classes(make: Any, name: str) -> bool:
     needed = [p.name for p in named if p.default is kinds.empty and p.name != "num_classes"]
     takes = any(p.name == "num_classes" and p.kind is not kinds.POSITIONAL_ONLY for p in named)
     if needed:
-        fault = f"needs {', '.join(needed)} too" if takes else f"takes {', '.join(needed)} and no num_classes"
+        fault = (
+            f"needs {', '.join(needed)} too"
+            if takes
+            else f"takes {', '.join(needed)} and no num_classes"
+        )
         raise UserError(
             f"{name} {fault}: expected a function that can be called with num_classes=N alone, or with nothing"
         )
@@ -245,20 +277,28 @@ def _users(file: Path, run: Callable[[], Any]) -> Any:
         shown = file if where == file.resolve() else file.parent / where.name
         said = " ".join((error.msg if isinstance(error, SyntaxError) else str(error)).split())
         place = shown if line is None else f"{shown}, line {line}"
-        raise UserError(f"{place}: {type(error).__name__}{f': {said[:300]}' if said else ''}") from error
+        raise UserError(
+            f"{place}: {type(error).__name__}{f': {said[:300]}' if said else ''}"
+        ) from error
 
 
 def place_of(error: BaseException) -> str:
     """` (FILE, line N)`: where in a model file of the user's an error arose; empty where it was in no such file."""
     files = [m.__file__ for n, m in list(sys.modules.items()) if n.startswith(USERS) and m.__file__]
-    found = [place for file in files if (place := _place(error, Path(file).resolve().parent)) is not None]
+    found = [
+        place for file in files if (place := _place(error, Path(file).resolve().parent)) is not None
+    ]
     return f" ({found[0][0].name}, line {found[0][1]})" if found else ""
 
 
 def _place(error: BaseException, folder: Path) -> tuple[Path, int | None] | None:
     """The innermost place of an error in the files of a folder, without what is installed there."""
-    places = [(Path(f.filename).resolve(), f.lineno) for f in traceback.extract_tb(error.__traceback__)]
+    places = [
+        (Path(f.filename).resolve(), f.lineno) for f in traceback.extract_tb(error.__traceback__)
+    ]
     own = [
-        (p, n) for p, n in places if p.is_relative_to(folder) and p.parent != HERE and "site-packages" not in p.parts
+        (p, n)
+        for p, n in places
+        if p.is_relative_to(folder) and p.parent != HERE and "site-packages" not in p.parts
     ]
     return own[-1] if own else None

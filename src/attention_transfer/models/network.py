@@ -26,7 +26,9 @@ class Preprocess(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, mean: Sequence[float], std: Sequence[float], size: tuple[int, int] | None = None):
+    def __init__(
+        self, mean: Sequence[float], std: Sequence[float], size: tuple[int, int] | None = None
+    ):
         super().__init__()
         self.size = size
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
@@ -61,7 +63,12 @@ class Network:
 
 
 def save_student(
-    file: Path, module: nn.Module, name: str, classes: Sequence[str], preprocess: Preprocess, image_size: Sequence[int]
+    file: Path,
+    module: nn.Module,
+    name: str,
+    classes: Sequence[str],
+    preprocess: Preprocess,
+    image_size: Sequence[int],
 ) -> None:
     """Writes weights and metadata as safetensors, whole or not at all."""
     from safetensors.torch import save
@@ -73,7 +80,9 @@ def save_student(
         partial.write_bytes(save(state, metadata={"attention_transfer": json.dumps(about)}))
 
 
-def metadata(name: str, classes: Sequence[str], preprocess: Preprocess, image_size: Sequence[int]) -> dict[str, Any]:
+def metadata(
+    name: str, classes: Sequence[str], preprocess: Preprocess, image_size: Sequence[int]
+) -> dict[str, Any]:
     """What weights need beside them to be used, as plain values."""
     return {
         "model": name,
@@ -111,12 +120,19 @@ def load_run_network(folder: str | Path) -> Network:
     except (SafetensorError, ValueError) as error:
         raise UserError(f"{run.student_file} is damaged: {error}") from error
     if about is None:
-        raise UserError(f"{run.student_file} was not written by attention-transfer: its metadata is missing")
+        raise UserError(
+            f"{run.student_file} was not written by attention-transfer: its metadata is missing"
+        )
     module = create_model(about["model"].removesuffix(":pretrained"), len(about["classes"]))
     load_weights(module, run.student_file)
     preprocess = Preprocess(about["mean"], about["std"], tuple(about["image_size"]))
     return Network(
-        module.eval(), about["model"], tuple(about["classes"]), preprocess, run_fingerprint(folder), str(folder)
+        module.eval(),
+        about["model"],
+        tuple(about["classes"]),
+        preprocess,
+        run_fingerprint(folder),
+        str(folder),
     )
 
 
@@ -134,7 +150,9 @@ def load_trained(folder: str | Path) -> Network:
     classes = run.classes or tuple(str(i) for i in range(run.num_classes))
     preprocess = Preprocess(run.mean, run.std, run.image_size)
     fingerprint = run_fingerprint(folder)
-    return Network(run.model, run.name, classes, preprocess, fingerprint, str(folder), run.classes is not None)
+    return Network(
+        run.model, run.name, classes, preprocess, fingerprint, str(folder), run.classes is not None
+    )
 
 
 def load_student(run_folder: str | Path) -> nn.Module:
@@ -150,7 +168,11 @@ def load_student(run_folder: str | Path) -> nn.Module:
 
 
 def load_network(
-    spec: str, classes: Sequence[str], mean: Sequence[float], std: Sequence[float], weights: str | None = None
+    spec: str,
+    classes: Sequence[str],
+    mean: Sequence[float],
+    std: Sequence[float],
+    weights: str | None = None,
 ) -> Network:
     """A network with trained weights (a teacher): a folder, or a model name that is `:pretrained` or has `weights`.
 
@@ -161,7 +183,9 @@ def load_network(
     """
     if Path(spec).is_dir() or RunFolder(spec).exists:
         if weights is not None:
-            raise UserError(f"the teacher {spec} is a run with weights of its own: leave --teacher-weights out")
+            raise UserError(
+                f"the teacher {spec} is a run with weights of its own: leave --teacher-weights out"
+            )
         network = load_trained(spec)
         if len(network.classes) != len(classes):
             raise UserError(
@@ -174,7 +198,9 @@ def load_network(
             )
         return replace(network, classes=tuple(classes))
     if "/" in spec and not spec.startswith(("timm/", "torchvision/")) and ".py:" not in spec:
-        raise UserError(f"no teacher at {spec}: expected a run folder, or a model with trained weights")
+        raise UserError(
+            f"no teacher at {spec}: expected a run folder, or a model with trained weights"
+        )
     pretrained = spec.endswith(":pretrained")
     if weights is None and pretrained:  # before its weights are downloaded for nothing
         known = pretrained_classes(spec)
@@ -186,7 +212,9 @@ def load_network(
     module = create_model(spec, len(classes))
     if weights is None and not pretrained:
         own = f", {spec}:pretrained" if spec.startswith(("timm/", "torchvision/")) else ""
-        raise UserError(f"the teacher {spec} has no trained weights: give a run folder{own}, or --teacher-weights FILE")
+        raise UserError(
+            f"the teacher {spec} has no trained weights: give a run folder{own}, or --teacher-weights FILE"
+        )
     digest = None
     if weights is not None:
         _load_teacher(module, spec, weights, len(classes))
@@ -208,7 +236,11 @@ def _load_teacher(module: nn.Module, spec: str, weights: str, classes: int) -> N
 
 
 def start_network(
-    spec: str, classes: Sequence[str], mean: Sequence[float], std: Sequence[float], weights: str | None = None
+    spec: str,
+    classes: Sequence[str],
+    mean: Sequence[float],
+    std: Sequence[float],
+    weights: str | None = None,
 ) -> tuple[Network, list[str]]:
     """A network to be trained (a student), and lines on where it starts from.
 
@@ -227,10 +259,18 @@ def start_network(
     if weights is None:
         said = []
         if pretrained and (known := pretrained_classes(spec)) not in (None, len(classes)):
-            said = [f"{spec}: its head knows {known} classes, the data has {len(classes)}, so the head starts anew"]
-        preprocess = _own_preprocess(module, mean, std) if pretrained else Preprocess(mean, std, fixed_size(module))
+            said = [
+                f"{spec}: its head knows {known} classes, the data has {len(classes)}, so the head starts anew"
+            ]
+        preprocess = (
+            _own_preprocess(module, mean, std)
+            if pretrained
+            else Preprocess(mean, std, fixed_size(module))
+        )
     elif pretrained:
-        raise UserError(f"{spec} starts from its own weights: leave :pretrained or --student-weights out")
+        raise UserError(
+            f"{spec} starts from its own weights: leave :pretrained or --student-weights out"
+        )
     elif Path(weights).is_dir() or RunFolder(weights).exists:
         before = load_trained(weights)
         named = f"{weights} ({before.name})"
@@ -244,7 +284,9 @@ def start_network(
         preprocess = _own_preprocess(module, mean, std)
     if not torch.equal(preprocess.mean, Preprocess(data[0], data[1]).mean):
         words = ", ".join(f"{v:.3g}" for v in preprocess.mean.flatten().tolist())
-        said.append(f"the student sees images normalised as its weights did (mean {words}), not by the data's own")
+        said.append(
+            f"the student sees images normalised as its weights did (mean {words}), not by the data's own"
+        )
     return Network(module, spec, tuple(classes), preprocess), said
 
 
@@ -257,7 +299,9 @@ def check_network(network: Network, images: Tensor, who: str) -> None:
     outputs = run_once(network, images, who)
     if not isinstance(outputs, Tensor):
         kind = type(outputs).__name__
-        raise UserError(f"{who} puts out a {kind}: expected logits (N, {len(network.classes)}), a tensor alone")
+        raise UserError(
+            f"{who} puts out a {kind}: expected logits (N, {len(network.classes)}), a tensor alone"
+        )
     if outputs.ndim == 2 and outputs.shape[1] != len(network.classes):
         raise UserError(
             f"{who} puts out logits of {outputs.shape[1]} classes, the data has {len(network.classes)}: expected "

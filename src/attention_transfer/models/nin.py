@@ -10,7 +10,10 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-WIDTHS = {"thin": ((86, 72, 43), (86, 86, 86), (86, 86)), "wide": ((192, 160, 96), (192, 192, 192), (192, 192))}
+WIDTHS = {
+    "thin": ((86, 72, 43), (86, 86, 86), (86, 86)),
+    "wide": ((192, 160, 96), (192, 192, 192), (192, 192)),
+}
 
 
 class NetworkInNetwork(nn.Module):

@@ -18,7 +18,16 @@ from ..errors import UserError, nearest
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".th", ".bin", ".ckpt", ".tar")
 # Where training scripts keep the weights; an average of them is taken where nothing else is there.
-ENTRIES = ("state_dict", "model", "model_state_dict", "net", "network", "weights", "state_dict_ema", "model_ema")
+ENTRIES = (
+    "state_dict",
+    "model",
+    "model_state_dict",
+    "net",
+    "network",
+    "weights",
+    "state_dict_ema",
+    "model_ema",
+)
 # What timm's and torchvision's scripts save beside them: values that loading does not execute.
 PLAIN: list[Any] = [argparse.Namespace, pathlib.PosixPath, pathlib.PurePosixPath]
 
@@ -37,9 +46,19 @@ def read_state_dict(file: str | Path, names: Container[str] = ()) -> dict[str, T
         if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
             found = found[key]
     if isinstance(found, Mapping) and "n_averaged" in found and "n_averaged" not in names:
-        found = {k: v for k, v in found.items() if k != "n_averaged"}  # torch.optim.swa_utils counts there
-    if not isinstance(found, Mapping) or not found or not all(isinstance(v, Tensor) for v in found.values()):
-        has = f"; it has {', '.join(map(str, list(found)[:5]))}" if isinstance(found, Mapping) and found else ""
+        found = {
+            k: v for k, v in found.items() if k != "n_averaged"
+        }  # torch.optim.swa_utils counts there
+    if (
+        not isinstance(found, Mapping)
+        or not found
+        or not all(isinstance(v, Tensor) for v in found.values())
+    ):
+        has = (
+            f"; it has {', '.join(map(str, list(found)[:5]))}"
+            if isinstance(found, Mapping) and found
+            else ""
+        )
         raise UserError(
             f"{file} holds no state dict: expected tensors by name, or an entry of them ({', '.join(ENTRIES)}){has}"
         )
@@ -48,9 +67,15 @@ def read_state_dict(file: str | Path, names: Container[str] = ()) -> dict[str, T
 
 def _check_file(file: Path) -> None:
     if file.is_dir():
-        raise UserError(f"{file} is a folder: expected a file of weights (a run's folder is a teacher itself)")
+        raise UserError(
+            f"{file} is a folder: expected a file of weights (a run's folder is a teacher itself)"
+        )
     if not file.is_file():
-        beside = [f.name for f in file.parent.iterdir() if f.suffix in SUFFIXES] if file.parent.is_dir() else []
+        beside = (
+            [f.name for f in file.parent.iterdir() if f.suffix in SUFFIXES]
+            if file.parent.is_dir()
+            else []
+        )
         raise UserError(f"no weights file {file}{nearest(file.name, beside)}")
     if file.suffix not in SUFFIXES:
         raise UserError(f"{file}: expected a weights file that ends in {', '.join(SUFFIXES)}")
@@ -80,7 +105,9 @@ def _read(file: Path) -> Any:
         if file.suffix != ".safetensors" and not _starts_a_pickle(file):
             raise UserError(f"{file} {_NO_WEIGHTS}") from error
         why = " ".join(str(error).split()[:20]) or type(error).__name__
-        raise UserError(f"{file} is damaged, cut off perhaps ({why}): copy or download it again") from error
+        raise UserError(
+            f"{file} is damaged, cut off perhaps ({why}): copy or download it again"
+        ) from error
 
 
 _NO_WEIGHTS = "cannot be read as weights: expected what torch.save writes, or safetensors"
@@ -97,7 +124,9 @@ def _bare(state: dict[str, Tensor], known: Container[str]) -> dict[str, Tensor]:
     state = {_unwrapped(name, known): value for name, value in state.items()}
     inner = state
     while inner and not any(name in known for name in inner):
-        shared = len({name.partition(".")[0] for name in inner}) == 1 and all("." in name for name in inner)
+        shared = len({name.partition(".")[0] for name in inner}) == 1 and all(
+            "." in name for name in inner
+        )
         inner = {name.partition(".")[2]: value for name, value in inner.items()} if shared else {}
     return inner or state
 
@@ -139,7 +168,11 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], source: str) -> No
     ]
     faults = [
         f"{len(names)} {what} ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"
-        for what, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", wrong))
+        for what, names in (
+            ("missing", missing),
+            ("unexpected", unexpected),
+            ("of another shape", wrong),
+        )
         if names
     ]
     if faults:
@@ -152,7 +185,9 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], source: str) -> No
     model.load_state_dict({k: state.get(k, v) for k, v in own.items()})
 
 
-def load_body(model: nn.Module, state: Mapping[str, Tensor], source: str, new_head: bool = False) -> str | None:
+def load_body(
+    model: nn.Module, state: Mapping[str, Tensor], source: str, new_head: bool = False
+) -> str | None:
     """Loads `state` into `model` but for a head of another number of classes, which stays as it is; a line on that.
 
     Args:
@@ -168,7 +203,10 @@ def load_body(model: nn.Module, state: Mapping[str, Tensor], source: str, new_he
     elif new_head:
         found = head_parameters(model, None)
         prefixes = {n.rpartition(".")[0] + "." for n in found}
-        names, why = [k for k in own if k.startswith(tuple(prefixes))], "its head knows other classes than the data's"
+        names, why = (
+            [k for k in own if k.startswith(tuple(prefixes))],
+            "its head knows other classes than the data's",
+        )
     else:
         load_state(model, state, source)
         return None
@@ -176,7 +214,9 @@ def load_body(model: nn.Module, state: Mapping[str, Tensor], source: str, new_he
     return f"{source}: {why}, so {', '.join(names[:3])}{', …' if len(names) > 3 else ''} start anew"
 
 
-def other_head(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> tuple[list[str], int, int] | None:
+def other_head(
+    own: Mapping[str, Tensor], state: Mapping[str, Tensor]
+) -> tuple[list[str], int, int] | None:
     """(names, classes in `state`, classes in `own`) where shapes differ in the number of classes and nowhere else."""
     names = [k for k in own if k in state and own[k].shape != state[k].shape]
     if any(own[k].ndim == 0 or own[k].shape[1:] != state[k].shape[1:] for k in names):
@@ -195,7 +235,11 @@ def head_parameters(model: nn.Module, classes: int | None) -> list[str]:
     """
     names = [n for n, _ in model.named_parameters()]
     config = getattr(model, "pretrained_cfg", None)
-    said = config.get("classifier") if isinstance(config, Mapping) else getattr(config, "classifier", None)
+    said = (
+        config.get("classifier")
+        if isinstance(config, Mapping)
+        else getattr(config, "classifier", None)
+    )
     if said:
         said = (said,) if isinstance(said, str) else tuple(said)
         if found := [n for n in names if n.startswith(tuple(f"{s}." for s in said))]:
@@ -203,4 +247,6 @@ def head_parameters(model: nn.Module, classes: int | None) -> list[str]:
     for i, (_, parameter) in reversed(list(enumerate(model.named_parameters()))):
         if parameter.ndim > 1 and classes in (None, len(parameter)):
             return names[i:]
-    raise UserError(f"{type(model).__name__} has no layer of {classes} outputs, which would be its head")
+    raise UserError(
+        f"{type(model).__name__} has no layer of {classes} outputs, which would be its head"
+    )

@@ -22,7 +22,9 @@ class Block(nn.Module):
         self.conv0 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(outputs)
         self.conv1 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
-        self.convdim = nn.Conv2d(inputs, outputs, 1, stride, bias=False) if inputs != outputs else None
+        self.convdim = (
+            nn.Conv2d(inputs, outputs, 1, stride, bias=False) if inputs != outputs else None
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         o = F.relu(self.bn0(x))
@@ -47,7 +49,10 @@ class WideResNet(nn.Module):
             group = nn.Sequential()
             for b in range((depth - 4) // 6):
                 stride = 2 if g > 0 and b == 0 else 1
-                group.add_module(f"block{b}", Block(widths[g] if b == 0 else widths[g + 1], widths[g + 1], stride))
+                group.add_module(
+                    f"block{b}",
+                    Block(widths[g] if b == 0 else widths[g + 1], widths[g + 1], stride),
+                )
             self.add_module(f"group{g}", group)
         self.bn = nn.BatchNorm2d(widths[3])
         self.fc = nn.Linear(widths[3], num_classes)

@@ -28,7 +28,9 @@ def reduced(features: Tensor, kind: str, p: float, axis: str) -> Tensor:
         dim, features = (2, features.flatten(2)) if features.ndim == 4 else (1, features)
     elif features.ndim == 4:
         # `gather` returns its gradient contiguous: in this view that is the layout of the features.
-        dim, features = (3, features.permute(0, 2, 3, 1)) if features.stride(1) == 1 else (1, features)
+        dim, features = (
+            (3, features.permute(0, 2, 3, 1)) if features.stride(1) == 1 else (1, features)
+        )
     else:
         dim = 2
     index = features.detach().abs().max(dim, keepdim=True).indices
@@ -57,12 +59,18 @@ class PowerSum(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None]:
         (features,) = ctx.saved_tensors
         slope = power_slope(features, ctx.p, _removed(features, ctx.axis), g)
-        return _slope(wide(features), ctx.p, g).to(features.dtype) if slope is None else slope, None, None
+        return (
+            _slope(wide(features), ctx.p, g).to(features.dtype) if slope is None else slope,
+            None,
+            None,
+        )
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:
         (features,) = ctx.saved_tensors
-        return _slope(wide(features), ctx.p, wide(tangent)).sum(_removed(features, ctx.axis), keepdim=True)
+        return _slope(wide(features), ctx.p, wide(tangent)).sum(
+            _removed(features, ctx.axis), keepdim=True
+        )
 
 
 class Normalize(torch.autograd.Function):

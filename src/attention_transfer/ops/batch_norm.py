@@ -19,7 +19,11 @@ from torch.autograd.function import once_differentiable
 
 def use_in(model: nn.Module) -> int:
     """Lets every plain `nn.BatchNorm2d` of `model` train by this op; the number of them. Worth it where compiled."""
-    found = [m for m in model.modules() if type(m) is nn.BatchNorm2d and m.affine and m.track_running_stats]
+    found = [
+        m
+        for m in model.modules()
+        if type(m) is nn.BatchNorm2d and m.affine and m.track_running_stats
+    ]
     for module in found:
         module.forward = types.MethodType(_forward, module)  # type: ignore[method-assign]
     return len(found)
@@ -42,7 +46,9 @@ class BatchNorm(torch.autograd.Function):
     """(N, C, H, W), weight and bias (C,) -> normalised x in the input's dtype, mean (C,), biased variance (C,)."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
         wide = _wide(x)
         variances, means = torch.var_mean(wide, (2, 3), correction=0)
         mean = means.mean(0)
@@ -62,7 +68,11 @@ class BatchNorm(torch.autograd.Function):
         db = wide.sum((2, 3)).sum(0)
         dw = (wide * centred).sum((2, 3)).sum(0) * inverse
         scale = inverse * weight
-        dx = _channels(scale) * wide - centred * _channels(scale * inverse * dw / count) - _channels(scale * db / count)
+        dx = (
+            _channels(scale) * wide
+            - centred * _channels(scale * inverse * dw / count)
+            - _channels(scale * db / count)
+        )
         return dx.to(x.dtype), dw.to(weight.dtype), db.to(weight.dtype), None
 
 

@@ -51,19 +51,31 @@ class TwiceDifferentiable(TorchFunctionMode):
 class _Convolution(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, w: Tensor, b: Tensor | None, options: Any, computed: Any, mode: TwiceDifferentiable
+        ctx: Any,
+        x: Tensor,
+        w: Tensor,
+        b: Tensor | None,
+        options: Any,
+        computed: Any,
+        mode: TwiceDifferentiable,
     ) -> Tensor:
         ctx.save_for_backward(x, w)
         ctx.options, ctx.computed, ctx.mode = options, computed, mode
         stride, padding, dilation, groups = options
-        return torch.convolution(x, w, b, stride, padding, dilation, False, (0,) * len(stride), groups)
+        return torch.convolution(
+            x, w, b, stride, padding, dilation, False, (0,) * len(stride), groups
+        )
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
         x, w = ctx.saved_tensors
         if torch.is_grad_enabled() and ctx.mode.inputs_only:
             gx = _InputGradient.apply(g, w, x, ctx.options)
-            gw, gb = _backward(g, x, w, ctx.options, (False, *ctx.computed))[1:] if any(ctx.computed) else (None, None)
+            gw, gb = (
+                _backward(g, x, w, ctx.options, (False, *ctx.computed))[1:]
+                if any(ctx.computed)
+                else (None, None)
+            )
             return gx, gw, gb, None, None, None
         return (*_backward(g, x, w, ctx.options, ctx.needs_input_grad[:3]), None, None, None)
 
@@ -83,11 +95,15 @@ class _InputGradient(torch.autograd.Function):
         g, w = ctx.saved_tensors
         stride, padding, dilation, groups = ctx.options
         v = v.to(g.dtype)
-        gg = torch.convolution(v, w, None, stride, padding, dilation, False, (0,) * len(stride), groups)
+        gg = torch.convolution(
+            v, w, None, stride, padding, dilation, False, (0,) * len(stride), groups
+        )
         return gg, _backward(g, v, w, ctx.options, (False, True, False))[1], None, None
 
 
-def _backward(g: Tensor, x: Tensor, w: Tensor, options: Any, needed: tuple[bool, bool, bool]) -> tuple[Any, ...]:
+def _backward(
+    g: Tensor, x: Tensor, w: Tensor, options: Any, needed: tuple[bool, bool, bool]
+) -> tuple[Any, ...]:
     stride, padding, dilation, groups = options
     output_padding = (0,) * len(stride)
     return torch.ops.aten.convolution_backward(

@@ -35,12 +35,29 @@ _DTYPES = {
     "cuda": (torch.float32, torch.bfloat16, torch.float16),
 }
 _SOURCE = Path(__file__).with_suffix(".cpp")
-_FLAGS = ["-O3", "-std=c++17", "-fPIC", "-shared", "-fopenmp", "-fno-math-errno", "-fno-trapping-math"]
+_FLAGS = [
+    "-O3",
+    "-std=c++17",
+    "-fPIC",
+    "-shared",
+    "-fopenmp",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+]
 _OF_CAPABILITY = {
     "AVX2": ["-mavx2", "-mfma"],
-    "AVX512": ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mprefer-vector-width=512"],
+    "AVX512": [
+        "-mavx512f",
+        "-mavx512bw",
+        "-mavx512vl",
+        "-mavx512dq",
+        "-mfma",
+        "-mprefer-vector-width=512",
+    ],
 }
-_TRIED: dict[torch.device, Any] = {}  # Triton's kernels, or None, by the GPU that they were tried on
+_TRIED: dict[
+    torch.device, Any
+] = {}  # Triton's kernels, or None, by the GPU that they were tried on
 _POINTER, _SIZE, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
 _ARGUMENTS = {
     "power_sum": [_POINTER] * 2 + [_SIZE] * 3 + [_INT] * 4,
@@ -86,7 +103,9 @@ def power_slope(features: Tensor, p: float, removed: tuple[int, ...], g: Tensor)
     if features.is_cuda:
         kernels.power_slope(features, g, slope, kernels.Layout.of(*rows), int(p))
     else:
-        kernels.power_slope(features.data_ptr(), g.data_ptr(), slope.data_ptr(), *_numbers(features, p, rows))
+        kernels.power_slope(
+            features.data_ptr(), g.data_ptr(), slope.data_ptr(), *_numbers(features, p, rows)
+        )
     return slope
 
 
@@ -113,7 +132,13 @@ def normalize_slope(y: Tensor, r: Tensor, g: Tensor, g_r: Tensor) -> Tensor | No
 
 def _maps(q: Tensor) -> bool:
     large = q.ndim == 2 and q.numel() >= SMALLEST_MAPS and q.device.type == "cpu"
-    return large and q.dtype == torch.float32 and q.is_contiguous() and _plain(q) and not _intercepted()
+    return (
+        large
+        and q.dtype == torch.float32
+        and q.is_contiguous()
+        and _plain(q)
+        and not _intercepted()
+    )
 
 
 def _intercepted() -> bool:
@@ -133,7 +158,11 @@ def as_rows(features: Tensor, removed: tuple[int, ...]) -> Rows | None:
 
 def _found(features: Tensor, p: float, removed: tuple[int, ...]) -> tuple[Rows | None, Any]:
     """The rows of these features and the kernels for them, or (None, None)."""
-    if p not in EXPONENTS or features.numel() < SMALLEST or features.dtype not in _DTYPES.get(features.device.type, ()):
+    if (
+        p not in EXPONENTS
+        or features.numel() < SMALLEST
+        or features.dtype not in _DTYPES.get(features.device.type, ())
+    ):
         return None, None
     if not _plain(features) or _intercepted() or (rows := as_rows(features, removed)) is None:
         return None, None
@@ -148,8 +177,15 @@ def _numbers(features: Tensor, p: float, rows: Rows) -> tuple[int, ...]:
 
 def _plain(x: Tensor) -> bool:
     """Whether its memory is its values: no subclass, tangent, lazy sign or lazy zeros."""
-    usual = type(x) in (Tensor, nn.Parameter) and x.device.type in _DTYPES and x.layout == torch.strided
-    return usual and not x.is_neg() and not x._is_zerotensor() and forward_ad.unpack_dual(x).tangent is None
+    usual = (
+        type(x) in (Tensor, nn.Parameter) and x.device.type in _DTYPES and x.layout == torch.strided
+    )
+    return (
+        usual
+        and not x.is_neg()
+        and not x._is_zerotensor()
+        and forward_ad.unpack_dual(x).tangent is None
+    )
 
 
 def _triton(device: torch.device) -> Any:
@@ -160,7 +196,9 @@ def _triton(device: torch.device) -> Any:
         try:
             from . import triton_kernels as kernels
 
-            _TRIED[device] = kernels if all(_works(kernels, device, inner) for inner in (False, True)) else None
+            _TRIED[device] = (
+                kernels if all(_works(kernels, device, inner) for inner in (False, True)) else None
+            )
         except Exception:  # whatever a compiler and a driver may come up with
             _TRIED[device] = None
     return _TRIED[device]
@@ -186,8 +224,14 @@ def _library() -> Any:
             return None  # what is called g++ there knows no OpenMP, or is not there
         flags = [*_FLAGS, *_OF_CAPABILITY.get(torch.backends.cpu.get_cpu_capability(), [])]
         command = [*shlex.split(os.environ.get("CXX", "g++")), *flags]
-        key = hashlib.sha256(repr((command, platform.platform(), _SOURCE.read_text())).encode()).hexdigest()[:16]
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "attention-transfer" / "ops"
+        key = hashlib.sha256(
+            repr((command, platform.platform(), _SOURCE.read_text())).encode()
+        ).hexdigest()[:16]
+        cache = (
+            Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+            / "attention-transfer"
+            / "ops"
+        )
         file = cache / f"kernels-{key}.so"
         if not file.exists():
             _build(command, file)
@@ -204,5 +248,7 @@ def _build(command: list[str], file: Path) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=file.parent) as folder:
         made = Path(folder) / file.name
-        subprocess.run([*command, str(_SOURCE), "-o", str(made)], check=True, capture_output=True, timeout=120)
+        subprocess.run(
+            [*command, str(_SOURCE), "-o", str(made)], check=True, capture_output=True, timeout=120
+        )
         os.replace(made, file)

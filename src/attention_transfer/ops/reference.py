@@ -55,7 +55,9 @@ def attention_gradient(
         return da
     if axis == "space":
         return da * (np.arange(c)[None, :, None, None] == np.abs(a).argmax(1)[:, None])
-    return da * (np.arange(h * w) == np.abs(a).reshape(n, c, -1).argmax(2)[:, :, None]).reshape(a.shape)
+    return da * (np.arange(h * w) == np.abs(a).reshape(n, c, -1).argmax(2)[:, :, None]).reshape(
+        a.shape
+    )
 
 
 def distance(d: Array, convention: str = "authors", norm: float = 2.0) -> tuple[float, Array]:
@@ -116,14 +118,23 @@ def interpolation(before: int, after: int) -> Array:
 
 
 def _loss(
-    student: Array, teacher: Array, kind: str, p: float, convention: str, norm: float, axis: str, resize: str
+    student: Array,
+    teacher: Array,
+    kind: str,
+    p: float,
+    convention: str,
+    norm: float,
+    axis: str,
+    resize: str,
 ) -> tuple[float, Array]:
     sizes = [f.shape[2:] for f in (student, teacher)]
     if axis == "channel" or sizes[0] == sizes[1]:
         return _compare(student, teacher, (kind, p, axis), convention, norm)
     target = tuple(map(min, zip(*sizes, strict=True)))
     matrix = interpolation if resize == "bilinear" else pooling
-    (rs, cs), (rt, ct) = ([matrix(b, a) for b, a in zip(size, target, strict=True)] for size in sizes)
+    (rs, cs), (rt, ct) = (
+        [matrix(b, a) for b, a in zip(size, target, strict=True)] for size in sizes
+    )
     if resize == "features":
         pooled = rs @ student.astype(np.float64) @ cs.T, rt @ teacher.astype(np.float64) @ ct.T
         value, gradient = _compare(*pooled, (kind, p, axis), convention, norm)

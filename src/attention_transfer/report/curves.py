@@ -80,7 +80,9 @@ def styles(rows: list[Row]) -> dict[Row, Style]:
             found[row] = Style(1, "-")
         else:
             turn = next_colour - 2
-            found[row] = Style(2 + turn % (COLOURS - 2), DASHES[turn // (COLOURS - 2) % len(DASHES)])
+            found[row] = Style(
+                2 + turn % (COLOURS - 2), DASHES[turn // (COLOURS - 2) % len(DASHES)]
+            )
             next_colour += 1
     return found
 
@@ -117,10 +119,19 @@ def spread_figure(rows: list[Row], look: dict[Row, Style]) -> Plot | None:
         return None
     digits = decimals(rows)
     with _drawing(9.4, 0.62 + 0.36 * len(shown)) as (figure, out):
-        axes = figure.add_axes((0.19, 0.42 / figure.get_figheight(), 0.71, 1 - 0.5 / figure.get_figheight()))
+        axes = figure.add_axes(
+            (0.19, 0.42 / figure.get_figheight(), 0.71, 1 - 0.5 / figure.get_figheight())
+        )
         for y, (row, error) in enumerate(shown):
             colour = look[row].colour
-            axes.plot([error.low, error.high], [y, y], color=colour, lw=5, alpha=0.25, solid_capstyle="round")
+            axes.plot(
+                [error.low, error.high],
+                [y, y],
+                color=colour,
+                lw=5,
+                alpha=0.25,
+                solid_capstyle="round",
+            )
             axes.plot(error.values, [y] * error.n, "o", ms=6, color=colour, mec=PAPER, mew=1)
             axes.plot([error.mean] * 2, [y - 0.3, y + 0.3], color=colour, lw=2.2)
             axes.annotate(
@@ -131,16 +142,24 @@ def spread_figure(rows: list[Row], look: dict[Row, Style]) -> Plot | None:
                 color=INK,
                 fontsize=10,
             )
-        axes.set_yticks(range(len(shown)), [short(row.label) for row, _ in shown], fontsize=10.5, color=INK)
+        axes.set_yticks(
+            range(len(shown)), [short(row.label) for row, _ in shown], fontsize=10.5, color=INK
+        )
         axes.set_ylim(len(shown) - 0.45, -0.55)
         axes.tick_params(axis="y", length=0)
         axes.grid(axis="x", color=GRID, lw=0.8)
         axes.spines["left"].set_visible(False)
         axes.set_xlabel("validation error, %", color=SOFT)
     alt = "Validation error of each seed: " + "; ".join(
-        f"{r.label} mean {e.mean:.{digits}f} %, from {e.low:.{digits}f} to {e.high:.{digits}f}" for r, e in shown
+        f"{r.label} mean {e.mean:.{digits}f} %, from {e.low:.{digits}f} to {e.high:.{digits}f}"
+        for r, e in shown
     )
-    return Plot("Error of every seed", out.svg("spread"), alt, "A dot is a seed, the upright bar their mean.")
+    return Plot(
+        "Error of every seed",
+        out.svg("spread"),
+        alt,
+        "A dot is a seed, the upright bar their mean.",
+    )
 
 
 def curve_figures(rows: list[Row], look: dict[Row, Style]) -> list[Plot]:
@@ -167,12 +186,16 @@ def _error_figure(rows: list[Row], look: dict[Row, Style]) -> Plot | None:
             ends.append((name, level, SOFT))
         _name_ends(axes, ends)
     said = "; ".join(f"{row.label} ends at {s.mean[-1]:.1f} %" for row, s in drawn.items())
-    return Plot("Validation error", out.svg("error"), f"Validation error by epoch: {said}", _band(rows))
+    return Plot(
+        "Validation error", out.svg("error"), f"Validation error by epoch: {said}", _band(rows)
+    )
 
 
 def _loss_figure(rows: list[Row], look: dict[Row, Style]) -> Plot | None:
     panels = {"training": "train_loss", "validation": "val_loss"}
-    drawn = {n: {r: s for r in rows if (s := series(r.runs, _metric(key)))} for n, key in panels.items()}
+    drawn = {
+        n: {r: s for r in rows if (s := series(r.runs, _metric(key)))} for n, key in panels.items()
+    }
     if not any(drawn.values()):
         return None
     with _drawing(9.4, 3.3) as (figure, out):
@@ -189,11 +212,15 @@ def _loss_figure(rows: list[Row], look: dict[Row, Style]) -> Plot | None:
         everything = {(n, r): s for n, lines in drawn.items() for r, s in lines.items()}
         assert first is not None
         _limit(first, everything)
-    alt = "Cross-entropy by epoch, training on the left and validation on the right, for " + ", ".join(
-        r.label for r in rows
+    alt = (
+        "Cross-entropy by epoch, training on the left and validation on the right, for "
+        + ", ".join(r.label for r in rows)
     )
     return Plot(
-        "Cross-entropy", out.svg("loss"), alt, f"{_band(rows)} A spike above {SPIKE}× the median is cut off.".strip()
+        "Cross-entropy",
+        out.svg("loss"),
+        alt,
+        f"{_band(rows)} A spike above {SPIKE}× the median is cut off.".strip(),
     )
 
 
@@ -215,13 +242,22 @@ def _parts_figure(rows: list[Row], look: dict[Row, Style]) -> Plot | None:
     with _drawing(9.4, 2.6 * down) as (figure, out):
         for i, (name, weight, lines) in enumerate(panels):
             left, width = 0.055 + (i % across) * 0.95 / across, 0.95 / across - 0.055
-            axes = figure.add_axes((left, (down - 1 - i // across + 0.19) / down, width, 0.66 / down))
+            axes = figure.add_axes(
+                (left, (down - 1 - i // across + 0.19) / down, width, 0.66 / down)
+            )
             _lines(axes, lines, look, layered=weight)
             _limit(axes, lines, whole=weight)
-            axes.set_title(f"weight {_symbol(name)}" if weight else _symbol(name), fontsize=10.5, color=INK, loc="left")
+            axes.set_title(
+                f"weight {_symbol(name)}" if weight else _symbol(name),
+                fontsize=10.5,
+                color=INK,
+                loc="left",
+            )
             axes.set_xlabel("epoch", color=SOFT)
     still = constant_weights(rows)
-    caption = "Each panel on its own scale." + (f" Weights that stay as they are: {'; '.join(still)}." if still else "")
+    caption = "Each panel on its own scale." + (
+        f" Weights that stay as they are: {'; '.join(still)}." if still else ""
+    )
     alt = "By epoch: " + ", ".join(
         ("weight " if weight else "loss part ") + _symbol(name) for name, weight, _ in panels
     )
@@ -231,7 +267,11 @@ def _parts_figure(rows: list[Row], look: dict[Row, Style]) -> Plot | None:
 
 
 def _names(rows: list[Row], key: str) -> list[str]:
-    return list(dict.fromkeys(n for row in rows for run in row.runs for m in run.metrics for n in (dig(m, key) or {})))
+    return list(
+        dict.fromkeys(
+            n for row in rows for run in row.runs for m in run.metrics for n in (dig(m, key) or {})
+        )
+    )
 
 
 def constant_weights(rows: list[Row]) -> list[str]:
@@ -239,7 +279,11 @@ def constant_weights(rows: list[Row]) -> list[str]:
     lines = []
     for row in rows:
         found = [(n, series(row.runs, _metric("weights", n))) for n in _names([row], "weights")]
-        still = [f"{_symbol(n)} = {setting(round(s.mean[0], 6))}" for n, s in found if s and not _moves(s)]
+        still = [
+            f"{_symbol(n)} = {setting(round(s.mean[0], 6))}"
+            for n, s in found
+            if s and not _moves(s)
+        ]
         if still:
             lines.append(f"{row.label}: {', '.join(still)}")
     return lines
@@ -257,10 +301,16 @@ def _moves(line: Series) -> bool:
 
 
 def _band(rows: list[Row]) -> str:
-    return "Line: mean over the seeds; band: lowest to highest." if any(len(r.runs) > 1 for r in rows) else ""
+    return (
+        "Line: mean over the seeds; band: lowest to highest."
+        if any(len(r.runs) > 1 for r in rows)
+        else ""
+    )
 
 
-def _lines(axes: Axes, drawn: dict[Row, Series], look: dict[Row, Style], layered: bool = False) -> None:
+def _lines(
+    axes: Axes, drawn: dict[Row, Series], look: dict[Row, Style], layered: bool = False
+) -> None:
     """Draws the lines and their bands; `layered` ones lie wide below narrow, so that equal ones are all seen."""
     from matplotlib.ticker import MaxNLocator
 
@@ -268,9 +318,15 @@ def _lines(axes: Axes, drawn: dict[Row, Series], look: dict[Row, Style], layered
         style = look[row]
         marker: dict[str, Any] = {"marker": "o", "ms": 4} if len(line.epochs) < 3 else {}
         if line.low != line.high:
-            axes.fill_between(line.epochs, line.low, line.high, color=style.colour, alpha=0.16, lw=0)
+            axes.fill_between(
+                line.epochs, line.low, line.high, color=style.colour, alpha=0.16, lw=0
+            )
         width = (
-            1.9 + min(2.4, 5 / len(drawn)) * (len(drawn) - 1 - i) if layered else 1.6 if row.role == "teacher" else 1.9
+            1.9 + min(2.4, 5 / len(drawn)) * (len(drawn) - 1 - i)
+            if layered
+            else 1.6
+            if row.role == "teacher"
+            else 1.9
         )
         axes.plot(line.epochs, line.mean, color=style.colour, ls=style.dash, lw=width, **marker)
     axes.grid(axis="y", color=GRID, lw=0.8)
@@ -282,7 +338,12 @@ def _limit(axes: Axes, drawn: dict[Any, Series], whole: bool = False) -> None:
     """Leaves the wild first epochs of a long run, and a spike far above all else, outside; `whole` shows all."""
     last = max((s.epochs[-1] for s in drawn.values()), default=0)
     early = 0 if whole or last < 20 else last / 6
-    tops = [h for s in drawn.values() for e, h in zip(s.epochs, s.high, strict=True) if e >= early or e == s.epochs[-1]]
+    tops = [
+        h
+        for s in drawn.values()
+        for e, h in zip(s.epochs, s.high, strict=True)
+        if e >= early or e == s.epochs[-1]
+    ]
     lows = [v for s in drawn.values() for v in s.low]
     top, low = max(tops, default=1.0), min(lows, default=0.0)
     if not whole and tops:
@@ -305,7 +366,11 @@ def _name_ends(axes: Axes, ends: list[tuple[str, float, str]]) -> None:
         ceiling = places[i] - gap
     for (name, _, colour), y in zip(ends, places, strict=True):
         text = name if len(name) <= 22 else name[:21] + "…"
-        where: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "va": "center", "annotation_clip": False}
+        where: dict[str, Any] = {
+            "xycoords": ("axes fraction", "data"),
+            "va": "center",
+            "annotation_clip": False,
+        }
         axes.annotate(text, (1.012, y), fontsize=10, color=colour, fontweight="bold", **where)
 
 
@@ -348,9 +413,20 @@ def _inline(svg: str, name: str) -> str:
     box = re.search(r'viewBox="[^"]*"', head)
     head = f'<svg {box.group() if box else ""} aria-hidden="true" focusable="false"'
     rest = re.sub(r'\bid="', f'id="{name}-', rest)
-    rest = rest.replace("url(#", f"url(#{name}-").replace('href="#', f'href="#{name}-').replace("xlink:href", "href")
-    svg = re.sub(r"#0a0b([0-9a-f]{2})", lambda m: f"var(--c{int(m.group(1), 16)})", f"{head}>{rest}")
-    for stand_in, variable in ((INK, "--ink"), (SOFT, "--soft"), (GRID, "--grid"), (PAPER, "--paper")):
+    rest = (
+        rest.replace("url(#", f"url(#{name}-")
+        .replace('href="#', f'href="#{name}-')
+        .replace("xlink:href", "href")
+    )
+    svg = re.sub(
+        r"#0a0b([0-9a-f]{2})", lambda m: f"var(--c{int(m.group(1), 16)})", f"{head}>{rest}"
+    )
+    for stand_in, variable in (
+        (INK, "--ink"),
+        (SOFT, "--soft"),
+        (GRID, "--grid"),
+        (PAPER, "--paper"),
+    ):
         svg = svg.replace(stand_in, f"var({variable})")
     svg = re.sub(r"(\d\.\d{2})\d+", r"\1", svg)
     return re.sub(r"\s*\n\s*", "\n", svg)

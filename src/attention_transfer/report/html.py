@@ -71,7 +71,9 @@ def _note(rows: list[Row]) -> str:
     """What the columns of the results mean, as far as they are there."""
     several = any(row.error and row.error.n > 1 for row in rows)
     lines = [
-        "Error: mean over the seeds ± sample standard deviation." if several else "Error: on the validation images."
+        "Error: mean over the seeds ± sample standard deviation."
+        if several
+        else "Error: on the validation images."
     ]
     if any(row.delta is not None for row in rows):
         lines.append("Δ alone: points of error against the student alone; below zero is better.")
@@ -88,7 +90,8 @@ def facts(rows: list[Row], named: bool = False) -> list[str]:
     found.append("1 setting" if len(rows) == 1 else f"{len(rows)} settings")
     unfinished = sum(not run.finished for run in runs)
     found.append(
-        ("1 run" if len(runs) == 1 else f"{len(runs)} runs") + (f", {unfinished} unfinished" if unfinished else "")
+        ("1 run" if len(runs) == 1 else f"{len(runs)} runs")
+        + (f", {unfinished} unfinished" if unfinished else "")
     )
     epochs = {run.config["epochs"] for run in runs if run.config.get("epochs") is not None}
     if len(epochs) == 1:
@@ -103,10 +106,17 @@ def in_box_table(rows: list[Row]) -> dict[str, Any] | None:
         return None
     stages = list(dict.fromkeys(stage for _, shares in known for stage in shares))
     lines = [
-        (row, [f"{100 * s[t]:.1f}" if t in s else "–" for t in stages], row.value("attention", "box_area"))
+        (
+            row,
+            [f"{100 * s[t]:.1f}" if t in s else "–" for t in stages],
+            row.value("attention", "box_area"),
+        )
         for row, s in known
     ]
-    return {"stages": stages, "lines": [(row, cells, f"{100 * c:.1f}" if c else "–") for row, cells, c in lines]}
+    return {
+        "stages": stages,
+        "lines": [(row, cells, f"{100 * c:.1f}" if c else "–") for row, cells, c in lines],
+    }
 
 
 def setting_details(row: Row) -> dict[str, Any]:
@@ -114,10 +124,20 @@ def setting_details(row: Row) -> dict[str, Any]:
     shared = [(k, setting(v)) for k, v in row.first.config.items() if k not in IGNORED]
     differing = [(k, setting(v)) for k, v in row.first.config.items() if k in IGNORED]
     runs = [
-        {"folder": str(run.folder), "seed": setting(run.seed), "state": "finished" if run.finished else "unfinished"}
+        {
+            "folder": str(run.folder),
+            "seed": setting(run.seed),
+            "state": "finished" if run.finished else "unfinished",
+        }
         for run in row.runs
     ]
-    return {"row": row, "shared": shared, "differing": differing, "runs": runs, "count": seeds(len(row.runs))}
+    return {
+        "row": row,
+        "shared": shared,
+        "differing": differing,
+        "runs": runs,
+        "count": seeds(len(row.runs)),
+    }
 
 
 def environments(rows: list[Row]) -> list[dict[str, Any]]:
@@ -127,7 +147,9 @@ def environments(rows: list[Row]) -> list[dict[str, Any]]:
         for run in row.runs:
             if not run.environment:
                 continue
-            pairs = _pairs({k: v for k, v in run.environment.items() if k not in ("command", "argv")})
+            pairs = _pairs(
+                {k: v for k, v in run.environment.items() if k not in ("command", "argv")}
+            )
             place = found.setdefault(repr(pairs), {"pairs": pairs, "rows": [], "commands": []})
             if row.label not in place["rows"]:
                 place["rows"].append(row.label)

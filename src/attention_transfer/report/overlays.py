@@ -65,7 +65,9 @@ class Grid:
     def tile_pixels(self) -> int:
         """How high the page shows a tile, so that a row of them fits its width."""
         tiles = 1 + sum(len(stages) for _, stages in self.columns)
-        return max(48, min(TILE, int((1060 - 20 * len(self.columns)) / (tiles * max(1.0, self.aspect)))))
+        return max(
+            48, min(TILE, int((1060 - 20 * len(self.columns)) / (tiles * max(1.0, self.aspect))))
+        )
 
 
 def tile_size(height: int, width: int) -> tuple[int, int]:
@@ -82,7 +84,9 @@ def enlarge(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
     height, width = size
     method = Image.Resampling.NEAREST if height >= image.shape[0] else Image.Resampling.LANCZOS
-    return np.asarray(Image.fromarray(np.ascontiguousarray(image, dtype=np.uint8)).resize((width, height), method))
+    return np.asarray(
+        Image.fromarray(np.ascontiguousarray(image, dtype=np.uint8)).resize((width, height), method)
+    )
 
 
 def overlay(image: np.ndarray, attention: np.ndarray) -> np.ndarray:
@@ -94,7 +98,9 @@ def overlay(image: np.ndarray, attention: np.ndarray) -> np.ndarray:
     height, width = image.shape[:2]
     heat = np.nan_to_num(np.asarray(attention, dtype=np.float32), posinf=0.0, neginf=0.0)
     heat = heat / heat.max() if heat.max() > 0 else np.zeros_like(heat)
-    heat = np.asarray(Image.fromarray(heat).resize((width, height), Image.Resampling.BILINEAR)).clip(0, 1)
+    heat = np.asarray(
+        Image.fromarray(heat).resize((width, height), Image.Resampling.BILINEAR)
+    ).clip(0, 1)
     grey = (image @ np.array([0.299, 0.587, 0.114]) / 255)[..., None]
     colour = colormaps["inferno"](heat)[..., :3]
     opacity = (0.45 + 0.4 * heat)[..., None]
@@ -130,14 +136,21 @@ def _data_address(pixels: np.ndarray, colours: int | None = None) -> str:
 
 def grid(rows: list[Row], limit: int = 8) -> Grid | None:
     """The maps of each row's first seed that has some, over the images of the first of them; None without maps."""
-    found = [(row, maps) for row in rows if (maps := next((r.maps for r in row.runs if r.maps), None)) is not None]
+    found = [
+        (row, maps)
+        for row in rows
+        if (maps := next((r.maps for r in row.runs if r.maps), None)) is not None
+    ]
     if not found:
         return None
     reference = found[0][1]
     places = [{_fingerprint(maps, i): i for i in range(len(maps))} for _, maps in found]
     wanted = [_fingerprint(reference, i) for i in range(len(reference))]
     indices = [[place.get(key) for place in places] for key in wanted]
-    verdicts = [[m.right(i) for (_, m), i in zip(found, line, strict=True) if i is not None] for line in indices]
+    verdicts = [
+        [m.right(i) for (_, m), i in zip(found, line, strict=True) if i is not None]
+        for line in indices
+    ]
     chosen = choose(verdicts, limit)
     pictures = [_picture(found, indices[k], reference, k) for k in chosen]
     mixed = sum(len(set(verdicts[k])) > 1 for k in chosen)
@@ -151,7 +164,13 @@ def grid(rows: list[Row], limit: int = 8) -> Grid | None:
         words += f", {how}, so they are not a fair sample"
     columns = [(row, maps.stages) for row, maps in found]
     height, width = reference.images.shape[1:3]
-    return Grid(columns, pictures, round(width / height, 3), any(any(reference.boxes[k]) for k in chosen), words)
+    return Grid(
+        columns,
+        pictures,
+        round(width / height, 3),
+        any(any(reference.boxes[k]) for k in chosen),
+        words,
+    )
 
 
 def _fingerprint(maps: Maps, index: int) -> tuple[bytes, str]:
@@ -165,11 +184,17 @@ def choose(verdicts: list[list[bool]], limit: int = 8) -> list[int]:
     right = [i for i, v in enumerate(verdicts) if v and all(v)]
     room = limit - 2 if wrong or right else limit
     first, later = mixed[:room], mixed[room:]
-    turns = [i for k in range(max(len(wrong), len(right))) for i in (*wrong[k : k + 1], *right[k : k + 1])]
+    turns = [
+        i
+        for k in range(max(len(wrong), len(right)))
+        for i in (*wrong[k : k + 1], *right[k : k + 1])
+    ]
     return sorted([*first, *turns, *later][:limit])
 
 
-def _picture(found: list[tuple[Row, Maps]], indices: list[int | None], reference: Maps, k: int) -> Picture:
+def _picture(
+    found: list[tuple[Row, Maps]], indices: list[int | None], reference: Maps, k: int
+) -> Picture:
     import numpy as np
 
     image, label = reference.images[k], reference.labels[k]
@@ -215,7 +240,9 @@ def save_maps_figure(columns: list[MapColumn], images: np.ndarray, out: Path) ->
     FigureCanvasAgg(figure)
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_axis_off()
-    axes.imshow(canvas, interpolation="nearest", aspect="auto", extent=(0, layout.width, layout.height, 0))
+    axes.imshow(
+        canvas, interpolation="nearest", aspect="auto", extent=(0, layout.width, layout.height, 0)
+    )
     layout.write(axes, columns)
     with replacing(Path(out)) as partial:
         figure.savefig(partial, format="png", dpi=100)
@@ -223,7 +250,9 @@ def save_maps_figure(columns: list[MapColumn], images: np.ndarray, out: Path) ->
 
 def _check(columns: list[MapColumn], images: np.ndarray) -> None:
     if images.ndim != 4 or images.shape[-1] != 3 or not len(images) or not columns:
-        raise UserError(f"no maps to draw: {len(columns)} networks, images of shape {tuple(images.shape)}")
+        raise UserError(
+            f"no maps to draw: {len(columns)} networks, images of shape {tuple(images.shape)}"
+        )
     for column in columns:
         for stage, maps in column.maps.items():
             if maps.ndim != 3 or len(maps) != len(images):
@@ -231,7 +260,9 @@ def _check(columns: list[MapColumn], images: np.ndarray) -> None:
                     f"maps of {column.title} at {stage} have shape {maps.shape}, expected ({len(images)}, h, w)"
                 )
         if column.predictions is not None and len(column.predictions) != len(images):
-            raise UserError(f"{column.title} has {len(column.predictions)} predictions for {len(images)} images")
+            raise UserError(
+                f"{column.title} has {len(column.predictions)} predictions for {len(images)} images"
+            )
 
 
 class _Layout:
@@ -268,7 +299,9 @@ class _Layout:
             if not lefts:
                 continue
             room = lefts[-1] + self.tile[1] - lefts[0]
-            axes.text(lefts[0], 19, _fit(column.title, room / 7.5), fontsize=9, fontweight="bold", **plain)
+            axes.text(
+                lefts[0], 19, _fit(column.title, room / 7.5), fontsize=9, fontweight="bold", **plain
+            )
             for left, stage in zip(lefts, column.maps, strict=True):
                 axes.text(left, 36, _fit(stage, self.tile[1] / 5.6), fontsize=7, **plain)
             for k, name in enumerate(column.predictions or ()):

@@ -59,7 +59,12 @@ class Run:
 
     @property
     def model(self) -> str:
-        return str(self.config.get("model") or self.config.get("student") or dig(self.summary, "model") or "?")
+        return str(
+            self.config.get("model")
+            or self.config.get("student")
+            or dig(self.summary, "model")
+            or "?"
+        )
 
     @property
     def seed(self) -> Any:
@@ -113,7 +118,13 @@ def read_run(folder: RunFolder) -> Run:
     ):
         try:
             parts[name] = read()
-        except (json.JSONDecodeError, yaml.YAMLError, UnicodeDecodeError, TypeError, ValueError) as error:
+        except (
+            json.JSONDecodeError,
+            yaml.YAMLError,
+            UnicodeDecodeError,
+            TypeError,
+            ValueError,
+        ) as error:
             raise UserError(f"{path} cannot be read: {str(error).splitlines()[0]}") from None
     return Run(
         folder=folder.path,

@@ -14,14 +14,42 @@ from .formats import model_name, setting
 from .reading import Run, dig, number
 
 IGNORED = frozenset(
-    ["seed", "seeds", "out", "log", "device", "precision", "compile", "second_order", "workers", "devices", "nodes"]
+    [
+        "seed",
+        "seeds",
+        "out",
+        "log",
+        "device",
+        "precision",
+        "compile",
+        "second_order",
+        "workers",
+        "devices",
+        "nodes",
+    ]
 )
 """What may differ between the runs of one row."""
 
-SAME_BUDGET = ("model", "data", "epochs", "max_steps", "limit_train", "limit_val", "val_split", "image_size")
+SAME_BUDGET = (
+    "model",
+    "data",
+    "epochs",
+    "max_steps",
+    "limit_train",
+    "limit_val",
+    "val_split",
+    "image_size",
+)
 """What a student and the student alone must share for their difference to mean anything."""
 
-SYMBOLS = {"model": "", "teacher": "from ", "data": "on ", "beta": "β=", "alpha": "α=", "temperature": "T="}
+SYMBOLS = {
+    "model": "",
+    "teacher": "from ",
+    "data": "on ",
+    "beta": "β=",
+    "alpha": "α=",
+    "temperature": "T=",
+}
 """How a setting is written in a label, in the order in which they are named there."""
 
 
@@ -121,7 +149,9 @@ class Row:
         found: dict[str, list[float]] = {}
         for run in self.finished:
             attention = dig(run.summary, "attention")
-            for stage, share in zip(dig(attention, "stages") or [], dig(attention, "in_box") or [], strict=False):
+            for stage, share in zip(
+                dig(attention, "stages") or [], dig(attention, "in_box") or [], strict=False
+            ):
                 if number(share) is not None:
                     found.setdefault(str(stage), []).append(float(share))
         return [(stage, statistics.fmean(shares)) for stage, shares in found.items()]
@@ -144,9 +174,16 @@ def group_runs(runs: Iterable[Run]) -> list[Row]:
         if run.folder.resolve() in folders:
             continue
         folders.add(run.folder.resolve())
-        rows.setdefault(json.dumps(_setting_of(run), sort_keys=True, default=str), Row([])).runs.append(run)
+        rows.setdefault(
+            json.dumps(_setting_of(run), sort_keys=True, default=str), Row([])
+        ).runs.append(run)
     for row in rows.values():
-        row.runs.sort(key=lambda run: (not isinstance(run.seed, int), run.seed if isinstance(run.seed, int) else 0))
+        row.runs.sort(
+            key=lambda run: (
+                not isinstance(run.seed, int),
+                run.seed if isinstance(run.seed, int) else 0,
+            )
+        )
     ordered = list(rows.values())
     _assign_roles(ordered)
     _assign_labels(ordered)
@@ -211,8 +248,14 @@ def _tell_apart(rows: list[Row]) -> None:
     """Appends to each label of `rows` what differs between their configurations, three settings at most."""
     configs = [_setting_of(row.first) for row in rows]
     order = {name: i for i, name in enumerate(SYMBOLS)}
-    names = sorted({name for config in configs for name in config}, key=lambda n: (order.get(n, len(order)), n))
-    differing = [n for n in names if len({json.dumps(c.get(n), sort_keys=True, default=str) for c in configs}) > 1]
+    names = sorted(
+        {name for config in configs for name in config}, key=lambda n: (order.get(n, len(order)), n)
+    )
+    differing = [
+        n
+        for n in names
+        if len({json.dumps(c.get(n), sort_keys=True, default=str) for c in configs}) > 1
+    ]
     used: dict[str, int] = {}
     for row, config in zip(rows, configs, strict=True):
         parts = [_difference(row, name, config[name]) for name in differing[:3] if name in config]
@@ -250,11 +293,14 @@ def _baseline(row: Row, rows: list[Row]) -> Row | None:
     def fair(other: Row) -> bool:
         theirs = other.first.config
         return other.role == "alone" and all(
-            name not in own or name not in theirs or own[name] == theirs[name] for name in SAME_BUDGET
+            name not in own or name not in theirs or own[name] == theirs[name]
+            for name in SAME_BUDGET
         )
 
     def alike(other: Row) -> tuple[bool, int]:
         theirs = other.first.config
-        return other.first.command == "distill", sum(own[k] == theirs[k] for k in own if k in theirs)
+        return other.first.command == "distill", sum(
+            own[k] == theirs[k] for k in own if k in theirs
+        )
 
     return max(filter(fair, rows), key=alike, default=None)

@@ -58,16 +58,35 @@ def columns(rows: list[Row]) -> list[Column]:
 
     found = [
         column("seeds", "finished runs", _seeds),
-        column("error %", "validation error, mean ± sample standard deviation", lambda r: _error(r, digits)),
-        column("median", "median error over the seeds, %", lambda r: _several(r, lambda s: f"{s.median:.{digits}f}")),
-        column("min–max", "lowest and highest error, %", lambda r: _several(r, lambda s: _range(s, digits))),
         column(
-            "Δ alone", "points of error against the student alone; below zero is better", lambda r: _delta(r, digits)
+            "error %",
+            "validation error, mean ± sample standard deviation",
+            lambda r: _error(r, digits),
+        ),
+        column(
+            "median",
+            "median error over the seeds, %",
+            lambda r: _several(r, lambda s: f"{s.median:.{digits}f}"),
+        ),
+        column(
+            "min–max",
+            "lowest and highest error, %",
+            lambda r: _several(r, lambda s: _range(s, digits)),
+        ),
+        column(
+            "Δ alone",
+            "points of error against the student alone; below zero is better",
+            lambda r: _delta(r, digits),
         ),
         column("top-5 error %", "validation top-5 error", lambda r: _top5(r, digits)),
         column("in box %", "share of the last stage's attention inside the object's box", _in_box),
         column("parameters", "of the network", measured("parameters"), cost=True),
-        column("FLOPs", "forward, one image, a multiply-add counted as two", measured("flops"), cost=True),
+        column(
+            "FLOPs",
+            "forward, one image, a multiply-add counted as two",
+            measured("flops"),
+            cost=True,
+        ),
         column(
             "inference images/s",
             "forward only, in batches",
@@ -86,14 +105,21 @@ def columns(rows: list[Row]) -> list[Column]:
             measured("images_per_second", write=rate, compare=False),
             cost=True,
         ),
-        column("minutes", "to train one seed", measured("seconds", write=minutes, compare=False), cost=True),
+        column(
+            "minutes",
+            "to train one seed",
+            measured("seconds", write=minutes, compare=False),
+            cost=True,
+        ),
     ]
     return [c for c in found if c.known]
 
 
 def _seeds(row: Row) -> Cell:
     missing = len(row.runs) - len(row.finished)
-    return Cell(str(len(row.finished)), sub=f"+{missing} unfinished" if missing and row.finished else "")
+    return Cell(
+        str(len(row.finished)), sub=f"+{missing} unfinished" if missing and row.finished else ""
+    )
 
 
 def _range(spread: Spread, digits: int) -> str:
@@ -113,7 +139,9 @@ def _error(row: Row, digits: int) -> Cell:
 
 def _progress(row: Row) -> str:
     last = max(
-        (run.metrics[-1] for run in row.runs if run.metrics), key=lambda m: number(m.get("epoch")) or 0, default=None
+        (run.metrics[-1] for run in row.runs if run.metrics),
+        key=lambda m: number(m.get("epoch")) or 0,
+        default=None,
     )
     epoch, planned = number(dig(last, "epoch")), number(row.first.config.get("epochs"))
     if epoch is None:
@@ -131,14 +159,18 @@ def _delta(row: Row, digits: int) -> Cell:
         return Cell()
     text = signed(delta, digits)
     tone = {"+": "worse", "0": ""}.get(text[0], "better")
-    return Cell(text, hint=f"{percent(own.mean, digits)} against {percent(base.mean, digits)}", tone=tone)
+    return Cell(
+        text, hint=f"{percent(own.mean, digits)} against {percent(base.mean, digits)}", tone=tone
+    )
 
 
 def _top5(row: Row, digits: int) -> Cell:
     error = row.top5_error
     if error is None:
         return Cell()
-    return Cell(f"{error.mean:.{digits}f}" + ("" if error.sd is None else f" ± {error.sd:.{digits}f}"))
+    return Cell(
+        f"{error.mean:.{digits}f}" + ("" if error.sd is None else f" ± {error.sd:.{digits}f}")
+    )
 
 
 def _in_box(row: Row) -> Cell:
@@ -147,7 +179,11 @@ def _in_box(row: Row) -> Cell:
         return Cell()
     stage, share = shares[-1]
     known = "" if chance is None else f"chance {100 * chance:.0f}"
-    return Cell(f"{100 * share:.1f}", sub=known, hint=f"{stage}; a uniform map would have the share of the box's area")
+    return Cell(
+        f"{100 * share:.1f}",
+        sub=known,
+        hint=f"{stage}; a uniform map would have the share of the box's area",
+    )
 
 
 def print_table(rows: list[Row], console: Console) -> None:
@@ -157,7 +193,10 @@ def print_table(rows: list[Row], console: Console) -> None:
 
     found = columns(rows)
     whole = _table(rows, found, named=True)
-    if Measurement.get(console, console.options.update(max_width=10_000), whole).maximum <= console.width:
+    if (
+        Measurement.get(console, console.options.update(max_width=10_000), whole).maximum
+        <= console.width
+    ):
         console.print(whole)
     else:
         for cost in (False, True):
@@ -185,7 +224,11 @@ def _table(rows: list[Row], found: list[Column], named: bool) -> Table:
         for column in found:
             cell = column.cells[i]
             text = Text(cell.text, style=colour.get(cell.tone, ""))
-            texts.append(text + Text("\n" + cell.sub.removesuffix(" teacher"), style="dim") if cell.sub else text)
+            texts.append(
+                text + Text("\n" + cell.sub.removesuffix(" teacher"), style="dim")
+                if cell.sub
+                else text
+            )
         table.add_row(*texts)
     if any(cell.sub.endswith(" teacher") for column in found for cell in column.cells):
         table.caption, table.caption_justify = "×: times the teacher's", "left"

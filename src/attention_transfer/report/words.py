@@ -19,7 +19,9 @@ def title(rows: list[Row]) -> str:
     students = [row for row in rows if row.first.command == "distill"] or rows
     models = _several(row.model for row in students)
     teachers = _several(teacher_name(row) for row in students if row.first.command == "distill")
-    data = _several(data_name(row.first.config["data"]) for row in rows if row.first.config.get("data"))
+    data = _several(
+        data_name(row.first.config["data"]) for row in rows if row.first.config.get("data")
+    )
     return (f"{teachers} → " if teachers else "") + models + (f" on {data}" if data else "")
 
 
@@ -78,10 +80,14 @@ def caveats(rows: list[Row]) -> list[str]:
     for row in rows:
         missing = len(row.runs) - len(row.finished)
         if missing and row.finished:
-            lines.append(f"{row.label}: {missing} of {seeds(len(row.runs))} unfinished and left out of its numbers.")
+            lines.append(
+                f"{row.label}: {missing} of {seeds(len(row.runs))} unfinished and left out of its numbers."
+            )
         known = [run.seed for run in row.runs if run.seed is not None]
         if len(set(map(str, known))) < len(known):
             lines.append(f"{row.label}: a seed occurs more than once, so its spread is too small.")
         if row.role == "student" and row.baseline is None and any(r.role == "alone" for r in rows):
-            lines.append(f"{row.label}: no student alone with the same network, data and budget to compare with.")
+            lines.append(
+                f"{row.label}: no student alone with the same network, data and budget to compare with."
+            )
     return lines

@@ -78,11 +78,17 @@ class Tap:
         if example is not None:
             with evaluating(self.model):
                 self._run(example)
-            reading.copied.update(self._changed(), (n for n in self.layers if n not in reading.versions))
+            reading.copied.update(
+                self._changed(), (n for n in self.layers if n not in reading.versions)
+            )
             reading.known = True
             for layer, found in reading.features.items():
                 assert reading.image is not None
-                self._layouts[layer] = (tuple(found.shape[1:]), reading.image, self._layout(layer, found))
+                self._layouts[layer] = (
+                    tuple(found.shape[1:]),
+                    reading.image,
+                    self._layout(layer, found),
+                )
             # Dropout does nothing in eval mode, so the example has not shown it.
             modules = [m for m in modules if isinstance(m, nn.modules.dropout._DropoutNd)]
         if any(getattr(m, "inplace", False) for m in modules):
@@ -93,7 +99,9 @@ class Tap:
         found = self._reading.features
         for layer in self.layers:
             if layer not in found:
-                raise UserError(f"layer {layer!r} was not called in this forward pass, so it has no features")
+                raise UserError(
+                    f"layer {layer!r} was not called in this forward pass, so it has no features"
+                )
         if not torch.compiler.is_compiling() and (changed := self._changed()):
             raise UserError(
                 f"the output of layer {changed[0]!r} was changed in place after it was read: give tap or Transfer an "
@@ -193,7 +201,9 @@ def _capture(layer: str, reading: _Reading, hints: Any) -> Any:
         if not reading.active:
             return
         if layer in reading.features:
-            raise UserError(f"layer {layer!r} is called more than once in a forward pass: tap one that is called once")
+            raise UserError(
+                f"layer {layer!r} is called more than once in a forward pass: tap one that is called once"
+            )
         found = feature_map(output, layer, reading.image, reading.batch, hints)
         # Neither a traced tensor nor one of inference mode counts the writes to it.
         counts = not torch.compiler.is_compiling() and not found.is_inference()

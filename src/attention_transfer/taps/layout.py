@@ -35,7 +35,11 @@ class Layout:
         if self.kind == "NLC":
             tokens = output[:, self.prefix :] if self.prefix else output
             # The number of tokens gives a square grid away, another one it does not.
-            return tokens if self.grid[0] == self.grid[1] else tokens.transpose(1, 2).unflatten(2, self.grid)
+            return (
+                tokens
+                if self.grid[0] == self.grid[1]
+                else tokens.transpose(1, 2).unflatten(2, self.grid)
+            )
         return output
 
     def shape(self, output: tuple[int, ...]) -> tuple[int, ...]:
@@ -54,7 +58,9 @@ class Hints:
     prefix: int | None = None
     patch: Size | None = None
     form: str | None = None  # NCHW, NHWC or NLC
-    in_order: Callable[[Tensor], Tensor] | None = None  # from tokens that the network has shuffled to (N, h, w, D)
+    in_order: Callable[[Tensor], Tensor] | None = (
+        None  # from tokens that the network has shuffled to (N, h, w, D)
+    )
 
     @property
     def channels_last(self) -> bool:
@@ -80,7 +86,11 @@ def find_layout(shape: tuple[int, ...], image: Size | None, hints: Hints) -> Lay
     """The layout of an output of this shape for images (H, W); None where it is no map of positions."""
     if len(shape) == 4:
         inner, last = (shape[1], shape[2]), (shape[2], shape[3])
-        if image is not None and _fits(inner, image) and (not _fits(last, image) or hints.channels_last):
+        if (
+            image is not None
+            and _fits(inner, image)
+            and (not _fits(last, image) or hints.channels_last)
+        ):
             return Layout("NHWC", inner)
         return Layout("NCHW", last)
     if len(shape) == 3 and image is not None:
@@ -88,7 +98,9 @@ def find_layout(shape: tuple[int, ...], image: Size | None, hints: Hints) -> Lay
     return None
 
 
-def feature_map(output: Any, layer: str, image: Size | None, batch: int | None, hints: Hints) -> Tensor:
+def feature_map(
+    output: Any, layer: str, image: Size | None, batch: int | None, hints: Hints
+) -> Tensor:
     """The tensor that a layer puts out, or the one feature map in the tuple or dict that it puts out.
 
     Raises:
@@ -105,7 +117,9 @@ def feature_map(output: Any, layer: str, image: Size | None, batch: int | None, 
         return next(iter(maps.values()))
     kind = type(output).__name__
     if not found:
-        raise UserError(f"layer {layer!r} puts out a {kind} without tensors: expected a tensor, or one feature map")
+        raise UserError(
+            f"layer {layer!r} puts out a {kind} without tensors: expected a tensor, or one feature map"
+        )
     listed = ", ".join(f"{place} {tuple(t.shape)}" for place, t in found.items())
     raise UserError(
         f"layer {layer!r} puts out a {kind} with {len(maps) or 'no'} feature map{'s' * (len(maps) != 1)} ({listed}): "
@@ -114,7 +128,11 @@ def feature_map(output: Any, layer: str, image: Size | None, batch: int | None, 
 
 
 def _is_map(t: Tensor, image: Size | None, batch: int | None, hints: Hints) -> bool:
-    if not t.is_floating_point() or t.ndim not in (3, 4) or (batch is not None and t.shape[0] != batch):
+    if (
+        not t.is_floating_point()
+        or t.ndim not in (3, 4)
+        or (batch is not None and t.shape[0] != batch)
+    ):
         return False
     layout = find_layout(tuple(t.shape), image, hints)
     if layout is None or layout.grid == (1, 1):
@@ -148,7 +166,9 @@ def _fits(grid: Size, image: Size) -> bool:
 def _token_layout(length: int, image: Size, hints: Hints) -> Layout | None:
     if hints.patch is not None:
         for up in (0, 1):
-            height, width = ((n + up * (p - 1)) // p for n, p in zip(image, hints.patch, strict=True))
+            height, width = (
+                (n + up * (p - 1)) // p for n, p in zip(image, hints.patch, strict=True)
+            )
             prefix = length - height * width
             if 0 <= prefix <= max(PREFIX, hints.prefix or 0) and prefix < length:
                 return Layout("NLC", (height, width), prefix)
@@ -189,7 +209,9 @@ def _prefix_tokens(module: nn.Module) -> int | None:
     known = getattr(module, "num_prefix_tokens", None)
     if isinstance(known, int):
         return known
-    return 1 if isinstance(getattr(module, "class_token", None), nn.Parameter) else None  # torchvision's
+    return (
+        1 if isinstance(getattr(module, "class_token", None), nn.Parameter) else None
+    )  # torchvision's
 
 
 def _patch(module: nn.Module) -> Size | None:
@@ -204,7 +226,9 @@ def _patch(module: nn.Module) -> Size | None:
 
 def _in_order(path: list[nn.Module], names: list[str]) -> Callable[[Tensor], Tensor] | None:
     """timm's Hiera keeps its tokens in an order of windows, and has a `reroll` back to rows for each block."""
-    reroll = getattr(path[-3], "reroll", None) if len(names) >= 2 and names[-2] == "blocks" else None
+    reroll = (
+        getattr(path[-3], "reroll", None) if len(names) >= 2 and names[-2] == "blocks" else None
+    )
     return None if reroll is None else partial(reroll, block_idx=int(names[-1]))
 
 
@@ -218,4 +242,6 @@ def _works_channels_last(module: nn.Module) -> bool:
             last = True
         elif type(inner).__name__ == "Permute":  # torchvision's
             last = tuple(getattr(inner, "dims", ())) == (0, 2, 3, 1)
-    return last and not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in module.modules())
+    return last and not any(
+        isinstance(m, nn.modules.batchnorm._BatchNorm) for m in module.modules()
+    )

@@ -52,7 +52,8 @@ def match_stages(student: Sequence[Stage], teacher: Sequence[Stage]) -> list[tup
 def describe(found: Sequence[Stage]) -> str:
     """One line of text for a list of stages: name, channels×height×width, stride, depth."""
     return ", ".join(
-        f"{s.name} {s.channels}×{'×'.join(map(str, s.size))} (stride {s.stride:.3g}, depth {s.depth})" for s in found
+        f"{s.name} {s.channels}×{'×'.join(map(str, s.size))} (stride {s.stride:.3g}, depth {s.depth})"
+        for s in found
     )
 
 
@@ -73,10 +74,17 @@ def unpaired(student: Sequence[Stage], teacher: Sequence[Stage]) -> list[tuple[s
     """(side, layer, why) of the stages that `match_stages` leaves out."""
     used = list(zip(*match_stages(student, teacher), strict=True))
     left = []
-    for side, own, other, names in (("student", student, teacher, used[0]), ("teacher", teacher, student, used[1])):
+    for side, own, other, names in (
+        ("student", student, teacher, used[0]),
+        ("teacher", teacher, student, used[1]),
+    ):
         for stage in (s for s in own if s.name not in names):
             taken = any(_octave(o) == _octave(stage) for o in other)
-            why = "that of its stride is in a nearer pair" if taken else f"none there of stride {stage.stride:.3g}"
+            why = (
+                "that of its stride is in a nearer pair"
+                if taken
+                else f"none there of stride {stage.stride:.3g}"
+            )
             left.append((side, stage.name, why))
     return left
 

@@ -80,7 +80,9 @@ def find_stages(model: nn.Module, example: Tensor) -> list[Stage]:
 def _stage(call: Call, image: Size) -> Stage:
     assert call.shape is not None
     assert call.size is not None
-    return Stage(call.name, call.shape, math.sqrt(math.prod(image) / math.prod(call.size)), call.depth)
+    return Stage(
+        call.name, call.shape, math.sqrt(math.prod(image) / math.prod(call.size)), call.depth
+    )
 
 
 def _drops(found: Sequence[Stage]) -> list[Stage]:
@@ -103,7 +105,11 @@ def _worked_out(root: Call, found: list[Call]) -> list[Call]:
     if not first:
         return found
     # Windows are worked on at no size of the image's: then the layers inside count.
-    return [c for c in found if first.get(c.size, math.inf) <= c.depth or any(d.weighted for d in c.descendants())]
+    return [
+        c
+        for c in found
+        if first.get(c.size, math.inf) <= c.depth or any(d.weighted for d in c.descendants())
+    ]
 
 
 def _feature_info(model: nn.Module, root: Call, traced: dict[Size, Call]) -> list[Call]:
@@ -136,7 +142,9 @@ def _before(call: Call, traced: dict[Size, Call]) -> Call:
 def _called(model: nn.Module, layer: str) -> str:
     """The layer; of a list of layers, which is never called itself, the last one."""
     module = model.get_submodule(layer)
-    return f"{layer}.{len(module) - 1}" if isinstance(module, nn.ModuleList) and len(module) else layer
+    return (
+        f"{layer}.{len(module) - 1}" if isinstance(module, nn.ModuleList) and len(module) else layer
+    )
 
 
 def _last_at_each_size(root: Call, size: Size) -> dict[Size, Call]:
@@ -147,7 +155,12 @@ def _last_at_each_size(root: Call, size: Size) -> dict[Size, Call]:
             continue  # one ReLU or pool for the whole network: which call to read could not be said
         assert call.size is not None
         before = last.get(call.size)
-        if before is not None and before.inside and call.depth == before.depth and not _ends_bare(before):
+        if (
+            before is not None
+            and before.inside
+            and call.depth == before.depth
+            and not _ends_bare(before)
+        ):
             continue  # BN-ReLU after a block: a pre-activation, part of what comes next
         last[call.size] = call
     return last
@@ -196,7 +209,11 @@ def _is_unit(call: Call, inner: Sequence[Call], size: Size, seen: set[Size]) -> 
 
 def _lowers_at_its_end(call: Call, size: Size) -> bool:
     """Whether blocks at the resolution `size` come first, and only the last layer with weights lowers it."""
-    working = [c for c in call.inside if c.size is not None and any(d.weighted for d in (c, *c.descendants()))]
+    working = [
+        c
+        for c in call.inside
+        if c.size is not None and any(d.weighted for d in (c, *c.descendants()))
+    ]
     if len(working) < 2 or any(c.size != size for c in working[:-1]):
         return False
     return any(c.inside for c in working[:-1])
@@ -208,4 +225,8 @@ def _ends_in_a_norm(call: Call) -> bool:
         return False
     blocks = call.inside[-2]
     kinds = {type(c.module) for c in blocks.inside}
-    return isinstance(blocks.module, nn.Sequential) and len(kinds) == 1 and bool(blocks.inside[0].inside)
+    return (
+        isinstance(blocks.module, nn.Sequential)
+        and len(kinds) == 1
+        and bool(blocks.inside[0].inside)
+    )

@@ -12,7 +12,13 @@ from ..errors import UserError
 from .capture import evaluating, hooked_call
 from .layout import Size, feature_map, find_layout, read_hints
 
-NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm)
+NORMS = (
+    nn.modules.batchnorm._NormBase,
+    nn.LayerNorm,
+    nn.GroupNorm,
+    nn.RMSNorm,
+    nn.LocalResponseNorm,
+)
 ELEMENTWISE = (
     *NORMS,
     nn.Identity,
@@ -88,7 +94,9 @@ def trace(model: nn.Module, example: Tensor) -> Call:
         with evaluating(model):
             hooked_call(model, example)
     except AssertionError as error:  # of networks that take one image size
-        raise UserError(f"{type(model).__name__} does not take images {tuple(example.shape)}: {error}") from error
+        raise UserError(
+            f"{type(model).__name__} does not take images {tuple(example.shape)}: {error}"
+        ) from error
     finally:
         for handle in handles:
             handle.remove()
