@@ -65,7 +65,7 @@ Command = Callable[[str], Said]
 
 def small(**options: Any) -> Any:
     """The recipe of a small run, with `options` over it."""
-    from attention_transfer.recipe import make_recipe
+    from attention_transfer.config import make_recipe
 
     return make_recipe(SMALL, options)
 
@@ -81,7 +81,7 @@ def carry_out(recipe: Any, out: Path) -> str:
     from rich.console import Console
 
     from attention_transfer.launch import run_and_report
-    from attention_transfer.runs import RunFolder
+    from attention_transfer.run_folder import RunFolder
 
     stream = io.StringIO()
     run_and_report(recipe, RunFolder(out), Console(file=stream, width=200))
@@ -103,16 +103,16 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, step: int, action: Callable[[Any], None]) -> None:
     """Calls `action` on the training loop when it has done `step` steps."""
-    from attention_transfer.engine.loop import Loop
+    from attention_transfer.train.trainer import Trainer
 
-    original = Loop._step
+    original = Trainer._step
 
     def watched(self: Any, *batch: Any) -> None:
         original(self, *batch)
         if self.step == step:
             action(self)
 
-    monkeypatch.setattr(Loop, "_step", watched)
+    monkeypatch.setattr(Trainer, "_step", watched)
 
 
 def write_factory(folder: Path, factory: str = "make") -> str:
@@ -164,7 +164,7 @@ def write_parquet(folder: Path, labels: Sequence[int], classes: int) -> Path:
 
 
 def _no_measuring(network: Any, image_size: tuple[int, int]) -> dict[str, Any]:
-    """In the place of `engine.outcome.cost`, which times the network for a second or more."""
+    """In the place of `apply.inference.cost`, which times the network for a second or more."""
     parameters = sum(p.numel() for p in network.module.parameters())
     speed = {"images_per_second": 1000.0, "batch_size": 128, "latency_ms": 1.0}
     return {"parameters": parameters, "flops": 1_000_000, "inference": speed}
@@ -182,7 +182,7 @@ def _quick() -> Iterator[None]:
     scenes = _scenes()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("attention_transfer.data.digits.open_digits", lambda: scenes)
-        patch.setattr("attention_transfer.engine.run.cost", _no_measuring)
+        patch.setattr("attention_transfer.train.run.cost", _no_measuring)
         yield
 
 

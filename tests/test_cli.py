@@ -380,7 +380,7 @@ def test_a_students_run_on_its_teachers_configuration(
 
 def flips(monkeypatch, command, line):
     """Whether the run mirrors images: what it hands to the augmentation."""
-    from attention_transfer.engine import run
+    from attention_transfer.train import run
 
     original, seen = run.Augment, []
 
@@ -457,7 +457,7 @@ def test_an_unforeseen_error_is_one_line_too(command, monkeypatch):
     def broken(*args, **kwargs):
         raise ZeroDivisionError("by zero\nand more")
 
-    monkeypatch.setattr("attention_transfer.engine.run.open_data", broken)
+    monkeypatch.setattr("attention_transfer.train.run.open_data", broken)
     said = command(f"{TRAIN} --out x")
     assert said.status == 1
     assert (

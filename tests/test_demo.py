@@ -8,7 +8,7 @@ import pytest
 from small_runs import FLAGS, contents
 
 from attention_transfer import demo
-from attention_transfer.recipe import make_recipe, named_recipe
+from attention_transfer.config import make_recipe, named_recipe
 
 METHODS = ("none", "at", "kd", "at+kd")
 

@@ -13,7 +13,7 @@ _HOME = {
     "convert_beta": ".maps",
     "kd_loss": ".methods",
     "full_activation_loss": ".methods",
-    "input_gradient": ".gradients",
+    "input_gradient": ".second_order",
     "gradient_loss": ".methods",
     "symmetry_loss": ".methods",
     "gradient_norm_loss": ".methods",
@@ -28,7 +28,7 @@ _HOME = {
     "pair_stages": ".taps",
     "tap": ".taps",
     "Transfer": ".transfer",
-    "preflight": ".engine.preflight",
+    "preflight": ".checks.preflight",
     "create_model": ".models",
     "load_student": ".models",
     "load_authors_run": ".models",
@@ -39,10 +39,9 @@ _HOME = {
 __all__ = ["__version__", *_HOME]
 
 if TYPE_CHECKING:
-    from .engine.preflight import preflight as preflight
+    from .checks.preflight import preflight as preflight
     from .errors import RunError as RunError
     from .errors import UserError as UserError
-    from .gradients import input_gradient as input_gradient
     from .maps import at_loss as at_loss
     from .maps import attention_map as attention_map
     from .maps import convert_beta as convert_beta
@@ -60,6 +59,7 @@ if TYPE_CHECKING:
     from .models import create_model as create_model
     from .models import load_authors_run as load_authors_run
     from .models import load_student as load_student
+    from .second_order import input_gradient as input_gradient
     from .taps import Stage as Stage
     from .taps import pair_stages as pair_stages
     from .taps import stages as stages

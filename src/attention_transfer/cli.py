@@ -114,7 +114,7 @@ def _console() -> Any:
 
 def _recipe(command: str, words: dict[str, Any]) -> Any:
     """Defaults < the data's own < --recipe < --config < flags and the command's own name."""
-    from .recipe import make_recipe, named_recipe, parse_per_method, read_recipe
+    from .config import make_recipe, named_recipe, parse_per_method, read_recipe
 
     layers = []
     if (name := words.pop("recipe")) is not None:
@@ -187,7 +187,7 @@ def evaluate(
     run: Path, data: str | None, limit_val: int | None, device: str, json_file: Path | None
 ) -> None:
     """Error and loss of a run's network."""
-    from .engine.inspect import evaluate_run
+    from .apply.stages import evaluate_run
 
     found = evaluate_run(run, data, limit_val, device)
     top5 = f", top-5 error {100 * (1 - found['top5']):.2f} %" if "top5" in found else ""
@@ -196,7 +196,7 @@ def evaluate(
         f"on {found['images']} images"
     )
     if json_file is not None:
-        from .runs import write_json
+        from .run_folder import write_json
 
         write_json(json_file, found)
 
@@ -213,7 +213,7 @@ def predict(
     run: Path, files: tuple[Path, ...], top: int, device: str, json_file: Path | None
 ) -> None:
     """Classes and probabilities of image files, or of folders of them."""
-    from .engine.predict import predict_files
+    from .apply.predict import predict_files
 
     found = predict_files(run, files, top, device)
     for image in found:
@@ -222,7 +222,7 @@ def predict(
         )
         click.echo(f"{image['file']}: {ranked}")
     if json_file is not None:
-        from .runs import write_json
+        from .run_folder import write_json
 
         write_json(json_file, {"run": str(run), "images": found})
 
@@ -237,7 +237,7 @@ def predict(
 )
 def export(run: Path, form: str, out: Path) -> None:
     """Write a run's network for other programs."""
-    from .engine.export import export_run
+    from .apply.export import export_run
 
     export_run(run, form, out)
     click.echo(f"{run} as {form}: {out}")
@@ -254,7 +254,7 @@ def export(run: Path, form: str, out: Path) -> None:
 def compare(runs: tuple[Path, ...], out: Path | None, title: str | None) -> None:
     """Table and report across runs; the seeds of one setting make one row."""
     from .report import group_runs, print_table, read_run, write_report
-    from .runs import find_runs
+    from .run_folder import find_runs
 
     found = [read_run(f) for f in find_runs(list(runs))]
     console = _console()
@@ -277,7 +277,7 @@ def maps(
     networks: tuple[str, ...], images: str, out: Path, limit: int, kind: str, p: float
 ) -> None:
     """Draw the attention maps of runs or models side by side."""
-    from .engine.inspect import map_columns
+    from .apply.stages import map_columns
     from .report import MapColumn, save_maps_figure
 
     pictures, columns = map_columns(list(networks), images, limit, kind, p)
@@ -295,7 +295,7 @@ def maps(
 )
 def stages(model: str, teacher: str | None, image_size: int | None) -> None:
     """The layers of a network, and the pairs of two (student, teacher) that "auto" picks."""
-    from .engine.inspect import print_stages
+    from .apply.stages import print_stages
 
     print_stages(model, teacher, image_size, _console())
 

@@ -11,10 +11,10 @@ from pathlib import Path
 
 from rich.console import Console
 
+from .config import make_recipe, named_recipe
 from .launch import run_and_report
-from .recipe import make_recipe, named_recipe
 from .report import group_runs, print_table, read_run, write_report
-from .runs import RunFolder
+from .run_folder import RunFolder
 
 # A constant β = 1000, the authors', is for runs of tens of thousands of steps; these have a few hundred.
 STUDENTS: dict[str, dict[str, object]] = {

@@ -16,13 +16,13 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from .config import Recipe
 from .data.cifar import BASE_FOLDER, download
-from .engine.loop import Interrupted, handling
-from .engine.run import AT_ONCE, run
 from .errors import RunError, UserError
-from .recipe import Recipe
 from .report import read_run, write_report
-from .runs import RunFolder
+from .run_folder import RunFolder
+from .train.run import AT_ONCE, run
+from .train.trainer import Interrupted, handling
 
 POLL = 0.3  # seconds
 Run = tuple[Any, Connection, RunFolder]

@@ -14,20 +14,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .errors import UserError, check_choice
-from .gradients import (
-    WAYS,
+from .methods.base import Method, Progress, StepInputs
+from .ops.activation_loss import wide
+from .second_order import (
+    SECOND_ORDER_MODES,
     BatchStatisticsWarning,
     Run,
     along,
-    counted_after,
-    couples_samples,
-    differentiate,
-    known_to_change,
-    repeatable,
+    batch_dependent_layers,
+    defer_batch_norm_counters,
+    has_stochastic_layers,
+    is_deterministic,
+    logits_and_input_gradient,
 )
-from .methods.base import Method, Progress, Step
-from .ops.activation_loss import wide
-from .taps import Tap, evaluating, hooked_call, match_stages, stages, unwrap
+from .taps import Tap, call_uncompiled, evaluating, match_stages, stages, unwrap
 
 Transform = Callable[[Tensor], Tensor]
 
@@ -83,7 +83,7 @@ class Transfer(nn.Module):
     ):
         super().__init__()
         _check_methods(methods, teacher, example)
-        check_choice("second_order", second_order, WAYS)
+        check_choice("second_order", second_order, SECOND_ORDER_MODES)
         if (
             isinstance(label_smoothing, bool)
             or not isinstance(label_smoothing, (int, float))
@@ -154,7 +154,7 @@ class Transfer(nn.Module):
 
         if y is not None and any(m.needs_teacher for m in self._on_gradients):
             way = "func" if torch.compiler.is_compiling() else "double-backward"
-            j, logits, features = differentiate(run, x, y, create_graph=False, way=way)
+            j, logits, features = logits_and_input_gradient(run, x, y, create_graph=False, way=way)
             return logits, features, j
         with torch.no_grad():
             return *run(x), None
@@ -168,7 +168,7 @@ class Transfer(nn.Module):
         teacher_features: list[Tensor],
         teacher_gradient: Tensor | None,
     ) -> Output:
-        step = Step(
+        step = StepInputs(
             y,
             None,
             teacher_logits,
@@ -216,7 +216,9 @@ class Transfer(nn.Module):
             )
         return F.cross_entropy(logits, y, label_smoothing=self.label_smoothing)
 
-    def _second_order(self, run: Run, step: Step, x: Tensor, progress: Progress) -> Tensor | None:
+    def _second_order(
+        self, run: Run, step: StepInputs, x: Tensor, progress: Progress
+    ) -> Tensor | None:
         """Fills in logits, features and J. By `forward-over-reverse` J has no graph, and a scalar comes back whose
         gradient is that of the terms on J."""
         n, y = len(x), step.labels
@@ -228,8 +230,8 @@ class Transfer(nn.Module):
         first = way
         if way == "forward-over-reverse":
             first = "func" if torch.compiler.is_compiling() else "double-backward"
-        with counted_after(self.student, first):
-            j, logits, features = differentiate(
+        with defer_batch_norm_counters(self.student, first):
+            j, logits, features = logits_and_input_gradient(
                 run, x, y, torch.is_grad_enabled() and not forward, first
             )
 
@@ -239,7 +241,7 @@ class Transfer(nn.Module):
 
         attached = None
         if forward:
-            if torch.compiler.is_compiling() and known_to_change(self.student):
+            if torch.compiler.is_compiling() and has_stochastic_layers(self.student):
                 raise UserError(_CHANGES)
 
             def terms(j: Tensor) -> Tensor:
@@ -264,9 +266,9 @@ class Transfer(nn.Module):
             )
         return self.second_order
 
-    def coupling(self) -> str | None:
+    def batch_dependence_warning(self) -> str | None:
         """What is wrong with input gradients of the student in the mode it is in: layers that join the samples."""
-        layers = couples_samples(self.student) if self._on_gradients else []
+        layers = batch_dependent_layers(self.student) if self._on_gradients else []
         if not layers:
             return None
         return (
@@ -278,11 +280,11 @@ class Transfer(nn.Module):
     def _look(self, x: Tensor) -> None:
         """Once, at the first step: what stands between the student and its second derivatives."""
         self._looked = True
-        if text := self.coupling():
+        if text := self.batch_dependence_warning():
             warnings.warn(text, BatchStatisticsWarning, stacklevel=3)
         if self.second_order == "forward-over-reverse":
             with torch.no_grad():
-                same = repeatable(self.student, self.student_transform(x[:2]))
+                same = is_deterministic(self.student, self.student_transform(x[:2]))
             if not same:
                 raise UserError(_CHANGES)
 
@@ -369,7 +371,7 @@ def _run(
     model: nn.Module, tapped: Tap | None, x: Tensor, names: list[str]
 ) -> tuple[Tensor, list[Tensor]]:
     if tapped is None:
-        return hooked_call(model, x), []
+        return call_uncompiled(model, x), []
     logits, features = tapped(x)
     return logits, [features[n] for n in names]
 

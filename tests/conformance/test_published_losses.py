@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import attention_transfer as at
-from attention_transfer.methods import Step
+from attention_transfer.methods import StepInputs
 
 HERE = Path(__file__).parent / "data"
 CASES = json.loads((HERE / "published_losses.json").read_text())
@@ -75,7 +75,7 @@ def test_distillation(arrays: dict[str, Tensor], case: str) -> None:
         arrays[f"{case}/student_logits"].clone().requires_grad_(),
         arrays[f"{case}/labels"],
     )
-    term = method(Step(labels, logits, arrays[f"{case}/teacher_logits"]))
+    term = method(StepInputs(labels, logits, arrays[f"{case}/teacher_logits"]))
     loss = (
         term * method.weight(None) + F.cross_entropy(logits, labels) * method.cross_entropy_share()
     )

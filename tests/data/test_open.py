@@ -133,6 +133,6 @@ def test_what_is_in_memory_anyway_cannot_be_streamed():
 
 
 def test_known_specs_open_themselves():
-    assert [spec.partition(":")[0].partition("[")[0] for spec in opening.SPECS] == [
+    assert [spec.partition(":")[0].partition("[")[0] for spec in opening.DATA_SPECS] == [
         "digits", "cifar10", "cifar100", "folder", "parquet", "wds", "hub"
     ]  # fmt: skip

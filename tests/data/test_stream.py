@@ -198,7 +198,7 @@ def test_a_batch_without_any_good_image(root):
 
 
 def test_accuracy_is_that_of_the_readable_images(root):
-    from attention_transfer.engine.evaluate import evaluate
+    from attention_transfer.apply.evaluate import evaluate
 
     damage(root / "val" / "cat" / "0.png")
     data = opened(root, on_bad_image="skip")

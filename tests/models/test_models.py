@@ -19,7 +19,7 @@ from attention_transfer.models import (
     load_weights,
     save_student,
 )
-from attention_transfer.runs import RunFolder
+from attention_transfer.run_folder import RunFolder
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 CLASSES = ["cat", "dog", "emu"]

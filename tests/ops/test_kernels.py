@@ -75,7 +75,7 @@ class TestValues:
         torch.testing.assert_close(q.double(), exact, rtol=1e-6, atol=0)
         g = draw(*q.shape, seed=1, dtype=torch.float32)
         with torch.no_grad():
-            found = kernels.power_slope(features, p, dims, g)
+            found = kernels.power_grad(features, p, dims, g)
         assert found.dtype == features.dtype and found.stride() == features.stride()
         # To the last bit: the products in the formula's order, rounded to bfloat16 as PyTorch rounds.
         assert torch.equal(found, activation_loss._slope(features.float(), p, g).to(features.dtype))
@@ -96,7 +96,7 @@ class TestMaps:
         torch.testing.assert_close(r.double(), exact_r, rtol=1e-6, atol=0)
         torch.testing.assert_close(y.double(), q.double() / exact_r, rtol=1e-6, atol=0)
         with torch.no_grad():
-            found = kernels.normalize_slope(y, r, g, g_r)
+            found = kernels.normalize_backward(y, r, g, g_r)
         wide_y, wide_r, g, g_r = (x.double() for x in (y, r, g, g_r))
         exact = (g - wide_y * ((wide_y * g).sum(1, keepdim=True) - wide_r * g_r)) / wide_r
         torch.testing.assert_close(
@@ -120,7 +120,7 @@ class TestMaps:
         )
         g, zero = torch.ones_like(q), torch.zeros_like(r)
         with torch.no_grad():
-            slope = kernels.normalize_slope(y, r, g, zero)
+            slope = kernels.normalize_backward(y, r, g, zero)
         assert (slope[1:3] == 1e12).all()  # at the bound, without the projection
 
     def test_what_it_does_not_take(self):
@@ -128,13 +128,13 @@ class TestMaps:
         y, r = kernels.normalize(q)
         for other in (q.double(), q.bfloat16(), q.t(), q[:, ::2], q.view(2, 2, 6), q.to("meta")):
             assert kernels.normalize(other) is None
-        assert kernels.normalize_slope(y, r, q, one) is None  # to be differentiated
+        assert kernels.normalize_backward(y, r, q, one) is None  # to be differentiated
         with torch.no_grad():
-            assert kernels.normalize_slope(y, r, q.double(), one) is None
-            expanded = kernels.normalize_slope(
+            assert kernels.normalize_backward(y, r, q.double(), one) is None
+            expanded = kernels.normalize_backward(
                 y, r, one.expand(4, 6), one
             )  # as of a sum: one number
-            assert torch.equal(expanded, kernels.normalize_slope(y, r, torch.ones(4, 6), one))
+            assert torch.equal(expanded, kernels.normalize_backward(y, r, torch.ones(4, 6), one))
 
 
 class TestLoss:
@@ -200,7 +200,7 @@ class TestLoss:
             q = kernels.power_sum(features, 2, (1,)).flatten()
             assert q[0] == 1 and q[1] == q[3] == float("inf") and q[2].isnan() and q[4] == 0
             with torch.no_grad():
-                slope = kernels.power_slope(features, 2, (1,), torch.ones(1, 1, 1, 5)).flatten()
+                slope = kernels.power_grad(features, 2, (1,), torch.ones(1, 1, 1, 5)).flatten()
             assert (
                 slope[0] == 2
                 and slope[1] == slope[3] == float("inf")
@@ -246,10 +246,10 @@ class TestElsewhere:
         for p in (1.5, 3, 6):
             assert kernels.power_sum(a, p, (1,)) is None
         g = torch.ones(2, 1, 4, 4)
-        assert kernels.power_slope(a, 2, (1,), g) is None  # to be differentiated
+        assert kernels.power_grad(a, 2, (1,), g) is None  # to be differentiated
         with torch.no_grad():
-            assert kernels.power_slope(a, 2, (1,), g) is not None
-            assert kernels.power_slope(a, 2, (1,), g.double()) is None
+            assert kernels.power_grad(a, 2, (1,), g) is not None
+            assert kernels.power_grad(a, 2, (1,), g.double()) is None
 
     def test_a_traced_or_transformed_tensor(self):
         from torch._subclasses import FakeTensorMode

@@ -35,7 +35,7 @@ def test_sum_and_slope(shape, dtype, p, axis):
         torch.testing.assert_close(q.double(), exact, rtol=1e-6, atol=0)
         g = draw(*q.shape, seed=1).float().to(DEVICE)
         slope = torch.full_like(features, float("nan"))
-        triton_kernels.power_slope(features, g, slope, layout, p)
+        triton_kernels.power_grad(features, g, slope, layout, p)
         # To the last bit: the products in the formula's order, rounded as PyTorch rounds; Triton's interpreter cuts
         # bfloat16 off instead.
         tolerance = 2**-7 if (DEVICE, dtype) == ("cpu", torch.bfloat16) else 0

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from attention_transfer.report.reading import Run, read_run
-from attention_transfer.runs import RunFolder, write_json
+from attention_transfer.report.load_run import Run, read_run
+from attention_transfer.run_folder import RunFolder, write_json
 
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 STAGES = ["group1", "group2", "group3"]

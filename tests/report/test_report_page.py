@@ -21,7 +21,7 @@ from attention_transfer.report import (
     write_report,
 )
 from attention_transfer.report.overlays import choose, overlay, tile_size
-from attention_transfer.runs import RunFolder
+from attention_transfer.run_folder import RunFolder
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}
 

@@ -10,9 +10,9 @@ from attention_transfer.errors import UserError
 from attention_transfer.report import group_runs, read_run
 from attention_transfer.report.curves import series
 from attention_transfer.report.formats import short
-from attention_transfer.report.reading import Run, number
-from attention_transfer.report.words import caveats, sentence, title
-from attention_transfer.runs import RunFolder
+from attention_transfer.report.load_run import Run, number
+from attention_transfer.report.summary_text import caveats, sentence, title
+from attention_transfer.run_folder import RunFolder
 
 
 def row_of(runs: list[Run], label: str):

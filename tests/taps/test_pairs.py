@@ -7,7 +7,7 @@ from tapped import HEAD, Small, conv, images
 from torch import nn
 
 import attention_transfer as at
-from attention_transfer.taps import explain, match_stages, unpaired
+from attention_transfer.taps import explain, match_stages, unpaired_stages
 
 
 class TestPairs:
@@ -79,9 +79,9 @@ class TestPairs:
         ]
         teacher = [at.Stage("d", (1, 8, 16, 16), 2.0), at.Stage("e", (1, 8, 2, 2), 18.0)]
         assert match_stages(student, teacher) == [("c", "e")]
-        assert unpaired(student, teacher) == [
+        assert unpaired_stages(student, teacher) == [
             ("student", "a", "none there of stride 4"),
             ("student", "b", "that of its stride is in a nearer pair"),
             ("teacher", "d", "none there of stride 2"),
         ]
-        assert unpaired(student, student) == []
+        assert unpaired_stages(student, student) == []

@@ -24,9 +24,9 @@ import torch
 from rich.console import Console
 
 from ..data import ImageSet
-from ..engine.run import assemble, decisions_for
 from ..errors import RunError
 from ..models import create_model
+from ..train.run import assemble, decisions_for
 from .authors import AuthorsStep
 from .measure import Row, Timed, interleave, ratios, report
 from .speed import Settings, about, elsewhere, recipe_of

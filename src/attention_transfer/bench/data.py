@@ -24,13 +24,13 @@ import torch
 from rich.console import Console
 from torch.utils.data import DataLoader
 
+from ..apply.evaluate import as_input
 from ..data import Augment, ImageSet, Stream, StreamSet, make_transform, open_data
 from ..data.reader import FileReader
 from ..data.transforms import RATIO, SCALE
-from ..engine.evaluate import as_input
-from ..engine.run import decisions_for
 from ..errors import UserError
 from ..models import Preprocess
+from ..train.run import decisions_for
 from .authors import AuthorsImages
 from .decoders import AUTHORS, SIZE, AuthorsFiles, dali_pipeline, decoders, is_simd
 from .measure import Timed, interleave, report

@@ -21,11 +21,11 @@ from lightning.fabric import Fabric
 from rich.console import Console
 from torch import Tensor, nn
 
-from ..engine.optim import make_optimizer
-from ..engine.run import decisions_for, make_fabric
 from ..errors import RunError
 from ..methods import create_methods
 from ..models import create_model
+from ..train.optimizer import make_optimizer
+from ..train.run import decisions_for, make_fabric
 from ..transfer import Transfer
 from .measure import Timed, interleave, report
 from .speed import Settings, about, rate, recipe_of

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from rich.console import Console
 from torch import Tensor
 
-from ..engine.run import decisions_for, make_fabric
 from ..maps import at_loss
+from ..train.run import decisions_for, make_fabric
 from .measure import Timed, interleave, report
 from .speed import Settings, about, recipe_of
 

@@ -68,7 +68,7 @@ def report(
 ) -> None:
     """Prints the table, without the columns `hidden`, and what else is said; writes `{"bench", "hardware", "rows"}`
     where a file is named."""
-    from ..runs import write_json
+    from ..run_folder import write_json
 
     table = Table(title=f"bench {bench}", title_justify="left")
     more = list(dict.fromkeys(key for row in rows for key in row.more if key not in hidden))

@@ -16,12 +16,12 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from ..engine.decide import decide, keep_freed_memory
-from ..engine.optim import make_optimizer
-from ..engine.run import decisions_for, make_fabric
 from ..methods import create_methods
 from ..models import create_model
 from ..ops import batch_norm
+from ..runtime.resolve import keep_malloc_arena, resolve_runtime
+from ..train.optimizer import make_optimizer
+from ..train.run import decisions_for, make_fabric
 from ..transfer import Transfer
 from .authors import AuthorsStep
 from .measure import Timed, interleave, ratios, report
@@ -84,9 +84,9 @@ class PartStep:
         recipe = recipe_of(
             replace(settings, device=device, precision="bf16" if part.bf16 else "fp32"), "at+kd"
         )
-        self.fabric = make_fabric(recipe, decide(recipe, 0))
+        self.fabric = make_fabric(recipe, resolve_runtime(recipe, 0))
         if part.keep_memory:
-            keep_freed_memory()
+            keep_malloc_arena()
         self.memory_format = torch.channels_last if part.channels_last else torch.contiguous_format
         torch.manual_seed(0)
         student, teacher = (

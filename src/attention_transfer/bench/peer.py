@@ -22,9 +22,9 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from ..engine.run import decisions_for, make_fabric
 from ..errors import UserError
 from ..models import create_model
+from ..train.run import decisions_for, make_fabric
 from .authors import AuthorsStep
 from .measure import Timed, interleave, ratios, report
 from .speed import Settings, about, elsewhere, rate, recipe_of, training_step

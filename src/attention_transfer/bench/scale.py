@@ -23,8 +23,8 @@ from statistics import median
 import torch
 from rich.console import Console
 
-from ..engine.run import decisions_for, make_fabric
 from ..errors import RunError, UserError
+from ..train.run import decisions_for, make_fabric
 from .authors import AuthorsStep
 from .measure import Row, Timed, interleave, report
 from .speed import Settings, about, elsewhere, rate, recipe_of, training_step

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..runs import replacing
+from ..run_folder import replacing
 
 OURS, THEIRS = "#1b6ca8", "#b0b0b0"
 

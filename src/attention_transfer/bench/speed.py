@@ -20,19 +20,19 @@ import torch
 from lightning.fabric import Fabric
 from rich.console import Console
 
+from ..apply.evaluate import as_input
+from ..config import Recipe, make_recipe
 from ..data import ImageSet
-from ..engine.decide import Decisions, environment
-from ..engine.evaluate import as_input
-from ..engine.graphs import Graphs
-from ..engine.optim import make_optimizer
-from ..engine.progress import Progress
-from ..engine.run import assemble, decisions_for, make_fabric, prepare
 from ..errors import RunError, UserError
 from ..methods import create_methods
 from ..models import create_model
 from ..ops import batch_norm
-from ..recipe import Recipe, make_recipe
-from ..runs import RunFolder
+from ..run_folder import RunFolder
+from ..runtime.cuda_graphs import CudaGraphs
+from ..runtime.resolve import RuntimeConfig, environment
+from ..train.optimizer import make_optimizer
+from ..train.progress import ProgressBar
+from ..train.run import assemble, decisions_for, make_fabric, prepare
 from ..transfer import Transfer
 from .authors import AuthorsStep, serve
 from .measure import Timed, interleave, report
@@ -99,7 +99,7 @@ def bench_epoch(settings: Settings, console: Console, file: Path | None) -> None
         images = parts.data.train
         assert isinstance(images, ImageSet), "the digits are in memory"
         folder = RunFolder(Path(temporary) / "run")
-        quiet = Progress(Console(quiet=True), "", 1)
+        quiet = ProgressBar(Console(quiet=True), "", 1)
         loop = prepare(recipe, folder, fabric, parts, decisions, quiet)
         loop.validate = lambda: {"loss": 0.0, "accuracy": 0.0}
         first = slice(0, settings.batch_size)
@@ -205,7 +205,7 @@ def training_step(
     x: torch.Tensor,
     y: torch.Tensor,
     fabric: Fabric,
-    decisions: Decisions,
+    decisions: RuntimeConfig,
     pairs: str = "auto",
 ) -> Callable[[], object]:
     """One step of ours; with method None the teacher's inference alone."""
@@ -230,7 +230,7 @@ def training_step(
     wrapped, wrapped_optimizer = fabric.setup(transfer, optimizer)
 
     progress = torch.full((), 0.5, device=fabric.device)
-    graphs = Graphs() if decisions.graphs else None
+    graphs = CudaGraphs() if decisions.graphs else None
 
     def step() -> None:
         if graphs is not None:
@@ -257,6 +257,6 @@ def rate(run: Callable[[], object], settings: Settings, fabric: Fabric) -> Timed
     return rate
 
 
-def about(settings: Settings, decisions: Decisions) -> dict[str, Any]:
+def about(settings: Settings, decisions: RuntimeConfig) -> dict[str, Any]:
     about = environment(decisions, [Path(sys.argv[0]).name, *sys.argv[1:]])
     return {**about, "settings": vars(settings)}

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from ..runs import replacing
+from ..run_folder import replacing
 from .scale import HIDDEN
 
 LINE = re.compile(r"`attention-transfer bench [^`]*--json (?P<file>[^ `]+)[^`]*`")

@@ -20,10 +20,10 @@ from lightning.fabric import Fabric
 from rich.console import Console
 from torch import Tensor, nn
 
-from ..engine.run import decisions_for, make_fabric
 from ..maps import attention_map
 from ..methods import create_methods
 from ..models import create_model
+from ..train.run import decisions_for, make_fabric
 from ..transfer import Transfer
 from .authors import AuthorsInference
 from .fold import fold_batch_norms

@@ -23,7 +23,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ..runs import replacing, write_json
+from ..run_folder import replacing, write_json
 from ..taps import Stage, match_stages, stages, tap
 
 STUDENT = "resnet18"
@@ -58,9 +58,9 @@ def bench_zoo(console: Console, file: Path | None, limit: int | None = None) -> 
         console.print(f"{failure['name']}: {failure['reason']}", markup=False, highlight=False)
     if file is None:
         return
-    from ..engine.decide import environment
-    from ..engine.run import decisions_for
-    from ..recipe import Recipe
+    from ..config import Recipe
+    from ..runtime.resolve import environment
+    from ..train.run import decisions_for
 
     about = {
         "bench": "zoo",

@@ -14,8 +14,8 @@ import torch
 from ..errors import UserError
 from .images import ImageSet
 from .parquet import open_parquet, parquet_folder
-from .place import nearest_path
 from .source import Source, Split
+from .spec import nearest_path
 
 SIZE = 32
 # The first file of torchvision's layout, by which a folder is known.

@@ -12,11 +12,11 @@ from ..errors import UserError, check_choice, nearest
 from .dataset import STATISTICS_IMAGES, Dataset
 from .decode import ON_BAD_IMAGE, check_memory, memory_share
 from .images import ImageSet, balanced_subset, channel_statistics, seeded, stratified_split
-from .place import nearest_path, split_columns
 from .source import Source, Split
+from .spec import nearest_path, split_columns
 from .stream import StreamSet, shuffled_blocks
 
-SPECS = (
+DATA_SPECS = (
     "digits", "cifar10[:FOLDER]", "cifar100[:FOLDER]", "folder:PATH", "parquet:PATH", "wds:PATTERN", "hub:OWNER/NAME",
 )  # fmt: skip
 STREAM = ("auto", "on", "off")
@@ -201,7 +201,7 @@ def _open_source(spec: str, image_size: int | None, on_bad_image: str, want_val:
                 f"data {spec!r}: {path} {state}; expected the data's folder; check the path{hint}"
             )
         if kind == "folder":
-            from .folder import open_folder
+            from .image_folder import open_folder
 
             return open_folder(path, image_size, on_bad_image, want_val)
         from .parquet import open_parquet
@@ -209,7 +209,7 @@ def _open_source(spec: str, image_size: int | None, on_bad_image: str, want_val:
         return open_parquet(path, image_size, on_bad_image, want_val, **columns)
     if kind in ("wds", "hub"):
         if not place:
-            expected = next(known for known in SPECS if known.startswith(kind))
+            expected = next(known for known in DATA_SPECS if known.startswith(kind))
             raise UserError(f"data {spec!r} names no place: expected {expected}; add it")
         if kind == "wds":
             from .wds import open_wds
@@ -219,11 +219,11 @@ def _open_source(spec: str, image_size: int | None, on_bad_image: str, want_val:
 
         place, columns = split_columns(spec, place)
         return open_hub(place, image_size, on_bad_image, want_val, **columns)
-    kinds = [known.partition("[")[0].partition(":")[0] for known in SPECS]
+    kinds = [known.partition("[")[0].partition(":")[0] for known in DATA_SPECS]
     hint = nearest(kind, kinds)
     if not hint and Path(spec).expanduser().is_dir():
         hint = f"; did you mean folder:{spec}?"
-    raise UserError(f"unknown data {spec!r}: expected one of {', '.join(SPECS)}{hint}")
+    raise UserError(f"unknown data {spec!r}: expected one of {', '.join(DATA_SPECS)}{hint}")
 
 
 def _limited(split: Split, limit: int | None, seed: int) -> Split:

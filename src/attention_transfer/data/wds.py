@@ -17,14 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import UserError
-from ..runs import replacing
+from ..run_folder import replacing
 from .cifar import cache_folder
 from .decode import Encoded
-from .folder import EXTENSIONS, VAL_FOLDERS
+from .image_folder import EXTENSIONS, VAL_FOLDERS
 from .labels import Labels, class_names, numbered
-from .place import distinct, nearest_path
 from .reader import Packed, Reader
 from .source import Source, Split
+from .spec import distinct, nearest_path
 from .stream import StreamSet
 
 IMAGES = frozenset(extension[1:] for extension in EXTENSIONS)

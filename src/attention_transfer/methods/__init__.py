@@ -6,7 +6,7 @@ from typing import Any
 
 from ..errors import UserError, nearest
 from .activation import ActivationTransfer
-from .base import DECAYS, Method, Progress, Step
+from .base import DECAYS, Method, Progress, StepInputs
 from .distillation import KnowledgeDistillation, kd_loss
 from .full import FullActivationTransfer, full_activation_loss
 from .gradient import GradientTransfer, gradient_loss
@@ -36,7 +36,7 @@ __all__ = [
     "KnowledgeDistillation",
     "Method",
     "Progress",
-    "Step",
+    "StepInputs",
     "create_methods",
     "full_activation_loss",
     "gradient_loss",

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .. import maps
 from ..errors import UserError
-from .base import BetaMethod, Step, check_weight, decayed
+from .base import BetaMethod, StepInputs, check_weight, decayed
 
 # As shares of the number of steps: a β (under `authors`, its mean over a schedule) above the first was too heavy where
 # it was tried (1000 in 280 to 370 steps, constant or linear to zero), one of the second did well (100 there).
@@ -67,7 +67,7 @@ class ActivationTransfer(BetaMethod):
             None if weights is None else [check_weight("weights", w) for w in weights]
         )
 
-    def forward(self, step: Step) -> Tensor:
+    def forward(self, step: StepInputs) -> Tensor:
         return maps.at_loss(
             step.student_features, step.teacher_features, weights=self.pair_weights, **self.options
         )

@@ -24,7 +24,7 @@ Progress = float | Tensor | None
 
 
 @dataclass
-class Step:
+class StepInputs:
     """One step's quantities, as far as the methods need them.
 
     The input gradients J are (N, C, H, W) like the images; `flipped_gradient` is flip(J(flip(x))) of the student.
@@ -56,7 +56,7 @@ class Method(nn.Module):
     beside: ClassVar[dict[str, dict[str, Any]]] = {}
     decay: str = "constant"
 
-    def forward(self, step: Step) -> Tensor:
+    def forward(self, step: StepInputs) -> Tensor:
         """The term before its weight: a scalar in at least float32."""
         raise NotImplementedError
 

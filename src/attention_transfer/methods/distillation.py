@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..ops.activation_loss import wide
-from .base import Method, Progress, Step, check_decay, decayed
+from .base import Method, Progress, StepInputs, check_decay, decayed
 
 
 def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 4.0) -> Tensor:
@@ -65,7 +65,7 @@ class KnowledgeDistillation(Method):
         self.temperature = float(temperature)
         self.decay = check_decay(decay)
 
-    def forward(self, step: Step) -> Tensor:
+    def forward(self, step: StepInputs) -> Tensor:
         assert step.student_logits is not None
         assert step.teacher_logits is not None
         return kd_loss(step.student_logits, step.teacher_logits, self.temperature)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .. import maps
 from ..errors import UserError
-from .base import BetaMethod, Step
+from .base import BetaMethod, StepInputs
 
 
 def full_activation_loss(student: Tensor, teacher: Tensor) -> Tensor:
@@ -65,7 +65,7 @@ class FullActivationTransfer(BetaMethod):
         super().__init__(beta, decay)
         self.adapters = nn.ModuleList()
 
-    def forward(self, step: Step) -> Tensor:
+    def forward(self, step: StepInputs) -> Tensor:
         terms = []
         for j, adapter in enumerate(self.adapters):
             s, t = student, teacher = step.student_features[j], step.teacher_features[j]
@@ -96,7 +96,11 @@ class FullActivationTransfer(BetaMethod):
                 if given == wanted
                 else nn.Conv2d(given, wanted, 1, bias=False, device=s.device)
             )
-        self(Step(torch.empty(0), student_features=list(student), teacher_features=list(teacher)))
+        self(
+            StepInputs(
+                torch.empty(0), student_features=list(student), teacher_features=list(teacher)
+            )
+        )
 
     def describe(
         self, pairs: Sequence[tuple[str, str]], student: Sequence[Tensor], teacher: Sequence[Tensor]

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .. import maps
 from ..errors import UserError
-from .base import BetaMethod, Step
+from .base import BetaMethod, StepInputs
 
 
 def gradient_loss(j_student: Tensor, j_teacher: Tensor, squared: bool = True) -> Tensor:
@@ -81,7 +81,7 @@ class GradientTransfer(GradientMethod):
         super().__init__(beta, decay)
         self.squared = bool(squared)
 
-    def forward(self, step: Step) -> Tensor:
+    def forward(self, step: StepInputs) -> Tensor:
         assert step.student_gradient is not None
         assert step.teacher_gradient is not None
         return gradient_loss(step.student_gradient, step.teacher_gradient, self.squared)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from ..gradients import input_gradient
-from .base import Step
+from ..second_order import input_gradient
+from .base import StepInputs
 from .gradient import GradientMethod, half_mean_norm
 
 
@@ -40,6 +40,6 @@ class GradientNorm(GradientMethod):
     name = "min-l2"
     part = "min-l2"
 
-    def forward(self, step: Step) -> Tensor:
+    def forward(self, step: StepInputs) -> Tensor:
         assert step.student_gradient is not None
         return half_mean_norm(step.student_gradient, squared=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..gradients import input_gradient
-from .base import Step
+from ..second_order import input_gradient
+from .base import StepInputs
 from .gradient import GradientMethod, half_mean_norm
 
 
@@ -53,7 +53,7 @@ class GradientSymmetry(GradientMethod):
         super().__init__(beta, decay)
         self.squared = bool(squared)
 
-    def forward(self, step: Step) -> Tensor:
+    def forward(self, step: StepInputs) -> Tensor:
         assert step.student_gradient is not None
         assert step.flipped_gradient is not None
         return half_mean_norm(step.student_gradient - step.flipped_gradient, self.squared)

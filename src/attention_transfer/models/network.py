@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ..runs import RunFolder, replacing
+from ..run_folder import RunFolder, replacing
 from .authors import MODEL_FILE, is_authors_run, load_authors_run
 from .create import create_model, place_of, pretrained_classes
 from .weights import file_state, load_body, load_state, load_weights, other_head

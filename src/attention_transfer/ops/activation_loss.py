@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .kernels import normalize, normalize_slope, power_slope, power_sum
+from .kernels import normalize, normalize_backward, power_grad, power_sum
 
 EPS = 1e-12
 
@@ -58,7 +58,7 @@ class PowerSum(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None]:
         (features,) = ctx.saved_tensors
-        slope = power_slope(features, ctx.p, _removed(features, ctx.axis), g)
+        slope = power_grad(features, ctx.p, _removed(features, ctx.axis), g)
         return (
             _slope(wide(features), ctx.p, g).to(features.dtype) if slope is None else slope,
             None,
@@ -90,7 +90,7 @@ class Normalize(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor, g_r: Tensor) -> Tensor:
         y, r = ctx.saved_tensors
-        if (found := normalize_slope(y, r, g, g_r)) is not None:
+        if (found := normalize_backward(y, r, g, g_r)) is not None:
             return found
         along = (y * g).sum(1, keepdim=True) - r * g_r
         return (g - y * torch.where(r > EPS, along, 0.0)) / r

@@ -90,7 +90,7 @@ def power_sum(features: Tensor, p: float, removed: tuple[int, ...]) -> Tensor | 
     return q
 
 
-def power_slope(features: Tensor, p: float, removed: tuple[int, ...], g: Tensor) -> Tensor | None:
+def power_grad(features: Tensor, p: float, removed: tuple[int, ...], g: Tensor) -> Tensor | None:
     """g · p·|A|^{p−1}·sign(A), like the features; None also where it is to be differentiated itself."""
     if torch.is_grad_enabled() or not _plain(g) or g.dtype != torch.float32:
         return None
@@ -101,9 +101,9 @@ def power_slope(features: Tensor, p: float, removed: tuple[int, ...], g: Tensor)
     if slope.stride() != features.stride():
         return None
     if features.is_cuda:
-        kernels.power_slope(features, g, slope, kernels.Layout.of(*rows), int(p))
+        kernels.power_grad(features, g, slope, kernels.Layout.of(*rows), int(p))
     else:
-        kernels.power_slope(
+        kernels.power_grad(
             features.data_ptr(), g.data_ptr(), slope.data_ptr(), *_numbers(features, p, rows)
         )
     return slope
@@ -118,7 +118,7 @@ def normalize(q: Tensor) -> tuple[Tensor, Tensor] | None:
     return y, r
 
 
-def normalize_slope(y: Tensor, r: Tensor, g: Tensor, g_r: Tensor) -> Tensor | None:
+def normalize_backward(y: Tensor, r: Tensor, g: Tensor, g_r: Tensor) -> Tensor | None:
     """∂L/∂Q of the gradients g and g_r of Y and r; None also where it is to be differentiated itself."""
     if torch.is_grad_enabled() or not _maps(y) or not all(map(_plain, (r, g, g_r))):
         return None
@@ -126,7 +126,7 @@ def normalize_slope(y: Tensor, r: Tensor, g: Tensor, g_r: Tensor) -> Tensor | No
         return None
     out, g, g_r = torch.empty_like(y), g.contiguous(), g_r.contiguous()
     pointers = (t.data_ptr() for t in (y, r, g, g_r, out))
-    library.normalize_slope(*pointers, *y.shape, torch.get_num_threads())
+    library.normalize_backward(*pointers, *y.shape, torch.get_num_threads())
     return out
 
 
@@ -211,7 +211,7 @@ def _works(kernels: Any, device: torch.device, inner: bool) -> bool:
     q, slope = torch.empty_like(g), torch.empty_like(a)
     layout = kernels.Layout.of(2, 2, 2, inner)
     kernels.power_sum(a, q, layout, 2)
-    kernels.power_slope(a, g, slope, layout, 2)
+    kernels.power_grad(a, g, slope, layout, 2)
     return torch.equal(q, a.float().square().sum(2 if inner else 1)) and torch.equal(slope, 2 * a)
 
 

@@ -88,7 +88,7 @@ def power_sum(features: Tensor, q: Tensor, layout: Layout, p: int) -> None:
         _sum[_grid(layout)](features, q, *layout[1:], P=p, **_blocks(layout))
 
 
-def power_slope(features: Tensor, g: Tensor, out: Tensor, layout: Layout, p: int) -> None:
+def power_grad(features: Tensor, g: Tensor, out: Tensor, layout: Layout, p: int) -> None:
     """Writes g · p·|A|^{p−1}·sign(A) to out, of the features' layout; g float32, n × positions."""
     with torch.cuda.device_of(features):
         _gradient[_grid(layout)](features, g, out, *layout[1:], P=p, **_blocks(layout))

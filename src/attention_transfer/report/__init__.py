@@ -6,17 +6,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .html import write_report as write_report
+    from .load_run import Run as Run
+    from .load_run import read_run as read_run
     from .overlays import MapColumn as MapColumn
     from .overlays import save_maps_figure as save_maps_figure
-    from .reading import Run as Run
-    from .reading import read_run as read_run
     from .rows import Row as Row
     from .rows import group_runs as group_runs
     from .table import print_table as print_table
 
 _HOME = {
-    "Run": "reading",
-    "read_run": "reading",
+    "Run": "load_run",
+    "read_run": "load_run",
     "Row": "rows",
     "group_runs": "rows",
     "print_table": "table",

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from .formats import setting, short
-from .reading import Run, dig, number
+from .load_run import Run, dig, number
 from .rows import Row
-from .words import absent_teachers, decimals
+from .summary_text import absent_teachers, decimals
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from ..runs import replacing
-from . import words
+from ..run_folder import replacing
+from . import summary_text
 from .curves import curve_figures, spread_figure, styles
 from .formats import data_name, seeds, setting
+from .load_run import Run
 from .overlays import grid
-from .reading import Run
 from .rows import IGNORED, Row, group_runs
 from .table import columns, subtitle
 
@@ -47,7 +47,7 @@ def _render(rows: list[Row], title: str | None) -> str:
     found = columns(rows)
     spread = spread_figure(rows, look)
     return pages.get_template("template.html.j2").render(
-        title=title or words.title(rows),
+        title=title or summary_text.title(rows),
         facts=facts(rows, named=title is None),
         rows=rows,
         look=look,
@@ -55,8 +55,8 @@ def _render(rows: list[Row], title: str | None) -> str:
         subtitle=subtitle,
         results=[c for c in found if not c.cost],
         costs=[c for c in found if c.cost],
-        sentences=[line.partition(": ")[::2] for line in words.sentences(rows)],
-        caveats=words.caveats(rows),
+        sentences=[line.partition(": ")[::2] for line in summary_text.sentences(rows)],
+        caveats=summary_text.caveats(rows),
         spread=spread,
         curves=curve_figures(rows, look),
         grid=grid(rows),

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
-from ..runs import replacing
-from .reading import Maps
+from ..run_folder import replacing
+from .load_run import Maps
 from .rows import Row
 
 if TYPE_CHECKING:

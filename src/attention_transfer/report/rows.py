@@ -11,7 +11,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from .formats import model_name, setting
-from .reading import Run, dig, number
+from .load_run import Run, dig, number
 
 IGNORED = frozenset(
     [

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from .formats import NONE, count, minutes, percent, plain, rate, signed, times
-from .reading import dig, number
+from .load_run import dig, number
 from .rows import Row, Spread
-from .words import caveats, decimals, sentences
+from .summary_text import caveats, decimals, sentences
 
 if TYPE_CHECKING:
     from rich.console import Console

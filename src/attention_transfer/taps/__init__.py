@@ -4,22 +4,22 @@ A stage is the outermost module that produces the last feature map before the re
 BN-ReLU belongs to the next stage; outputs of 1×1 do not count.
 """
 
-from .capture import Tap, evaluating, hooked_call, tap, unwrap
-from .pairs import describe, explain, match_stages, pair_stages, unpaired
-from .stages import Stage, find_stages, stages
+from .capture import Tap, call_uncompiled, evaluating, tap, unwrap
+from .pairs import describe, explain, match_stages, pair_stages, unpaired_stages
+from .stages import Stage, stages, try_stages
 
 __all__ = [
     "Stage",
     "Tap",
+    "call_uncompiled",
     "describe",
     "evaluating",
     "explain",
-    "find_stages",
-    "hooked_call",
     "match_stages",
     "pair_stages",
     "stages",
     "tap",
-    "unpaired",
+    "try_stages",
+    "unpaired_stages",
     "unwrap",
 ]

@@ -23,7 +23,7 @@ def unwrap(model: nn.Module) -> nn.Module:
     return model
 
 
-def hooked_call(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
+def call_uncompiled(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
     """`model(...)`, but past a call that `model.compile()` compiled before the hooks came: it would leave them out."""
     return (model if model._compiled_call_impl is None else model._call_impl)(*args, **kwargs)
 
@@ -129,7 +129,7 @@ class Tap:
         reading.image, reading.batch = _image(args, kwargs)
         reading.active = True
         try:
-            return hooked_call(self.model, *args, **kwargs)
+            return call_uncompiled(self.model, *args, **kwargs)
         finally:
             reading.active = False
 

@@ -70,7 +70,9 @@ def explain(student: Stage, teacher: Stage) -> str:
     return f"{why}; maps are compared at {smaller}"
 
 
-def unpaired(student: Sequence[Stage], teacher: Sequence[Stage]) -> list[tuple[str, str, str]]:
+def unpaired_stages(
+    student: Sequence[Stage], teacher: Sequence[Stage]
+) -> list[tuple[str, str, str]]:
     """(side, layer, why) of the stages that `match_stages` leaves out."""
     used = list(zip(*match_stages(student, teacher), strict=True))
     left = []

@@ -69,7 +69,7 @@ def stages(model: nn.Module, example: Tensor) -> list[Stage]:
     return _drops([_stage(c, size) for c in found])
 
 
-def find_stages(model: nn.Module, example: Tensor) -> list[Stage]:
+def try_stages(model: nn.Module, example: Tensor) -> list[Stage]:
     """As `stages`; none where the network has no feature maps, or does not take the example."""
     try:
         return stages(model, example)

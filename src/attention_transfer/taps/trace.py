@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..errors import UserError
-from .capture import evaluating, hooked_call
+from .capture import call_uncompiled, evaluating
 from .layout import Size, feature_map, find_layout, read_hints
 
 NORMS = (
@@ -92,7 +92,7 @@ def trace(model: nn.Module, example: Tensor) -> Call:
         handles += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
     try:
         with evaluating(model):
-            hooked_call(model, example)
+            call_uncompiled(model, example)
     except AssertionError as error:  # of networks that take one image size
         raise UserError(
             f"{type(model).__name__} does not take images {tuple(example.shape)}: {error}"

@@ -1,0 +1,1 @@
+"""Preflight: a dry step before training, and what it finds."""

@@ -1,0 +1,1 @@
+"""Training: assembling a run, the trainer, its checkpoint, optimiser and loggers."""

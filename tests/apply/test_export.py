@@ -1,0 +1,313 @@
+"""What `export` writes computes what the run's network computes, read back by the programs it is for."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+
+import pytest
+import torch
+from authors_files import resnet_params, write_run, wrn_params
+
+import attention_transfer as at
+from attention_transfer.apply.export import FORMATS, export_run
+from attention_transfer.models import (
+    Preprocess,
+    load_authors_run,
+    load_network,
+    load_trained,
+    load_weights,
+    save_student,
+)
+from attention_transfer.run_folder import RunFolder
+
+CLASSES = ("cat", "dog", "emu")
+MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
+CONFIG = {
+    "command": "distill",
+    "model": "wrn-10-2",
+    "data": "cifar10:/d",
+    "teacher": "runs/big",
+    "lr": 0.2,
+}
+ROWS = [
+    {
+        "epoch": 1,
+        "train_loss": 2.0,
+        "val_accuracy": 0.25,
+        "parts": {"at": 1.0},
+        "weights": {"beta": 1000.0, "alpha": 0.9},
+    },
+    {
+        "epoch": 2,
+        "train_loss": 1.0,
+        "val_accuracy": 0.5,
+        "weights": {"at.beta": 500.0, "symmetry.beta": 1.0, "alpha": 0.9},
+    },
+]
+ONNX = pytest.mark.skipif(
+    any(importlib.util.find_spec(name) is None for name in ("onnx", "onnxscript")),
+    reason="the extra onnx is not there",
+)
+
+
+def make_run(folder, model="wrn-10-2", rows=ROWS):
+    """A finished run with a network that has running statistics of its own."""
+    torch.manual_seed(0)
+    run = RunFolder(folder)
+    run.write_config(CONFIG | {"model": model})
+    run.write_metrics(rows)
+    module = at.create_model(model, len(CLASSES))
+    with torch.no_grad():
+        module(torch.randn(8, 3, 32, 32))
+    save_student(run.student_file, module, model, CLASSES, Preprocess(MEAN, STD), (24, 24))
+    return run.path
+
+
+@pytest.fixture
+def run(tmp_path):
+    return make_run(tmp_path / "run")
+
+
+def images(count, size=24):
+    return torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(count))
+
+
+def logits(run, x):
+    network = load_trained(run)
+    with torch.no_grad():
+        return network.module(network.preprocess(x))
+
+
+class TestSafetensors:
+    def test_the_network(self, run, tmp_path):
+        from safetensors import safe_open
+
+        export_run(run, "safetensors", out := tmp_path / "deep" / "net.safetensors")
+        other = at.create_model("wrn-10-2", 3).eval()
+        load_weights(other, out)
+        x = load_trained(run).preprocess(images(2))
+        with torch.no_grad():
+            torch.testing.assert_close(other(x), logits(run, images(2)))
+        with safe_open(out, framework="pt") as file:
+            about = json.loads(file.metadata()["attention_transfer"])
+        assert (about["model"], about["classes"], about["image_size"]) == (
+            "wrn-10-2",
+            list(CLASSES),
+            [24, 24],
+        )
+        assert about["mean"] == pytest.approx(MEAN) and about["std"] == pytest.approx(STD)
+
+    def test_others_may_read_it(self, run, tmp_path):
+        (tmp_path / "plain").touch()
+        export_run(run, "safetensors", out := tmp_path / "net.safetensors")
+        assert out.stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+class TestGraph:
+    def test_pt2(self, run, tmp_path):
+        export_run(run, "pt2", out := tmp_path / "net.pt2")
+        extra = {"attention_transfer.json": ""}
+        graph = torch.export.load(out, extra_files=extra).module()
+        for count in (1, 2, 5):
+            torch.testing.assert_close(
+                graph(images(count)), logits(run, images(count)), rtol=1e-5, atol=1e-5
+            )
+        assert json.loads(extra["attention_transfer.json"])["classes"] == list(CLASSES)
+
+    @pytest.mark.parametrize("name", ["timm/resnet10t", "torchvision/squeezenet1_1"])
+    def test_networks_of_libraries(self, tmp_path, name):
+        run = make_run(tmp_path / "run", name)
+        export_run(run, "pt2", out := tmp_path / "net.pt2")
+        graph = torch.export.load(out).module()
+        torch.testing.assert_close(graph(images(3)), logits(run, images(3)), rtol=1e-4, atol=1e-5)
+
+    @ONNX
+    def test_onnx(self, run, tmp_path):
+        runtime = pytest.importorskip("onnxruntime")
+        export_run(run, "onnx", out := tmp_path / "net.onnx")
+        session = runtime.InferenceSession(out)
+        assert [(i.name, i.shape[1:]) for i in session.get_inputs()] == [("images", [3, 24, 24])]
+        for count in (1, 2, 5):
+            (found,) = session.run(["logits"], {"images": images(count).numpy()})
+            torch.testing.assert_close(
+                torch.from_numpy(found), logits(run, images(count)), rtol=1e-4, atol=1e-4
+            )
+        about = json.loads(session.get_modelmeta().custom_metadata_map["attention_transfer"])
+        assert about["classes"] == list(CLASSES)
+
+    def test_onnx_without_its_extra(self, run, tmp_path, monkeypatch):
+        monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+        with pytest.raises(at.UserError, match=re.escape("pip install 'attention-transfer[onnx]'")):
+            export_run(run, "onnx", tmp_path / "net.onnx")
+        assert not (tmp_path / "net.onnx").exists()
+
+    def test_a_network_that_no_graph_can_be_made_of(self, tmp_path):
+        (tmp_path / "net.py").write_text(
+            "from torch import nn\n"
+            "class Net(nn.Module):\n"
+            "    def __init__(self):\n"
+            "        super().__init__()\n"
+            "        self.fc = nn.Linear(3, 3)\n"
+            "    def forward(self, x):\n"
+            "        y = self.fc(x.mean((2, 3)))\n"
+            "        return y if float(y.sum()) > 0 else -y\n"
+            "def make(): return Net()\n"
+        )
+        run = make_run(tmp_path / "run", f"{tmp_path}/net.py:make")
+        with pytest.raises(
+            at.UserError, match=r"net.py:make cannot be exported as a graph: \w+: "
+        ) as error:
+            export_run(run, "pt2", tmp_path / "net.pt2")
+        assert "\n" not in str(error.value)
+
+
+class TestAuthors:
+    def test_read_back(self, run, tmp_path):
+        export_run(run, "authors", out := tmp_path / "theirs")
+        loaded = load_authors_run(out)
+        assert (loaded.name, loaded.teacher, loaded.classes) == ("wrn-10-2", None, CLASSES)
+        assert loaded.options["n_parameters"] == sum(
+            v.numel() for k, v in loaded.model.state_dict().items() if "num_batches" not in k
+        )
+        # With its own normalisation and size, not those of the authors' recipe.
+        torch.testing.assert_close(
+            logits(out, images(2, 30)), logits(run, images(2, 30)), rtol=0, atol=0
+        )
+        network = load_network(str(out), CLASSES, (0, 0, 0), (1, 1, 1))
+        assert network.classes == CLASSES
+        with pytest.raises(
+            at.UserError, match="knows the classes cat, dog, emu, the data has cat, dog, fox"
+        ):
+            load_network(str(out), ["cat", "dog", "fox"], (0, 0, 0), (1, 1, 1))
+
+    def test_the_files_are_as_their_script_writes_them(self, run, tmp_path):
+        export_run(run, "authors", out := tmp_path / "theirs")
+        lines = [
+            json.loads(line.removeprefix("json_stats: "))
+            for line in (out / "log.txt").read_text().splitlines()
+        ]
+        assert [(line["epoch"], line["train_loss"], line["beta"]) for line in lines] == [
+            (1, 2.0, 1e3),
+            (2, 1.0, 500),
+        ]
+        first = lines[0]
+        assert (first["depth"], first["width"], first["num_classes"], first["dataset"]) == (
+            10,
+            2,
+            3,
+            "CIFAR10",
+        )
+        assert (first["test_acc"], first["alpha"], first["teacher_id"]) == (25, 0.9, "big")
+        saved = torch.load(out / "model.pt7", weights_only=True)
+        assert list(saved) == ["params", "optimizer", "epoch"] and saved["epoch"] == 2
+        assert list(saved["params"]) == list(wrn_params(10, 2, 3))
+        learned = [
+            v.clone().requires_grad_() for k, v in saved["params"].items() if "running" not in k
+        ]
+        optimizer = torch.optim.SGD(learned, 1.0, momentum=0.5)
+        optimizer.load_state_dict(saved["optimizer"])
+        assert optimizer.param_groups[0]["lr"] == 0.2
+
+    def test_blocks_in_order(self, tmp_path):
+        """The eleventh block comes after the tenth, not after the second."""
+        export_run(make_run(tmp_path / "run", "wrn-70-1"), "authors", out := tmp_path / "theirs")
+        assert list(torch.load(out / "model.pt7", weights_only=True)["params"]) == list(
+            wrn_params(70, 1, 3)
+        )
+        torch.testing.assert_close(
+            logits(out, images(1)), logits(tmp_path / "run", images(1)), rtol=0, atol=0
+        )
+
+    def test_another_network(self, tmp_path):
+        run = make_run(tmp_path / "run", "timm/resnet10t")
+        with pytest.raises(at.UserError, match="wrn-DEPTH-WIDTH only, .* holds timm/resnet10t"):
+            export_run(run, "authors", tmp_path / "theirs")
+        assert not (tmp_path / "theirs").exists()
+
+
+class TestOfAnAuthorsRun:
+    @pytest.mark.parametrize(
+        "params", [wrn_params(10, 1), resnet_params([1, 1, 1, 1])], ids=["cifar", "imagenet"]
+    )
+    def test_graph(self, tmp_path, params):
+        folder = write_run(tmp_path / "r", params)
+        export_run(folder, "pt2", out := tmp_path / "net.pt2")
+        size = 224 if "bn0.weight" in params else 32
+        found = torch.export.load(out).module()(images(3, size))
+        torch.testing.assert_close(found, logits(folder, images(3, size)), rtol=1e-4, atol=1e-5)
+
+    def test_its_own_format(self, tmp_path):
+        folder = write_run(tmp_path / "r", wrn_params(10, 1))
+        with pytest.raises(at.UserError, match="already: copy it"):
+            export_run(folder, "authors", tmp_path / "theirs")
+
+
+class TestPlace:
+    def test_a_file_is_replaced(self, run, tmp_path):
+        for out in (tmp_path / "net", run / "net.safetensors"):
+            for _ in range(2):
+                export_run(run, "safetensors", out)
+        (tmp_path / "empty").mkdir()
+        export_run(run, "authors", tmp_path / "empty")
+
+    @pytest.mark.parametrize("form", FORMATS)
+    def test_a_folder_with_something_in_it(self, run, tmp_path, form):
+        with pytest.raises(at.UserError, match="is a folder"):
+            export_run(run, form, tmp_path)
+
+    def test_a_file_for_a_folder(self, run, tmp_path):
+        (tmp_path / "mine").write_text("mine")
+        with pytest.raises(
+            at.UserError, match="is a file: for the format authors name a new folder"
+        ):
+            export_run(run, "authors", tmp_path / "mine")
+        assert (tmp_path / "mine").read_text() == "mine"
+
+    def test_the_runs_own_file(self, run):
+        before = (run / "student.safetensors").read_bytes()
+        for name in ("student.safetensors", "config.yaml", "../run/checkpoint.pt"):
+            with pytest.raises(at.UserError, match="is the run's own"):
+                export_run(run, "pt2", run / name)
+        assert (run / "student.safetensors").read_bytes() == before
+
+
+def test_the_command(command, run, tmp_path):
+    said = command(f"export {run} --format pt2 --out net.pt2")
+    assert (said.status, said.err, said.out) == (0, "", f"{run} as pt2: net.pt2\n")
+    assert (tmp_path / "net.pt2").is_file()
+    for line, words in (
+        (f"export {run} --format pt --out x", "unknown format 'pt'"),
+        (f"export {tmp_path} --format pt2 --out x", "is not a run folder"),
+        (f"export {run} --format pt2", "--out"),
+    ):
+        said = command(line)
+        assert said.status == 2 and words in said.err and said.err.count("\n") == 1
+    assert not (tmp_path / "x").exists()
+
+
+def test_an_exported_teacher(command, teacher_run, tmp_path):
+    """The whole way: a run, written as the authors' files, teaches a student, and its maps can be looked at."""
+    export_run(teacher_run, "authors", tmp_path / "theirs")
+    line = (
+        "distill --student wrn-10-1 --method at+kd --beta 1 --teacher theirs --out run --limit-train 64 "
+        "--limit-val 20 --epochs 1 --batch-size 32 --device cpu --compile off"
+    )
+    said = command(line)
+    assert (said.status, said.err) == (0, "")
+    said = command(line)
+    assert said.status == 0 and "is finished" in said.out
+    theirs = command("evaluate theirs --data digits --limit-val 100 --device cpu").out.partition(
+        ":"
+    )[2]
+    assert (
+        theirs
+        == command(f"evaluate {teacher_run} --limit-val 100 --device cpu").out.partition(":")[2]
+        != ""
+    )
+    assert "give --data" in command("evaluate theirs").err
+    assert "--pairs group0=group0,group1=group1,group2=group2" in command("stages run theirs").out
+    assert command("maps theirs run --images digits --limit 2 --out maps.png").status == 0
+    (tmp_path / "theirs" / "model.pt7").write_bytes(b"other")
+    assert "other weights of its teacher" in command(line).err

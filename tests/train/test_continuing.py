@@ -1,0 +1,320 @@
+"""A run that was stopped or killed ends as one that was left alone, bit for bit; a finished one is left alone."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+from small_runs import (
+    FLAGS,
+    STEPS_PER_EPOCH,
+    carry_out,
+    contents,
+    distilled,
+    rows,
+    small,
+    stop_after,
+    write_factory,
+)
+
+from attention_transfer.errors import UserError
+from attention_transfer.runtime.resolve import _can_compile
+from attention_transfer.train import trainer
+from attention_transfer.train.trainer import Interrupted
+
+pytestmark = pytest.mark.usefixtures("quick_runs")
+TOTAL = 2 * STEPS_PER_EPOCH
+
+
+class Killed(BaseException):
+    """As if the process were gone: nothing is saved after it."""
+
+
+def interrupt(recipe, out, step):
+    """Ctrl-C after `step` steps."""
+    with pytest.MonkeyPatch.context() as patch:
+        stop_after(patch, step, lambda loop: setattr(loop, "stop_signal", signal.SIGINT))
+        with pytest.raises(Interrupted):
+            carry_out(recipe, out)
+
+
+def kill(recipe, out, step):
+    def die(loop):
+        raise Killed
+
+    with pytest.MonkeyPatch.context() as patch:
+        stop_after(patch, step, die)
+        with pytest.raises(Killed):
+            carry_out(recipe, out)
+
+
+def saved_step(run):
+    return torch.load(run / "checkpoint.pt", weights_only=True)["step"]
+
+
+def assert_same_end(run, alone):
+    assert (run / "student.safetensors").read_bytes() == (
+        alone / "student.safetensors"
+    ).read_bytes()
+    assert rows(run) == rows(alone)
+
+
+@pytest.mark.parametrize("step", [1, STEPS_PER_EPOCH, STEPS_PER_EPOCH + 2])
+def test_interrupted_and_continued(student_run, teacher_run, tmp_path, step):
+    recipe = distilled(teacher_run)
+    interrupt(recipe, tmp_path / "run", step)
+    assert saved_step(tmp_path / "run") == step
+    assert len(rows(tmp_path / "run")) == step // STEPS_PER_EPOCH
+    assert not (tmp_path / "run" / "summary.json").exists()
+    said = carry_out(recipe, tmp_path / "run")
+    assert f"continuing {tmp_path / 'run'} at step {step} of {TOTAL}" in said
+    assert_same_end(tmp_path / "run", student_run)
+
+
+def test_interrupted_again_and_again(teacher_run, tmp_path):
+    for step in (1, 3, STEPS_PER_EPOCH, TOTAL - 1):
+        interrupt(small(), tmp_path / "run", step)
+        assert saved_step(tmp_path / "run") == step
+    carry_out(small(), tmp_path / "run")
+    assert_same_end(tmp_path / "run", teacher_run)
+
+
+@pytest.mark.parametrize(
+    "options", [{"schedule": "step", "milestones": [2]}, {"schedule": "cosine", "max_steps": 6}]
+)
+def test_every_schedule_continues(tmp_path, options):
+    recipe = small(lr=0.05, **options)
+    carry_out(recipe, tmp_path / "alone")
+    interrupt(recipe, tmp_path / "run", STEPS_PER_EPOCH + 1)
+    carry_out(recipe, tmp_path / "run")
+    assert_same_end(tmp_path / "run", tmp_path / "alone")
+
+
+def test_killed_in_the_second_epoch(teacher_run, tmp_path):
+    kill(small(), tmp_path / "run", STEPS_PER_EPOCH + 2)
+    assert saved_step(tmp_path / "run") == STEPS_PER_EPOCH
+    assert "continuing" in carry_out(small(), tmp_path / "run")
+    assert_same_end(tmp_path / "run", teacher_run)
+
+
+def test_killed_before_the_first_save_starts_anew(teacher_run, tmp_path):
+    kill(small(), tmp_path / "run", 2)
+    assert "continuing" not in carry_out(small(), tmp_path / "run")
+    assert_same_end(tmp_path / "run", teacher_run)
+
+
+@pytest.mark.parametrize("between", ["save_checkpoint", "RunFolder.write_metrics"])
+def test_killed_while_saving(teacher_run, tmp_path, between):
+    """Checkpoint and metrics are two files: whichever is written first, no epoch is lost or there twice."""
+    from attention_transfer.run_folder import RunFolder
+
+    place, name = (trainer, between) if "." not in between else (RunFolder, between.split(".")[1])
+    original, calls = getattr(place, name), []
+
+    def once(*args):
+        if calls:
+            raise Killed
+        calls.append(original(*args))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(place, name, once)
+        with pytest.raises(Killed):
+            carry_out(small(epochs=3), tmp_path / "run")
+    assert saved_step(tmp_path / "run") == STEPS_PER_EPOCH
+    carry_out(small(epochs=3), tmp_path / "run")
+    assert [row["epoch"] for row in rows(tmp_path / "run")] == [1, 2, 3]
+
+
+def test_killed_after_the_last_epoch(teacher_run, tmp_path, monkeypatch):
+    def die(*args):
+        raise Killed
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("attention_transfer.train.run._finish", die)
+        with pytest.raises(Killed):
+            carry_out(small(), tmp_path / "run")
+    carry_out(small(), tmp_path / "run")
+    assert_same_end(tmp_path / "run", teacher_run)
+
+
+def test_a_last_line_cut_short(teacher_run, tmp_path):
+    interrupt(small(), tmp_path / "run", STEPS_PER_EPOCH + 1)
+    with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
+        file.write('{"epoch": 2, "step')
+    carry_out(small(), tmp_path / "run")
+    assert_same_end(tmp_path / "run", teacher_run)
+
+
+def test_a_damaged_checkpoint(tmp_path):
+    from attention_transfer.errors import RunError
+
+    interrupt(small(), tmp_path / "run", 1)
+    file = tmp_path / "run" / "checkpoint.pt"
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(RunError, match=r"checkpoint\.pt cannot be read .*: remove the run folder"):
+        carry_out(small(), tmp_path / "run")
+
+
+@pytest.mark.skipif(not _can_compile("cpu"), reason="Inductor needs a C++ compiler")
+def test_compiled_and_continued(tmp_path):
+    teacher = tmp_path / "teacher"
+    model = write_factory(tmp_path, "make_normalised")
+    carry_out(small(model=model, epochs=1), teacher)
+    recipe = distilled(teacher, model=model, compile="on")
+    assert "compiled" in carry_out(recipe, tmp_path / "alone")
+    interrupt(recipe, tmp_path / "run", STEPS_PER_EPOCH + 2)
+    shutil.copytree(tmp_path / "run", tmp_path / "eager")
+    assert "continuing" in carry_out(recipe, tmp_path / "run")
+    assert_same_end(tmp_path / "run", tmp_path / "alone")
+    # Compiled or not is how, not what: the state fits, and the numbers are nearly the same.
+    carry_out(distilled(teacher, model=model, compile="off"), tmp_path / "eager")
+    compiled, eager = rows(tmp_path / "run")[-1], rows(tmp_path / "eager")[-1]
+    assert eager["train_loss"] == pytest.approx(compiled["train_loss"], abs=0.02)
+    assert eager["parts"] == pytest.approx(compiled["parts"], abs=0.02)
+
+
+def test_a_finished_run_is_not_redone(teacher_run):
+    before = {f.name: f.stat().st_mtime_ns for f in teacher_run.iterdir()}
+    assert "is finished" in carry_out(small(), teacher_run)
+    assert {f.name: f.stat().st_mtime_ns for f in teacher_run.iterdir()} == before
+
+
+def test_a_finished_run_without_its_report_gets_it(tmp_path):
+    carry_out(small(epochs=1, max_steps=1), tmp_path / "run")
+    (tmp_path / "run" / "report.html").unlink()
+    carry_out(small(epochs=1, max_steps=1), tmp_path / "run")
+    assert (tmp_path / "run" / "report.html").is_file()
+
+
+def test_a_different_run_is_refused(teacher_run):
+    before = contents(teacher_run)
+    with pytest.raises(
+        UserError,
+        match=r"holds a different run \(lr is 0\.2 there and 0\.3 here; seed is 0 .* 4 here",
+    ):
+        carry_out(small(lr=0.3, seed=4), teacher_run)
+    assert contents(teacher_run) == before
+
+
+def test_how_it_is_carried_out_may_differ(teacher_run):
+    assert "is finished" in carry_out(small(device="auto", compile="auto"), teacher_run)
+
+
+def test_another_precision_is_another_run(teacher_run):
+    held = json.loads((teacher_run / "environment.json").read_text())["auto"]["precision"]
+    other = "fp32" if held == "bf16" else "bf16"
+    assert "is finished" in carry_out(small(precision=held), teacher_run)
+    with pytest.raises(UserError, match=f"holds a run in {held}"):
+        carry_out(small(precision=other), teacher_run)
+
+
+def test_another_teacher_in_the_same_place_is_refused(tmp_path):
+    carry_out(small(max_steps=1), tmp_path / "teacher")
+    carry_out(distilled(tmp_path / "teacher", max_steps=1), tmp_path / "run")
+    for file in (tmp_path / "teacher").iterdir():
+        file.unlink()
+    carry_out(small(max_steps=1, seed=1), tmp_path / "teacher")
+    with pytest.raises(UserError, match="other weights of its teacher"):
+        carry_out(distilled(tmp_path / "teacher", max_steps=1), tmp_path / "run")
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "train"])
+def test_a_folder_with_other_things_is_refused(tmp_path, name):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / name).write_text("mine")
+    with pytest.raises(UserError, match="exists and holds no run"):
+        carry_out(small(), tmp_path / "run")
+    assert contents(tmp_path / "run") == {name: b"mine"}
+
+
+@pytest.mark.parametrize("inside", [[], [".checkpoint.pt.partial"]])
+def test_an_empty_folder_is_taken(tmp_path, inside):
+    (tmp_path / "run").mkdir()
+    for name in inside:
+        (tmp_path / "run" / name).write_text("")
+    carry_out(small(max_steps=1), tmp_path / "run")
+    assert (tmp_path / "run" / "summary.json").is_file()
+
+
+def test_what_auto_decided_is_kept(tmp_path):
+    recipe = small(precision="auto", compile="auto", model=write_factory(tmp_path))
+    interrupt(recipe, tmp_path / "run", 1)
+    file = tmp_path / "run" / "environment.json"
+    about = json.loads(file.read_text())
+    # A small run would not compile of itself, and takes what this machine is fast at.
+    other = "fp32" if about["auto"]["precision"] == "bf16" else "bf16"
+    about["auto"] |= {"precision": other, "threads": 1}
+    file.write_text(json.dumps(about))
+    assert f"cpu, {other}, eager, 1 threads" in carry_out(recipe, tmp_path / "run")
+    assert json.loads(file.read_text()) == about
+
+
+def test_decisions():
+    from attention_transfer.runtime.resolve import resolve_runtime
+
+    auto = {"device": "auto", "precision": "auto", "compile": "auto"}
+    earlier = {"device": "cpu", "precision": "bf16", "compile": True, "threads": 3, "graphs": False}
+    assert resolve_runtime(small(**auto), 0.0, earlier).to_dict() == earlier
+    asked = resolve_runtime(
+        small(device="cpu", precision="fp32", compile="off"), 1e30, earlier
+    ).to_dict()
+    assert asked == earlier | {"precision": "fp32", "compile": False}
+    assert not resolve_runtime(small(device="cpu", compile="auto"), 1e6).compile
+    assert resolve_runtime(small(device="cpu", compile="auto"), 1e18).compile == _can_compile("cpu")
+    if not torch.cuda.is_available():
+        with pytest.raises(UserError, match="--device cuda: there is none here; available: cpu"):
+            resolve_runtime(small(device="cuda"), 0.0)
+
+
+# The signals are real: a process of its own sends one to itself at a step, so that no test waits for the right moment.
+SIGNALLED = """
+import os, sys, torch
+torch.set_num_threads(1)
+sys.path.insert(0, sys.argv.pop(1))
+number, step = int(sys.argv.pop(1)), int(sys.argv.pop(1))
+import pytest, small_runs
+patch = pytest.MonkeyPatch()
+small_runs.stop_after(patch, step, lambda loop: os.kill(os.getpid(), number))
+sys.argv[0] = "attention-transfer"
+from attention_transfer.cli import main
+main()
+"""
+
+
+def test_signals(teacher_run, command, tmp_path, request):
+    """Ctrl-C in the first epoch, killed in the second, then to the end."""
+
+    def signalled(number, step):
+        words = [
+            sys.executable,
+            "-c",
+            SIGNALLED,
+            str(request.config.rootpath / "tests"),
+            str(int(number)),
+            str(step),
+        ]
+        return subprocess.run(
+            [*words, *line.split()], cwd=tmp_path, capture_output=True, text=True, timeout=300
+        )
+
+    line = f"train --model wrn-10-1 {FLAGS} --out run"
+    said = signalled(signal.SIGINT, 2)
+    assert said.returncode == 130
+    assert said.stderr.startswith("attention-transfer: interrupted: the state is saved")
+    assert said.stderr.count("\n") == 1
+    assert saved_step(tmp_path / "run") == 2
+
+    killed = signalled(signal.SIGKILL, STEPS_PER_EPOCH + 2)
+    assert killed.returncode == -signal.SIGKILL
+    assert f"continuing run at step 2 of {TOTAL}" in killed.stdout
+    assert saved_step(tmp_path / "run") == STEPS_PER_EPOCH
+
+    said = command(line)
+    assert (said.status, said.err) == (0, "")
+    assert f"continuing run at step {STEPS_PER_EPOCH} of {TOTAL}" in said.out
+    assert_same_end(tmp_path / "run", teacher_run)

@@ -1,0 +1,165 @@
+"""A run that fails says so in one line, and leaves the last good checkpoint as it was."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+
+import pytest
+import torch
+from small_runs import (
+    FLAGS,
+    STEPS_PER_EPOCH,
+    carry_out,
+    contents,
+    distilled,
+    rows,
+    small,
+    stop_after,
+)
+
+from attention_transfer.errors import RunError
+from attention_transfer.train import trainer
+
+pytestmark = pytest.mark.usefixtures("quick_runs")
+TRAIN = f"train --model wrn-10-1 {FLAGS} --out run"
+
+
+def full_disk(*args, **kwargs):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def half_written(state, stream):
+    stream.write(b"half")
+    full_disk()
+
+
+def from_call(number, original, instead):
+    """`original`, and from its so-manyth call on `instead`."""
+    calls = []
+
+    def function(*args, **kwargs):
+        calls.append(args)
+        return (instead if len(calls) >= number else original)(*args, **kwargs)
+
+    return function
+
+
+def poison(monkeypatch, step):
+    """The images of one step are not numbers, as if the network had overflowed there."""
+    original = trainer.Trainer._step
+
+    def watched(self, x, y):
+        original(self, x * torch.nan if self.step + 1 == step else x, y)
+
+    monkeypatch.setattr(trainer.Trainer, "_step", watched)
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "instead"),
+    [(os, "fsync", full_disk), (torch, "save", half_written), (torch, "save", full_disk)],
+)
+def test_a_full_disk(teacher_run, command, tmp_path, monkeypatch, module, name, instead):
+    kept = []
+
+    def fail(*args):
+        kept.append(contents(tmp_path / "run"))
+        instead(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, name, from_call(2, getattr(module, name), fail))
+        said = command(TRAIN)
+    assert said.status == 1
+    assert said.err.startswith(
+        "attention-transfer: cannot write run/checkpoint.pt: No space left on device; the last"
+    )
+    assert said.err.count("\n") == 1
+    left = contents(tmp_path / "run")
+    assert left["checkpoint.pt"] == kept[0]["checkpoint.pt"]
+    assert set(left) == {"config.yaml", "environment.json", "metrics.jsonl", "checkpoint.pt"}
+
+    said = command(TRAIN)
+    assert (said.status, said.err) == (0, "")
+    assert f"continuing run at step {STEPS_PER_EPOCH}" in said.out
+    assert rows(tmp_path / "run") == rows(teacher_run)
+    same = [(f / "student.safetensors").read_bytes() for f in (tmp_path / "run", teacher_run)]
+    assert same[0] == same[1]
+
+
+@pytest.mark.parametrize(
+    "place", ["safetensors.torch.save", "json.dumps", "numpy.savez_compressed"]
+)
+def test_a_full_disk_at_another_file(teacher_run, command, tmp_path, monkeypatch, place):
+    with monkeypatch.context() as patch:
+        patch.setattr(place, full_disk)
+        said = command(TRAIN)
+    assert said.status == 1
+    assert "No space left on device" in said.err
+    assert said.err.count("\n") == 1
+    assert not (tmp_path / "run" / "summary.json").exists()
+    assert not [name for name in contents(tmp_path) if name.endswith(".partial")]
+    assert command(TRAIN).status == 0
+    assert rows(tmp_path / "run") == rows(teacher_run)
+
+
+@pytest.mark.parametrize("step", [STEPS_PER_EPOCH + 1, 2 * STEPS_PER_EPOCH])
+def test_a_loss_that_is_not_finite(command, tmp_path, monkeypatch, step):
+    with monkeypatch.context() as patch:
+        stop_after(patch, STEPS_PER_EPOCH, lambda loop: setattr(loop, "stop_signal", signal.SIGINT))
+        assert command(TRAIN).status == 130
+    good = contents(tmp_path / "run")
+    poison(monkeypatch, step)
+    for _ in range(2):  # and again: it does not pass for a finished run
+        said = command(TRAIN)
+        assert said.status == 1
+        assert (
+            f"the loss is not finite: first at step {step} in ce; the last good checkpoint is kept"
+            in said.err
+        )
+        assert said.err.count("\n") == 1
+        assert contents(tmp_path / "run") == good
+
+
+def test_every_part_that_is_not_finite_is_named(teacher_run, tmp_path, monkeypatch):
+    poison(monkeypatch, 3)
+    with pytest.raises(RunError, match=r"first at step 3 in ce, at, kd;"):
+        carry_out(distilled(teacher_run), tmp_path / "run")
+    assert not (tmp_path / "run" / "checkpoint.pt").exists()
+
+
+def test_ctrl_c_does_not_save_what_is_not_finite(tmp_path, monkeypatch):
+    poison(monkeypatch, 2)
+    stop_after(monkeypatch, 3, lambda loop: setattr(loop, "stop_signal", signal.SIGINT))
+    with pytest.raises(RunError, match="first at step 2 in ce"):
+        carry_out(small(), tmp_path / "run")
+    assert not (tmp_path / "run" / "checkpoint.pt").exists()
+
+
+def test_a_learning_rate_that_diverges(command, tmp_path):
+    for _ in range(2):
+        said = command(f"{TRAIN} --lr 1e30")
+        assert said.status == 1
+        assert "the loss is not finite: first at step 2 in ce" in said.err
+        assert said.err.count("\n") == 1
+    assert not (tmp_path / "run" / "summary.json").exists()
+
+
+@pytest.mark.parametrize("factor", [float("nan"), 1e15])
+def test_a_last_step_that_diverges(tmp_path, monkeypatch, factor):
+    """The loss of the last step is finite, what that step leaves is not: weights, or what they make of images."""
+
+    def spoil(loop):
+        with torch.no_grad():
+            for parameter in loop.plain.trainable_parameters():
+                parameter.mul_(factor)
+
+    stop_after(monkeypatch, 2 * STEPS_PER_EPOCH, spoil)
+    with pytest.raises(
+        RunError,
+        match=f"not finite after step {2 * STEPS_PER_EPOCH}; the last good checkpoint is kept",
+    ):
+        carry_out(small(precision="fp32"), tmp_path / "run")
+    state = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
+    assert state["step"] == STEPS_PER_EPOCH
+    assert not (tmp_path / "run" / "summary.json").exists()
