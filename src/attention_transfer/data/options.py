@@ -1,0 +1,115 @@
+"""The options of images: which, how many, how they are read and augmented; imports no torch."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from ..errors import UserError
+from ..options import Float, Int, Numbers, option, option_specs
+
+DATA_SPECS = (
+    "digits",
+    "cifar10[:FOLDER]",
+    "cifar100[:FOLDER]",
+    "folder:PATH",
+    "parquet:PATH",
+    "wds:PATTERN",
+    "hub:OWNER/NAME",
+)
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """The images."""
+
+    data: Annotated[str, option(f"{', '.join(DATA_SPECS[:-1])} or {DATA_SPECS[-1]}.")] = "digits"
+    image_size: Annotated[
+        Int | None,
+        option("Height and width in pixels to resize to.", ge=1, default_text="as they are"),
+    ] = None
+    limit_train: Annotated[
+        Int | None,
+        option("Number of training images, balanced over the classes.", ge=1, default_text="all"),
+    ] = None
+    limit_val: Annotated[
+        Int | None,
+        option("Number of validation images, balanced over the classes.", ge=1, default_text="all"),
+    ] = None
+    val_split: Annotated[
+        Float | None,
+        option(
+            "Validate on this share of the training images; the test set stays untouched.",
+            gt=0,
+            lt=1,
+            default_text="0.1 for data without validation images",
+        ),
+    ] = None
+    on_bad_image: Annotated[
+        Literal["error", "skip"], option("On an unreadable image: stop, or skip and count it.")
+    ] = "error"
+    stream: Annotated[
+        Literal["auto", "on", "off"],
+        option("Decode images while training; auto: only where they do not fit in memory."),
+    ] = "auto"
+    workers: Annotated[
+        Int | None,
+        option("Processes that decode streamed images.", ge=0, default_text="by the cores"),
+    ] = None
+
+
+@dataclass(frozen=True)
+class AugmentOptions:
+    """How training images are augmented."""
+
+    augment: Annotated[
+        Literal["crop", "imagenet"],
+        option(
+            "crop: pad, crop and flip; imagenet: random resized crop and flip of whole images "
+            "(validation: the central 224 of 256)."
+        ),
+    ] = "crop"
+    crop_padding: Annotated[
+        Int, option("Pixels of reflection around a random crop; 0: no crop.", ge=0)
+    ] = 4
+    crop_scale: Annotated[
+        Numbers,
+        option(
+            "With --augment imagenet: share of the image's area.",
+            expected="LOW,HIGH with 0 < LOW ≤ HIGH ≤ 1",
+        ),
+    ] = (0.08, 1.0)
+    crop_ratio: Annotated[
+        Numbers,
+        option(
+            "With --augment imagenet: width to height.", expected="LOW,HIGH with 0 < LOW ≤ HIGH"
+        ),
+    ] = (3 / 4, 4 / 3)
+    flip: Annotated[bool, option("Random horizontal flips.", default_text="on; digits: off")] = True
+
+
+def data_defaults(spec: str) -> dict[str, Any]:
+    """The options whose default is another for this data."""
+    if spec == "digits":
+        return {"flip": False}  # a mirrored digit is another sign
+    return {}
+
+
+def check_augment(options: AugmentOptions, stream: str) -> None:
+    """Raises `UserError` for crops that cannot be and for options of the other kind of augmentation."""
+    specs = option_specs(AugmentOptions)
+    for key, highest in (("crop_scale", 1.0), ("crop_ratio", math.inf)):
+        value = getattr(options, key)
+        if len(value) != 2 or not 0 < value[0] <= value[1] <= highest or value[1] == math.inf:
+            raise UserError(f"{key} is {value!r}: expected {specs[key].expected}")
+    unused = {"crop": ("crop_scale", "crop_ratio"), "imagenet": ("crop_padding",)}
+    for key in unused[options.augment]:
+        if getattr(options, key) != specs[key].default:
+            raise UserError(
+                f"{specs[key].flag} is given, but --augment {options.augment} has none: leave it out"
+            )
+    if options.augment == "imagenet" and stream == "off":
+        raise UserError(
+            "--augment imagenet cuts whole images as they are decoded: leave --stream off out"
+        )

@@ -1,0 +1,37 @@
+"""The options of attention maps and of the loss between them (`maps.py`); imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from .options import Float, option
+
+
+@dataclass(frozen=True)
+class MapOptions:
+    """How an attention map is made of activations."""
+
+    kind: Annotated[Literal["sum", "max"], option("Reduce over channels by sum or by max.")] = "sum"
+    p: Annotated[Float, option("Exponent of the activations in the map.", ge=1)] = 2.0
+    axis: Annotated[
+        Literal["space", "channel"],
+        option("Map over positions, or over channels for pairs with equal channels."),
+    ] = "space"
+
+
+@dataclass(frozen=True)
+class LossOptions(MapOptions):
+    """How two maps are compared."""
+
+    convention: Annotated[
+        Literal["authors", "paper", "caffe"],
+        option("Scale of the loss: mean of D², ½·‖D‖, or ½·‖D‖²."),
+    ] = "authors"
+    resize: Annotated[
+        Literal["map", "features", "bilinear"],
+        option("Where sizes differ: pool the maps, pool the features, or interpolate the maps."),
+    ] = "map"
+    norm: Annotated[
+        Float, option("Order of ‖D‖ under --convention paper.", ge=1, allow_inf_nan=True)
+    ] = 2.0

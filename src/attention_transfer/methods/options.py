@@ -1,0 +1,80 @@
+"""The options of the transfer methods; imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import BeforeValidator
+
+from ..map_options import LossOptions
+from ..options import Float, Numbers, by_method, option
+
+FALLS = ("constant", "linear", "cosine", "step")
+DECAYS = (*FALLS, "warm-up", *(f"warm-up+{fall}" for fall in FALLS[1:]))
+
+
+@dataclass(frozen=True)
+class ActivationOptions(LossOptions):
+    """Activation-based attention transfer (`at`)."""
+
+    weights: Annotated[
+        Numbers | None,
+        option(
+            "A factor for each pair of layers.",
+            expected="numbers, one a pair, like 1,1,0.5",
+            default_text="1 each",
+        ),
+    ] = None
+
+
+@dataclass(frozen=True)
+class DistillationOptions:
+    """Knowledge distillation (`kd`)."""
+
+    alpha: Annotated[
+        Float, option("Weight α of distillation; the cross-entropy keeps 1 − α.", ge=0, le=1)
+    ] = 0.9
+    temperature: Annotated[Float, option("Temperature of the softened logits.", gt=0)] = 4.0
+
+
+@dataclass(frozen=True)
+class GradientOptions:
+    """Methods on input gradients (`gradient`, `symmetry`)."""
+
+    squared: Annotated[bool, option("Use the squared norm (methods gradient and symmetry).")] = True
+
+
+@dataclass(frozen=True)
+class MethodOptions(GradientOptions, DistillationOptions, ActivationOptions):
+    """What is transferred, with which weight, between which layers."""
+
+    method: Annotated[
+        str, option("none, at, kd, full, gradient, symmetry, min-l2, or a sum such as at+kd.")
+    ] = "none"
+    beta: Annotated[
+        Float | dict[str, Float] | None,
+        BeforeValidator(by_method),
+        option(
+            "Weight β of a method; METHOD=NUMBER,… where several methods have one.",
+            expected="a number, or METHOD=NUMBER,…",
+            default_text="at: 1000, full: 10000, others: 1",
+        ),
+    ] = None
+    decay: Annotated[
+        str | dict[str, str] | None,
+        BeforeValidator(by_method),
+        option(
+            f"Schedule of β: {', '.join(FALLS)}, warm-up, or warm-up+linear and so on; "
+            "METHOD=SCHEDULE,… for one method (kd=linear: the schedule of α).",
+            expected="a schedule, or METHOD=SCHEDULE,…",
+            default_text="constant; at+kd: linear",
+        ),
+    ] = None
+    pairs: Annotated[
+        str,
+        option(
+            "Layers to pair: auto, last2 (the last two of auto), or "
+            "STUDENT_LAYER=TEACHER_LAYER,… (see `stages`)."
+        ),
+    ] = "auto"

@@ -1,0 +1,33 @@
+"""The options that name networks and their weights; imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from ..options import option
+
+MODEL_NAMES = (
+    "wrn-16-1, nin-thin, timm/NAME[:pretrained], torchvision/NAME[:pretrained] or FILE.py:FACTORY"
+)
+
+
+@dataclass(frozen=True)
+class NetworkOptions:
+    """The networks."""
+
+    model: Annotated[str, option(f"{MODEL_NAMES}.", default_text="required")] = ""
+    teacher: Annotated[
+        str | None,
+        option(f"A run folder (the authors' too), or a model with trained weights: {MODEL_NAMES}."),
+    ] = None
+    teacher_weights: Annotated[
+        str | None, option("State dict for the teacher (.safetensors, .pt, .pth, .th).")
+    ] = None
+    student_weights: Annotated[
+        str | None,
+        option(
+            "State dict or run folder to start the student from; "
+            "a head for other classes starts anew."
+        ),
+    ] = None

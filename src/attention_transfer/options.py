@@ -1,0 +1,186 @@
+"""Options: a dataclass field carries its type, range, default and help, and everything else follows.
+
+    @dataclass(frozen=True)
+    class MapOptions:
+        p: Annotated[float, option("Exponent of the attention map.", ge=1)] = 2.0
+
+The flag `--p`, its help, the check of a YAML value and of a Python argument all read this one line. The
+classes are plain dataclasses, which a compiler traces; pydantic checks the values, from outside.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import types
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
+
+from .errors import UserError, nearest
+
+T = TypeVar("T")
+_BOUNDS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
+
+
+def option(
+    description: str,
+    *,
+    expected: str | None = None,
+    default_text: str | None = None,
+    allow_inf_nan: bool = False,
+    **bounds: float,
+) -> FieldInfo:
+    """What `Annotated` says of an option.
+
+    Args:
+        description: the help text, a sentence.
+        expected: the valid values in words; without it they follow from type and bounds.
+        default_text: what holds where the option is not given, if the default value does not say so.
+        allow_inf_nan: whether a number may be infinite.
+        bounds: `ge`, `gt`, `le`, `lt`.
+    """
+    extra = {"expected": expected, "default_text": default_text, "bounds": dict(bounds)}
+    numeric: dict[str, Any] = {"allow_inf_nan": False} if bounds and not allow_inf_nan else {}
+    return Field(description=description, json_schema_extra=extra, **numeric, **bounds)  # type: ignore[arg-type, no-any-return, call-overload]
+
+
+def comma_separated(value: Any) -> Any:
+    """`"1,2"` -> `["1", "2"]`; anything else as it is."""
+    return [word.strip() for word in value.split(",")] if isinstance(value, str) else value
+
+
+def by_method(value: Any) -> Any:
+    """`"at=1000,symmetry=1"` -> `{"at": "1000", "symmetry": "1"}`; anything else as it is."""
+    if not isinstance(value, str) or "=" not in value:
+        return value
+    pairs = [part.partition("=") for part in value.split(",")]
+    return {name.strip(): word.strip() for name, _, word in pairs}
+
+
+def _refuse_bool(value: Any) -> Any:
+    """pydantic takes True for 1."""
+    if isinstance(value, bool):
+        raise ValueError("a bool is no number")
+    return value
+
+
+Int = Annotated[int, BeforeValidator(_refuse_bool)]
+Float = Annotated[float, BeforeValidator(_refuse_bool)]
+Numbers = Annotated[tuple[Float, ...], BeforeValidator(comma_separated)]
+
+
+@dataclasses.dataclass(frozen=True)
+class OptionSpec:
+    """One option as the command line and the errors need it."""
+
+    key: str
+    kind: type  # bool, int, float, str or tuple; dict for a value a method
+    choices: tuple[str, ...]
+    default: Any
+    help: str
+    expected: str
+    default_text: str | None
+
+    @property
+    def flag(self) -> str:
+        return "--" + self.key.replace("_", "-")
+
+
+@cache
+def option_specs(cls: type) -> dict[str, OptionSpec]:
+    """The options of a dataclass, in order."""
+    hints = typing.get_type_hints(cls, include_extras=True)
+    return {f.name: _spec(f, hints[f.name]) for f in dataclasses.fields(cls)}
+
+
+def own_options(cls: type) -> Iterator[OptionSpec]:
+    """The options that a dataclass adds to those of its bases."""
+    own = inspect.get_annotations(cls)
+    return (spec for key, spec in option_specs(cls).items() if key in own)
+
+
+def _spec(field: dataclasses.Field[Any], hint: Any) -> OptionSpec:
+    extra: dict[str, Any] = {"expected": None, "default_text": None, "bounds": {}}
+    description = ""
+    while typing.get_origin(hint) is Annotated:
+        hint, *metadata = typing.get_args(hint)
+        for info in metadata:
+            if isinstance(info, FieldInfo):
+                extra |= typing.cast(dict[str, Any], info.json_schema_extra)
+                description = info.description or ""
+    kind, choices = _kind(hint)
+    words = extra["expected"] or _expected(kind, choices, extra["bounds"])
+    return OptionSpec(
+        field.name, kind, choices, field.default, description, words, extra["default_text"]
+    )
+
+
+def _kind(hint: Any) -> tuple[type, tuple[str, ...]]:
+    """The plain type of an annotation, without its None, and the words that it allows."""
+    if typing.get_origin(hint) is Annotated:
+        return _kind(typing.get_args(hint)[0])
+    if typing.get_origin(hint) is Literal:
+        return str, typing.get_args(hint)
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):
+        members = [m for m in typing.get_args(hint) if m is not types.NoneType]
+        if len(members) > 1:
+            return dict, ()
+        return _kind(members[0])
+    return typing.get_origin(hint) or hint, ()
+
+
+def _expected(kind: type, choices: tuple[str, ...], bounds: Mapping[str, float]) -> str:
+    if choices:
+        return f"one of {', '.join(choices)}"
+    noun = {int: "a whole number", float: "a number", bool: "true or false", str: "a word"}
+    limits = " and ".join(f"{_BOUNDS[name]} {value:g}" for name, value in bounds.items())
+    return f"{noun.get(kind, 'a list of numbers')} {limits}".rstrip()
+
+
+@cache
+def _adapter(cls: type) -> TypeAdapter[Any]:
+    return TypeAdapter(cls)
+
+
+def from_mapping(cls: type[T], values: Mapping[str, Any]) -> T:
+    """A checked instance of an options dataclass.
+
+    Raises:
+        UserError: for an unknown key and for a wrong value; the nearest valid one is named.
+    """
+    specs = option_specs(cls)  # type: ignore[arg-type]  # python/mypy#11470
+    for key in values:
+        if key not in specs:
+            raise UserError(
+                f"unknown option {key!r}{nearest(key, specs)} (options: {', '.join(specs)})"
+            )
+    try:
+        return typing.cast(T, _adapter(cls).validate_python(dict(values)))  # type: ignore[arg-type]
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise UserError(_explain(specs[str(first["loc"][0])], values)) from None
+
+
+def _explain(spec: OptionSpec, values: Mapping[str, Any]) -> str:
+    value = values[spec.key]
+    hint = nearest(str(value), spec.choices)
+    return f"{spec.key} is {value!r}: expected {spec.expected}{hint}"
+
+
+def checked(options: T) -> T:
+    """The options, if every value is valid.
+
+    Raises:
+        UserError: for a wrong value.
+    """
+    return from_mapping(type(options), vars(options))
+
+
+def subset(options: Any, cls: Callable[..., T]) -> T:
+    """The part of larger `options` that the dataclass `cls` holds."""
+    return cls(**{key: getattr(options, key) for key in option_specs(cls)})  # type: ignore[arg-type]

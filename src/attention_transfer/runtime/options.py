@@ -1,0 +1,36 @@
+"""The options of the machine: devices, precision, compilation; imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator
+
+from ..options import Int, option
+
+Device = Literal["auto", "cpu", "cuda", "mps"]
+
+
+def _yaml_switch(value: Any) -> Any:
+    """YAML reads the words on and off as booleans."""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return value
+
+
+@dataclass(frozen=True)
+class RuntimeOptions:
+    """This machine."""
+
+    device: Annotated[Device, option("Where to compute.")] = "auto"
+    precision: Annotated[
+        Literal["auto", "fp32", "bf16"], option("Arithmetic of the networks; bf16 by autocast.")
+    ] = "auto"
+    compile: Annotated[
+        Literal["auto", "on", "off", "graphs"],
+        BeforeValidator(_yaml_switch),
+        option("torch.compile; auto: where the run is long enough; graphs: with CUDA graphs."),
+    ] = "auto"
+    devices: Annotated[Int, option("Processes (GPUs) a node.", ge=1)] = 1
+    nodes: Annotated[Int, option("Number of nodes.", ge=1)] = 1
