@@ -6,12 +6,20 @@ import difflib
 from collections.abc import Iterable
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an exception's message, or its type where it has none."""
+    lines = str(error).strip().splitlines()
+    if not lines:
+        return type(error).__name__
+    return lines[0]
+
+
 class UserError(ValueError):
     """The user's words, files or tensors are wrong (the command exits with status 2)."""
 
 
 class LocalError(UserError):
-    """What one process of several met alone, an unreadable image of its share: it says so itself."""
+    """Raised on one rank, such as for an unreadable image of its share, and printed by that rank."""
 
 
 class RunError(RuntimeError):
