@@ -312,95 +312,24 @@ def demo(out: Path, seeds: int) -> None:
     run_demo(out, seeds, _console())
 
 
+def _bench_flags(function: Any) -> Any:
+    from .bench import BenchOptions
+    from .options import option_specs
+
+    for spec in reversed(option_specs(BenchOptions).values()):
+        shown = spec.default if spec.default_text is None else spec.default_text
+        function = click.option(spec.flag, help=f"{spec.help} [{shown}]")(function)
+    return function
+
+
 @app.command()
 @click.argument("name")
 @click.option(
-    "--json", "json_file", type=click.Path(path_type=Path), help="Write the table here too."
+    "--json", "json_file", type=click.Path(path_type=Path), help="Write the table to this file too."
 )
-@click.option("--student", help="[wrn-16-1; gradient: nin-thin-no-bn]")
-@click.option("--teacher", help="[wrn-16-2; gradient: nin-wide-no-bn]")
-@click.option("--batch-size", type=int, help="[128; compile: 64]")
-@click.option(
-    "--rounds",
-    type=int,
-    help="Rounds, each of which runs everything once. [9; compile: 1; scale: 3]",
-)
-@click.option(
-    "--steps",
-    type=int,
-    help="Steps a measurement; of the long run (compile). [8; compile: 600; scale: 2]",
-)
-@click.option(
-    "--images", type=int, default=6400, help="Images an epoch (epoch, data, compile). [6400]"
-)
-@click.option("--device", default="auto", help="auto, cpu, cuda or mps.")
-@click.option("--precision", default="auto", help="auto, fp32 or bf16.")
-@click.option("--compile", help="on or off. [on; scale: off]")
-@click.option("--data", help="A folder of JPEGs (data). [some made of scikit-learn's photographs]")
-@click.option(
-    "--plot", type=click.Path(path_type=Path), help="Draw the table here, .png or .svg (scale)."
-)
-@click.option("--limit", type=int, help="So many networks, spread over timm's list (zoo). [all]")
-def bench(
-    name: str, json_file: Path | None, limit: int | None, plot: Path | None, **words: Any
-) -> None:
-    """Measure speed as ratios to the authors' step: step, epoch, gradient, loss, teacher, data, compile (whole runs),
-    parts (what each measure brings), peer (torchdistill's step), scale. Or count what works of timm: zoo.
-    """
-    from .bench import DEFAULTS, NAMES
-    from .errors import check_choice
+@_bench_flags
+def bench(name: str, json_file: Path | None, **given: Any) -> None:
+    """Measure speed as ratios to the authors' step: step, epoch, loss, teacher, data, gradient, compile (whole runs)."""
+    from .bench import run_bench
 
-    check_choice("bench", name, NAMES)
-    for flag, value, only in (
-        ("data", words["data"], "data"),
-        ("plot", plot, "scale"),
-        ("limit", limit, "zoo"),
-    ):
-        if value is not None and name != only:
-            raise UserError(
-                f"--{flag} is an option of bench {only}: bench {name} has none, leave it out"
-            )
-    if plot is not None and plot.suffix not in (".png", ".svg"):
-        raise UserError(f"--plot is {plot}: expected a file that ends in .png or .svg")
-    if name == "scale" and (words["student"] or words["teacher"]):
-        raise UserError("bench scale has networks of its own: leave --student and --teacher out")
-    if name == "zoo":
-        from .bench.zoo import bench_zoo
-
-        return bench_zoo(_console(), json_file, limit)
-    usual = {
-        "student": "wrn-16-1",
-        "teacher": "wrn-16-2",
-        "batch_size": 128,
-        "rounds": 9,
-        "steps": 8,
-        "compile": "on",
-    }
-    for key, value in (usual | DEFAULTS.get(name, {})).items():
-        words[key] = value if words[key] is None else words[key]
-    check_choice("compile setting", words["compile"], ("on", "off"))
-    for key in ("student", "teacher"):
-        if name != "gradient" and not words[key].startswith("wrn-"):
-            raise UserError(
-                f"--{key} is {words[key]!r}: the authors' step knows wrn-DEPTH-WIDTH only"
-            )
-    for key in ("batch_size", "rounds", "steps", "images"):
-        if words[key] < 1:
-            raise UserError(f"--{key.replace('_', '-')} is {words[key]}: expected at least 1")
-    from .bench import compile, data, gradient, loss, parts, peer, scale, speed, teacher
-
-    benches: dict[str, Any] = {
-        "step": speed.bench_step,
-        "epoch": speed.bench_epoch,
-        "gradient": gradient.bench_gradient,
-        "loss": loss.bench_loss,
-        "teacher": teacher.bench_teacher,
-        "data": data.bench_data,
-        "compile": compile.bench_compile,
-        "parts": parts.bench_parts,
-        "peer": peer.bench_peer,
-    }
-    settings = speed.Settings(**words)
-    if name == "scale":
-        return scale.bench_scale(settings, _console(), json_file, plot)
-    benches[name](settings, _console(), json_file)
+    run_bench(name, given, _console(), json_file)

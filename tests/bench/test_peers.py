@@ -9,14 +9,11 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
 from PIL import Image
 from rich.console import Console
 
 import attention_transfer as at
 from attention_transfer.bench import (
-    DEFAULTS,
-    NAMES,
     compile,
     data,
     decoders,
@@ -28,7 +25,6 @@ from attention_transfer.bench import (
 )
 from attention_transfer.bench.authors import AuthorsInference
 from attention_transfer.bench.measure import Row, interleave
-from attention_transfer.cli import app
 
 SMALL = speed.Settings(
     "wrn-10-1", "wrn-10-1", batch_size=8, rounds=1, steps=1, images=24, device="cpu", compile="off"
@@ -297,21 +293,3 @@ def test_the_picture_is_light(tmp_path):
         file = tmp_path / f"scale.{suffix}"
         scale_plot.draw(rows, file)
         assert 1000 < file.stat().st_size < 60_000 * (1 if suffix == "png" else 3)
-
-
-def test_the_commands_defaults(monkeypatch):
-    seen = {}
-
-    def bench(settings, *rest):
-        seen[name] = settings
-
-    for name, module in (("compile", compile), ("scale", scale), ("peer", peer)):
-        monkeypatch.setattr(module, f"bench_{name}", bench)
-        assert CliRunner().invoke(app, ["bench", name]).exit_code == 0
-    assert (seen["compile"].steps, seen["compile"].batch_size, seen["scale"].compile) == (
-        600,
-        64,
-        "off",
-    )
-    assert (seen["peer"].steps, seen["peer"].compile, seen["peer"].student) == (8, "on", "wrn-16-1")
-    assert DEFAULTS.keys() <= set(NAMES)

@@ -1,28 +1,57 @@
-"""Speed, as ratios to the authors' step within one run: `attention-transfer bench step|epoch|gradient|loss|…`.
+"""Speed as ratios to the authors' step within one run: `attention-transfer bench NAME`.
 
-`zoo` counts which networks of timm can be a teacher.
+Each bench is a module of this package with one function, `run(options, console, json_file)`.
 """
 
-NAMES = (
-    "step",
-    "epoch",
-    "gradient",
-    "loss",
-    "teacher",
-    "data",
-    "compile",
-    "parts",
-    "peer",
-    "scale",
-    "zoo",
-)
-# Where a bench's own defaults differ from those of `step`.
-DEFAULTS: dict[str, dict[str, object]] = {
-    "gradient": {"student": "nin-thin-no-bn", "teacher": "nin-wide-no-bn"},
-    "compile": {"batch_size": 64, "rounds": 1, "steps": 600},  # a step of the demo's students
-    "scale": {
-        "rounds": 3,
-        "steps": 2,
-        "compile": "off",
-    },  # some 15 settings, each of which would be compiled anew
-}
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import UserError, check_choice
+from ..options import from_mapping
+from .options import DEFAULTS, BenchOptions
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+NAMES = ("step", "epoch", "loss", "teacher", "data", "gradient", "compile")
+
+__all__ = ["NAMES", "BenchOptions", "bench_options", "run_bench"]
+
+
+def run_bench(
+    name: str, given: Mapping[str, Any], console: Console, json_file: Path | None
+) -> None:
+    """Measures, prints the table, and writes it to `json_file`, if given.
+
+    Args:
+        name: one of `NAMES`.
+        given: the options that the user gave, by the keys of `BenchOptions`; None means not given.
+
+    Raises:
+        UserError: for an unknown name and for wrong options.
+    """
+    options = bench_options(name, given)
+    module = importlib.import_module(
+        {"step": ".speed", "epoch": ".speed"}.get(name, f".{name}"), __name__
+    )
+    getattr(module, f"bench_{name}")(options, console, json_file)
+
+
+def bench_options(name: str, given: Mapping[str, Any]) -> BenchOptions:
+    """The checked options of a bench: what the user gave over the defaults of this bench."""
+    check_choice("bench", name, NAMES)
+    given = {key: value for key, value in given.items() if value is not None}
+    if "data" in given and name != "data":
+        raise UserError(f"--data is an option of bench data: bench {name} has none, leave it out")
+    options = from_mapping(BenchOptions, DEFAULTS.get(name, {}) | given)
+    if name != "gradient":
+        for role, network in (("student", options.student), ("teacher", options.teacher)):
+            if not network.startswith("wrn-"):
+                raise UserError(
+                    f"--{role} is {network!r}: the authors' step supports wrn-DEPTH-WIDTH only"
+                )
+    return options

@@ -87,8 +87,7 @@ def bench_gradient(settings: Settings, console: Console, file: Path | None) -> N
     for row, case in zip(rows, cases, strict=True):
         slower = [a / b for a, b in zip(alone.rates, row.rates, strict=True)]
         row.more = {"times_student": statistics.median(slower)}
-        if settings.memory:
-            row.more["peak_mib"] = peak_memory(case, settings)
+        row.more["peak_mib"] = peak_memory(case, settings)
     report("gradient", rows, about(settings, decisions), console, file)
 
 

@@ -11,7 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,23 +36,7 @@ from ..train.run import assemble, decisions_for, make_fabric, prepare
 from ..transfer import Transfer
 from .authors import AuthorsStep, serve
 from .measure import Timed, interleave, report
-
-
-@dataclass
-class Settings:
-    """What a bench runs."""
-
-    student: str = "wrn-16-1"
-    teacher: str = "wrn-16-2"
-    batch_size: int = 128
-    rounds: int = 9
-    steps: int = 8
-    images: int = 6400
-    device: str = "auto"
-    precision: str = "auto"
-    compile: str = "on"
-    memory: bool = True  # bench gradient measures it too, in a process a row
-    data: str | None = None  # bench data: a folder of JPEGs
+from .options import BenchOptions as Settings
 
 
 def bench_step(settings: Settings, console: Console, file: Path | None) -> None:

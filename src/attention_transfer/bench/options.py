@@ -1,0 +1,57 @@
+"""The options of the benches; imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from ..options import Int, option
+from ..runtime.options import Device
+
+
+@dataclass(frozen=True)
+class BenchOptions:
+    """What a bench measures."""
+
+    student: Annotated[
+        str,
+        option("Student network.", default_text="wrn-16-1; gradient: nin-thin-no-bn"),
+    ] = "wrn-16-1"
+    teacher: Annotated[
+        str,
+        option("Teacher network.", default_text="wrn-16-2; gradient: nin-wide-no-bn"),
+    ] = "wrn-16-2"
+    batch_size: Annotated[Int, option("Images a step.", ge=1, default_text="128; compile: 64")] = (
+        128
+    )
+    rounds: Annotated[
+        Int, option("Rounds; each measures every row once.", ge=1, default_text="9; compile: 1")
+    ] = 9
+    steps: Annotated[
+        Int,
+        option(
+            "Steps a measurement; compile: steps of the long run.",
+            ge=1,
+            default_text="8; compile: 600",
+        ),
+    ] = 8
+    images: Annotated[Int, option("Images an epoch (epoch, data, compile).", ge=1)] = 6400
+    device: Annotated[Device, option("Where to compute.")] = "auto"
+    precision: Annotated[
+        Literal["auto", "fp32", "bf16"], option("Arithmetic of the networks; bf16 by autocast.")
+    ] = "auto"
+    compile: Annotated[
+        Literal["on", "off"], option("Whether to measure the compiled rows too.")
+    ] = "on"
+    data: Annotated[
+        str | None,
+        option("Folder of JPEGs (data).", default_text="crops of scikit-learn's photographs"),
+    ] = None
+
+
+# Where the defaults of a bench differ from those of `step`.
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "gradient": {"student": "nin-thin-no-bn", "teacher": "nin-wide-no-bn"},
+    # The demo's students take steps of 64 images.
+    "compile": {"batch_size": 64, "rounds": 1, "steps": 600},
+}
