@@ -146,7 +146,7 @@ extern "C" void normalize(const float* q, float* y, float* r, int64_t n, int64_t
 }
 
 // ∂L/∂Q = (g − Y·(⟨Y, g⟩ − r·g_r)) / r, without the projection where r is at its bound.
-extern "C" void normalize_slope(const float* y, const float* r, const float* g, const float* g_r, float* out, int64_t n,
+extern "C" void normalize_backward(const float* y, const float* r, const float* g, const float* g_r, float* out, int64_t n,
                                 int64_t columns, int threads) {
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (int64_t i = 0; i < n; i++) {
@@ -170,7 +170,7 @@ extern "C" void power_sum(const void* a, float* q, int64_t n, int64_t rows, int6
 }
 
 // Its gradient, g · p·|A|^(p−1)·sign(A), to out.
-extern "C" void power_slope(const void* a, const float* g, void* out, int64_t n, int64_t rows, int64_t columns, int p,
+extern "C" void power_grad(const void* a, const float* g, void* out, int64_t n, int64_t rows, int64_t columns, int p,
                             int half, int inner, int threads) {
     auto run = [=](auto exponent) {
         constexpr int P = decltype(exponent)::value;

@@ -61,9 +61,9 @@ _TRIED: dict[
 _POINTER, _SIZE, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
 _ARGUMENTS = {
     "power_sum": [_POINTER] * 2 + [_SIZE] * 3 + [_INT] * 4,
-    "power_slope": [_POINTER] * 3 + [_SIZE] * 3 + [_INT] * 4,
+    "power_grad": [_POINTER] * 3 + [_SIZE] * 3 + [_INT] * 4,
     "normalize": [_POINTER] * 3 + [_SIZE] * 2 + [_INT],
-    "normalize_slope": [_POINTER] * 5 + [_SIZE] * 2 + [_INT],
+    "normalize_backward": [_POINTER] * 5 + [_SIZE] * 2 + [_INT],
 }
 
 
