@@ -164,7 +164,7 @@ def write_parquet(folder: Path, labels: Sequence[int], classes: int) -> Path:
 
 
 def _no_measuring(network: Any, image_size: tuple[int, int]) -> dict[str, Any]:
-    """In the place of `apply.inference.cost`, which times the network for a second or more."""
+    """In the place of `apply.inference.profile`, which times the network for a second or more."""
     parameters = sum(p.numel() for p in network.module.parameters())
     speed = {"images_per_second": 1000.0, "batch_size": 128, "latency_ms": 1.0}
     return {"parameters": parameters, "flops": 1_000_000, "inference": speed}
@@ -182,7 +182,7 @@ def _quick() -> Iterator[None]:
     scenes = _scenes()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("attention_transfer.data.digits.open_digits", lambda: scenes)
-        patch.setattr("attention_transfer.train.run.cost", _no_measuring)
+        patch.setattr("attention_transfer.train.run.profile", _no_measuring)
         yield
 
 

@@ -187,7 +187,7 @@ def evaluate(
     run: Path, data: str | None, limit_val: int | None, device: str, json_file: Path | None
 ) -> None:
     """Error and loss of a run's network."""
-    from .apply.stages import evaluate_run
+    from .apply.evaluate import evaluate_run
 
     found = evaluate_run(run, data, limit_val, device)
     top5 = f", top-5 error {100 * (1 - found['top5']):.2f} %" if "top5" in found else ""
@@ -277,7 +277,7 @@ def maps(
     networks: tuple[str, ...], images: str, out: Path, limit: int, kind: str, p: float
 ) -> None:
     """Draw the attention maps of runs or models side by side."""
-    from .apply.stages import map_columns
+    from .apply.maps import map_columns
     from .report import MapColumn, save_maps_figure
 
     pictures, columns = map_columns(list(networks), images, limit, kind, p)

@@ -15,7 +15,7 @@ from torch import nn
 from toys import CLASSES, Net, assert_same, batch, make, make_all
 
 import attention_transfer as at
-from attention_transfer.apply.stages import evaluate_run
+from attention_transfer.apply.evaluate import evaluate_run
 from attention_transfer.errors import UserError
 from attention_transfer.train.optimizer import (
     Update,

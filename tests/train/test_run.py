@@ -15,15 +15,12 @@ from small_runs import (
     distilled,
     rows,
     small,
-    write_factory,
     write_folder,
 )
 
 import attention_transfer as at
-from attention_transfer.apply.evaluate import as_input, evaluate
-from attention_transfer.apply.inference import InferenceModel, cost, share_inside
-from attention_transfer.apply.stages import evaluate_run
-from attention_transfer.models import Preprocess
+from attention_transfer.apply.evaluate import evaluate, evaluate_run
+from attention_transfer.apply.inference import as_input
 from attention_transfer.train.run import assemble
 
 pytestmark = pytest.mark.usefixtures("quick_runs")
@@ -190,29 +187,6 @@ def test_the_report_opens_without_a_network(student_run):
     page = (student_run / "report.html").read_text()
     assert re.findall(r"""(?:src|href)\s*=\s*["']?(?:https?:)?//""", page) == []
     assert re.findall(r"url\(\s*[\"']?(?:https?:)?//|@import", page) == []
-
-
-def test_cost_of_a_network(tmp_path):
-    from attention_transfer import create_model
-
-    module = create_model(write_factory(tmp_path), 10)
-    found = cost(
-        InferenceModel(module, Preprocess((0.5,) * 3, (0.5,) * 3), "fp32"), (8, 8), batch_size=4
-    )
-    assert found["parameters"] == 8 * 28 + 8 * 73 + 10 * 9
-    assert found["flops"] == 2 * (64 * 8 * 27 + 16 * 8 * 72 + 8 * 10)
-    assert found["inference"]["batch_size"] == 4
-    assert found["inference"]["images_per_second"] > 0
-    assert found["inference"]["latency_ms"] > 0
-
-
-def test_attention_inside_a_box():
-    inside = torch.zeros(2, 8, 8, dtype=torch.bool)
-    inside[:, :, :4] = True
-    left = torch.zeros(1, 4, 4)
-    left[:, :, 0] = 1
-    shares = share_inside(torch.cat([torch.ones(1, 4, 4), left]), inside)
-    assert shares.tolist() == pytest.approx([0.5, 1.0])
 
 
 def test_evaluation_counts_every_image_once():

@@ -12,7 +12,7 @@ import pytest
 import torch.distributed
 from small_runs import FLAGS, carry_out, rows, small, stop_after, write_factory, write_folder
 
-from attention_transfer.apply.stages import evaluate_run
+from attention_transfer.apply.evaluate import evaluate_run
 from attention_transfer.data.augment import draw_epoch
 from attention_transfer.data.images import seeded
 from attention_transfer.data.stream import Stream

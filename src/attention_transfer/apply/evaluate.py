@@ -2,26 +2,114 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..data import Images, StreamSet
+from ..data import VAL_RESIZE, Dataset, Images, StreamSet, open_data, usual_workers
+from ..errors import UserError
+from ..models import Network
+from ..run_folder import RunFolder
+from .inference import as_input
+from .load import load_inference
 
-# Streamed images are large, and a few batches of each worker wait for their turn.
+EVALUATION_BATCH = 500
+# Streamed images are large, and each worker has a few batches waiting.
 STREAMED_BATCH = 128
 
 Forward = Callable[[Tensor], Tensor]
 
 
-def batches(
+def evaluate_run(run: Path, spec: str | None, limit: int | None, device: str) -> dict[str, Any]:
+    """Loss and accuracy of a run's network on its own validation images, or on the data `spec`.
+
+    Raises:
+        UserError: for data with other classes, and for a run of the authors' script without
+            `spec`, since such a run does not say where its data is.
+    """
+    network, model = load_inference(run, device)
+    data = _open_val(network, run, spec, limit, device)
+    if not network.knows(data.classes):
+        raise UserError(
+            f"{run} knows the classes {', '.join(network.classes[:4])}, …; the data has "
+            f"{', '.join(data.classes[:4])}, …: expected the same"
+        )
+    metrics = evaluate(model, data.val.to(model.device), EVALUATION_BATCH, model.device)
+    return {"run": str(run), "data": data.spec, **metrics, "images": len(data.val)}
+
+
+def _open_val(
+    network: Network, run: Path, spec: str | None, limit: int | None, device: str
+) -> Dataset:
+    config = RunFolder(run).config()
+    options: dict[str, Any]
+    if spec is not None:
+        size = network.preprocess.size
+        options = {"image_size": size[0] if size else None}
+    elif "data" in config:
+        spec = str(config["data"])
+        options = {key: config.get(key) for key in ("image_size", "limit_val", "val_split")}
+    else:
+        raise UserError(f"{run} does not say what data it is for: give --data")
+    if limit is not None:
+        options["limit_val"] = limit
+    return open_data(
+        spec,
+        **options,
+        limit_train=1,  # no training image is needed
+        seed=config.get("seed", 0),
+        on_bad_image=config.get("on_bad_image", "error"),
+        workers=usual_workers(on_cpu=device == "cpu"),
+        val_resize=val_resize(config),
+    )
+
+
+def val_resize(config: Mapping[str, Any]) -> float:
+    """The size that a run resizes validation images to, relative to the centre that it crops."""
+    return VAL_RESIZE if config.get("augment") == "imagenet" else 1.0
+
+
+def evaluate(
+    forward: Forward, images: Images, batch_size: int, device: torch.device | str
+) -> dict[str, float]:
+    """Mean cross-entropy `loss`, `accuracy` in [0, 1], and `top5` if there are over 10 classes.
+
+    Unreadable images do not count.
+    """
+    logits = predict_logits(forward, images, batch_size, device)
+    labels = images.labels.to(device)
+    if images.bad:
+        readable = [i for i in range(len(images)) if i not in images.bad]
+        logits, labels = logits[readable], labels[readable]
+    metrics = {
+        "loss": F.cross_entropy(logits, labels),
+        "accuracy": (logits.argmax(1) == labels).float().mean(),
+    }
+    if len(images.classes) > 10:
+        metrics["top5"] = (logits.topk(5).indices == labels[:, None]).any(1).float().mean()
+    # One transfer from the device for all of them.
+    values = torch.stack(list(metrics.values())).tolist()
+    return dict(zip(metrics, values, strict=True))
+
+
+@torch.no_grad()
+def predict_logits(
+    forward: Forward, images: Images, batch_size: int, device: torch.device | str
+) -> Tensor:
+    """Logits (N, K), float32, on the device."""
+    return torch.cat([forward(x)[:n].float() for x, n in _batches(images, batch_size, device)])
+
+
+def _batches(
     images: Images, batch_size: int, device: torch.device | str
 ) -> Iterator[tuple[Tensor, int]]:
-    """Float batches in [0, 1], (batch_size, 3, H, W) channels_last, and how many of each count.
+    """Batches (batch_size, 3, H, W) in [0, 1], channels_last, and how many images of each count.
 
-    The last is filled up with the set's first images, so that a compiled network sees one shape only.
+    The set's first images fill up the last batch, so that a compiled network sees one shape only.
     """
     count = len(images)
     batch_size = min(batch_size, count)
@@ -34,34 +122,3 @@ def batches(
     for start in range(0, count, batch_size):
         index = torch.arange(start, start + batch_size, device=images.images.device) % count
         yield as_input(images.batch(index).to(device)), min(batch_size, count - start)
-
-
-def as_input(x: Tensor) -> Tensor:
-    """uint8 images -> float32 in [0, 1], in the same memory format."""
-    return x.float() / 255
-
-
-@torch.no_grad()
-def predict(
-    forward: Forward, images: Images, batch_size: int, device: torch.device | str
-) -> Tensor:
-    """Logits (N, K), float32, on the device."""
-    return torch.cat([forward(x)[:n].float() for x, n in batches(images, batch_size, device)])
-
-
-def evaluate(
-    forward: Forward, images: Images, batch_size: int, device: torch.device | str
-) -> dict[str, float]:
-    """`loss` (cross-entropy, mean), `accuracy` in [0, 1], and above 10 classes `top5`; unreadable images left out."""
-    logits = predict(forward, images, batch_size, device)
-    labels = images.labels.to(device)
-    if images.bad:
-        good = torch.tensor([i for i in range(len(images)) if i not in images.bad], device=device)
-        logits, labels = logits[good], labels[good]
-    found = {
-        "loss": F.cross_entropy(logits, labels),
-        "accuracy": (logits.argmax(1) == labels).float().mean(),
-    }
-    if len(images.classes) > 10:
-        found["top5"] = (logits.topk(5).indices == labels[:, None]).any(1).float().mean()
-    return dict(zip(found, torch.stack(list(found.values())).tolist(), strict=True))

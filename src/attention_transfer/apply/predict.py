@@ -1,4 +1,4 @@
-"""What a run's network sees in image files."""
+"""Classes of image files, as a run's network predicts them."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import torch
 
 from ..data.decode import decode_into
 from ..errors import UserError
-from ..models import load_trained
 from ..run_folder import RunFolder
-from .evaluate import as_input
-from .stages import image_files, inference_on, val_resize
+from .evaluate import val_resize
+from .inference import as_input
+from .load import image_files, load_inference
 
 BATCH = 128
 
@@ -22,49 +22,48 @@ BATCH = 128
 def predict_files(
     run: Path, paths: Sequence[Path], top: int = 5, device: str = "auto"
 ) -> list[dict[str, Any]]:
-    """For each image `{"file", "predictions": [{"class", "probability"}, ...]}`, the likeliest class first.
+    """For each image `{"file", "predictions": [{"class", "probability"}, ...]}`, likeliest first.
 
     Args:
         run: a run folder, or one of the authors' script (whose classes are numbers).
-        paths: image files, and folders that are searched for them at any depth. An image is brought to the run's size
-            by its shorter side and cut to its centre.
-        top: so many classes at most.
+        paths: image files, and folders of them at any depth. The shorter side of an image is
+            resized to the run's size, and the centre is cropped.
+        top: the number of classes per image, at most.
 
     Raises:
-        UserError: for a path without images, and for images that cannot be read: all of them are named.
+        UserError: for a path without images, and for unreadable images, which it lists.
     """
     if top < 1:
         raise UserError(f"--top is {top}: expected at least 1")
-    network = load_trained(run)
+    network, model = load_inference(run, device)
     assert network.preprocess.size is not None, "a trained network knows its size"
-    # A file that is named twice is looked at once.
+    size = network.preprocess.size[0]
+    shorter = round(size * val_resize(RunFolder(run).config()))
+    # dict.fromkeys: a file that is named twice counts once.
     files = list(dict.fromkeys(file for path in paths for file in image_files(path)))
-    inference, chosen = inference_on(network, run, device)
-    shorter = round(network.preprocess.size[0] * val_resize(RunFolder(run).config()))
-    size, top = network.preprocess.size[0], min(top, len(network.classes))
-    found: list[dict[str, Any]] = []
-    bad: list[Path] = []
+    rows: list[dict[str, Any]] = []
+    bad: list[str] = []
     for start in range(0, len(files), BATCH):
-        part = files[start : start + BATCH]
-        images = np.zeros((len(part), size, size, 3), dtype=np.uint8)
-        sizes = decode_into(images, part, lambda i, part=part: str(part[i]), "skip", shorter)  # type: ignore[misc]
-        bad += [file for file, (width, _) in zip(part, sizes, strict=True) if not width]
-        if bad:
-            continue
-        with torch.no_grad():
-            logits = inference(as_input(torch.from_numpy(images).permute(0, 3, 1, 2).to(chosen)))
-        likely = logits.softmax(1).topk(top)
-        for file, values, labels in zip(
-            part, likely.values.tolist(), likely.indices.tolist(), strict=True
-        ):
-            ranked = [
-                {"class": network.classes[j], "probability": v}
-                for v, j in zip(values, labels, strict=True)
-            ]
-            found.append({"file": str(file), "predictions": ranked})
-    if bad:
-        named = ", ".join(map(str, bad[:5])) + (", …" if len(bad) > 5 else "")
-        raise UserError(
-            f"cannot read {len(bad)} of {len(files)} images ({named}): expected whole images"
+        names = [str(file) for file in files[start : start + BATCH]]
+        images = np.zeros((len(names), size, size, 3), dtype=np.uint8)
+        sizes = decode_into(
+            images, files[start : start + BATCH], names.__getitem__, "skip", shorter
         )
-    return found
+        bad += [name for name, (width, _) in zip(names, sizes, strict=True) if not width]
+        if bad:
+            continue  # only to find the other unreadable files
+        x = as_input(torch.from_numpy(images).permute(0, 3, 1, 2).to(model.device))
+        with torch.no_grad():
+            likeliest = model(x).softmax(1).topk(min(top, len(network.classes)))
+        for name, values, labels in zip(names, *map(torch.Tensor.tolist, likeliest), strict=True):
+            predictions = [
+                {"class": network.classes[label], "probability": value}
+                for value, label in zip(values, labels, strict=True)
+            ]
+            rows.append({"file": name, "predictions": predictions})
+    if bad:
+        listed = ", ".join(bad[:5]) + (", …" if len(bad) > 5 else "")
+        raise UserError(
+            f"cannot read {len(bad)} of {len(files)} images ({listed}): expected whole images"
+        )
+    return rows

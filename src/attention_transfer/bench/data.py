@@ -24,7 +24,7 @@ import torch
 from rich.console import Console
 from torch.utils.data import DataLoader
 
-from ..apply.evaluate import as_input
+from ..apply.inference import as_input
 from ..data import Augment, ImageSet, Stream, StreamSet, make_transform, open_data
 from ..data.reader import FileReader
 from ..data.transforms import RATIO, SCALE

@@ -20,7 +20,7 @@ import torch
 from lightning.fabric import Fabric
 from rich.console import Console
 
-from ..apply.evaluate import as_input
+from ..apply.inference import as_input
 from ..config import Recipe, make_recipe
 from ..data import ImageSet
 from ..errors import RunError, UserError

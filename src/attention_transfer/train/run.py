@@ -17,8 +17,9 @@ from lightning.fabric.plugins import MixedPrecision
 from rich.console import Console
 from torch import Tensor, nn
 
-from ..apply.evaluate import as_input, evaluate
-from ..apply.inference import InferenceModel, attention_in_box, cost, save_maps
+from ..apply.evaluate import EVALUATION_BATCH, evaluate
+from ..apply.inference import InferenceModel, as_input, profile
+from ..apply.maps import attention_in_box, save_maps
 from ..checks.preflight import DRY_IMAGES, TEACHER_IMAGES, preflight
 from ..config import Recipe
 from ..data import (
@@ -62,7 +63,6 @@ from .progress import ProgressBar
 from .resume import check_folder, check_teacher
 from .trainer import Trainer
 
-EVALUATION_BATCH = 500
 PREFLIGHT_BATCH = 100
 GPU_SHARE = 0.4
 AT_ONCE = "ATTENTION_TRANSFER_AT_ONCE"  # so many runs share this machine (launch.py)
@@ -428,7 +428,7 @@ def _finish(
         size,
     )
     if layers:
-        save_maps(folder.maps_file, student, layers, data.val, device)
+        save_maps(folder.maps_file, student, layers, data.val)
     final = {k: v for k, v in rows[-1].items() if k.startswith(("train_", "val_"))}
     rates = sorted(r["images_per_second"] for r in rows if r["images_per_second"]) or [0.0]
     summary: dict[str, Any] = {
@@ -443,9 +443,9 @@ def _finish(
         "seconds": rows[-1]["seconds"],
         "images_per_second": rates[len(rates) // 2],
         "skipped_images": data.unreadable(),
-        **cost(student, data.image_size),
+        **profile(student, data.image_size),
         "teacher": None,
-        "attention": attention_in_box(student, layers, data.val, device),
+        "attention": attention_in_box(student, layers, data.val),
     }
     if (teacher := parts.teacher) is not None:
         network = (
@@ -458,7 +458,7 @@ def _finish(
             "name": teacher.name,
             "folder": str(Path(teacher.folder).resolve()) if teacher.folder else None,
             "model": teacher.name,
-            **cost(network, data.image_size),
+            **profile(network, data.image_size),
             "val_accuracy": evaluate(network, data.val.to(device), EVALUATION_BATCH, device)[
                 "accuracy"
             ],

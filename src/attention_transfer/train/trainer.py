@@ -15,7 +15,7 @@ import torch
 from lightning.fabric import Fabric
 from torch import Tensor
 
-from ..apply.evaluate import as_input
+from ..apply.inference import as_input
 from ..config import Recipe
 from ..data import Augment, Stream
 from ..errors import LocalError, RunError, UserError

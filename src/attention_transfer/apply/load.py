@@ -1,0 +1,69 @@
+"""Networks and images by name, for looking at them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from ..errors import UserError
+from ..models import Network, Preprocess, create_model, load_network, load_trained
+from ..models.authors import is_authors_run
+from ..options import checked
+from ..run_folder import RunFolder
+from ..runtime.options import RuntimeOptions
+from ..runtime.resolve import resolve_runtime
+from .inference import InferenceModel
+
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and standard deviation
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff")
+
+
+def load_inference(run: Path, device: str) -> tuple[Network, InferenceModel]:
+    """The network of a run, and the same on a device, in the precision of the run.
+
+    Raises:
+        UserError: for a folder that is no finished run, and for a device that is not available.
+    """
+    network = load_trained(run)
+    precision = (RunFolder(run).environment().get("auto") or {}).get("precision", "fp32")
+    runtime = resolve_runtime(
+        checked(RuntimeOptions(device=device)),  # type: ignore[arg-type]
+        training_flops=0,
+        earlier={"precision": precision, "compile": False},
+    )
+    model = InferenceModel(network.module, network.preprocess, runtime.precision)
+    model.to(runtime.device).eval()
+    return network, model.to(memory_format=torch.channels_last)
+
+
+def load_by_name(name: str) -> Network:
+    """The network of a run, or a model by name; without trained weights, as it is initialised.
+
+    Raises:
+        UserError: for a folder that is no finished run, and for an unknown model.
+    """
+    if RunFolder(name).exists or is_authors_run(name):
+        return load_trained(name)
+    if Path(name).is_dir():
+        RunFolder.open(name)  # raises
+    if name.endswith(":pretrained"):
+        return load_network(name, [str(i) for i in range(1000)], *IMAGENET)
+    torch.manual_seed(0)
+    return Network(create_model(name, 10).eval(), name, (), Preprocess(*IMAGENET))
+
+
+def image_files(path: Path) -> list[Path]:
+    """The file itself, or the image files of a folder at any depth, sorted.
+
+    Raises:
+        UserError: if `path` does not exist, or is a folder without images.
+    """
+    if not path.exists():
+        raise UserError(f"{path} does not exist: expected an image, or a folder of images")
+    if path.is_file():
+        return [path]
+    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
+    if not files:
+        raise UserError(f"no image in {path}: expected {', '.join(SUFFIXES)}")
+    return files

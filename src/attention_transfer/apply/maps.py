@@ -1,0 +1,165 @@
+"""Attention maps of images: for the report, for the figure of `maps`, and inside objects' boxes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..data import Images, ImageSet, balanced_subset, open_data
+from ..data.decode import decode_into
+from ..errors import UserError
+from ..maps import as_grid, attention_map
+from ..models import Network
+from ..run_folder import RunFolder, replacing
+from ..taps import evaluating, tap
+from .inference import InferenceModel, as_input
+from .load import image_files, load_by_name
+
+SHOWN_IMAGES = 32
+BOXED_IMAGES = 500
+BATCH = 128
+
+# (title, predicted classes or None, {stage: maps (K, h, w)}), as in report.MapColumn
+Column = tuple[str, list[str] | None, dict[str, np.ndarray]]
+
+
+def stage_maps(
+    network: InferenceModel, layers: list[str], x: Tensor, kind: str = "sum", p: float = 2.0
+) -> tuple[Tensor, list[Tensor]]:
+    """Logits (N, K) of images x, and the normalised attention map (N, h, w) of each layer."""
+    with evaluating(network), tap(network.module, layers) as tapped:
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=network.bf16):
+            logits, features = tapped(network.preprocess(x))
+        maps = []
+        for f in features.values():
+            height, width = as_grid(f).shape[2:]
+            maps.append(attention_map(f, kind, p).unflatten(1, (height, width)))
+        return logits.float(), maps
+
+
+def save_maps(file: Path, network: InferenceModel, layers: list[str], images: Images) -> None:
+    """Writes the maps of a few images as npz, for the report.
+
+    The images are balanced over the classes, and the same for every run on a data set.
+    """
+    chosen = images.subset(balanced_subset(images.labels, SHOWN_IMAGES, seed=0))
+    x = as_input(chosen.batch(slice(None)).to(network.device))
+    logits, maps = stage_maps(network, layers, x)
+    arrays: dict[str, Any] = {f"map.{j}": m.float().cpu().numpy() for j, m in enumerate(maps)}
+    if chosen.boxes is not None:
+        arrays["boxes"] = chosen.boxes.cpu().numpy()
+    with replacing(file) as partial, open(partial, "wb") as stream:
+        np.savez_compressed(
+            stream,
+            images=chosen.images.cpu().numpy(),
+            labels=chosen.labels.cpu().numpy(),
+            predictions=logits.argmax(1).cpu().numpy(),
+            stages=np.array(layers),
+            classes=np.array(images.classes),
+            **arrays,
+        )
+
+
+def attention_in_box(
+    network: InferenceModel, layers: list[str], images: Images
+) -> dict[str, Any] | None:
+    """Mean share of each stage's attention inside the object's box; None if no box is known.
+
+    The attention is Q (not Y), resized bilinearly to the image and divided by its sum. `box_area`
+    is the share that a uniform map would have.
+    """
+    if images.boxes is None or not layers:
+        return None
+    has_box = images.boxes[:, 2] > images.boxes[:, 0]
+    boxed = has_box.nonzero().flatten().cpu()
+    if not len(boxed):
+        return None
+    boxed = boxed[balanced_subset(images.labels.cpu()[boxed], BOXED_IMAGES, seed=0)]
+    chosen = images.subset(boxed)
+    assert chosen.boxes is not None
+    masks = box_masks(chosen.boxes, chosen.image_size).to(network.device)
+    shares = []
+    for start in range(0, len(chosen), BATCH):
+        part = slice(start, start + BATCH)
+        x = as_input(chosen.batch(part).to(network.device))
+        _, maps = stage_maps(network, layers, x)
+        shares.append(torch.stack([share_inside(m, masks[part]) for m in maps]))
+    return {
+        "stages": layers,
+        "in_box": torch.cat(shares, 1).mean(1).tolist(),
+        "box_area": masks.float().mean().item(),
+        "images": len(chosen),
+    }
+
+
+def box_masks(boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """Boxes (N, 4) as x0, y0, x1, y1, half-open, in pixels -> masks (N, H, W)."""
+    y, x = torch.arange(size[0])[None, :, None], torch.arange(size[1])[None, None, :]
+    x0, y0, x1, y1 = boxes.cpu()[:, :, None, None].unbind(1)
+    return (x >= x0) & (x < x1) & (y >= y0) & (y < y1)
+
+
+def share_inside(maps: Tensor, masks: Tensor) -> Tensor:
+    """The share of each map (N, h, w) inside its mask (N, H, W): (N,)."""
+    size = masks.shape[1:]
+    full = F.interpolate(maps[:, None], size, mode="bilinear", align_corners=False)[:, 0]
+    return (full * masks).sum((1, 2)) / full.sum((1, 2)).clamp_min(1e-12)
+
+
+def map_columns(
+    names: list[str], images: str, limit: int, kind: str, p: float
+) -> tuple[np.ndarray, list[Column]]:
+    """Images (K, H, W, 3), and a column of the figure for each network.
+
+    Raises:
+        UserError: if there are no images, or a name is neither a run nor a model.
+    """
+    networks = [load_by_name(name) for name in names]
+    sizes = [n.preprocess.size[0] for n in networks if n.preprocess.size]
+    pictures = _open_images(images, limit, max(sizes, default=224))
+    columns = [
+        _column(name, network, pictures, kind, p)
+        for name, network in zip(names, networks, strict=True)
+    ]
+    return pictures.images.numpy(), columns
+
+
+def _column(name: str, network: Network, images: ImageSet, kind: str, p: float) -> Column:
+    model = InferenceModel(network.module, network.preprocess, "fp32").eval()
+    layers = [stage.name for stage in model.stages(images.image_size)]
+    if not layers:
+        raise UserError(f"{name} has no feature maps to draw")
+    logits, maps = stage_maps(model, layers, as_input(images.batch(slice(None))), kind, p)
+    predictions = None
+    if network.classes:
+        predictions = [network.classes[i] for i in logits.argmax(1).tolist()]
+    by_stage = {layer: m.numpy() for layer, m in zip(layers, maps, strict=True)}
+    return _title(name), predictions, by_stage
+
+
+def _title(name: str) -> str:
+    """The last part of a name; of a seed's run folder also the parent's name."""
+    parts = Path(name).parts
+    if RunFolder(name).exists and parts[-1].startswith("seed-"):
+        return "/".join(parts[-2:])
+    return parts[-1]
+
+
+def _open_images(images: str, limit: int, size: int) -> ImageSet:
+    """At most `limit` images of a file, a folder or a data set; files are resized to `size`."""
+    if limit < 1:
+        raise UserError(f"--limit is {limit}: expected at least 1")
+    path = Path(images)
+    if path.exists():
+        files = image_files(path)[:limit]
+        pixels = np.zeros((len(files), size, size, 3), dtype=np.uint8)
+        decode_into(pixels, files, lambda i: str(files[i]), "error")
+        labels = torch.zeros(len(files), dtype=torch.int64)
+        return ImageSet(torch.from_numpy(pixels), labels, ("",))
+    val = open_data(images, limit_train=1, limit_val=limit).val
+    return val.subset(balanced_subset(val.labels, limit, seed=0))
