@@ -1,42 +1,16 @@
-"""Attention transfer: train a small network to look where a strong one looks (Zagoruyko & Komodakis, ICLR 2017)."""
+"""Attention transfer: train a small network to look where a strong one looks.
+
+Zagoruyko & Komodakis, "Paying More Attention to Attention", ICLR 2017. Names are imported when they
+are first used, so `import attention_transfer` loads nothing from outside the standard library.
+"""
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from .lazy import attach
 
 __version__ = "0.1.0"
-
-_HOME = {
-    "attention_map": ".maps",
-    "at_loss": ".maps",
-    "convert_beta": ".maps",
-    "kd_loss": ".methods",
-    "full_activation_loss": ".methods",
-    "input_gradient": ".second_order",
-    "gradient_loss": ".methods",
-    "symmetry_loss": ".methods",
-    "gradient_norm_loss": ".methods",
-    "ActivationTransfer": ".methods",
-    "KnowledgeDistillation": ".methods",
-    "FullActivationTransfer": ".methods",
-    "GradientTransfer": ".methods",
-    "GradientSymmetry": ".methods",
-    "GradientNorm": ".methods",
-    "Stage": ".taps",
-    "stages": ".taps",
-    "pair_stages": ".taps",
-    "tap": ".taps",
-    "Transfer": ".transfer",
-    "preflight": ".checks.preflight",
-    "create_model": ".models",
-    "load_student": ".models",
-    "load_authors_run": ".models",
-    "UserError": ".errors",
-    "RunError": ".errors",
-}
-
-__all__ = ["__version__", *_HOME]
 
 if TYPE_CHECKING:
     from .checks.preflight import preflight as preflight
@@ -66,14 +40,29 @@ if TYPE_CHECKING:
     from .taps import tap as tap
     from .transfer import Transfer as Transfer
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(_HOME[name], __name__), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__, __all__ = attach(
+    __name__,
+    {
+        "checks.preflight": ["preflight"],
+        "errors": ["RunError", "UserError"],
+        "maps": ["at_loss", "attention_map", "convert_beta"],
+        "methods": [
+            "ActivationTransfer",
+            "FullActivationTransfer",
+            "GradientNorm",
+            "GradientSymmetry",
+            "GradientTransfer",
+            "KnowledgeDistillation",
+            "full_activation_loss",
+            "gradient_loss",
+            "gradient_norm_loss",
+            "kd_loss",
+            "symmetry_loss",
+        ],
+        "models": ["create_model", "load_authors_run", "load_student"],
+        "second_order": ["input_gradient"],
+        "taps": ["Stage", "pair_stages", "stages", "tap"],
+        "transfer": ["Transfer"],
+    },
+)
+__all__ += ["__version__"]

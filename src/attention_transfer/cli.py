@@ -1,109 +1,101 @@
-"""The command `attention-transfer`: words -> recipe -> engine. Every heavy package is imported where it is used."""
+"""The command `attention-transfer`: arguments -> options -> the function that does the work.
+
+A command is a dataclass of options and a function. Heavy packages are imported inside the functions,
+so that --help is quick.
+"""
 
 from __future__ import annotations
 
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
-
-import click
+from typing import Annotated, Any, NoReturn
 
 from . import __version__
-from .cli_options import DATA_HELP, METHOD_OPTIONS, MODEL_HELP, TRAINING_OPTIONS, Option, option
-from .errors import LocalError, RunError, UserError, nearest
+from .bench import NAMES as BENCHES
+from .bench import BenchOptions, run_bench
+from .config import layered_recipe, named_recipe, read_recipe
+from .data.options import DATA_NAMES, AugmentOptions, DataOptions
+from .errors import LocalError, RunError, UserError, first_line, nearest
+from .flags import Parser, add_options
+from .map_options import Exponent, Kind
+from .methods.options import MethodOptions
+from .models.options import MODEL_NAMES, NetworkOptions
+from .options import Int, OptionSpec, from_mapping, option, option_specs, own_options
+from .runtime.options import Device, RuntimeOptions
+from .train.options import LabelOptions, LogOptions, OptimizerOptions, TrainingOptions
 
 PROGRAM = "attention-transfer"
-
-
-class Commands(click.Group):
-    """A group that points to the nearest command."""
-
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
-        if args and self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
-            names = self.list_commands(ctx)
-            raise UserError(
-                f"unknown command {args[0]!r}{nearest(args[0], names)} (commands: {', '.join(names)})"
-            )
-        return super().resolve_command(ctx, args)
-
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except KeyboardInterrupt as stop:
-            raise _Stopped(str(stop)) from stop
-
-
-class _Stopped(Exception):
-    """A KeyboardInterrupt on its way through click, which would print an empty line and drop what it says."""
-
-
-@click.group(
-    cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
+SUMMARY = (
+    "Train a small network to look where a strong one looks "
+    "(attention transfer, Zagoruyko & Komodakis 2017)."
 )
-@click.version_option(__version__, prog_name=PROGRAM)
-def app() -> None:
-    """Train a small network to look where a strong one looks (attention transfer, Zagoruyko & Komodakis 2017)."""
+# What the user's paths can be wrong with; any other OSError is a failure of the run.
+PATH_ERRORS = (
+    FileExistsError,
+    FileNotFoundError,
+    IsADirectoryError,
+    NotADirectoryError,
+    PermissionError,
+)
 
 
 def main() -> None:
-    """Runs the command; a person's mistake ends with status 2, a failed run with 1, Ctrl-C with 130."""
+    """Runs a command. A user's mistake ends with status 2, a failed run with 1, Ctrl-C with 130."""
     try:
-        app.main(prog_name=PROGRAM, standalone_mode=False)
-    except click.exceptions.Abort:
-        _leave("interrupted", 130)
-    except click.ClickException as error:
-        if (
-            type(error).__name__ == "NoArgsIsHelpError"
-        ):  # from click 8.2 on; the message is the help
-            click.echo(error.format_message())
-            sys.exit(0)
-        _leave(error.format_message(), 2)
-    except UserError as error:
-        _leave(str(error), 2, everywhere=isinstance(error, LocalError))
-    except _Stopped as stop:
+        _dispatch(sys.argv[1:])
+    except KeyboardInterrupt as stop:
         _leave(f"interrupted: {stop}" if str(stop) else "interrupted", 130)
+    except UserError as error:
+        _leave(str(error), 2, on_every_rank=isinstance(error, LocalError))
     except RunError as error:
         _leave(str(error), 1)
     except BrokenPipeError:
+        # The reader of our output has gone; Python would complain once more when it flushes.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except (
-        FileExistsError,
-        FileNotFoundError,
-        IsADirectoryError,
-        NotADirectoryError,
-        PermissionError,
-    ) as error:
-        if os.environ.get("ATTENTION_TRANSFER_TRACEBACK"):
-            raise
-        _leave(f"{error.filename or 'a file'}: {error.strerror or error}", 2)
     except Exception as error:
         if os.environ.get("ATTENTION_TRANSFER_TRACEBACK"):
             raise
-        first = str(error).strip().splitlines()[0] if str(error).strip() else ""
-        _leave(
-            f"{type(error).__name__}: {first} (ATTENTION_TRANSFER_TRACEBACK=1 shows where)",
-            1,
-            everywhere=True,
-        )
+        if isinstance(error, PATH_ERRORS):
+            _leave(f"{error.filename or 'a file'}: {error.strerror or error}", 2)
+        message = f"{type(error).__name__}: {first_line(error)}"
+        _leave(f"{message} (ATTENTION_TRANSFER_TRACEBACK=1 shows where)", 1, on_every_rank=True)
 
 
-def _leave(message: str, status: int, everywhere: bool = False) -> None:
-    # Where a run has several processes, the first one speaks for all that stopped for the same reason.
-    if everywhere or os.environ.get("LOCAL_RANK", "0") == "0":
-        click.echo(f"{PROGRAM}: {' '.join(message.split())}", err=True)
+def _leave(message: str, status: int, on_every_rank: bool = False) -> NoReturn:
+    # Where a run has several processes, the first one speaks for all that stop for one reason.
+    if on_every_rank or os.environ.get("LOCAL_RANK", "0") == "0":
+        print(f"{PROGRAM}: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(status)
 
 
-def _options(options: list[Option]) -> Callable[[Any], Any]:
-    def add(function: Any) -> Any:
-        for names, settings in reversed(options):
-            function = click.option(*names, **settings)(function)
-        return function
+def _dispatch(words: list[str]) -> None:
+    if not words or words[0] in ("-h", "--help"):
+        print(_overview())
+        return
+    if words[0] == "--version":
+        print(f"{PROGRAM}, version {__version__}")
+        return
+    name = words[0]
+    if name not in COMMANDS:
+        hint = nearest(name, COMMANDS)
+        raise UserError(f"unknown command {name!r}{hint} (commands: {', '.join(COMMANDS)})")
+    command = COMMANDS[name]
+    parser = Parser(f"{PROGRAM} {name}", command.run.__doc__)
+    for title, specs in command.groups().items():
+        add_options(parser, title, specs)
+    command.run(parser.read(words[1:]))
 
-    return add
+
+def _overview() -> str:
+    lines = [f"usage: {PROGRAM} [--help] [--version] COMMAND ...", "", SUMMARY, "", "commands:"]
+    for name, command in COMMANDS.items():
+        summary = str(command.run.__doc__).splitlines()[0]
+        lines.append(f"  {name:<11} {summary}")
+    return "\n".join([*lines, "", f"`{PROGRAM} COMMAND --help` explains each."])
 
 
 def _console() -> Any:
@@ -112,224 +104,333 @@ def _console() -> Any:
     return Console()
 
 
-def _recipe(command: str, words: dict[str, Any]) -> Any:
-    """Defaults < the data's own < --recipe < --config < flags and the command's own name."""
-    from .config import make_recipe, named_recipe, parse_per_method, read_recipe
+# train, distill
 
+
+@dataclass(frozen=True)
+class LaunchOptions:
+    """Where the runs go, and how many there are."""
+
+    out: Annotated[Path, option("Run folder to write, or to continue.")]
+    recipe: Annotated[
+        str | None,
+        option("A recipe of the package: cifar10-short, imagenet, …", default_text="none"),
+    ] = None
+    config: Annotated[
+        Path | None,
+        option("A recipe file (YAML, the same keys); flags override it.", default_text="none"),
+    ] = None
+    seeds: Annotated[Int, option("Number of seeds, each in a folder seed-S of --out.", ge=1)] = 1
+    jobs: Annotated[
+        Int,
+        option(
+            "Seeds that run at the same time, each with its share of the cores.",
+            ge=1,
+            aliases=("--at-once",),
+        ),
+    ] = 1
+
+
+def train(arguments: dict[str, Any]) -> None:
+    """Train one network alone: a teacher, or a baseline."""
+    _launch("train", arguments)
+
+
+def distill(arguments: dict[str, Any]) -> None:
+    """Train a student under a teacher's guidance; --method none is the student alone."""
+    _launch("distill", arguments)
+
+
+def _launch(command: str, arguments: dict[str, Any]) -> None:
+    """Defaults < the data's own defaults < --recipe < --config < flags."""
+    keys = option_specs(LaunchOptions).keys() & arguments.keys()
+    launch = from_mapping(LaunchOptions, {key: arguments.pop(key) for key in keys})
     layers = []
-    if (name := words.pop("recipe")) is not None:
-        layers.append(named_recipe(name))
-    if (file := words.pop("config")) is not None:
-        layers.append(read_recipe(file))
-    flags = {k: v for k, v in words.items() if v is not None}
-    for key, number in (("beta", True), ("decay", False)):
-        if key in flags:
-            flags[key] = parse_per_method(flags[key], number)
-    if "milestones" in flags:
-        try:
-            flags["milestones"] = [int(m) for m in flags["milestones"].split(",")]
-        except ValueError:
+    if launch.recipe is not None:
+        layers.append(named_recipe(launch.recipe))
+    if launch.config is not None:
+        layers.append(read_recipe(launch.config))
+    recipe = layered_recipe(*layers, arguments, {"command": command})
+    # A recipe may hold them for those who choose its schedule; a flag has no other meaning.
+    for flag, key in (("--milestones", "milestones"), ("--lr-decay", "lr_decay")):
+        if key in arguments and recipe.schedule != "step":
             raise UserError(
-                f"--milestones is {flags['milestones']!r}: expected epochs like 60,120,160"
-            ) from None
-    data = next(
-        (layer["data"] for layer in (flags, *reversed(layers)) if "data" in layer), "digits"
-    )
-    own = {"flip": False} if data == "digits" else {}  # a mirrored digit is another sign
-    recipe = make_recipe(own, *layers, flags, {"command": command})
-    for key in ("milestones", "lr_decay"):
-        if (
-            key in flags and recipe.schedule != "step"
-        ):  # a recipe may have them for those who choose its schedule
-            flag = key.replace("_", "-")
-            raise UserError(
-                f"--{flag} is given, but --schedule {recipe.schedule} has none: add --schedule step"
+                f"{flag} is given, but --schedule {recipe.schedule} has none: add --schedule step"
             )
-    return recipe
-
-
-def _launch(command: str, words: dict[str, Any]) -> None:
-    out, seeds, at_once = (words.pop(key) for key in ("out", "seeds", "at_once"))
-    for name, value in (("--seeds", seeds), ("--at-once", at_once)):
-        if value < 1:
-            raise UserError(f"{name} is {value}: expected at least 1")
-    recipe = _recipe(command, words)
     from .launch import run_seeds
 
-    run_seeds(recipe, out, seeds, _console(), at_once)
+    run_seeds(recipe, launch.out, launch.seeds, _console(), launch.jobs)
 
 
-@app.command()
-@_options([option("--model", help=MODEL_HELP), *TRAINING_OPTIONS])
-def train(**words: Any) -> None:
-    """Train one network alone: a teacher, or a baseline."""
-    _launch("train", words)
+def _train_groups() -> dict[str, list[OptionSpec]]:
+    network = option_specs(NetworkOptions)
+    return {
+        "what to train": [
+            network["model"],
+            network["student_weights"],
+            *option_specs(LaunchOptions).values(),
+        ],
+        "data": [*option_specs(DataOptions).values()],
+        "optimiser and schedule": [
+            *option_specs(TrainingOptions).values(),
+            *option_specs(OptimizerOptions).values(),
+        ],
+        "augmentation": [
+            *option_specs(AugmentOptions).values(),
+            *option_specs(LabelOptions).values(),
+        ],
+        "this machine": [*option_specs(RuntimeOptions).values()],
+        "logging": [*option_specs(LogOptions).values()],
+    }
 
 
-@app.command()
-@_options(
-    [option("--student", "--model", "model", help=MODEL_HELP), *METHOD_OPTIONS, *TRAINING_OPTIONS]
-)
-def distill(**words: Any) -> None:
-    """Train a student under a teacher's guidance; --method none is the student alone."""
-    _launch("distill", words)
+def _distill_groups() -> dict[str, list[OptionSpec]]:
+    network = option_specs(NetworkOptions)
+    methods = option_specs(MethodOptions)
+    # Method, β, decay and pairs come first: they are what one sets first.
+    first = {spec.key: spec for spec in own_options(MethodOptions)}
+    groups = _train_groups()
+    return {
+        "what to train": [
+            replace(network["model"], flags=("--student", "--model")),
+            network["teacher"],
+            network["teacher_weights"],
+            *groups["what to train"][1:],
+        ],
+        "method": [*(first | methods).values()],
+    } | {title: specs for title, specs in groups.items() if title != "what to train"}
 
 
-@app.command()
-@click.argument("run", type=click.Path(path_type=Path))
-@click.option("--data", help=f"Other data than the run's own validation images. {DATA_HELP}")
-@click.option("--limit-val", type=int, help="So many images, balanced over the classes.")
-@click.option("--device", default="auto", help="auto, cpu, cuda or mps.")
-@click.option(
-    "--json", "json_file", type=click.Path(path_type=Path), help="Write the numbers here too."
-)
-def evaluate(
-    run: Path, data: str | None, limit_val: int | None, device: str, json_file: Path | None
-) -> None:
+# evaluate, predict, export, compare, maps, stages
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """What to evaluate, and on which images."""
+
+    run: Annotated[Path, option("A run folder, the authors' too.", positional=True)]
+    data: Annotated[
+        str | None,
+        option(f"Other data: {DATA_NAMES}.", default_text="the run's validation images"),
+    ] = None
+    limit_val: Annotated[
+        Int | None,
+        option("Number of images, balanced over the classes.", ge=1, default_text="as in the run"),
+    ] = None
+    device: Annotated[Device, option("Where to compute.")] = "auto"
+    json: Annotated[Path | None, option("Write the numbers to this file.", default_text="no")] = (
+        None
+    )
+
+
+def evaluate(arguments: dict[str, Any]) -> None:
     """Error and loss of a run's network."""
+    options = from_mapping(EvaluateOptions, arguments)
     from .apply.evaluate import evaluate_run
 
-    found = evaluate_run(run, data, limit_val, device)
-    top5 = f", top-5 error {100 * (1 - found['top5']):.2f} %" if "top5" in found else ""
-    click.echo(
-        f"{run}: error {100 * (1 - found['accuracy']):.2f} %{top5}, loss {found['loss']:.4f} "
-        f"on {found['images']} images"
+    numbers = evaluate_run(options.run, options.data, options.limit_val, options.device)
+    top5 = ""
+    if "top5" in numbers:
+        top5 = f", top-5 error {100 * (1 - numbers['top5']):.2f} %"
+    print(
+        f"{options.run}: error {100 * (1 - numbers['accuracy']):.2f} %{top5}, "
+        f"loss {numbers['loss']:.4f} on {numbers['images']} images"
     )
-    if json_file is not None:
-        from .run_folder import write_json
-
-        write_json(json_file, found)
+    _write_json(options.json, numbers)
 
 
-@app.command()
-@click.argument("run", type=click.Path(path_type=Path))
-@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--top", type=int, default=5, help="So many classes an image at most. [5]")
-@click.option("--device", default="auto", help="auto, cpu, cuda or mps.")
-@click.option(
-    "--json", "json_file", type=click.Path(path_type=Path), help="Write the probabilities here too."
-)
-def predict(
-    run: Path, files: tuple[Path, ...], top: int, device: str, json_file: Path | None
-) -> None:
+@dataclass(frozen=True)
+class PredictOptions:
+    """What to classify."""
+
+    run: Annotated[Path, option("A run folder, the authors' too.", positional=True)]
+    files: Annotated[tuple[Path, ...], option("Images, or folders of them.", positional=True)]
+    top: Annotated[Int, option("Number of classes an image.", ge=1)] = 5
+    device: Annotated[Device, option("Where to compute.")] = "auto"
+    json: Annotated[
+        Path | None, option("Write the probabilities to this file.", default_text="no")
+    ] = None
+
+
+def predict(arguments: dict[str, Any]) -> None:
     """Classes and probabilities of image files, or of folders of them."""
+    options = from_mapping(PredictOptions, arguments)
     from .apply.predict import predict_files
 
-    found = predict_files(run, files, top, device)
-    for image in found:
-        ranked = ", ".join(
-            f"{p['class']} {100 * p['probability']:.1f} %" for p in image["predictions"]
-        )
-        click.echo(f"{image['file']}: {ranked}")
-    if json_file is not None:
+    images = predict_files(options.run, options.files, options.top, options.device)
+    for image in images:
+        ranked = []
+        for guess in image["predictions"]:
+            ranked.append(f"{guess['class']} {100 * guess['probability']:.1f} %")
+        print(f"{image['file']}: {', '.join(ranked)}")
+    _write_json(options.json, {"run": str(options.run), "images": images})
+
+
+def _write_json(file: Path | None, value: Any) -> None:
+    if file is not None:
         from .run_folder import write_json
 
-        write_json(json_file, {"run": str(run), "images": found})
+        write_json(file, value)
 
 
-@app.command()
-@click.argument("run", type=click.Path(path_type=Path))
-@click.option(
-    "--format", "form", required=True, help="safetensors, onnx, pt2 or authors (a folder)."
-)
-@click.option(
-    "--out", required=True, type=click.Path(path_type=Path), help="The file, or folder, to write."
-)
-def export(run: Path, form: str, out: Path) -> None:
+@dataclass(frozen=True)
+class ExportOptions:
+    """What to export, and how."""
+
+    run: Annotated[Path, option("A run folder, the authors' too.", positional=True)]
+    format: Annotated[str, option("safetensors, onnx, pt2 or authors (a folder).")]
+    out: Annotated[Path, option("The file, or folder, to write.")]
+
+
+def export(arguments: dict[str, Any]) -> None:
     """Write a run's network for other programs."""
+    options = from_mapping(ExportOptions, arguments)
     from .apply.export import export_run
 
-    export_run(run, form, out)
-    click.echo(f"{run} as {form}: {out}")
+    export_run(options.run, options.format, options.out)
+    print(f"{options.run} as {options.format}: {options.out}")
 
 
-@app.command()
-@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    help="Write the report here (HTML, one file, no network).",
-)
-@click.option("--title", help="The report's headline.")
-def compare(runs: tuple[Path, ...], out: Path | None, title: str | None) -> None:
+@dataclass(frozen=True)
+class CompareOptions:
+    """Which runs to compare."""
+
+    runs: Annotated[tuple[Path, ...], option("Run folders, or folders of them.", positional=True)]
+    out: Annotated[
+        Path | None, option("Write the report here (one HTML file).", default_text="none")
+    ] = None
+    title: Annotated[str | None, option("Headline of the report.", default_text="by itself")] = None
+
+
+def compare(arguments: dict[str, Any]) -> None:
     """Table and report across runs; the seeds of one setting make one row."""
+    options = from_mapping(CompareOptions, arguments)
     from .report import group_runs, print_table, read_run, write_report
     from .run_folder import find_runs
 
-    found = [read_run(f) for f in find_runs(list(runs))]
+    runs = [read_run(folder) for folder in find_runs(list(options.runs))]
     console = _console()
-    print_table(group_runs(found), console)
-    if out is not None:
-        write_report(found, out, title)
-        console.print(f"report: {out}", markup=False, highlight=False, soft_wrap=True)
+    print_table(group_runs(runs), console)
+    if options.out is not None:
+        write_report(runs, options.out, options.title)
+        console.print(f"report: {options.out}", markup=False, highlight=False, soft_wrap=True)
 
 
-@app.command()
-@click.argument("networks", nargs=-1, required=True)
-@click.option(
-    "--images", required=True, help=f"A folder of images, one image, or data: {DATA_HELP}"
-)
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="The PNG to write.")
-@click.option("--limit", type=int, default=8, help="So many images at most. [8]")
-@click.option("--kind", default="sum", help="sum or max over channels. [sum]")
-@click.option("--p", type=float, default=2.0, help="Exponent of the map. [2]")
-def maps(
-    networks: tuple[str, ...], images: str, out: Path, limit: int, kind: str, p: float
-) -> None:
+@dataclass(frozen=True)
+class MapsOptions:
+    """What to draw."""
+
+    networks: Annotated[
+        tuple[str, ...], option(f"Run folders, or models: {MODEL_NAMES}.", positional=True)
+    ]
+    images: Annotated[str, option(f"An image, a folder of images, or data: {DATA_NAMES}.")]
+    out: Annotated[Path, option("The PNG file to write.")]
+    limit: Annotated[Int, option("Number of images at most.")] = 8
+    kind: Kind = "sum"
+    p: Exponent = 2.0
+
+
+def maps(arguments: dict[str, Any]) -> None:
     """Draw the attention maps of runs or models side by side."""
+    options = from_mapping(MapsOptions, arguments)
     from .apply.maps import map_columns
     from .report import MapColumn, save_maps_figure
 
-    pictures, columns = map_columns(list(networks), images, limit, kind, p)
-    save_maps_figure([MapColumn(*column) for column in columns], pictures, out)
-    click.echo(f"{len(pictures)} images × {len(columns)} networks: {out}")
+    pictures, columns = map_columns(
+        list(options.networks), options.images, options.limit, options.kind, options.p
+    )
+    save_maps_figure([MapColumn(*column) for column in columns], pictures, options.out)
+    print(f"{len(pictures)} images × {len(columns)} networks: {options.out}")
 
 
-@app.command()
-@click.argument("model")
-@click.argument("teacher", required=False)
-@click.option(
-    "--image-size",
-    type=int,
-    help="Height and width of the example. [32 for wrn and nin, a run's own, else 224]",
-)
-def stages(model: str, teacher: str | None, image_size: int | None) -> None:
-    """The layers of a network, and the pairs of two (student, teacher) that "auto" picks."""
+@dataclass(frozen=True)
+class StagesOptions:
+    """Which networks to look at."""
+
+    model: Annotated[str, option(f"A run folder, or a model: {MODEL_NAMES}.", positional=True)]
+    teacher: Annotated[str | None, option("Its teacher.", positional=True)] = None
+    image_size: Annotated[
+        Int | None,
+        option(
+            "Height and width of the example.",
+            ge=1,
+            default_text="32 for wrn and nin, a run's own, else 224",
+        ),
+    ] = None
+
+
+def stages(arguments: dict[str, Any]) -> None:
+    """The layers of a network, and the pairs that "auto" picks for a student and a teacher."""
+    options = from_mapping(StagesOptions, arguments)
     from .apply.stages import print_stages
 
-    print_stages(model, teacher, image_size, _console())
+    print_stages(options.model, options.teacher, options.image_size, _console())
 
 
-@app.command()
-@click.option("--out", default="runs/demo", type=click.Path(path_type=Path), help="[runs/demo]")
-@click.option("--seeds", type=int, default=3, help="Seeds of each student. [3]")
-def demo(out: Path, seeds: int) -> None:
+# demo, bench
+
+
+@dataclass(frozen=True)
+class DemoOptions:
+    """The demo."""
+
+    out: Annotated[Path, option("Folder to write.")] = Path("runs/demo")
+    seeds: Annotated[Int, option("Seeds of each student.", ge=1)] = 3
+
+
+def demo(arguments: dict[str, Any]) -> None:
     """The whole story on the built-in data: about 6 minutes on a 2-core CPU."""
-    if seeds < 1:
-        raise UserError(f"--seeds is {seeds}: expected at least 1")
+    options = from_mapping(DemoOptions, arguments)
     from .demo import run_demo
 
-    run_demo(out, seeds, _console())
+    run_demo(options.out, options.seeds, _console())
 
 
-def _bench_flags(function: Any) -> Any:
-    from .bench import BenchOptions
-    from .options import option_specs
+@dataclass(frozen=True)
+class BenchCommandOptions:
+    """Which bench."""
 
-    for spec in reversed(option_specs(BenchOptions).values()):
-        shown = spec.default if spec.default_text is None else spec.default_text
-        function = click.option(spec.flag, help=f"{spec.help} [{shown}]")(function)
-    return function
+    name: Annotated[str, option(f"{', '.join(BENCHES)}.", positional=True)]
+    json: Annotated[Path | None, option("Write the table to this file.", default_text="no")] = None
 
 
-@app.command()
-@click.argument("name")
-@click.option(
-    "--json", "json_file", type=click.Path(path_type=Path), help="Write the table to this file too."
-)
-@_bench_flags
-def bench(name: str, json_file: Path | None, **given: Any) -> None:
-    """Measure speed as ratios to the authors' step: step, epoch, loss, teacher, data, gradient, compile (whole runs)."""
-    from .bench import run_bench
+def bench(arguments: dict[str, Any]) -> None:
+    """Measure speed, as ratios to the authors' step within one run."""
+    name, json = arguments.pop("name"), arguments.pop("json", None)
+    options = from_mapping(BenchCommandOptions, {"name": name, "json": json})
+    run_bench(options.name, arguments, _console(), options.json)
 
-    run_bench(name, given, _console(), json_file)
+
+def _bench_groups() -> dict[str, list[OptionSpec]]:
+    specs = [*option_specs(BenchCommandOptions).values(), *option_specs(BenchOptions).values()]
+    return {"options": specs}
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command: `run` gets the arguments that were given; its docstring is the help."""
+
+    run: Callable[[dict[str, Any]], None]
+    options: type | None = None
+    grouped_options: Callable[[], dict[str, list[OptionSpec]]] | None = None
+
+    def groups(self) -> dict[str, list[OptionSpec]]:
+        """The options by the titles of their groups in the help."""
+        if self.grouped_options is not None:
+            return self.grouped_options()
+        assert self.options is not None, "a command has options"
+        return {"options": list(option_specs(self.options).values())}
+
+
+COMMANDS = {
+    "demo": Command(demo, DemoOptions),
+    "train": Command(train, grouped_options=_train_groups),
+    "distill": Command(distill, grouped_options=_distill_groups),
+    "evaluate": Command(evaluate, EvaluateOptions),
+    "predict": Command(predict, PredictOptions),
+    "compare": Command(compare, CompareOptions),
+    "maps": Command(maps, MapsOptions),
+    "stages": Command(stages, StagesOptions),
+    "export": Command(export, ExportOptions),
+    "bench": Command(bench, grouped_options=_bench_groups),
+}

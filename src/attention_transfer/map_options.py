@@ -7,13 +7,16 @@ from typing import Annotated, Literal
 
 from .options import Float, option
 
+Kind = Annotated[Literal["sum", "max"], option("Reduce over channels by sum or by max.")]
+Exponent = Annotated[Float, option("Exponent of the activations in the map.", ge=1)]
+
 
 @dataclass(frozen=True)
 class MapOptions:
     """How an attention map is made of activations."""
 
-    kind: Annotated[Literal["sum", "max"], option("Reduce over channels by sum or by max.")] = "sum"
-    p: Annotated[Float, option("Exponent of the activations in the map.", ge=1)] = 2.0
+    kind: Kind = "sum"
+    p: Exponent = 2.0
     axis: Annotated[
         Literal["space", "channel"],
         option("Map over positions, or over channels for pairs with equal channels."),
@@ -33,5 +36,5 @@ class LossOptions(MapOptions):
         option("Where sizes differ: pool the maps, pool the features, or interpolate the maps."),
     ] = "map"
     norm: Annotated[
-        Float, option("Order of ‖D‖ under --convention paper.", ge=1, allow_inf_nan=True)
+        Float, option("Order of ‖D‖ under --convention paper.", ge=1, allow_inf=True)
     ] = 2.0

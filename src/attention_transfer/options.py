@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, Field, StrictBool, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from .errors import UserError, nearest
@@ -32,7 +32,10 @@ def option(
     *,
     expected: str | None = None,
     default_text: str | None = None,
-    allow_inf_nan: bool = False,
+    allow_inf: bool = False,
+    changes_numbers: bool = True,
+    aliases: tuple[str, ...] = (),
+    positional: bool = False,
     **bounds: float,
 ) -> FieldInfo:
     """What `Annotated` says of an option.
@@ -41,11 +44,21 @@ def option(
         description: the help text, a sentence.
         expected: the valid values in words; without it they follow from type and bounds.
         default_text: what holds where the option is not given, if the default value does not say so.
-        allow_inf_nan: whether a number may be infinite.
+        allow_inf: whether a number may be infinite.
+        changes_numbers: whether another value makes it another run, which cannot continue this one.
+        aliases: other spellings of the flag.
+        positional: whether the command line takes it without a flag.
         bounds: `ge`, `gt`, `le`, `lt`.
     """
-    extra = {"expected": expected, "default_text": default_text, "bounds": dict(bounds)}
-    numeric: dict[str, Any] = {"allow_inf_nan": False} if bounds and not allow_inf_nan else {}
+    extra: dict[str, Any] = {
+        "expected": expected,
+        "default_text": default_text,
+        "changes_numbers": changes_numbers,
+        "aliases": aliases,
+        "positional": positional,
+        "bounds": dict(bounds),
+    }
+    numeric: dict[str, Any] = {"allow_inf_nan": False} if bounds and not allow_inf else {}
     return Field(description=description, json_schema_extra=extra, **numeric, **bounds)  # type: ignore[arg-type, no-any-return, call-overload]
 
 
@@ -69,8 +82,17 @@ def _refuse_bool(value: Any) -> Any:
     return value
 
 
-Int = Annotated[int, BeforeValidator(_refuse_bool)]
+def _refuse_float(value: Any) -> Any:
+    """pydantic takes 1.0 for 1."""
+    if isinstance(value, float):
+        raise ValueError("a float is no whole number")
+    return _refuse_bool(value)
+
+
+# Text is read as a number: flags are text, and YAML reads 5e-4 as text.
+Int = Annotated[int, BeforeValidator(_refuse_float)]
 Float = Annotated[float, BeforeValidator(_refuse_bool)]
+Bool = StrictBool
 Numbers = Annotated[tuple[Float, ...], BeforeValidator(comma_separated)]
 
 
@@ -85,10 +107,13 @@ class OptionSpec:
     help: str
     expected: str
     default_text: str | None
+    changes_numbers: bool
+    flags: tuple[str, ...]
+    positional: bool
 
     @property
-    def flag(self) -> str:
-        return "--" + self.key.replace("_", "-")
+    def required(self) -> bool:
+        return self.default is dataclasses.MISSING
 
 
 @cache
@@ -105,18 +130,21 @@ def own_options(cls: type) -> Iterator[OptionSpec]:
 
 
 def _spec(field: dataclasses.Field[Any], hint: Any) -> OptionSpec:
-    extra: dict[str, Any] = {"expected": None, "default_text": None, "bounds": {}}
-    description = ""
-    while typing.get_origin(hint) is Annotated:
-        hint, *metadata = typing.get_args(hint)
-        for info in metadata:
-            if isinstance(info, FieldInfo):
-                extra |= typing.cast(dict[str, Any], info.json_schema_extra)
-                description = info.description or ""
+    hint, *metadata = typing.get_args(hint)
+    info = next(m for m in metadata if isinstance(m, FieldInfo))
+    extra = typing.cast(dict[str, Any], info.json_schema_extra)
     kind, choices = _kind(hint)
-    words = extra["expected"] or _expected(kind, choices, extra["bounds"])
     return OptionSpec(
-        field.name, kind, choices, field.default, description, words, extra["default_text"]
+        key=field.name,
+        kind=kind,
+        choices=choices,
+        default=field.default,
+        help=str(info.description),
+        expected=extra["expected"] or _expected(kind, choices, extra["bounds"]),
+        default_text=extra["default_text"],
+        changes_numbers=extra["changes_numbers"],
+        flags=("--" + field.name.replace("_", "-"), *extra["aliases"]),
+        positional=extra["positional"],
     )
 
 
@@ -167,6 +195,8 @@ def from_mapping(cls: type[T], values: Mapping[str, Any]) -> T:
 
 
 def _explain(spec: OptionSpec, values: Mapping[str, Any]) -> str:
+    if spec.key not in values:
+        return f"{spec.flags[0]} is required: {spec.help}"
     value = values[spec.key]
     hint = nearest(str(value), spec.choices)
     return f"{spec.key} is {value!r}: expected {spec.expected}{hint}"

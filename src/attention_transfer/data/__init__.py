@@ -1,25 +1,35 @@
-"""Images by name: `open_data` decodes them once or streams them; `Augment` or `Stream` make the batches."""
+"""Images by name: `open_data` decodes or streams them; `Augment` or `Stream` make batches."""
 
-from .augment import Augment, EpochPlan
-from .dataset import Dataset, Images
-from .decode import memory_share
-from .images import ImageSet, balanced_subset
-from .open import open_data
-from .stream import Stream, StreamSet, usual_workers
-from .transforms import VAL_RESIZE, make_transform
+from __future__ import annotations
 
-__all__ = [
-    "VAL_RESIZE",
-    "Augment",
-    "Dataset",
-    "EpochPlan",
-    "ImageSet",
-    "Images",
-    "Stream",
-    "StreamSet",
-    "balanced_subset",
-    "make_transform",
-    "memory_share",
-    "open_data",
-    "usual_workers",
-]
+from typing import TYPE_CHECKING
+
+from ..lazy import attach
+
+if TYPE_CHECKING:
+    from .augment import Augment as Augment
+    from .augment import EpochPlan as EpochPlan
+    from .dataset import Dataset as Dataset
+    from .dataset import Images as Images
+    from .decode import memory_share as memory_share
+    from .images import ImageSet as ImageSet
+    from .images import balanced_subset as balanced_subset
+    from .open import open_data as open_data
+    from .stream import Stream as Stream
+    from .stream import StreamSet as StreamSet
+    from .stream import usual_workers as usual_workers
+    from .transforms import VAL_RESIZE as VAL_RESIZE
+    from .transforms import make_transform as make_transform
+
+__getattr__, __dir__, __all__ = attach(
+    __name__,
+    {
+        "augment": ["Augment", "EpochPlan"],
+        "dataset": ["Dataset", "Images"],
+        "decode": ["memory_share"],
+        "images": ["ImageSet", "balanced_subset"],
+        "open": ["open_data"],
+        "stream": ["Stream", "StreamSet", "usual_workers"],
+        "transforms": ["VAL_RESIZE", "make_transform"],
+    },
+)

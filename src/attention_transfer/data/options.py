@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from ..errors import UserError
-from ..options import Float, Int, Numbers, option, option_specs
+from ..options import Bool, Float, Int, Numbers, option, option_specs
 
 DATA_SPECS = (
     "digits",
@@ -18,13 +18,14 @@ DATA_SPECS = (
     "wds:PATTERN",
     "hub:OWNER/NAME",
 )
+DATA_NAMES = f"{', '.join(DATA_SPECS[:-1])} or {DATA_SPECS[-1]}"
 
 
 @dataclass(frozen=True)
 class DataOptions:
     """The images."""
 
-    data: Annotated[str, option(f"{', '.join(DATA_SPECS[:-1])} or {DATA_SPECS[-1]}.")] = "digits"
+    data: Annotated[str, option(f"{DATA_NAMES}.")] = "digits"
     image_size: Annotated[
         Int | None,
         option("Height and width in pixels to resize to.", ge=1, default_text="as they are"),
@@ -47,15 +48,24 @@ class DataOptions:
         ),
     ] = None
     on_bad_image: Annotated[
-        Literal["error", "skip"], option("On an unreadable image: stop, or skip and count it.")
+        Literal["error", "skip"],
+        option("On an unreadable image: stop, or skip and count it.", changes_numbers=False),
     ] = "error"
     stream: Annotated[
         Literal["auto", "on", "off"],
-        option("Decode images while training; auto: only where they do not fit in memory."),
+        option(
+            "Decode images while training; auto: only where they do not fit in memory.",
+            changes_numbers=False,
+        ),
     ] = "auto"
     workers: Annotated[
         Int | None,
-        option("Processes that decode streamed images.", ge=0, default_text="by the cores"),
+        option(
+            "Processes that decode streamed images.",
+            ge=0,
+            default_text="by the cores",
+            changes_numbers=False,
+        ),
     ] = None
 
 
@@ -86,7 +96,7 @@ class AugmentOptions:
             "With --augment imagenet: width to height.", expected="LOW,HIGH with 0 < LOW ≤ HIGH"
         ),
     ] = (3 / 4, 4 / 3)
-    flip: Annotated[bool, option("Random horizontal flips.", default_text="on; digits: off")] = True
+    flip: Annotated[Bool, option("Random horizontal flips.", default_text="on; digits: off")] = True
 
 
 def data_defaults(spec: str) -> dict[str, Any]:
@@ -107,7 +117,7 @@ def check_augment(options: AugmentOptions, stream: str) -> None:
     for key in unused[options.augment]:
         if getattr(options, key) != specs[key].default:
             raise UserError(
-                f"{specs[key].flag} is given, but --augment {options.augment} has none: leave it out"
+                f"{specs[key].flags[0]} is given, but --augment {options.augment} has none: leave it out"
             )
     if options.augment == "imagenet" and stream == "off":
         raise UserError(

@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import BeforeValidator
 
 from ..map_options import LossOptions
-from ..options import Float, Numbers, by_method, option
+from ..options import Bool, Float, Numbers, by_method, option
 
 FALLS = ("constant", "linear", "cosine", "step")
 DECAYS = (*FALLS, "warm-up", *(f"warm-up+{fall}" for fall in FALLS[1:]))
@@ -42,7 +42,7 @@ class DistillationOptions:
 class GradientOptions:
     """Methods on input gradients (`gradient`, `symmetry`)."""
 
-    squared: Annotated[bool, option("Use the squared norm (methods gradient and symmetry).")] = True
+    squared: Annotated[Bool, option("Use the squared norm (methods gradient and symmetry).")] = True
 
 
 @dataclass(frozen=True)

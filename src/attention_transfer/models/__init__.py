@@ -2,28 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-_HOME = {
-    "create_model": ".create",
-    "Network": ".network",
-    "check_network": ".network",
-    "fixed_size": ".network",
-    "run_once": ".network",
-    "Preprocess": ".network",
-    "load_network": ".network",
-    "load_student": ".network",
-    "save_student": ".network",
-    "load_trained": ".network",
-    "load_weights": ".weights",
-    "head_parameters": ".weights",
-    "start_network": ".network",
-    "AuthorsRun": ".authors",
-    "load_authors_run": ".authors",
-    "run_fingerprint": ".network",
-}
-__all__ = list(_HOME)
+from ..lazy import attach
 
 if TYPE_CHECKING:
     from .authors import AuthorsRun as AuthorsRun
@@ -43,8 +24,24 @@ if TYPE_CHECKING:
     from .weights import head_parameters as head_parameters
     from .weights import load_weights as load_weights
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOME[name], __name__), name)
+__getattr__, __dir__, __all__ = attach(
+    __name__,
+    {
+        "authors": ["AuthorsRun", "load_authors_run"],
+        "create": ["create_model"],
+        "network": [
+            "Network",
+            "Preprocess",
+            "check_network",
+            "fixed_size",
+            "load_network",
+            "load_student",
+            "load_trained",
+            "run_fingerprint",
+            "run_once",
+            "save_student",
+            "start_network",
+        ],
+        "weights": ["head_parameters", "load_weights"],
+    },
+)

@@ -1,8 +1,10 @@
-"""Tables, plots and a self-contained HTML page from run folders; needs no GPU, no model code and no torch."""
+"""Tables, plots and a self-contained HTML page from run folders; needs no GPU and no torch."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from ..lazy import attach
 
 if TYPE_CHECKING:
     from .html import write_report as write_report
@@ -14,27 +16,13 @@ if TYPE_CHECKING:
     from .rows import group_runs as group_runs
     from .table import print_table as print_table
 
-_HOME = {
-    "Run": "load_run",
-    "read_run": "load_run",
-    "Row": "rows",
-    "group_runs": "rows",
-    "print_table": "table",
-    "write_report": "html",
-    "MapColumn": "overlays",
-    "save_maps_figure": "overlays",
-}
-
-__all__ = sorted(_HOME)
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
-
-    return getattr(import_module(f".{_HOME[name]}", __name__), name)
-
-
-def __dir__() -> list[str]:
-    return __all__
+__getattr__, __dir__, __all__ = attach(
+    __name__,
+    {
+        "html": ["write_report"],
+        "load_run": ["Run", "read_run"],
+        "overlays": ["MapColumn", "save_maps_figure"],
+        "rows": ["Row", "group_runs"],
+        "table": ["print_table"],
+    },
+)

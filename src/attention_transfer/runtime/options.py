@@ -23,14 +23,18 @@ def _yaml_switch(value: Any) -> Any:
 class RuntimeOptions:
     """This machine."""
 
-    device: Annotated[Device, option("Where to compute.")] = "auto"
+    device: Annotated[Device, option("Where to compute.", changes_numbers=False)] = "auto"
     precision: Annotated[
-        Literal["auto", "fp32", "bf16"], option("Arithmetic of the networks; bf16 by autocast.")
+        Literal["auto", "fp32", "bf16"],
+        option("Arithmetic of the networks; bf16 by autocast.", changes_numbers=False),
     ] = "auto"
     compile: Annotated[
         Literal["auto", "on", "off", "graphs"],
         BeforeValidator(_yaml_switch),
-        option("torch.compile; auto: where the run is long enough; graphs: with CUDA graphs."),
+        option(
+            "torch.compile; auto: where the run is long enough; graphs: with CUDA graphs.",
+            changes_numbers=False,
+        ),
     ] = "auto"
     devices: Annotated[Int, option("Processes (GPUs) a node.", ge=1)] = 1
     nodes: Annotated[Int, option("Number of nodes.", ge=1)] = 1

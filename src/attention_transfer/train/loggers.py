@@ -10,9 +10,10 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any
 
-from ..config import Recipe, logger_names
+from ..config import Recipe
 from ..errors import UserError
 from ..run_folder import RunFolder, read_json, write_json
+from .options import logger_names
 
 PROJECT = "attention-transfer"
 # Any one of these will do; csv needs none.
@@ -23,7 +24,7 @@ Row = Mapping[str, Any]
 
 def check_loggers(recipe: Recipe) -> None:
     """Raises `UserError` for a logger whose package is missing."""
-    for name in logger_names(recipe.log):
+    for name in logger_names(recipe):
         packages = PACKAGES.get(name, ())
         if packages and not any(find_spec(package) for package in packages):
             raise UserError(
@@ -114,7 +115,7 @@ def logging_to(
     recipe: Recipe, folder: RunFolder, say: Callable[[str], None], here: bool
 ) -> Iterator[Callable[[Sequence[Row]], None]]:
     """What takes the rows of a run so far; where it is not `here` (another process logs), nothing is done with them."""
-    names = logger_names(recipe.log) if here else []
+    names = logger_names(recipe) if here else []
     loggers = Loggers(names, folder, recipe.to_dict(), say)
     status = "failed"
     try:

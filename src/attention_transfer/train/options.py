@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator
 
-from ..errors import UserError
-from ..options import Float, Int, comma_separated, option
+from ..errors import UserError, check_choice
+from ..options import Bool, Float, Int, comma_separated, option
 
 LOGGERS = ("csv", "tensorboard", "wandb")
 
@@ -35,7 +35,7 @@ class TrainingOptions:
             expected="0 to 2^63 - 1",
         ),
     ] = 0
-    freeze_bn: Annotated[bool, option("Batch normalisation keeps its statistics.")] = False
+    freeze_bn: Annotated[Bool, option("Batch normalisation keeps its statistics.")] = False
     ema: Annotated[
         Float | None,
         option(
@@ -54,9 +54,9 @@ class OptimizerOptions:
     optimizer: Annotated[Literal["sgd", "adamw"], option("Optimiser.")] = "sgd"
     lr: Annotated[Float, option("Peak learning rate.", gt=0)] = 0.2
     momentum: Annotated[Float, option("Momentum of SGD, β₁ of AdamW.", ge=0)] = 0.9
-    nesterov: Annotated[bool, option("Nesterov momentum (SGD).")] = True
+    nesterov: Annotated[Bool, option("Nesterov momentum (SGD).")] = True
     weight_decay: Annotated[Float, option("Weight decay.", ge=0)] = 5e-4
-    weight_decay_on_norm: Annotated[bool, option("Decay norms and biases too.")] = True
+    weight_decay_on_norm: Annotated[Bool, option("Decay norms and biases too.")] = True
     lr_reference_batch: Annotated[
         Int | None,
         option(
@@ -118,7 +118,12 @@ class LogOptions:
 
     log: Annotated[
         str | None,
-        option(f"{', '.join(LOGGERS)}, or several: csv,tensorboard.", default_text="none"),
+        option(
+            f"{', '.join(LOGGERS)}, or several: csv,tensorboard.",
+            default_text="none",
+            changes_numbers=False,
+            aliases=("--logger",),  # torchrun takes --log for itself
+        ),
     ] = None
 
 
@@ -138,3 +143,17 @@ def check_training(training: TrainingOptions, optimizer: OptimizerOptions) -> No
             "--warmup-epochs is given, but --schedule one-cycle has a warm-up of its own: "
             "choose another schedule"
         )
+
+
+def logger_names(options: LogOptions) -> list[str]:
+    """The loggers in `csv,tensorboard`, each once.
+
+    Raises:
+        UserError: for an unknown logger.
+    """
+    if options.log is None:
+        return []
+    names = comma_separated(options.log)
+    for name in names:
+        check_choice("logger", name, LOGGERS)
+    return list(dict.fromkeys(names))

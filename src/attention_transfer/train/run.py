@@ -233,7 +233,6 @@ def assemble(recipe: Recipe, streamed: bool | None = None) -> RunComponents:
         example,
         student_transform=student.preprocess,
         teacher_transform=None if teacher is None else teacher.preprocess,
-        second_order=recipe.second_order,
         label_smoothing=recipe.label_smoothing,
     )
     seen = student.preprocess(example)

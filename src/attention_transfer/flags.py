@@ -1,0 +1,96 @@
+"""Flags of the command line from the options that dataclasses declare (`options.py`)."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from collections.abc import Iterable
+from typing import Any
+
+from .errors import UserError, nearest
+from .options import OptionSpec
+
+METAVARS = {int: "N", float: "X", tuple: "X,…", dict: "VALUE"}
+WIDEST_HELP = 110
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose complaints are `UserError`s of one line, with the nearest valid flag."""
+
+    def __init__(self, prog: str, description: str | None):
+        super().__init__(
+            prog=prog, description=description, allow_abbrev=False, formatter_class=_Formatter
+        )
+        self._optionals.title = "other"
+        self._positionals.title = "arguments"
+
+    def error(self, message: str) -> Any:
+        raise UserError(f"{message} (see {self.prog} --help)")
+
+    def read(self, words: list[str]) -> dict[str, Any]:
+        """The arguments by name; flags that are not given are absent."""
+        given, unknown = self.parse_known_intermixed_args(words)
+        if unknown:
+            flags = [flag for action in self._actions for flag in action.option_strings]
+            hint = nearest(unknown[0].partition("=")[0], flags)
+            self.error(f"unexpected argument {unknown[0]!r}{hint}")
+        return vars(given)
+
+
+class _Formatter(argparse.HelpFormatter):
+    def __init__(self, prog: str):
+        width = min(shutil.get_terminal_size().columns, WIDEST_HELP)
+        super().__init__(prog, max_help_position=28, width=width)
+
+
+def add_options(parser: Parser, title: str, specs: Iterable[OptionSpec]) -> None:
+    """A group of flags in the help; positional arguments stand by themselves."""
+    group = parser.add_argument_group(title)
+    for spec in specs:
+        if spec.positional:
+            _add_positional(parser, spec)
+        else:
+            _add_flag(group, spec)
+
+
+def _add_positional(parser: Parser, spec: OptionSpec) -> None:
+    several = spec.kind is tuple
+    nargs = None
+    if several:
+        nargs = "+"
+    elif not spec.required:
+        nargs = "?"
+    settings: dict[str, Any] = {"nargs": nargs, "metavar": spec.key.upper(), "help": spec.help}
+    if not spec.required:
+        settings["default"] = argparse.SUPPRESS
+    parser.add_argument(spec.key, **settings)
+
+
+def _add_flag(group: Any, spec: OptionSpec) -> None:
+    """One flag. Its value stays text, which the dataclass's check reads as it reads YAML."""
+    settings: dict[str, Any] = {"dest": spec.key, "default": argparse.SUPPRESS, "help": spec.help}
+    if spec.required:
+        settings["required"] = True
+    else:
+        settings["help"] += f" [{default_words(spec)}]"
+    settings["help"] = settings["help"].replace("%", "%%")  # argparse formats it
+    if spec.kind is bool:
+        settings["action"] = argparse.BooleanOptionalAction
+    elif spec.choices:
+        settings["metavar"] = "{" + ",".join(spec.choices) + "}"
+    else:
+        settings["metavar"] = METAVARS.get(spec.kind, spec.key.rpartition("_")[2].upper())
+    group.add_argument(*spec.flags, **settings)
+
+
+def default_words(spec: OptionSpec) -> str:
+    """The default of an option as its flag would have it."""
+    if spec.default_text is not None:
+        return spec.default_text
+    if isinstance(spec.default, bool):
+        return "on" if spec.default else "off"
+    if isinstance(spec.default, tuple):
+        return ",".join(f"{number:.4g}" for number in spec.default)
+    if isinstance(spec.default, float):
+        return f"{spec.default:g}"
+    return str(spec.default)
