@@ -19,16 +19,35 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, prog: str, description: str | None):
         super().__init__(
-            prog=prog, description=description, allow_abbrev=False, formatter_class=_Formatter
+            prog=prog,
+            description=description,
+            allow_abbrev=False,
+            add_help=False,  # it comes last
+            formatter_class=_Formatter,
         )
-        self._optionals.title = "other"
         self._positionals.title = "arguments"
 
     def error(self, message: str) -> Any:
         raise UserError(f"{message} (see {self.prog} --help)")
 
+    def _short_usage(self) -> str:
+        """What is required; the groups of the help show the rest."""
+        words = [self.prog]
+        for action in self._actions:
+            name = str(action.metavar)
+            if action.nargs == "+":
+                name += " ..."
+            if not action.option_strings:
+                words.append(name if action.required else f"[{name}]")
+            elif action.required:
+                words.append(f"{action.option_strings[0]} {name}")
+        return " ".join([*words, "[OPTIONS]"])
+
     def read(self, words: list[str]) -> dict[str, Any]:
         """The arguments by name; flags that are not given are absent."""
+        group = self.add_argument_group("help")
+        group.add_argument("-h", "--help", action="help", help="Show this help.")
+        self.usage = self._short_usage()
         given, unknown = self.parse_known_intermixed_args(words)
         if unknown:
             flags = [flag for action in self._actions for flag in action.option_strings]

@@ -199,7 +199,16 @@ def _explain(spec: OptionSpec, values: Mapping[str, Any]) -> str:
         return f"{spec.flags[0]} is required: {spec.help}"
     value = values[spec.key]
     hint = nearest(str(value), spec.choices)
-    return f"{spec.key} is {value!r}: expected {spec.expected}{hint}"
+    return f"{spec.key} is {_shown(value)}: expected {spec.expected}{hint}"
+
+
+def _shown(value: Any) -> str:
+    """A value as a message shows it: a number that came as text is a number."""
+    try:
+        float(value)
+    except (TypeError, ValueError):
+        return repr(value)
+    return str(value)
 
 
 def checked(options: T) -> T:

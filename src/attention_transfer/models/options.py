@@ -19,15 +19,20 @@ class NetworkOptions:
     model: Annotated[str, option(f"{MODEL_NAMES}.", default_text="required")] = ""
     teacher: Annotated[
         str | None,
-        option(f"A run folder (the authors' too), or a model with trained weights: {MODEL_NAMES}."),
+        option(
+            f"A run folder (the authors' too), or a model with trained weights: {MODEL_NAMES}.",
+            default_text="none",
+        ),
     ] = None
     teacher_weights: Annotated[
-        str | None, option("State dict for the teacher (.safetensors, .pt, .pth, .th).")
+        str | None,
+        option("State dict for the teacher (.safetensors, .pt, .pth, .th).", default_text="none"),
     ] = None
     student_weights: Annotated[
         str | None,
         option(
             "State dict or run folder to start the student from; "
-            "a head for other classes starts anew."
+            "a head for other classes starts anew.",
+            default_text="none",
         ),
     ] = None

@@ -32,7 +32,7 @@ class TrainingOptions:
             "Seed of weights, order, crops and the training subset.",
             ge=0,
             lt=1 << 63,
-            expected="0 to 2^63 - 1",
+            expected="a whole number from 0 to 2^63 - 1",
         ),
     ] = 0
     freeze_bn: Annotated[Bool, option("Batch normalisation keeps its statistics.")] = False
