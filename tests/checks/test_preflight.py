@@ -15,7 +15,8 @@ from toys import CLASSES, Net, assert_same, batch, count_hooks, make
 
 import attention_transfer as at
 from attention_transfer.checks.findings import Finding
-from attention_transfer.checks.preflight import at_least, preflight
+from attention_transfer.checks.preflight import preflight
+from attention_transfer.checks.teacher import at_least
 from attention_transfer.methods import METHODS, Method
 from attention_transfer.train.trainer import Interrupted
 
@@ -710,7 +711,7 @@ class TestInARun:
         stop_after(monkeypatch, 5, lambda loop: setattr(loop, "stop_signal", 2))
         heard = []
         monkeypatch.setattr(
-            "attention_transfer.train.progress.Progress.say", lambda self, text: heard.append(text)
+            "attention_transfer.train.progress.ProgressBar.say", lambda self, text: heard.append(text)
         )
         for expected in (1, 1):
             with pytest.raises(Interrupted):

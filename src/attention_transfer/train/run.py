@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from ..apply.evaluate import EVALUATION_BATCH, evaluate
 from ..apply.inference import InferenceModel, as_input, profile
 from ..apply.maps import attention_in_box, save_maps
-from ..checks.preflight import DRY_IMAGES, TEACHER_IMAGES, preflight
+from ..checks.preflight import DRY_IMAGES, preflight
+from ..checks.teacher import TEACHER_IMAGES
 from ..config import Recipe
 from ..data import (
     VAL_RESIZE,

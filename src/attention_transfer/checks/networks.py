@@ -1,0 +1,201 @@
+"""Checks of the networks before any loss: modes, frozen parameters, range, features, pairs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+from torch import Tensor, nn
+
+from ..maps import attention_map
+from ..taps import try_stages
+from ..transfer import Transfer
+from .findings import STAGES_HINT, Finding, NetworkIO, first_names, networks
+
+UNIFORM = 1e-4  # a map is uniform if its values differ by less, relative to the largest
+RANGE_SLACK = 1e-3
+# Layers that act in training mode only, by name: the last three are timm's and torchvision's.
+STOCHASTIC_LAYERS = ("RReLU", "DropPath", "StochasticDepth", "DropBlock2d")
+
+Features = tuple[list[Tensor], list[Tensor]]  # of each pair: the student's, the teacher's
+
+
+def check_modes(transfer: Transfer) -> Iterator[Finding]:
+    student, teacher = transfer.student, transfer.teacher
+    modal = {name: m for name, m in student.named_modules() if _depends_on_mode(m)}
+    in_eval = [name for name, m in modal.items() if not m.training]
+    kinds = ", ".join(dict.fromkeys(type(m).__name__ for m in modal.values()))
+    # Methods on input gradients, and fine-tuning, use batch normalisation in eval mode.
+    intended = student.training or any(m.needs_gradient for m in transfer.methods)
+    if in_eval and len(in_eval) == len(modal) and not intended:
+        text = f"the student is in eval mode, but its {kinds} train otherwise"
+        yield Finding("warning", f"{text}: call transfer.train()")
+    elif in_eval:
+        text = f"{len(in_eval)} of the student's {len(modal)} {kinds} stay in eval mode"
+        yield Finding("note", f"{text} ({first_names(in_eval)})")
+    if teacher is not None and any(m.training for m in teacher.modules()):
+        text = "the teacher is in train mode, which changes what it puts out"
+        yield Finding("warning", f"{text}: call transfer.train()")
+
+
+def _depends_on_mode(module: nn.Module) -> bool:
+    """Whether a layer computes something else in training than in evaluation."""
+    if isinstance(module, nn.modules.batchnorm._NormBase):
+        return module.track_running_stats
+    if isinstance(module, nn.modules.dropout._DropoutNd):
+        return module.p > 0
+    return type(module).__name__ in STOCHASTIC_LAYERS
+
+
+def check_frozen(transfer: Transfer) -> Iterator[Finding]:
+    parameters = dict(transfer.student.named_parameters())
+    frozen = [name for name, p in parameters.items() if not p.requires_grad]
+    if len(frozen) == len(parameters):
+        text = "every parameter of the student is frozen"
+        yield Finding("error", f"{text}: set requires_grad of those to be trained")
+    elif frozen:
+        text = f"{len(frozen)} of the student's {len(parameters)} parameters are frozen"
+        yield Finding("note", f"{text} ({first_names(frozen)}): they stay as they are")
+    if transfer.teacher is None:
+        return
+    if trained := [n for n, p in transfer.teacher.named_parameters() if p.requires_grad]:
+        yield Finding(
+            "warning",
+            f"{len(trained)} parameters of the teacher require a gradient ({first_names(trained)}),"
+            " which costs time and is never used: call transfer.teacher.requires_grad_(False)",
+        )
+
+
+def check_range(x: Tensor, io: NetworkIO) -> Iterator[Finding]:
+    """Images that are not in [0, 1] for networks that normalise them."""
+    if not x.isfinite().all():
+        yield Finding("error", "the batch holds values that are not finite")
+        return
+    sides = [side for side in ("student", "teacher") if side in io.inputs]
+    normalising = [side for side in sides if _is_normalised(x, io.inputs[side])]
+    if not normalising:
+        return
+    low, high = x.min().item(), x.max().item()
+    expected = f"but the {' and '.join(normalising)}'s normalisation takes images in [0, 1]"
+    if low < -RANGE_SLACK or high > 1 + RANGE_SLACK:
+        advice = "divide by 255" if low >= 0 else "do not normalise them before"
+        text = f"the batch goes from {low:.4g} to {high:.4g}"
+        yield Finding("warning", f"{text}, {expected}: {advice}")
+    elif 0 < high < 2 / 255:
+        text = f"the batch goes up to {high:.2g} only"
+        yield Finding("warning", f"{text}, {expected}: were they divided by 255 twice?")
+
+
+def _is_normalised(x: Tensor, inner: Tensor) -> bool:
+    """Whether a network's own preprocessing made `inner` of x by more than resizing."""
+    shift, scale = (inner.mean() - x.mean()).abs(), x.std()
+    return bool(shift > 0.05 * scale) or bool((inner.std() - scale).abs() > 0.5 * scale)
+
+
+def check_layers(transfer: Transfer, features: Features, x: Tensor) -> Iterator[Finding]:
+    """Layers whose features carry no information; each once, even if it is in several pairs."""
+    spatial = any(getattr(m, "options", {}).get("axis") == "space" for m in transfer.methods)
+    images_differ = bool((x != x[:1]).any())
+    for j, (side, _) in enumerate(networks(transfer)):
+        layers = {pair[j]: f for pair, f in zip(transfer.pairs, features[j], strict=True)}
+        for layer, feature in layers.items():
+            problem = _feature_problem(feature, images_differ, spatial)
+            if problem is not None:
+                yield Finding(problem.level, f"the {side}'s layer {layer} {problem.text}")
+
+
+def _feature_problem(feature: Tensor, images_differ: bool, spatial: bool) -> Finding | None:
+    n = len(feature)
+    if not feature.isfinite().all():
+        return Finding("error", "puts out values that are not finite")
+    if not feature.any():
+        text = f"is dead: it puts out zeros for all {n} images; choose another layer"
+        return Finding("error", f"{text} ({STAGES_HINT})")
+    if images_differ and bool((feature == feature[:1]).all()):
+        text = f"puts out the same features for all {n} images, so it says nothing about them"
+        return Finding("warning", text)
+    if not spatial:
+        return None
+    q = attention_map(feature, normalize=False)
+    if q.shape[1] == 1:
+        text = "has one position, so its map is always 1: choose one before the pooling"
+        return Finding("warning", f"{text} ({STAGES_HINT})")
+    high, low = q.amax(1), q.amin(1)
+    if bool((high - low <= UNIFORM * high).all()):
+        text = f"has the same attention at every position of all {n} images: its map says nothing"
+        return Finding("warning", text)
+    return None
+
+
+@dataclass
+class PairEnd:
+    """A pair's layer in one network; `x` is the network's input, `feature` the layer's output."""
+
+    side: str
+    network: nn.Module
+    layer: str
+    x: Tensor
+    feature: Tensor
+
+    @property
+    def octave(self) -> float | None:
+        """log2 of the stride from the network's input; None for tokens."""
+        if self.feature.ndim != 4:
+            return None
+        positions = math.prod(self.feature.shape[-2:])
+        return math.log2(math.prod(self.x.shape[-2:]) / positions) / 2
+
+    @property
+    def depth(self) -> float:
+        """The share of the network's modules that are defined before the layer."""
+        names = [name for name, _ in self.network.named_modules()]
+        return names.index(self.layer) / max(len(names) - 1, 1)
+
+    @cached_property
+    def stage(self) -> tuple[int, int]:
+        """The stage of the nearest stride, counted from 1, and the number of stages."""
+        strides = [stage.stride for stage in try_stages(self.network, self.x[:2])]
+        distances = [abs(math.log2(stride) - (self.octave or 0)) for stride in strides]
+        number = distances.index(min(distances)) + 1 if strides else 0
+        return number, len(strides)
+
+    @property
+    def relative_stage(self) -> float:
+        """The stage's place among the network's stages, from 0 to 1."""
+        number, count = self.stage
+        return (number - 1) / (count - 1) if count > 1 else 0.5
+
+    def describe(self, by_stride: bool) -> str:
+        place = f"{self.depth:.0%} through its network"
+        if by_stride:
+            place = f"stride {2 ** (self.octave or 0):.3g}"
+            if self.stage[1]:
+                place = f"stage {self.stage[0]} of {self.stage[1]}, {place}"
+        return f"the {self.side}'s {self.layer} ({place})"
+
+
+def check_pairs(transfer: Transfer, features: Features, io: NetworkIO) -> Iterator[Finding]:
+    """Pairs whose layers are in different parts of their networks."""
+    for pair, *pair_features in zip(transfer.pairs, *features, strict=True):
+        student, teacher = (
+            PairEnd(side, network, layer, io.inputs[side], feature)
+            for (side, network), layer, feature in zip(
+                networks(transfer), pair, pair_features, strict=True
+            )
+        )
+        strided = student.octave is not None and teacher.octave is not None
+        if _far_apart(student, teacher):
+            ends = f"{student.describe(strided)} with {teacher.describe(strided)}"
+            yield Finding("warning", f"a pair joins {ends}: {STAGES_HINT}")
+
+
+def _far_apart(a: PairEnd, b: PairEnd) -> bool:
+    if a.octave is None or b.octave is None:
+        return abs(a.depth - b.depth) > 0.5
+    distance = abs(a.octave - b.octave)
+    if round(a.octave) == round(b.octave) or distance < 0.5:
+        return False  # "auto" joins these, too
+    # Odd sizes can make a stride of 2 into 2.1, so a distance counts from a factor of 2**1.5 on.
+    return distance > 1.5 or abs(a.relative_stage - b.relative_stage) >= 0.5

@@ -1,0 +1,126 @@
+"""Checks of the loss: is each term finite, is it 0, and does the student get a gradient from it?"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import UserError
+from ..methods import Method
+from ..transfer import Output, Transfer
+from .findings import Finding, NetworkIO, networks
+
+ROUNDING = 1e-12  # a term this small, before its weight, is 0 up to rounding
+PROGRESS = tuple(k / 10 for k in range(11))
+
+
+def check_loss(transfer: Transfer, x: Tensor, y: Tensor, io: NetworkIO) -> list[Finding]:
+    """The loss of the batch, each of its terms, and their gradients."""
+    classes = {}
+    for side, _ in networks(transfer):
+        if (count := io.classes(side)) is not None:
+            classes[side] = count
+    lowest, highest = int(y.min()), int(y.max())
+    if "student" in classes and not 0 <= lowest <= highest < classes["student"]:
+        text = f"the labels go from {lowest} to {highest}, but the student's logits have"
+        count = classes["student"]
+        return [Finding("error", f"{text} {count} classes: expected 0 to {count - 1}")]
+    # Label values do not matter for the checks; clamp them for a teacher with fewer classes.
+    y = y.clamp(max=min(classes.values(), default=1 << 62) - 1)
+    try:
+        with torch.inference_mode(False), torch.enable_grad():
+            return list(_check_terms(transfer, x, y))
+    except UserError as error:
+        text = f"the loss cannot be taken: {_name_layers(str(error), transfer.pairs)}"
+        if len(set(classes.values())) > 1:
+            counts = " and ".join(f"the {s}'s logits have {k}" for s, k in classes.items())
+            text = f"{counts} classes, and a method compares them: {error}"
+        return [Finding("error", text)]
+
+
+def _name_layers(text: str, pairs: Sequence[tuple[str, str]]) -> str:
+    """Adds the names of its layers to each `pair 0` in a message."""
+    for j, (s, t) in enumerate(pairs):
+        text = re.sub(rf"\bpair {j}\b(?! \()", f"pair {j} ({s} ← {t})", text)
+    return text
+
+
+def _check_terms(transfer: Transfer, x: Tensor, y: Tensor) -> Iterator[Finding]:
+    parameters = [p for p in transfer.student.parameters() if p.requires_grad]
+    zero_terms = []
+    for progress, terms in _terms_by_progress(transfer.methods).items():
+        out = transfer(x, y, progress)
+        rounding = {m.part: ROUNDING * float(m.weight(progress)) for m in transfer.methods}
+        for term in terms:
+            value = out.parts[term]
+            if not value.isfinite():
+                yield Finding("error", f"the term {term} is not finite: {value.item()}")
+                continue
+            is_zero = bool(value.abs() <= rounding.get(term, 0.0))
+            if is_zero and term != "ce":  # alpha = 1 leaves the cross-entropy no share
+                zero_terms.append(term)
+            gradients = _gradients(_with_graph(transfer, out, term), parameters)
+            if not all(g.isfinite().all() for g in gradients):
+                yield Finding("error", f"the gradient of the term {term} is not finite")
+            elif parameters and not is_zero and not any(g.any() for g in gradients):
+                text = f"the term {term} does not depend on the student"
+                yield Finding("error", f"{text}: none of its parameters gets a gradient from it")
+    yield from _zero_findings(transfer, zero_terms)
+    for method in transfer.methods:
+        if not any(method.weight(p) > 0 for p in PROGRESS):
+            text = f"the term {method.part} weighs 0 from start to end, so it does nothing"
+            yield Finding("note", text)
+
+
+def _terms_by_progress(methods: Sequence[Method]) -> dict[float, list[str]]:
+    """The terms to check at each progress in [0, 1]: every one where its weight is largest.
+
+    Terms that always weigh 0 are left out.
+    """
+    terms = {PROGRESS[0]: ["ce"]}
+    for method in methods:
+        weights = [float(method.weight(p)) for p in PROGRESS]
+        if max(weights) > 0:
+            largest = PROGRESS[weights.index(max(weights))]
+            terms.setdefault(largest, []).append(method.part)
+    return terms
+
+
+def _with_graph(transfer: Transfer, out: Output, term: str) -> Tensor:
+    """A term, or the sum of those on input gradients if one of them holds the graph for all."""
+    together = [m.part for m in transfer.methods if m.needs_gradient]
+    if out.parts[term].requires_grad or term not in together:
+        return out.parts[term]
+    return torch.stack([out.parts[name] for name in together]).sum()
+
+
+def _gradients(term: Tensor, parameters: Sequence[nn.Parameter]) -> list[Tensor]:
+    """Those of the parameters that the term depends on."""
+    if not term.requires_grad or not parameters:
+        return []
+    gradients = torch.autograd.grad(term, parameters, retain_graph=True, allow_unused=True)
+    return [g for g in gradients if g is not None]
+
+
+def _zero_findings(transfer: Transfer, terms: Sequence[str]) -> Iterator[Finding]:
+    if not _same_weights(transfer):
+        for term in terms:
+            yield Finding("warning", f"the term {term} is 0, so it teaches nothing")
+        return
+    text = "student and teacher are the same network with the same weights"
+    if terms:
+        text += f", so {' and '.join(terms)} {'are' if len(terms) > 1 else 'is'} 0"
+    yield Finding("warning", f"{text}: is it the right teacher?")
+
+
+def _same_weights(transfer: Transfer) -> bool:
+    if transfer.teacher is None:
+        return False
+    student = dict(transfer.student.named_parameters())
+    teacher = dict(transfer.teacher.named_parameters())
+    if not student or student.keys() != teacher.keys():
+        return False
+    return all(torch.equal(p, teacher[name]) for name, p in student.items())
