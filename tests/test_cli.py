@@ -228,7 +228,7 @@ def test_a_teacher_with_other_classes(mistake, teacher_run, tmp_path):
     mistake(f"{DISTILL} --out x {words}", "10 classes", "3")
     shutil.rmtree(data)
     write_folder(data, classes=10)
-    mistake(f"{DISTILL} --out x {words}", "knows the classes 0, 1", "class00")
+    mistake(f"{DISTILL} --out x {words}", "has the classes 0, 1", "class00")
 
 
 def test_a_teacher_that_is_not_finished(mistake, teacher_run, tmp_path):

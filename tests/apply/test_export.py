@@ -178,7 +178,7 @@ class TestAuthors:
         network = load_network(str(out), CLASSES, (0, 0, 0), (1, 1, 1))
         assert network.classes == CLASSES
         with pytest.raises(
-            at.UserError, match="knows the classes cat, dog, emu, the data has cat, dog, fox"
+            at.UserError, match="has the classes cat, dog, emu, the data has cat, dog, fox"
         ):
             load_network(str(out), ["cat", "dog", "fox"], (0, 0, 0), (1, 1, 1))
 

@@ -283,7 +283,7 @@ class TestDamage:
         )
         broken(
             write_run(tmp_path / "c", student, wrn_params(10, 1, 7)),
-            "student knows 10 classes, its teacher 7",
+            "student has 10 classes, its teacher 7",
         )
 
 
@@ -309,7 +309,7 @@ class TestTeacher:
 
     def test_other_classes(self, tmp_path):
         folder = write_run(tmp_path / "r", wrn_params(10, 1))
-        with pytest.raises(at.UserError, match="knows 10 classes, the data has 9"):
+        with pytest.raises(at.UserError, match="has 10 classes, the data has 9"):
             load_network(str(folder), CLASSES[:9], *IMAGES)
         with pytest.raises(at.UserError, match="leave --teacher-weights out"):
             load_network(str(folder), CLASSES, *IMAGES, "w.pt")

@@ -142,10 +142,10 @@ class TestCheck:
     @pytest.mark.parametrize(
         ("factory", "words"),
         [
-            ("pair", r"the student x puts out a tuple: expected logits \(N, 5\), a tensor alone"),
-            ("mapping", "puts out a dict: expected logits"),
-            ("grid", r"puts out \(2, 3, 8, 8\): expected logits \(N, 5\), a column a class"),
-            ("ten", "puts out logits of 10 classes, the data has 5"),
+            ("pair", r"the student x returns a tuple: expected logits \(N, 5\), a tensor alone"),
+            ("mapping", "returns a dict: expected logits"),
+            ("grid", r"returns \(2, 3, 8, 8\): expected logits \(N, 5\), a column a class"),
+            ("ten", "returns logits of 10 classes, the data has 5"),
             (
                 "late",
                 r"fails on images of 8×8 \(mine.py, line 30\): AttributeError: 'Tensor' object has no attribute",
@@ -214,7 +214,7 @@ class TestPretrained:
     ):
         monkeypatch.setattr(timm, "create_model", lambda *a, **k: pytest.fail("fetched"))
         with pytest.raises(
-            UserError, match="knows 1000 classes, the data has 2: fine-tune it first"
+            UserError, match="has 1000 classes, the data has 2: fine-tune it first"
         ):
             load_network("timm/resnet18:pretrained", ["a", "b"], (0.5,) * 3, (0.2,) * 3)
 

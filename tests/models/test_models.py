@@ -373,17 +373,17 @@ class TestTeacher:
             load_network("timm/resnet18", CLASSES, MEAN, STD)
 
     def test_other_classes(self, run):
-        with pytest.raises(ValueError, match="knows 3 classes, the data has 2"):
+        with pytest.raises(ValueError, match="has 3 classes, the data has 2"):
             load_network(str(run.path), CLASSES[:2], MEAN, STD)
         with pytest.raises(
-            ValueError, match="knows the classes cat, dog, emu, the data has cat, dog, fox"
+            ValueError, match="has the classes cat, dog, emu, the data has cat, dog, fox"
         ):
             load_network(str(run.path), ["cat", "dog", "fox"], MEAN, STD)
 
     def test_weights_of_other_classes(self, run):
         with pytest.raises(
             ValueError,
-            match=r"know 3 classes, the data has 4: fine-tune them first .*--student-weights",
+            match=r"have 3 classes, the data has 4: fine-tune them first .*--student-weights",
         ):
             load_network("wrn-10-1", [*CLASSES, "fox"], MEAN, STD, str(run.student_file))
 

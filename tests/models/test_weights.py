@@ -14,7 +14,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from attention_transfer.errors import UserError
 from attention_transfer.models import create_model, head_parameters, load_weights
-from attention_transfer.models.weights import ENTRIES, load_body, read_state_dict
+from attention_transfer.models.weights import ENTRIES, load_backbone, read_state_dict
 
 
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
@@ -80,7 +80,7 @@ class TestOtherClasses:
         save_file(create_model("wrn-10-1", 7).state_dict(), tmp_path / "w.safetensors")
         with pytest.raises(
             UserError,
-            match=r"fc.bias \(7,\) for \(3,\)\); its head knows 7 classes, the network's 3",
+            match=r"fc.bias \(7,\) for \(3,\)\); its head has 7 classes, the network's 3",
         ):
             load_weights(create_model("wrn-10-1", 3), tmp_path / "w.safetensors")
 
@@ -89,10 +89,10 @@ class TestOtherClasses:
         """NIN's classifier is a convolution with batch normalisation behind it: all of it goes by the classes."""
         source, model = create_model(name, 7), create_model(name, 3)
         before = {k: v.clone() for k, v in model.state_dict().items()}
-        line = load_body(model, source.state_dict(), "w.pt")
+        line = load_backbone(model, source.state_dict(), "w.pt")
         assert line is not None
         assert line.startswith(
-            "w.pt: its head knows 7 classes, the data has 3, so "
+            "w.pt: its head has 7 classes, the data has 3, so "
         ) and line.endswith("start anew")
         for key, value in model.state_dict().items():
             other = source.state_dict()[key]
@@ -103,13 +103,13 @@ class TestOtherClasses:
     def test_as_many_but_others(self):
         source, model = create_model("wrn-10-1", 3), create_model("wrn-10-1", 3)
         before = {k: v.clone() for k, v in model.state_dict().items()}
-        assert load_body(model, source.state_dict(), "run") is None
+        assert load_backbone(model, source.state_dict(), "run") is None
         assert same(model.state_dict(), source.state_dict())
         model.load_state_dict(before)
-        line = load_body(model, source.state_dict(), "run", new_head=True)
+        line = load_backbone(model, source.state_dict(), "run", new_head=True)
         assert (
             line
-            == "run: its head knows other classes than the data's, so fc.weight, fc.bias start anew"
+            == "run: its head has other classes than the data, so fc.weight, fc.bias start anew"
         )
         kept = [
             k
@@ -122,12 +122,12 @@ class TestOtherClasses:
         with pytest.raises(
             UserError, match=r"w.pt does not fit WideResNet: .*of another shape"
         ) as error:
-            load_body(create_model("wrn-10-1", 3), create_model("wrn-10-2", 7).state_dict(), "w.pt")
+            load_backbone(create_model("wrn-10-1", 3), create_model("wrn-10-2", 7).state_dict(), "w.pt")
         assert "head knows" not in str(error.value)
         state = create_model("wrn-10-1", 7).state_dict()
         del state["conv0.weight"]
         with pytest.raises(UserError, match=r"1 missing \(conv0.weight\)"):
-            load_body(create_model("wrn-10-1", 3), state, "w.pt")
+            load_backbone(create_model("wrn-10-1", 3), state, "w.pt")
 
 
 class TestHead:

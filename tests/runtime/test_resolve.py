@@ -110,7 +110,7 @@ def test_a_network_that_puts_out_no_logits(tmp_path):
         "from torch import nn\ndef make():\n    return nn.Conv2d(3, 4, 3)\n"
     )
     with pytest.raises(
-        UserError, match=r"puts out \(2, 4, 30, 30\): expected logits \(N, 10\), a column a class"
+        UserError, match=r"returns \(2, 4, 30, 30\): expected logits \(N, 10\), a column a class"
     ):
         assemble(small(model=f"{tmp_path / 'net.py'}:make"))
 

@@ -33,7 +33,7 @@ def evaluate_run(run: Path, spec: str | None, limit: int | None, device: str) ->
     """
     network, model = load_inference(run, device)
     data = _open_val(network, run, spec, limit, device)
-    if not network.knows(data.classes):
+    if not network.matches_classes(data.classes):
         raise UserError(
             f"{run} knows the classes {', '.join(network.classes[:4])}, …; the data has "
             f"{', '.join(data.classes[:4])}, …: expected the same"

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError, check_choice
 from ..models import Network, load_trained, save_student
-from ..models.authors import LOG_FILE, MARK, MODEL_FILE, OURS, is_authors_run
+from ..models.authors_files import EXTRA_KEY, LOG_FILE, LOG_PREFIX, MODEL_FILE, is_authors_run
 from ..models.network import metadata
 from ..models.wrn import WideResNet
 from ..run_folder import RunFolder, replacing
@@ -135,7 +135,7 @@ def _save_authors(network: Network, run: Path, out: Path) -> None:
     folder = RunFolder(run)
     config, rows = folder.config(), folder.metrics() or [{}]
     params = _authors_params(network.module)
-    options = _authors_options(network.module, config) | {OURS: _about(network)}
+    options = _authors_options(network.module, config) | {EXTRA_KEY: _about(network)}
     lines = [json.dumps(options | _authors_epoch(row)) for row in rows]
     learned = [v for k, v in params.items() if "running_" not in k]
     optimizer = torch.optim.SGD(
@@ -152,7 +152,7 @@ def _save_authors(network: Network, run: Path, out: Path) -> None:
     with replacing(out / MODEL_FILE) as partial:
         torch.save(model, partial)
     with replacing(out / LOG_FILE) as partial:
-        partial.write_text("".join(f"{MARK} {line}\n" for line in lines))
+        partial.write_text("".join(f"{LOG_PREFIX} {line}\n" for line in lines))
 
 
 def _authors_params(module: nn.Module) -> dict[str, Tensor]:

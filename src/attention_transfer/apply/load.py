@@ -8,7 +8,7 @@ import torch
 
 from ..errors import UserError
 from ..models import Network, Preprocess, create_model, load_network, load_trained
-from ..models.authors import is_authors_run
+from ..models.authors_files import is_authors_run
 from ..options import checked
 from ..run_folder import RunFolder
 from ..runtime.options import RuntimeOptions

@@ -12,15 +12,15 @@ if TYPE_CHECKING:
     from .create import create_model as create_model
     from .network import Network as Network
     from .network import Preprocess as Preprocess
-    from .network import check_network as check_network
     from .network import fixed_size as fixed_size
-    from .network import load_network as load_network
     from .network import load_student as load_student
     from .network import load_trained as load_trained
     from .network import run_fingerprint as run_fingerprint
-    from .network import run_once as run_once
     from .network import save_student as save_student
-    from .network import start_network as start_network
+    from .start import check_network as check_network
+    from .start import load_network as load_network
+    from .start import run_once as run_once
+    from .start import start_network as start_network
     from .weights import head_parameters as head_parameters
     from .weights import load_weights as load_weights
 
@@ -30,18 +30,10 @@ __getattr__, __dir__, __all__ = attach(
         "authors": ["AuthorsRun", "load_authors_run"],
         "create": ["create_model"],
         "network": [
-            "Network",
-            "Preprocess",
-            "check_network",
-            "fixed_size",
-            "load_network",
-            "load_student",
-            "load_trained",
-            "run_fingerprint",
-            "run_once",
-            "save_student",
-            "start_network",
+            *["Network", "Preprocess", "fixed_size", "save_student"],
+            *["load_student", "load_trained", "run_fingerprint"],
         ],
+        "start": ["check_network", "load_network", "run_once", "start_network"],
         "weights": ["head_parameters", "load_weights"],
     },
 )

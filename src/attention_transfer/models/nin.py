@@ -1,15 +1,16 @@
 """Network in network for 32×32 images, without fully connected layers (Lin et al., 2014).
 
-Three blocks of a k×k convolution (5, 5, 3) and two 1×1, each but the last followed by ReLU; 3×3 stride-2 maximum
-pooling after the first block, average pooling after the second, the global average after the third. `wide` is
-192/160/96, 192/192/192, 192/192/classes; `thin` is 0.45 of it. Attention is read at the end of each block, before its
-pooling: the children `block0`, `block1`, `block2`.
+Three blocks of a k×k convolution (5, 5, 3) and two of 1×1, with a ReLU after each but the last; 3×3
+maximum pooling of stride 2 after the first block, average pooling after the second, the global
+average after the third. Attention is read at the end of each block, before its pooling: the
+children `block0`, `block1`, `block2`.
 """
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 
+# Channels of each convolution; the last one has the classes. `thin` is 0.45 of `wide`.
 WIDTHS = {
     "thin": ((86, 72, 43), (86, 86, 86), (86, 86)),
     "wide": ((192, 160, 96), (192, 192, 192), (192, 192)),
@@ -22,7 +23,8 @@ class NetworkInNetwork(nn.Module):
     Args:
         width: `thin` or `wide`.
         num_classes: the channels of the last convolution.
-        normalised: whether each convolution is followed by batch normalisation (the paper's Table 1; Table 3 has none).
+        normalised: whether batch normalisation follows each convolution, as in the paper's Table 1;
+            the networks of Table 3 have none.
     """
 
     def __init__(self, width: str, num_classes: int, normalised: bool = True):

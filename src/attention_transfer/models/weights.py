@@ -1,68 +1,56 @@
-"""State dicts from files, never by executing a pickle."""
+"""State dicts from files, and into networks."""
 
 from __future__ import annotations
 
-import argparse
-import pathlib
-import pickle
-import re
-import warnings
-from collections.abc import Container, Mapping
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from ..errors import UserError, nearest
+from .authors_files import read_params
+from .safe_load import safe_load
 
-SUFFIXES = (".safetensors", ".pt", ".pth", ".th", ".bin", ".ckpt", ".tar")
-# Where training scripts keep the weights; an average of them is taken where nothing else is there.
+SUFFIXES = (".safetensors", ".pt", ".pth", ".th", ".bin", ".ckpt", ".tar", ".pt7")
+# Where training scripts keep the weights. Their average comes last: the weights themselves win.
 ENTRIES = (
-    "state_dict",
-    "model",
-    "model_state_dict",
-    "net",
-    "network",
-    "weights",
-    "state_dict_ema",
-    "model_ema",
+    *("state_dict", "model", "model_state_dict", "net", "network", "weights"),
+    *("state_dict_ema", "model_ema"),
 )
-# What timm's and torchvision's scripts save beside them: values that loading does not execute.
-PLAIN: list[Any] = [argparse.Namespace, pathlib.PosixPath, pathlib.PurePosixPath]
+State = Mapping[str, Tensor]
 
 
 def read_state_dict(file: str | Path, names: Container[str] = ()) -> dict[str, Tensor]:
-    """Tensors by name. Seen through are an entry like `state_dict` or `model`, a `module.` or `_orig_mod.` prefix that
-    `names` lacks, and any other that all share where `names` has none of them (`backbone.`, Lightning's `model.`).
+    """The tensors of a weights file, or of the authors' `model.pt7`, by the names of a network.
+
+    Entries such as `state_dict` or `model` are opened, and prefixes of wrappers removed.
+
+    Args:
+        file: `.safetensors`, `.pt`, `.pth`, `.th` and the like.
+        names: the names in the network's own `state_dict`.
 
     Raises:
-        UserError: for a file that is not there, of another kind, damaged, or that would execute code to load.
+        UserError: for a missing or damaged file, another format, and one that would execute code.
     """
     file = Path(file)
     _check_file(file)
-    found = _read(file)
-    for key in ENTRIES:
-        if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
-            found = found[key]
-    if isinstance(found, Mapping) and "n_averaged" in found and "n_averaged" not in names:
-        found = {
-            k: v for k, v in found.items() if k != "n_averaged"
-        }  # torch.optim.swa_utils counts there
-    if (
-        not isinstance(found, Mapping)
-        or not found
-        or not all(isinstance(v, Tensor) for v in found.values())
-    ):
-        has = (
-            f"; it has {', '.join(map(str, list(found)[:5]))}"
-            if isinstance(found, Mapping) and found
-            else ""
-        )
+    if file.suffix == ".pt7":
+        return read_params(file)[0]
+    state = safe_load(file, "model.state_dict() alone, or as safetensors")
+    for entry in ENTRIES:
+        if isinstance(state, Mapping) and isinstance(state.get(entry), Mapping):
+            state = state[entry]
+    state = dict(state) if isinstance(state, Mapping) else {}
+    if "n_averaged" not in names:
+        state.pop("n_averaged", None)  # the counter of torch.optim.swa_utils.AveragedModel
+    if not state or not all(isinstance(value, Tensor) for value in state.values()):
+        content = f"; it has {', '.join(map(str, list(state)[:5]))}" if state else ""
         raise UserError(
-            f"{file} holds no state dict: expected tensors by name, or an entry of them ({', '.join(ENTRIES)}){has}"
+            f"{file} holds no state dict: expected tensors by name, or an entry of them "
+            f"({', '.join(ENTRIES)}){content}"
         )
-    return _bare({str(k): v for k, v in found.items()}, names)
+    return strip_prefixes({str(name): value for name, value in state.items()}, names)
 
 
 def _check_file(file: Path) -> None:
@@ -71,68 +59,31 @@ def _check_file(file: Path) -> None:
             f"{file} is a folder: expected a file of weights (a run's folder is a teacher itself)"
         )
     if not file.is_file():
-        beside = (
-            [f.name for f in file.parent.iterdir() if f.suffix in SUFFIXES]
-            if file.parent.is_dir()
-            else []
-        )
-        raise UserError(f"no weights file {file}{nearest(file.name, beside)}")
+        neighbours = [f.name for f in file.parent.glob("*") if f.suffix in SUFFIXES]
+        raise UserError(f"no weights file {file}{nearest(file.name, neighbours)}")
     if file.suffix not in SUFFIXES:
         raise UserError(f"{file}: expected a weights file that ends in {', '.join(SUFFIXES)}")
     if not file.stat().st_size:
         raise UserError(f"{file} is damaged: it is empty; copy it again")
 
 
-def _read(file: Path) -> Any:
-    try:
-        if file.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(file)
-        with torch.serialization.safe_globals(PLAIN), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of the pickle's protocol
-            return torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if not _starts_a_pickle(file):
-            raise UserError(f"{file} {_NO_WEIGHTS}") from error
-        found = re.findall(r"(?:GLOBAL |global )['\"`]?([\w.]+)", str(error))
-        what = f" ({', '.join(dict.fromkeys(found))})" if found else ""
-        raise UserError(
-            f"{file} holds more than tensors{what}, and pickles are not executed here: if you trust it, load it "
-            "yourself and save model.state_dict() alone, or as safetensors"
-        ) from error
-    except Exception as error:
-        if file.suffix != ".safetensors" and not _starts_a_pickle(file):
-            raise UserError(f"{file} {_NO_WEIGHTS}") from error
-        why = " ".join(str(error).split()[:20]) or type(error).__name__
-        raise UserError(
-            f"{file} is damaged, cut off perhaps ({why}): copy or download it again"
-        ) from error
+def strip_prefixes(state: State, names: Container[str]) -> dict[str, Tensor]:
+    """The state without the prefixes that wrappers put before a network's `names`."""
+    unwrapped = {_without_wrapper(name, names): value for name, value in state.items()}
+    # A prefix that all names share, such as Lightning's `model.` or `backbone.`, goes as well, if
+    # the names behind it are the network's.
+    inner = unwrapped
+    while not any(name in names for name in inner):
+        prefixes = {name.partition(".")[0] for name in inner}
+        if len(prefixes) > 1 or not all("." in name for name in inner):
+            return unwrapped
+        inner = {name.partition(".")[2]: value for name, value in inner.items()}
+    return inner
 
 
-_NO_WEIGHTS = "cannot be read as weights: expected what torch.save writes, or safetensors"
-
-
-def _starts_a_pickle(file: Path) -> bool:
-    """Whether a file begins as torch.save's do: a zip archive, or a pickle."""
-    with open(file, "rb") as stream:
-        return stream.read(2) in (b"PK", *(bytes([0x80, protocol]) for protocol in range(2, 6)))
-
-
-def _bare(state: dict[str, Tensor], known: Container[str]) -> dict[str, Tensor]:
-    """The state by the names that are known, without the prefixes of wrappers."""
-    state = {_unwrapped(name, known): value for name, value in state.items()}
-    inner = state
-    while inner and not any(name in known for name in inner):
-        shared = len({name.partition(".")[0] for name in inner}) == 1 and all(
-            "." in name for name in inner
-        )
-        inner = {name.partition(".")[2]: value for name, value in inner.items()} if shared else {}
-    return inner or state
-
-
-def _unwrapped(name: str, known: Container[str]) -> str:
-    while name not in known and name.startswith(("module.", "_orig_mod.")):
+def _without_wrapper(name: str, names: Container[str]) -> str:
+    """`module._orig_mod.fc.weight` -> `fc.weight`, unless the network has a child of that name."""
+    while name not in names and name.startswith(("module.", "_orig_mod.")):
         name = name.partition(".")[2]
     return name
 
@@ -141,112 +92,125 @@ def load_weights(model: nn.Module, file: str | Path) -> None:
     """Loads every weight of `model` from a file of tensors, or from the authors' `model.pt7`.
 
     Raises:
-        UserError: where keys are missing, unexpected or of another shape; all are counted, the first ones named.
+        UserError: for missing and unexpected keys and for other shapes; the message counts them all
+            and names the first ones.
     """
-    load_state(model, file_state(model, file), str(file))
+    load_state(model, read_state_dict(file, model.state_dict()), str(file))
 
 
-def file_state(model: nn.Module, file: str | Path) -> dict[str, Tensor]:
-    """The tensors of a weights file, or of the authors' `model.pt7`, by the names that `model` has for them."""
-    if Path(file).suffix == ".pt7":
-        from .authors import authors_state
-
-        return authors_state(file)
-    return read_state_dict(file, model.state_dict())
-
-
-def load_state(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
-    """Loads `state` into `model`; `source` is what a mismatch is said of, as by `load_weights`."""
-    own = model.state_dict()
-    # A count that nothing is computed from; PyTorch 0.3 and the authors' files do not have it.
-    missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
-    unexpected = [k for k in state if k not in own]
-    wrong = [
-        f"{k} {tuple(state[k].shape)} for {tuple(own[k].shape)}"
-        for k in own
-        if k in state and state[k].shape != own[k].shape
-    ]
-    faults = [
-        f"{len(names)} {what} ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"
-        for what, names in (
-            ("missing", missing),
-            ("unexpected", unexpected),
-            ("of another shape", wrong),
-        )
-        if names
-    ]
+def load_state(model: nn.Module, state: State, source: str) -> None:
+    """As `load_weights`, from tensors by name; `source` is their name in an error."""
+    expected = model.state_dict()
+    missing, misshapen = [], []
+    for name, value in expected.items():
+        if name in state and state[name].shape != value.shape:
+            misshapen.append(f"{name} {tuple(state[name].shape)} for {tuple(value.shape)}")
+        # PyTorch 0.3 and the authors' files lack this counter, which no output depends on.
+        elif name not in state and not name.endswith("num_batches_tracked"):
+            missing.append(name)
+    unexpected = [name for name in state if name not in expected]
+    faults = []
+    for names, fault in (
+        (missing, "missing"),
+        (unexpected, "unexpected"),
+        (misshapen, "of another shape"),
+    ):
+        if names:
+            faults.append(f"{len(names)} {fault} ({_first_three(names)})")
     if faults:
-        why = ""
-        if not missing and not unexpected and (head := other_head(own, state)) is not None:
-            why = f"; its head knows {head[1]} classes, the network's {head[2]}"
-        elif not any(k in own for k in state):
-            why = "; no name is the network's own: they are another network's weights"
-        raise UserError(f"{source} does not fit {type(model).__name__}: {'; '.join(faults)}{why}")
-    model.load_state_dict({k: state.get(k, v) for k, v in own.items()})
+        mismatch = head_mismatch(expected, state)
+        reason = ""
+        if mismatch and not missing and not unexpected:
+            reason = (
+                f"; its head has {mismatch.classes} classes, the network's "
+                f"{mismatch.expected_classes}"
+            )
+        elif not expected.keys() & state.keys():
+            reason = "; no name is the network's own: they are another network's weights"
+        raise UserError(
+            f"{source} does not fit {type(model).__name__}: {'; '.join(faults)}{reason}"
+        )
+    model.load_state_dict({name: state.get(name, value) for name, value in expected.items()})
 
 
-def load_body(
-    model: nn.Module, state: Mapping[str, Tensor], source: str, new_head: bool = False
+def load_backbone(
+    model: nn.Module, state: State, source: str, new_head: bool = False
 ) -> str | None:
-    """Loads `state` into `model` but for a head of another number of classes, which stays as it is; a line on that.
+    """Loads `state` into `model`, but not into a head of another number of classes.
 
     Args:
-        new_head: that the classes are others though they may be as many: the head stays as it is in any case.
+        model: the network; its head keeps its present weights.
+        state: tensors by name.
+        source: the name of the tensors in an error.
+        new_head: keep the head in any case, since the classes are others.
+
+    Returns:
+        A sentence on the head, or None if it was loaded.
 
     Raises:
-        UserError: as `load_weights`, for what does not fit elsewhere.
+        UserError: as `load_weights`, for everything but the head.
     """
     own = model.state_dict()
-    head = other_head(own, state)
-    if head is not None:
-        names, why = head[0], f"its head knows {head[1]} classes, the data has {head[2]}"
+    mismatch = head_mismatch(own, state)
+    if mismatch is not None:
+        head = mismatch.names
+        reason = f"has {mismatch.classes} classes, the data has {mismatch.expected_classes}"
     elif new_head:
-        found = head_parameters(model, None)
-        prefixes = {n.rpartition(".")[0] + "." for n in found}
-        names, why = (
-            [k for k in own if k.startswith(tuple(prefixes))],
-            "its head knows other classes than the data's",
-        )
+        layers = {name.rpartition(".")[0] + "." for name in head_parameters(model, None)}
+        head = [name for name in own if name.startswith(tuple(layers))]
+        reason = "has other classes than the data"
     else:
         load_state(model, state, source)
         return None
-    load_state(model, {**state, **{k: own[k] for k in names}}, source)
-    return f"{source}: {why}, so {', '.join(names[:3])}{', …' if len(names) > 3 else ''} start anew"
+    load_state(model, {**state, **{name: own[name] for name in head}}, source)
+    return f"{source}: its head {reason}, so {_first_three(head)} start anew"
 
 
-def other_head(
-    own: Mapping[str, Tensor], state: Mapping[str, Tensor]
-) -> tuple[list[str], int, int] | None:
-    """(names, classes in `state`, classes in `own`) where shapes differ in the number of classes and nowhere else."""
-    names = [k for k in own if k in state and own[k].shape != state[k].shape]
-    if any(own[k].ndim == 0 or own[k].shape[1:] != state[k].shape[1:] for k in names):
+class HeadMismatch(NamedTuple):
+    names: list[str]
+    classes: int
+    expected_classes: int
+
+
+def head_mismatch(expected: State, state: State) -> HeadMismatch | None:
+    """The tensors that differ in their first axis, the classes; None if any differs elsewhere."""
+    names = [k for k in expected if k in state and expected[k].shape != state[k].shape]
+    counts = set()
+    for name in names:
+        ours, theirs = expected[name], state[name]
+        if not ours.ndim or not theirs.ndim or ours.shape[1:] != theirs.shape[1:]:
+            return None
+        counts.add((len(theirs), len(ours)))
+    if len(counts) != 1:
         return None
-    counts = {(len(state[k]), len(own[k])) for k in names if state[k].ndim}
-    return (names, *counts.pop()) if len(counts) == 1 else None
+    return HeadMismatch(names, *counts.pop())
 
 
 def head_parameters(model: nn.Module, classes: int | None) -> list[str]:
-    """The names of the classifier's parameters: what timm says, or else the last layer that puts out the classes.
+    """The names of the classifier's parameters.
 
-    What is registered behind that layer (its normalisation, say) belongs to it. `classes` None: the last matrix.
+    timm names its layer; in other networks it is the last one with `classes` outputs (None: the
+    last matrix), together with what is registered behind it, such as its normalisation.
 
     Raises:
-        UserError: where no layer puts out so many classes.
+        UserError: if no layer has that many outputs.
     """
-    names = [n for n, _ in model.named_parameters()]
+    names = [name for name, _ in model.named_parameters()]
     config = getattr(model, "pretrained_cfg", None)
-    said = (
-        config.get("classifier")
-        if isinstance(config, Mapping)
-        else getattr(config, "classifier", None)
-    )
-    if said:
-        said = (said,) if isinstance(said, str) else tuple(said)
-        if found := [n for n in names if n.startswith(tuple(f"{s}." for s in said))]:
-            return found
-    for i, (_, parameter) in reversed(list(enumerate(model.named_parameters()))):
+    layers = config.get("classifier") if isinstance(config, Mapping) else None
+    if layers:
+        layers = (layers,) if isinstance(layers, str) else layers
+        prefixes = tuple(f"{layer}." for layer in layers)
+        head = [name for name in names if name.startswith(prefixes)]
+        if head:
+            return head
+    for name, parameter in reversed(list(model.named_parameters())):
         if parameter.ndim > 1 and classes in (None, len(parameter)):
-            return names[i:]
+            return names[names.index(name) :]
     raise UserError(
         f"{type(model).__name__} has no layer of {classes} outputs, which would be its head"
     )
+
+
+def _first_three(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")

@@ -1,8 +1,8 @@
-"""Wide residual networks for 32×32 images, WRN-d-k, as the authors of attention transfer trained them.
+"""Wide residual networks for 32×32 images, WRN-d-k (Zagoruyko & Komodakis, BMVC 2016).
 
-Pre-activation blocks; a 3×3 stem of 16; groups of width 16k, 32k, 64k with n = (d − 4)/6 blocks each; a 1×1 shortcut
-fed by the activated input wherever the width changes; BN-ReLU-global average-linear at the end. Attention is read at
-the output of each group: the children `group0`, `group1`, `group2`. (Zagoruyko & Komodakis, BMVC 2016.)
+Pre-activation blocks; a 3×3 stem of 16; groups of width 16k, 32k, 64k with (d − 4)/6 blocks each; a
+1×1 shortcut of the activated input wherever the width changes; BN-ReLU-global average-linear at the
+end. Attention is read at the output of each group: the children `group0`, `group1`, `group2`.
 """
 
 from __future__ import annotations
@@ -22,15 +22,16 @@ class Block(nn.Module):
         self.conv0 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(outputs)
         self.conv1 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
-        self.convdim = (
-            nn.Conv2d(inputs, outputs, 1, stride, bias=False) if inputs != outputs else None
-        )
+        self.convdim = None
+        if inputs != outputs:
+            self.convdim = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        o = F.relu(self.bn0(x))
-        z = self.conv0(o)
-        z = self.conv1(F.relu(self.bn1(z)))
-        return z + (x if self.convdim is None else self.convdim(o))
+        active = F.relu(self.bn0(x))
+        y = self.conv1(F.relu(self.bn1(self.conv0(active))))
+        # The identity shortcut takes the block's input, the convolution the activated one.
+        shortcut = x if self.convdim is None else self.convdim(active)
+        return y + shortcut
 
 
 class WideResNet(nn.Module):
@@ -43,19 +44,18 @@ class WideResNet(nn.Module):
     def __init__(self, depth: int, width: int, num_classes: int):
         super().__init__()
         check_depth(depth, width)
-        widths = [16, 16 * width, 32 * width, 64 * width]
         self.conv0 = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
+        inputs = 16
         for g in range(3):
             group = nn.Sequential()
+            outputs = 2**g * 16 * width
             for b in range((depth - 4) // 6):
                 stride = 2 if g > 0 and b == 0 else 1
-                group.add_module(
-                    f"block{b}",
-                    Block(widths[g] if b == 0 else widths[g + 1], widths[g + 1], stride),
-                )
+                group.add_module(f"block{b}", Block(inputs, outputs, stride))
+                inputs = outputs
             self.add_module(f"group{g}", group)
-        self.bn = nn.BatchNorm2d(widths[3])
-        self.fc = nn.Linear(widths[3], num_classes)
+        self.bn = nn.BatchNorm2d(inputs)
+        self.fc = nn.Linear(inputs, num_classes)
         self.apply(_initialise)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -68,7 +68,8 @@ def check_depth(depth: int, width: int) -> None:
     if depth < 10 or (depth - 4) % 6:
         n = max(1, round((depth - 4) / 6))
         raise UserError(
-            f"wrn-{depth}-{width}: the depth is {depth}, expected 6n + 4; the nearest is wrn-{6 * n + 4}-{width}"
+            f"wrn-{depth}-{width}: the depth is {depth}, expected 6n + 4; "
+            f"the nearest is wrn-{6 * n + 4}-{width}"
         )
     if width < 1:
         raise UserError(f"wrn-{depth}-{width}: the width is {width}, expected at least 1")

@@ -1,0 +1,62 @@
+"""Reads files of tensors without executing a pickle."""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+import pickle
+import re
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import UserError
+
+# The scripts of timm and torchvision save options of these harmless types beside the weights.
+OPTION_TYPES: list[Any] = [argparse.Namespace, pathlib.PosixPath, pathlib.PurePosixPath]
+
+
+def safe_load(file: Path, to_save: str) -> Any:
+    """The content of a file of `torch.save` or safetensors, on the CPU.
+
+    Args:
+        file: a path; the suffix `.safetensors` selects that format.
+        to_save: what the user should save instead of a file with more than tensors, for the error.
+
+    Raises:
+        UserError: for a damaged file, another format, and a file that would execute code.
+    """
+    try:
+        if file.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(file)
+        with torch.serialization.safe_globals(OPTION_TYPES), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns of pickle protocols other than 2
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:
+        if file.suffix != ".safetensors" and not _is_torch_file(file):
+            raise UserError(
+                f"{file} cannot be read as weights: expected what torch.save writes, or safetensors"
+            ) from error
+        if isinstance(error, pickle.UnpicklingError):
+            types = re.findall(r"(?:GLOBAL |global )['\"`]?([\w.]+)", str(error))
+            content = f" ({', '.join(dict.fromkeys(types))})" if types else ", or is damaged"
+            raise UserError(
+                f"{file} holds more than tensors{content}, and pickles are not executed here: "
+                f"if you trust it, load it yourself and save {to_save}"
+            ) from error
+        # The messages of torch are long or empty: `101`, or a paragraph about versions.
+        reason = " ".join(str(error).split()[:20]) or type(error).__name__
+        raise UserError(
+            f"{file} is damaged, cut off perhaps ({reason}): copy or download it again"
+        ) from error
+
+
+def _is_torch_file(file: Path) -> bool:
+    """Whether a file begins with a zip archive or a pickle, as those of `torch.save` do."""
+    pickles = [bytes([0x80, protocol]) for protocol in range(2, 6)]
+    with open(file, "rb") as stream:
+        return stream.read(2) in (b"PK", *pickles)

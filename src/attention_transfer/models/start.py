@@ -1,0 +1,226 @@
+"""The networks that a run starts with: a trained teacher, a student to train, and their check."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import UserError
+from ..run_folder import RunFolder
+from .create import create_model, pretrained_classes
+from .network import Network, Preprocess, file_fingerprint, fixed_size, load_trained
+from .user_file import user_code_location
+from .weights import head_mismatch, load_backbone, load_state, read_state_dict
+
+LIBRARIES = ("timm/", "torchvision/")
+
+
+def load_network(
+    spec: str,
+    classes: Sequence[str],
+    mean: Sequence[float],
+    std: Sequence[float],
+    weights: str | None = None,
+) -> Network:
+    """A network with trained weights: a teacher.
+
+    Args:
+        spec: a run folder, ours or the authors' (the student of their distillation), or a model's
+            name with `:pretrained` or `weights`.
+        classes: the class names of the data.
+        mean: the data's, for a network without a normalisation of its own.
+        std: likewise.
+        weights: a file of weights.
+
+    Raises:
+        UserError: for a network without trained weights, or with other classes than the data.
+    """
+    if _is_folder(spec):
+        return _load_teacher_run(spec, classes, weights)
+    if "/" in spec and not spec.startswith(LIBRARIES) and ".py:" not in spec:
+        raise UserError(
+            f"no teacher at {spec}: expected a run folder, or a model with trained weights"
+        )
+    pretrained = spec.endswith(":pretrained")
+    if weights is None and pretrained:
+        # Checked first, to save the download of weights that do not fit.
+        known = pretrained_classes(spec)
+        if known not in (None, len(classes)):
+            raise UserError(
+                f"the teacher {spec} has {known} classes, the data has {len(classes)}: "
+                f"fine-tune it first (attention-transfer train --model {spec}) "
+                "and give that run's folder"
+            )
+    module = create_model(spec, len(classes))
+    fingerprint = None
+    if weights is not None:
+        _load_teacher_weights(module, spec, weights, len(classes))
+        fingerprint = file_fingerprint(Path(weights))
+    elif not pretrained:
+        alternative = f", {spec}:pretrained" if spec.startswith(LIBRARIES) else ""
+        raise UserError(
+            f"the teacher {spec} has no trained weights: give a run folder{alternative}, "
+            "or --teacher-weights FILE"
+        )
+    preprocess = _pretrained_preprocess(module, mean, std)
+    return Network(module.eval(), spec, tuple(classes), preprocess, fingerprint)
+
+
+def _is_folder(spec: str) -> bool:
+    return Path(spec).is_dir() or RunFolder(spec).exists
+
+
+def _load_teacher_run(folder: str, classes: Sequence[str], weights: str | None) -> Network:
+    if weights is not None:
+        raise UserError(
+            f"the teacher {folder} is a run with weights of its own: leave --teacher-weights out"
+        )
+    network = load_trained(folder)
+    if len(network.classes) != len(classes):
+        raise UserError(
+            f"the teacher {folder} has {len(network.classes)} classes, the data has "
+            f"{len(classes)}: expected the same classes"
+        )
+    if not network.matches_classes(classes):
+        raise UserError(
+            f"the teacher {folder} has the classes {_first_four(network.classes)}, "
+            f"the data has {_first_four(classes)}"
+        )
+    return replace(network, classes=tuple(classes))
+
+
+def _load_teacher_weights(module: nn.Module, spec: str, weights: str, classes: int) -> None:
+    expected = module.state_dict()
+    state = read_state_dict(weights, expected)
+    mismatch = head_mismatch(expected, state) if state.keys() == expected.keys() else None
+    if mismatch is not None and mismatch.expected_classes == classes:
+        raise UserError(
+            f"the teacher's weights {weights} have {mismatch.classes} classes, the data has "
+            f"{classes}: fine-tune them first (attention-transfer train --model {spec} "
+            f"--student-weights {weights}) and give that run's folder"
+        )
+    load_state(module, state, weights)
+
+
+def start_network(
+    spec: str,
+    classes: Sequence[str],
+    mean: Sequence[float],
+    std: Sequence[float],
+    weights: str | None = None,
+) -> tuple[Network, list[str]]:
+    """A network to train, a student, and sentences on the weights that it starts from.
+
+    Args:
+        spec: a model's name; with `:pretrained`, only a head of other classes starts anew.
+        classes: the class names of the data.
+        mean: the data's; trained weights keep the normalisation that they were trained with.
+        std: likewise.
+        weights: a file, or a run of ours or the authors'. A head of other classes starts anew.
+
+    Raises:
+        UserError: for weights that do not fit, and for `weights` of a pretrained model.
+    """
+    module = create_model(spec, len(classes))
+    preprocess = Preprocess(mean, std, fixed_size(module))
+    data_mean = preprocess.mean
+    pretrained = spec.endswith(":pretrained")
+    notes: list[str | None] = []
+    if weights is None:
+        if pretrained:
+            preprocess = _pretrained_preprocess(module, mean, std)
+            known = pretrained_classes(spec)
+            if known not in (None, len(classes)):
+                notes.append(
+                    f"{spec}: its head has {known} classes, the data has {len(classes)}, "
+                    "so the head starts anew"
+                )
+    elif pretrained:
+        raise UserError(
+            f"{spec} starts from its own weights: leave :pretrained or --student-weights out"
+        )
+    elif _is_folder(weights):
+        run = load_trained(weights)
+        source = f"{weights} ({run.name})"
+        new_head = not run.matches_classes(classes)
+        note = load_backbone(module, run.module.state_dict(), source, new_head)
+        notes += [f"the student starts from {source}", note]
+        mean, std = (v.flatten().tolist() for v in (run.preprocess.mean, run.preprocess.std))
+        preprocess = Preprocess(mean, std, fixed_size(module))
+    else:
+        note = load_backbone(module, read_state_dict(weights, module.state_dict()), weights)
+        notes += [f"the student starts from {weights}", note]
+        preprocess = _pretrained_preprocess(module, mean, std)
+    if not torch.equal(preprocess.mean, data_mean):
+        values = ", ".join(f"{value:.3g}" for value in preprocess.mean.flatten().tolist())
+        notes.append(
+            f"the student sees images normalised as its weights were trained (mean {values}), "
+            "not by the data's own normalisation"
+        )
+    network = Network(module, spec, tuple(classes), preprocess)
+    return network, [note for note in notes if note is not None]
+
+
+def _pretrained_preprocess(
+    module: nn.Module, mean: Sequence[float], std: Sequence[float]
+) -> Preprocess:
+    """The normalisation of a library's pretrained weights, or else the data's."""
+    config = getattr(module, "pretrained_cfg", None)
+    if isinstance(config, dict) and "mean" in config and "std" in config:
+        mean, std = config["mean"], config["std"]
+    return Preprocess(mean, std, fixed_size(module))
+
+
+def check_network(network: Network, images: Tensor, name: str) -> None:
+    """Runs a network once, in eval mode, on a few images (N, 3, H, W) in [0, 1].
+
+    Args:
+        network: the network.
+        images: the images.
+        name: of the network, for errors.
+
+    Raises:
+        UserError: if it fails on them, or returns anything but logits (N, classes).
+    """
+    outputs = run_once(network, images, name)
+    classes = len(network.classes)
+    if not isinstance(outputs, Tensor):
+        raise UserError(
+            f"{name} returns a {type(outputs).__name__}: expected logits (N, {classes}), "
+            "a tensor alone"
+        )
+    if outputs.ndim == 2 and outputs.shape[1] == classes:
+        return
+    fault = f"{tuple(outputs.shape)}"
+    if outputs.ndim == 2:
+        fault = f"logits of {outputs.shape[1]} classes, the data has {classes}"
+    raise UserError(f"{name} returns {fault}: expected logits (N, {classes}), a column a class")
+
+
+def run_once(network: Network, images: Tensor, name: str) -> Any:
+    """The output of a network for these images, in eval mode; `name` is its name in an error.
+
+    Raises:
+        UserError: if it fails on them, with its own error: the images are too small, for example.
+    """
+    x = network.preprocess(images)
+    try:
+        with torch.no_grad():
+            return network.module.eval()(x)
+    except Exception as error:
+        height, width = x.shape[-2:]
+        reason = " ".join(str(error).split()[:30])
+        raise UserError(
+            f"{name} fails on images of {height}×{width}{user_code_location(error)}: "
+            f"{type(error).__name__}: {reason} (if it is made for another size, give that as "
+            "--image-size)"
+        ) from error
+
+
+def _first_four(names: Sequence[str]) -> str:
+    return ", ".join(names[:4]) + (", …" if len(names) > 4 else "")

@@ -1,0 +1,165 @@
+"""Networks from a user's own Python file, and clear errors for what fails in it."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import hashlib
+import importlib.util
+import inspect
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from torch import nn
+
+from ..errors import UserError, nearest
+
+MODULE_PREFIX = "attention_transfer_user_"  # of the names in sys.modules
+PACKAGE = Path(__file__).resolve().parent
+T = TypeVar("T")
+
+
+def create_from_file(file: Path, factory: str, num_classes: int) -> nn.Module:
+    """The module that the function `factory` of a file returns.
+
+    Raises:
+        UserError: for a missing file or function, one that cannot be called with `num_classes` or
+            nothing, an error in the user's code, a result that is no module.
+    """
+    if not file.is_file():
+        hint = nearest(file.name, [neighbour.name for neighbour in file.parent.glob("*.py")])
+        raise UserError(
+            f"no model file {file}: expected a Python file with the function {factory}{hint}"
+        )
+    # The file can import its neighbours, as a script can.
+    folder = str(file.parent.resolve())
+    sys.path.insert(0, folder)
+    try:
+        make = _find_factory(_import_file(file), file, factory)
+        options = {}
+        if _takes_num_classes(make, f"{file}:{factory}"):
+            options["num_classes"] = num_classes
+        model = _run_user_code(file, lambda: make(**options))
+    finally:
+        with contextlib.suppress(ValueError):  # the file may have changed the path itself
+            sys.path.remove(folder)
+    if isinstance(model, nn.Module):
+        return model
+    hint = ": does it lack its return?" if model is None else ""
+    raise UserError(
+        f"{file}:{factory} returned a {type(model).__name__}: expected a torch.nn.Module{hint}"
+    )
+
+
+def public_functions(file: Path) -> list[str]:
+    """The functions and classes of a Python file, without running it."""
+    try:
+        body = ast.parse(file.read_bytes()).body
+    except (OSError, SyntaxError, ValueError):
+        return []
+    names = [node.name for node in body if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
+    return [name for name in names if not name.startswith("_")]
+
+
+def _import_file(file: Path) -> Any:
+    # Two files may have one name. Dataclasses and pickles look their module up in sys.modules.
+    digest = hashlib.sha256(str(file.resolve()).encode()).hexdigest()[:8]
+    name = f"{MODULE_PREFIX}{file.stem}_{digest}"
+    spec = importlib.util.spec_from_file_location(name, file)
+    assert spec is not None
+    assert spec.loader is not None
+    loader, module = spec.loader, importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        _run_user_code(file, lambda: loader.exec_module(module))
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def _find_factory(module: Any, file: Path, factory: str) -> Callable[..., Any]:
+    make = getattr(module, factory, None)
+    if callable(make):
+        return make
+    names = public_functions(file)
+    hint = nearest(factory, names)
+    if make is not None:
+        kind = type(make).__name__
+        raise UserError(f"{file}:{factory} is of type {kind}: expected a function{hint}")
+    if names and not hint:
+        hint = f" (it has {', '.join(names[:5])})"
+    raise UserError(f"{file} has no function {factory!r}{hint}")
+
+
+def _takes_num_classes(make: Callable[..., Any], name: str) -> bool:
+    """Whether a factory takes `num_classes`.
+
+    Raises:
+        UserError: if it requires any other argument.
+    """
+    try:
+        parameters = inspect.signature(make).parameters.values()
+    except ValueError:  # functions that are not written in Python have no signature
+        return True
+    takes, required = False, []
+    for parameter in parameters:
+        if parameter.kind is parameter.VAR_KEYWORD:
+            takes = True
+        elif parameter.name == "num_classes":
+            takes = parameter.kind is not parameter.POSITIONAL_ONLY
+        elif (
+            parameter.default is parameter.empty and parameter.kind is not parameter.VAR_POSITIONAL
+        ):
+            required.append(parameter.name)
+    if not required:
+        return takes
+    fault = f"takes {', '.join(required)} and no num_classes"
+    if takes:
+        fault = f"needs {', '.join(required)} too"
+    raise UserError(
+        f"{name} {fault}: expected a function that can be called with num_classes=N alone, "
+        "or with nothing"
+    )
+
+
+def _run_user_code(file: Path, run: Callable[[], T]) -> T:
+    """Runs a user's code; its own error and the line of it become a `UserError`."""
+    try:
+        return run()
+    except (Exception, SystemExit) as error:
+        source, line = _location(error, file.resolve().parent) or (file.resolve(), None)
+        message = str(error)
+        if isinstance(error, SyntaxError) and error.filename is not None:
+            source, line, message = Path(error.filename).resolve(), error.lineno, error.msg
+        # The path as the user typed it; a neighbour's is the same folder's.
+        shown = str(file if source == file.resolve() else file.parent / source.name)
+        if line is not None:
+            shown += f", line {line}"
+        message = " ".join(message.split())[:300]
+        reason = f"{type(error).__name__}: {message}".removesuffix(": ")
+        raise UserError(f"{shown}: {reason}") from error
+
+
+def user_code_location(error: BaseException) -> str:
+    """` (FILE, line N)` of an error in a user's model file; empty for any other error."""
+    for name, module in list(sys.modules.items()):
+        if name.startswith(MODULE_PREFIX) and module.__file__:
+            location = _location(error, Path(module.__file__).resolve().parent)
+            if location is not None:
+                return f" ({location[0].name}, line {location[1]})"
+    return ""
+
+
+def _location(error: BaseException, folder: Path) -> tuple[Path, int | None] | None:
+    """File and line of the innermost frame in the files of `folder`."""
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        file = Path(frame.filename).resolve()
+        # A user's folder may hold this package, or an environment with installed ones.
+        installed = file.parent == PACKAGE or "site-packages" in file.parts
+        if file.is_relative_to(folder) and not installed:
+            return file, frame.lineno
+    return None
