@@ -32,7 +32,7 @@ COMMANDS = (
 
 @pytest.fixture
 def mistake(command: Command, tmp_path):
-    """Runs a wrong command line: status 2, one line on stderr with these words in it, no file touched."""
+    """Runs a wrong command line: status 2, one line on stderr with these words, no file touched."""
 
     def check(line: str, *words: str) -> None:
         (tmp_path / "mine.txt").write_text("mine")
@@ -311,7 +311,8 @@ def test_evaluate_on_other_data(command, mistake, teacher_run, tmp_path):
 
 
 def test_seeds(command, tmp_path):
-    line = f"train --model {write_factory(tmp_path)} {FLAGS} --max-steps 2 --seed 3 --seeds 2 --out run"
+    model = write_factory(tmp_path)
+    line = f"train --model {model} {FLAGS} --max-steps 2 --seed 3 --seeds 2 --out run"
     assert command(line).status == 0
     assert {f.name for f in (tmp_path / "run").iterdir()} == {"seed-3", "seed-4", "report.html"}
     for seed in (3, 4):
@@ -334,7 +335,8 @@ def test_flags_override_the_file_and_the_file_the_recipe(command, tmp_path):
         "weight-decay: 1e-3\nepochs: 7\nlimit_train: 64\nflip: false\ncompile: off\n"
     )
     model = write_factory(tmp_path)
-    line = f"train --model {model} --recipe cifar10-paper --config mine.yaml --data digits --epochs 1 --limit-val 10"
+    line = f"train --model {model} --recipe cifar10-paper --config mine.yaml"
+    line += " --data digits --epochs 1 --limit-val 10"
     said = command(f"{line} --device cpu --out run")
     assert (said.status, said.err) == (0, "")
     found = configured(tmp_path)
@@ -456,10 +458,8 @@ def test_an_unforeseen_error_is_one_line_too(command, monkeypatch):
     monkeypatch.setattr("attention_transfer.train.run.open_data", broken)
     said = command(f"{TRAIN} --out x")
     assert said.status == 1
-    assert (
-        said.err
-        == "attention-transfer: ZeroDivisionError: by zero (ATTENTION_TRANSFER_TRACEBACK=1 shows where)\n"
-    )
+    hint = "(ATTENTION_TRANSFER_TRACEBACK=1 shows where)"
+    assert said.err == f"attention-transfer: ZeroDivisionError: by zero {hint}\n"
     monkeypatch.setenv("ATTENTION_TRANSFER_TRACEBACK", "1")
     with pytest.raises(ZeroDivisionError):
         command(f"{TRAIN} --out x")
@@ -477,7 +477,6 @@ def test_weights_to_start_from(command, teacher_run, tmp_path):
     learnt = [name for name in before if before[name].is_floating_point() and "running" not in name]
     for name in learnt:
         torch.testing.assert_close(after[name], before[name], rtol=1e-4, atol=1e-6)
-    said = command(
-        f"{DISTILL} --method kd --teacher wrn-10-1 --teacher-weights {weights} --max-steps 1 --out kd"
-    )
+    teacher = f"--teacher wrn-10-1 --teacher-weights {weights}"
+    said = command(f"{DISTILL} --method kd {teacher} --max-steps 1 --out kd")
     assert (said.status, said.err) == (0, "")

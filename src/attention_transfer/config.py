@@ -1,7 +1,7 @@
 """The recipe: every option of a run in one flat object, from YAML files and the command line.
 
-Options are declared beside their owners (`*/options.py`); this file only joins them. The keys are the
-same everywhere: `--batch-size` on the command line, `batch_size` in YAML and in Python.
+Each room declares its options (`*/options.py`); this file joins them. A key is the same everywhere:
+`--batch-size` on the command line, `batch_size` in YAML and in Python.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Recipe(
 ):
     """The options of `train` and `distill`.
 
-    A recipe is an instance of every group of options, so each part of a run is handed the group that it owns.
+    A recipe is an instance of every group, so a part of a run is handed the group that it owns.
     """
 
     command: Annotated[
@@ -141,11 +141,13 @@ KEYS = tuple(Recipe().to_dict())
 
 
 def make_recipe(*layers: Mapping[str, Any]) -> Recipe:
-    """A checked recipe from layers of options; a later layer wins. `batch-size` and `batch_size` are the same key.
+    """A checked recipe from layers of options; a later layer wins.
+
+    `batch-size` and `batch_size` are the same key.
 
     Raises:
-        UserError: for an unknown key or a wrong value (the message names the nearest valid one), and for options
-            that do not go together.
+        UserError: for an unknown key or a wrong value (the message names the nearest valid one),
+            and for options that do not go together.
     """
     values: dict[str, Any] = {}
     for layer in layers:

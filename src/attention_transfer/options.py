@@ -1,11 +1,11 @@
-"""Options: a dataclass field carries its type, range, default and help, and everything else follows.
+"""Options: a dataclass field carries type, range, default and help; everything else follows.
 
     @dataclass(frozen=True)
     class MapOptions:
         p: Annotated[float, option("Exponent of the attention map.", ge=1)] = 2.0
 
-The flag `--p`, its help, the check of a YAML value and of a Python argument all read this one line. The
-classes are plain dataclasses, which a compiler traces; pydantic checks the values, from outside.
+The flag `--p`, its help, the check of a YAML value and of a Python argument all read this line.
+The classes are plain dataclasses, which torch.compile traces; pydantic checks them from outside.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def option(
         expected: the valid values in words; without it they follow from type and bounds.
         default_text: what holds where the option is not given, if the default value does not say so.
         allow_inf: whether a number may be infinite.
-        changes_numbers: whether another value makes it another run, which cannot continue this one.
+        changes_numbers: whether a run with another value is another run, not this one continued.
         aliases: other spellings of the flag.
         positional: whether the command line takes it without a flag.
         bounds: `ge`, `gt`, `le`, `lt`.

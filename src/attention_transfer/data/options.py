@@ -107,7 +107,7 @@ def data_defaults(spec: str) -> dict[str, Any]:
 
 
 def check_augment(options: AugmentOptions, stream: str) -> None:
-    """Raises `UserError` for crops that cannot be and for options of the other kind of augmentation."""
+    """Raises `UserError` for impossible crops and for options of the other augmentation."""
     specs = option_specs(AugmentOptions)
     for key, highest in (("crop_scale", 1.0), ("crop_ratio", math.inf)):
         value = getattr(options, key)
@@ -117,7 +117,8 @@ def check_augment(options: AugmentOptions, stream: str) -> None:
     for key in unused[options.augment]:
         if getattr(options, key) != specs[key].default:
             raise UserError(
-                f"{specs[key].flags[0]} is given, but --augment {options.augment} has none: leave it out"
+                f"{specs[key].flags[0]} is given, but --augment {options.augment} has none: "
+                "leave it out"
             )
     if options.augment == "imagenet" and stream == "off":
         raise UserError(

@@ -1,4 +1,4 @@
-"""The options of training: length, optimiser, schedule, regularisation, loggers; imports no torch."""
+"""The options of training: length, optimiser, schedule, labels, loggers; imports no torch."""
 
 from __future__ import annotations
 

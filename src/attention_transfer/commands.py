@@ -1,0 +1,361 @@
+"""The commands: a dataclass of options and a function each. Its docstring is the help.
+
+Heavy packages are imported inside the functions, so that --help is quick.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+from .bench import NAMES as BENCHES
+from .bench import BenchOptions, run_bench
+from .config import layered_recipe, named_recipe, read_recipe
+from .data.options import DATA_NAMES, AugmentOptions, DataOptions
+from .errors import UserError
+from .map_options import Exponent, Kind
+from .methods.options import MethodOptions
+from .models.options import MODEL_NAMES, NetworkOptions
+from .options import Int, OptionSpec, from_mapping, option, option_specs, own_options
+from .runtime.options import Device, RuntimeOptions
+from .train.options import LabelOptions, LogOptions, OptimizerOptions, TrainingOptions
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    return Console()
+
+
+# train, distill
+
+
+@dataclass(frozen=True)
+class LaunchOptions:
+    """Where the runs go, and how many there are."""
+
+    out: Annotated[Path, option("Run folder to write, or to continue.")]
+    recipe: Annotated[
+        str | None,
+        option("A recipe of the package: cifar10-short, imagenet, …", default_text="none"),
+    ] = None
+    config: Annotated[
+        Path | None,
+        option("A recipe file (YAML, the same keys); flags override it.", default_text="none"),
+    ] = None
+    seeds: Annotated[Int, option("Number of seeds, each in a folder seed-S of --out.", ge=1)] = 1
+    jobs: Annotated[
+        Int,
+        option(
+            "Seeds that run at the same time, each with its share of the cores.",
+            ge=1,
+            aliases=("--at-once",),
+        ),
+    ] = 1
+
+
+def train(arguments: dict[str, Any]) -> None:
+    """Train one network alone: a teacher, or a baseline."""
+    _launch("train", arguments)
+
+
+def distill(arguments: dict[str, Any]) -> None:
+    """Train a student under a teacher's guidance; --method none is the student alone."""
+    _launch("distill", arguments)
+
+
+def _launch(command: str, arguments: dict[str, Any]) -> None:
+    """Defaults < the data's own defaults < --recipe < --config < flags."""
+    keys = option_specs(LaunchOptions).keys() & arguments.keys()
+    launch = from_mapping(LaunchOptions, {key: arguments.pop(key) for key in keys})
+    layers = []
+    if launch.recipe is not None:
+        layers.append(named_recipe(launch.recipe))
+    if launch.config is not None:
+        layers.append(read_recipe(launch.config))
+    recipe = layered_recipe(*layers, arguments, {"command": command})
+    # A recipe may hold them for those who choose its schedule; a flag has no other meaning.
+    for flag, key in (("--milestones", "milestones"), ("--lr-decay", "lr_decay")):
+        if key in arguments and recipe.schedule != "step":
+            raise UserError(
+                f"{flag} is given, but --schedule {recipe.schedule} has none: add --schedule step"
+            )
+    from .launch import run_seeds
+
+    run_seeds(recipe, launch.out, launch.seeds, _console(), launch.jobs)
+
+
+def _train_groups() -> dict[str, list[OptionSpec]]:
+    network = option_specs(NetworkOptions)
+    return {
+        "what to train": [
+            network["model"],
+            network["student_weights"],
+            *option_specs(LaunchOptions).values(),
+        ],
+        "data": [*option_specs(DataOptions).values()],
+        "optimiser and schedule": [
+            *option_specs(TrainingOptions).values(),
+            *option_specs(OptimizerOptions).values(),
+        ],
+        "augmentation": [
+            *option_specs(AugmentOptions).values(),
+            *option_specs(LabelOptions).values(),
+        ],
+        "this machine": [*option_specs(RuntimeOptions).values()],
+        "logging": [*option_specs(LogOptions).values()],
+    }
+
+
+def _distill_groups() -> dict[str, list[OptionSpec]]:
+    network = option_specs(NetworkOptions)
+    methods = option_specs(MethodOptions)
+    # Method, β, decay and pairs come first: they are what one sets first.
+    first = {spec.key: spec for spec in own_options(MethodOptions)}
+    groups = _train_groups()
+    return {
+        "what to train": [
+            replace(network["model"], flags=("--student", "--model")),
+            network["teacher"],
+            network["teacher_weights"],
+            *groups["what to train"][1:],
+        ],
+        "method": [*(first | methods).values()],
+    } | {title: specs for title, specs in groups.items() if title != "what to train"}
+
+
+# evaluate, predict, export, compare, maps, stages
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """What to evaluate, and on which images."""
+
+    run: Annotated[Path, option("A run folder, the authors' too.", positional=True)]
+    data: Annotated[
+        str | None,
+        option(f"Other data: {DATA_NAMES}.", default_text="the run's validation images"),
+    ] = None
+    limit_val: Annotated[
+        Int | None,
+        option("Number of images, balanced over the classes.", ge=1, default_text="as in the run"),
+    ] = None
+    device: Annotated[Device, option("Where to compute.")] = "auto"
+    json: Annotated[Path | None, option("Write the numbers to this file.", default_text="no")] = (
+        None
+    )
+
+
+def evaluate(arguments: dict[str, Any]) -> None:
+    """Error and loss of a run's network."""
+    options = from_mapping(EvaluateOptions, arguments)
+    from .apply.evaluate import evaluate_run
+
+    numbers = evaluate_run(options.run, options.data, options.limit_val, options.device)
+    top5 = ""
+    if "top5" in numbers:
+        top5 = f", top-5 error {100 * (1 - numbers['top5']):.2f} %"
+    print(
+        f"{options.run}: error {100 * (1 - numbers['accuracy']):.2f} %{top5}, "
+        f"loss {numbers['loss']:.4f} on {numbers['images']} images"
+    )
+    _write_json(options.json, numbers)
+
+
+@dataclass(frozen=True)
+class PredictOptions:
+    """What to classify."""
+
+    run: Annotated[Path, option("A run folder, the authors' too.", positional=True)]
+    files: Annotated[tuple[Path, ...], option("Images, or folders of them.", positional=True)]
+    top: Annotated[Int, option("Number of classes an image.", ge=1)] = 5
+    device: Annotated[Device, option("Where to compute.")] = "auto"
+    json: Annotated[
+        Path | None, option("Write the probabilities to this file.", default_text="no")
+    ] = None
+
+
+def predict(arguments: dict[str, Any]) -> None:
+    """Classes and probabilities of image files, or of folders of them."""
+    options = from_mapping(PredictOptions, arguments)
+    from .apply.predict import predict_files
+
+    images = predict_files(options.run, options.files, options.top, options.device)
+    for image in images:
+        ranked = []
+        for guess in image["predictions"]:
+            ranked.append(f"{guess['class']} {100 * guess['probability']:.1f} %")
+        print(f"{image['file']}: {', '.join(ranked)}")
+    _write_json(options.json, {"run": str(options.run), "images": images})
+
+
+def _write_json(file: Path | None, value: Any) -> None:
+    if file is not None:
+        from .run_folder import write_json
+
+        write_json(file, value)
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """What to export, and how."""
+
+    run: Annotated[Path, option("A run folder, the authors' too.", positional=True)]
+    format: Annotated[str, option("safetensors, onnx, pt2 or authors (a folder).")]
+    out: Annotated[Path, option("The file, or folder, to write.")]
+
+
+def export(arguments: dict[str, Any]) -> None:
+    """Write a run's network for other programs."""
+    options = from_mapping(ExportOptions, arguments)
+    from .apply.export import export_run
+
+    export_run(options.run, options.format, options.out)
+    print(f"{options.run} as {options.format}: {options.out}")
+
+
+@dataclass(frozen=True)
+class CompareOptions:
+    """Which runs to compare."""
+
+    runs: Annotated[tuple[Path, ...], option("Run folders, or folders of them.", positional=True)]
+    out: Annotated[
+        Path | None, option("Write the report here (one HTML file).", default_text="none")
+    ] = None
+    title: Annotated[str | None, option("Headline of the report.", default_text="by itself")] = None
+
+
+def compare(arguments: dict[str, Any]) -> None:
+    """Table and report across runs; the seeds of one setting make one row."""
+    options = from_mapping(CompareOptions, arguments)
+    from .report import group_runs, print_table, read_run, write_report
+    from .run_folder import find_runs
+
+    runs = [read_run(folder) for folder in find_runs(list(options.runs))]
+    console = _console()
+    print_table(group_runs(runs), console)
+    if options.out is not None:
+        write_report(runs, options.out, options.title)
+        console.print(f"report: {options.out}", markup=False, highlight=False, soft_wrap=True)
+
+
+@dataclass(frozen=True)
+class MapsOptions:
+    """What to draw."""
+
+    networks: Annotated[
+        tuple[str, ...], option(f"Run folders, or models: {MODEL_NAMES}.", positional=True)
+    ]
+    images: Annotated[str, option(f"An image, a folder of images, or data: {DATA_NAMES}.")]
+    out: Annotated[Path, option("The PNG file to write.")]
+    limit: Annotated[Int, option("Number of images at most.")] = 8
+    kind: Kind = "sum"
+    p: Exponent = 2.0
+
+
+def maps(arguments: dict[str, Any]) -> None:
+    """Draw the attention maps of runs or models side by side."""
+    options = from_mapping(MapsOptions, arguments)
+    from .apply.maps import map_columns
+    from .report import MapColumn, save_maps_figure
+
+    pictures, columns = map_columns(
+        list(options.networks), options.images, options.limit, options.kind, options.p
+    )
+    save_maps_figure([MapColumn(*column) for column in columns], pictures, options.out)
+    print(f"{len(pictures)} images × {len(columns)} networks: {options.out}")
+
+
+@dataclass(frozen=True)
+class StagesOptions:
+    """Which networks to look at."""
+
+    model: Annotated[str, option(f"A run folder, or a model: {MODEL_NAMES}.", positional=True)]
+    teacher: Annotated[str | None, option("Its teacher.", positional=True)] = None
+    image_size: Annotated[
+        Int | None,
+        option(
+            "Height and width of the example.",
+            ge=1,
+            default_text="32 for wrn and nin, a run's own, else 224",
+        ),
+    ] = None
+
+
+def stages(arguments: dict[str, Any]) -> None:
+    """The layers of a network, and the pairs that "auto" picks for a student and a teacher."""
+    options = from_mapping(StagesOptions, arguments)
+    from .apply.stages import print_stages
+
+    print_stages(options.model, options.teacher, options.image_size, _console())
+
+
+# demo, bench
+
+
+@dataclass(frozen=True)
+class DemoOptions:
+    """The demo."""
+
+    out: Annotated[Path, option("Folder to write.")] = Path("runs/demo")
+    seeds: Annotated[Int, option("Seeds of each student.", ge=1)] = 3
+
+
+def demo(arguments: dict[str, Any]) -> None:
+    """The whole story on the built-in data: about 6 minutes on a 2-core CPU."""
+    options = from_mapping(DemoOptions, arguments)
+    from .demo import run_demo
+
+    run_demo(options.out, options.seeds, _console())
+
+
+@dataclass(frozen=True)
+class BenchCommandOptions:
+    """Which bench."""
+
+    name: Annotated[str, option(f"{', '.join(BENCHES)}.", positional=True)]
+    json: Annotated[Path | None, option("Write the table to this file.", default_text="no")] = None
+
+
+def bench(arguments: dict[str, Any]) -> None:
+    """Measure speed, as ratios to the authors' step within one run."""
+    name, json = arguments.pop("name"), arguments.pop("json", None)
+    options = from_mapping(BenchCommandOptions, {"name": name, "json": json})
+    run_bench(options.name, arguments, _console(), options.json)
+
+
+def _bench_groups() -> dict[str, list[OptionSpec]]:
+    specs = [*option_specs(BenchCommandOptions).values(), *option_specs(BenchOptions).values()]
+    return {"options": specs}
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command: `run` gets the arguments that were given; its docstring is the help."""
+
+    run: Callable[[dict[str, Any]], None]
+    options: type | None = None
+    grouped_options: Callable[[], dict[str, list[OptionSpec]]] | None = None
+
+    def groups(self) -> dict[str, list[OptionSpec]]:
+        """The options by the titles of their groups in the help."""
+        if self.grouped_options is not None:
+            return self.grouped_options()
+        assert self.options is not None, "a command has options"
+        return {"options": list(option_specs(self.options).values())}
+
+
+COMMANDS = {
+    "demo": Command(demo, DemoOptions),
+    "train": Command(train, grouped_options=_train_groups),
+    "distill": Command(distill, grouped_options=_distill_groups),
+    "evaluate": Command(evaluate, EvaluateOptions),
+    "predict": Command(predict, PredictOptions),
+    "compare": Command(compare, CompareOptions),
+    "maps": Command(maps, MapsOptions),
+    "stages": Command(stages, StagesOptions),
+    "export": Command(export, ExportOptions),
+    "bench": Command(bench, grouped_options=_bench_groups),
+}
