@@ -43,7 +43,7 @@ def option(
     Args:
         description: the help text, a sentence.
         expected: the valid values in words; without it they follow from type and bounds.
-        default_text: what holds where the option is not given, if the default value does not say so.
+        default_text: what holds without the option, where the default value does not say it.
         allow_inf: whether a number may be infinite.
         changes_numbers: whether a run with another value is another run, not this one continued.
         aliases: other spellings of the flag.
