@@ -1,7 +1,7 @@
 """A run's network for other programs: safetensors, a PyTorch or ONNX graph, or the authors' files.
 
-`pt2` and `onnx` hold preprocessing and network as one graph: images in [0, 1], (N, 3, H, W) at the run's own size, N
-free -> logits (N, classes). The weights are in float32 whatever the precision of the run was.
+`pt2` and `onnx` hold preprocessing and network as one graph: images in [0, 1], (N, 3, H, W) at the
+run's own size, N free -> logits (N, classes). Weights are float32, whatever the run's precision.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import UserError, check_choice
+from ..errors import UserError, check_choice, first_line
 from ..models import Network, load_trained, save_student
 from ..models.authors_files import EXTRA_KEY, LOG_FILE, LOG_PREFIX, MODEL_FILE, is_authors_run
 from ..models.network import metadata
@@ -26,193 +26,184 @@ from ..models.wrn import WideResNet
 from ..run_folder import RunFolder, replacing
 
 FORMATS = ("safetensors", "onnx", "pt2", "authors")
-METADATA = "attention_transfer.json"  # in a pt2 file; `attention_transfer` in the others
+METADATA_FILE = "attention_transfer.json"  # inside a pt2 file
+METADATA_KEY = "attention_transfer"  # of an ONNX model
+# (the authors' key, our key, factor): their accuracies are in percent.
+AUTHORS_METRICS = (
+    ("train_loss", "train_loss", 1),
+    ("train_acc", "train_accuracy", 100),
+    ("test_loss", "val_loss", 1),
+    ("test_acc", "val_accuracy", 100),
+)
 
 
 def export_run(run: Path, form: str, out: Path) -> None:
-    """Writes the network of a run (ours or the authors') to `out`: a file, or of `authors` a folder.
+    """Writes the network of a run, ours or the authors', to `out`: a file, or for authors a folder.
 
     Raises:
-        UserError: where `run` is no finished run, for `authors` of another network than a WRN, for a missing extra,
-            for an `out` that is a folder with something in it or a file of the run itself.
+        UserError: for an unknown format, a folder without a finished run, an `out` that is taken,
+            a network that the format cannot hold, and a missing extra.
     """
     check_choice("format", form, FORMATS)
     network = load_trained(run)
-    _check_place(run, form, out)
-    if form == "safetensors":
-        preprocess = network.preprocess
-        save_student(out, network.module, network.name, network.classes, preprocess, _size(network))
-    elif form == "authors":
-        _save_authors(network, run, out)
+    _check_out(run, form, out)
+    name, classes, preprocess = network.name, network.classes, network.preprocess
+    assert preprocess.size is not None, "a trained network knows its size"
+    about = metadata(name, classes, preprocess, preprocess.size)
+    if form == "authors":
+        _save_authors(network, about, run, out)
+    elif form == "onnx":
+        _save_onnx(network, about, out)
+    elif form == "pt2":
+        _save_pt2(network, about, out)
     else:
-        {"pt2": _save_pt2, "onnx": _save_onnx}[form](network, out)
+        save_student(out, network.module, name, classes, preprocess, preprocess.size)
 
 
-def _check_place(run: Path, form: str, out: Path) -> None:
-    if form == "authors" and out.exists() and (not out.is_dir() or any(out.iterdir())):
-        what = "is a folder with something in it" if out.is_dir() else "is a file"
-        raise UserError(f"--out {out} {what}: for the format authors name a new folder")
+def _check_out(run: Path, form: str, out: Path) -> None:
     if form != "authors" and out.is_dir():
         raise UserError(f"--out {out} is a folder: for the format {form} name a file")
-    own = [*vars(RunFolder(run)).values(), run / MODEL_FILE, run / LOG_FILE]
-    if out.resolve() in {file.resolve() for file in own}:
+    if form == "authors" and out.is_file():
+        raise UserError(f"--out {out} is a file: for the format authors name a new folder")
+    if form == "authors" and out.is_dir() and any(out.iterdir()):
+        text = f"--out {out} is a folder with something in it"
+        raise UserError(f"{text}: for the format authors name a new folder")
+    run_files = [*vars(RunFolder(run)).values(), run / MODEL_FILE, run / LOG_FILE]
+    if out.resolve() in {file.resolve() for file in run_files}:
         raise UserError(f"--out {out} is the run's own: choose another file")
 
 
-def _size(network: Network) -> tuple[int, int]:
-    assert network.preprocess.size is not None, "a trained network knows its size"
-    return network.preprocess.size
-
-
-def _about(network: Network) -> dict[str, Any]:
-    return metadata(network.name, network.classes, network.preprocess, _size(network))
-
-
-def _program(network: Network) -> torch.export.ExportedProgram:
+def _export_graph(network: Network, image_size: list[int]) -> torch.export.ExportedProgram:
     """Preprocessing and network as one graph with a free batch size."""
     module = nn.Sequential(network.preprocess, network.module).eval().requires_grad_(False)
-    example = torch.rand(2, 3, *_size(network))  # a batch of 1 would be taken for a constant
+    example = torch.rand(2, 3, *image_size)  # a batch of 1 would be taken for a constant
+    shapes = ({0: torch.export.Dim("batch")},)
     try:
-        return torch.export.export(
-            module, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},)
-        )
-    except Exception as error:
-        # PyTorch's tracing raises nearly anything on a network that it cannot follow.
-        raise UserError(
-            f"{network.name} cannot be exported as a graph: {_first_line(error)}"
-        ) from error
+        return torch.export.export(module, (example,), dynamic_shapes=shapes)
+    except Exception as error:  # tracing raises nearly anything on a network that it cannot follow
+        raise UserError(_failure(network, "as a graph", error)) from error
 
 
-def _save_pt2(network: Network, out: Path) -> None:
-    stream = io.BytesIO()  # `torch.export.save` would warn of the temporary file's name
-    torch.export.save(
-        _program(network), stream, extra_files={METADATA: json.dumps(_about(network))}
-    )
+def _failure(network: Network, kind: str, error: Exception) -> str:
+    return f"{network.name} cannot be exported {kind}: {type(error).__name__}: {first_line(error)}"
+
+
+def _save_pt2(network: Network, about: dict[str, Any], out: Path) -> None:
+    extra_files = {METADATA_FILE: json.dumps(about)}
+    # A stream, because torch.export.save warns of file names that do not end in .pt2.
+    stream = io.BytesIO()
+    torch.export.save(_export_graph(network, about["image_size"]), stream, extra_files=extra_files)
     with replacing(out) as partial:
         partial.write_bytes(stream.getvalue())
 
 
-def _save_onnx(network: Network, out: Path) -> None:
-    absent = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
-    if absent:
+def _save_onnx(network: Network, about: dict[str, Any], out: Path) -> None:
+    missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
+    if missing:
         raise UserError(
-            f"--format onnx needs {' and '.join(absent)}: pip install 'attention-transfer[onnx]'"
+            f"--format onnx needs {' and '.join(missing)}: pip install 'attention-transfer[onnx]'"
         )
-    program = _program(network)
+    graph = _export_graph(network, about["image_size"])
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    names: dict[str, Any] = {"input_names": ["images"], "output_names": ["logits"]}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            graph = torch.onnx.export(
-                program, dynamo=True, input_names=["images"], output_names=["logits"], verbose=False
-            )
+            program = torch.onnx.export(graph, dynamo=True, verbose=False, **names)
     except Exception as error:
-        raise UserError(
-            f"{network.name} cannot be exported to ONNX: {_first_line(error)}"
-        ) from error
-    assert graph is not None
-    graph.model.metadata_props["attention_transfer"] = json.dumps(_about(network))
+        raise UserError(_failure(network, "to ONNX", error)) from error
+    assert program is not None
+    program.model.metadata_props[METADATA_KEY] = json.dumps(about)
     with replacing(out) as partial:
-        graph.save(partial, external_data=False)
+        program.save(partial, external_data=False)
 
 
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+def _save_authors(network: Network, about: dict[str, Any], run: Path, out: Path) -> None:
+    """Writes `model.pt7` and `log.txt`, a line per epoch, as the authors' script does for a WRN.
 
-
-def _save_authors(network: Network, run: Path, out: Path) -> None:
-    """`log.txt`, a line an epoch, and `model.pt7`, as the authors' script leaves them for a WRN.
-
-    The log also says how images are to be normalised and what the classes are called: their script has one recipe,
-    this run maybe another.
+    The log also has our metadata: the authors have one recipe, this run may have other classes,
+    another normalisation and another size.
     """
-    if is_authors_run(run) and not RunFolder(run).exists:
+    folder, module = RunFolder(run), network.module
+    if is_authors_run(run) and not folder.exists:
         raise UserError(f"{run} is a run of the authors' script already: copy it")
-    if not isinstance(network.module, WideResNet):
+    if not isinstance(module, WideResNet):
         raise UserError(
-            f"the format authors is for wrn-DEPTH-WIDTH only, {run} holds {network.name}: choose another"
+            f"the format authors is for wrn-DEPTH-WIDTH only, {run} holds {network.name}: "
+            "choose another"
         )
-    folder = RunFolder(run)
     config, rows = folder.config(), folder.metrics() or [{}]
-    params = _authors_params(network.module)
-    options = _authors_options(network.module, config) | {EXTRA_KEY: _about(network)}
-    lines = [json.dumps(options | _authors_epoch(row)) for row in rows]
-    learned = [v for k, v in params.items() if "running_" not in k]
+    params = _authors_params(module)
+    options = _authors_options(module, config)
+    options["n_parameters"] = sum(p.numel() for p in params.values())
+    # Their script loads the state of an optimiser, whose momentum starts at 0.
     optimizer = torch.optim.SGD(
-        learned,
+        [p for name, p in params.items() if "running_" not in name],
         options["lr"],
         momentum=config.get("momentum", 0.9),
         weight_decay=options["weight_decay"],
     )
-    model = {
-        "params": params,
-        "optimizer": optimizer.state_dict(),
-        "epoch": rows[-1].get("epoch", 0),
-    }
+    epoch = rows[-1].get("epoch", 0)
     with replacing(out / MODEL_FILE) as partial:
-        torch.save(model, partial)
-    with replacing(out / LOG_FILE) as partial:
-        partial.write_text("".join(f"{LOG_PREFIX} {line}\n" for line in lines))
+        content = {"params": params, "optimizer": optimizer.state_dict(), "epoch": epoch}
+        torch.save(content, partial)
+    options[EXTRA_KEY] = about
+    with replacing(out / LOG_FILE) as partial, open(partial, "w") as log:
+        for row in rows:
+            log.write(f"{LOG_PREFIX} {json.dumps(options | _authors_epoch(row))}\n")
 
 
-def _authors_params(module: nn.Module) -> dict[str, Tensor]:
-    """The tensors by the authors' names, in their order: of a block, convolutions before normalisations."""
-    order = ("conv0", "conv1", "bn0", "bn1", "convdim")
-    state = {k: v for k, v in module.state_dict().items() if not k.endswith("num_batches_tracked")}
-
-    def place(name: str) -> tuple[str, int]:
-        base, _, rest = name.partition(".block")
-        number, _, layer = rest.partition(".")
-        return f"{base}.{int(number):04}", order.index(layer.partition(".")[0])
-
-    blocks = sorted((k for k in state if ".block" in k), key=place)
-    names = ["conv0.weight", *blocks, *(k for k in state if k.startswith(("bn.", "fc.")))]
-    convolutions = ("conv0.weight", "conv1.weight", "convdim.weight")
-    return {
-        k.removesuffix(".weight") if k.endswith(convolutions) else k: state[k]
-        .detach()
-        .cpu()
-        .clone()
-        for k in names
-    }
+def _authors_params(module: WideResNet) -> dict[str, Tensor]:
+    """The tensors by the authors' names, in their order."""
+    layers: dict[str, nn.Module | None] = {"conv0": module.conv0}
+    for g, group in enumerate((module.group0, module.group1, module.group2)):
+        for b, block in enumerate(group):
+            for name in ("conv0", "conv1", "bn0", "bn1", "convdim"):
+                layers[f"group{g}.block{b}.{name}"] = getattr(block, name)
+    layers |= {"bn": module.bn, "fc": module.fc}
+    params = {}
+    for name, layer in layers.items():
+        if isinstance(layer, nn.Conv2d):
+            params[name] = layer.weight
+        elif layer is not None:  # a block may have no convdim
+            for key in ("weight", "bias", "running_mean", "running_var"):
+                if hasattr(layer, key):
+                    params[f"{name}.{key}"] = getattr(layer, key)
+    return {name: tensor.detach().cpu().clone() for name, tensor in params.items()}
 
 
 def _authors_options(module: WideResNet, config: Mapping[str, Any]) -> dict[str, Any]:
-    """The script's options, as far as this run has them."""
+    """The options of the authors' script, as far as this run has them."""
     data = str(config.get("data"))
+    datasets = {"cifar10": "CIFAR10", "cifar100": "CIFAR100"}
+    milestones = list(config.get("milestones", ()))
     return {
         "depth": 6 * len(module.group0) + 4,
         "width": module.fc.in_features // 64,
-        "dataset": {"cifar10": "CIFAR10", "cifar100": "CIFAR100"}.get(data.partition(":")[0], data),
+        "dataset": datasets.get(data.partition(":")[0], data),
         "batch_size": config.get("batch_size"),
         "lr": config.get("lr", 0.1),
         "epochs": config.get("epochs"),
         "weight_decay": config.get("weight_decay", 5e-4),
-        "epoch_step": json.dumps(list(config.get("milestones", ())), separators=(",", ":")),
+        "epoch_step": json.dumps(milestones, separators=(",", ":")),
         "lr_decay_ratio": config.get("lr_decay"),
-        "teacher_id": Path(config["teacher"]).name if config.get("teacher") else "",
+        "teacher_id": Path(config.get("teacher") or "").name,
         "temperature": config.get("temperature"),
         "num_classes": module.fc.out_features,
-        "n_parameters": sum(v.numel() for v in _authors_params(module).values()),
     }
 
 
 def _authors_epoch(row: Mapping[str, Any]) -> dict[str, Any]:
-    """An epoch's numbers by the script's names; accuracies in percent; α and β as they were in effect."""
+    """An epoch's numbers by the authors' names, with α and β as they were in effect."""
     weights = row.get("weights", {})
+    # With several methods the key of β is at.beta; with one it is beta, which may be another's.
     beta = weights.get("beta", 0) if "at" in row.get("parts", {}) else 0
-    return {
+    epoch = {
         "alpha": weights.get("alpha", 0),
         "beta": weights.get("at.beta", beta),
         "epoch": row.get("epoch", 0),
-        **{
-            theirs: factor * row[ours]
-            for theirs, ours, factor in (
-                ("train_loss", "train_loss", 1),
-                ("train_acc", "train_accuracy", 100),
-                ("test_loss", "val_loss", 1),
-                ("test_acc", "val_accuracy", 100),
-            )
-            if ours in row
-        },
     }
+    for theirs, ours, factor in AUTHORS_METRICS:
+        if ours in row:
+            epoch[theirs] = factor * row[ours]
+    return epoch

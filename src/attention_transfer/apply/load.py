@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from ..data.image_folder import EXTENSIONS
 from ..errors import UserError
 from ..models import Network, Preprocess, create_model, load_network, load_trained
 from ..models.authors_files import is_authors_run
@@ -16,7 +17,6 @@ from ..runtime.resolve import resolve_runtime
 from .inference import InferenceModel
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and standard deviation
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff")
 
 
 def load_inference(run: Path, device: str) -> tuple[Network, InferenceModel]:
@@ -63,7 +63,7 @@ def image_files(path: Path) -> list[Path]:
         raise UserError(f"{path} does not exist: expected an image, or a folder of images")
     if path.is_file():
         return [path]
-    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
+    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in EXTENSIONS)
     if not files:
-        raise UserError(f"no image in {path}: expected {', '.join(SUFFIXES)}")
+        raise UserError(f"no image in {path}: expected {', '.join(sorted(EXTENSIONS))}")
     return files

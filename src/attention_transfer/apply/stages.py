@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from ..models import fixed_size, run_once
 from ..run_folder import RunFolder
@@ -37,17 +37,17 @@ def print_stages(model: str, teacher: str | None, image_size: int | None, consol
 
 def _stage_table(name: str, image_size: int | None, default_size: int) -> tuple[Table, list[Stage]]:
     network = load_by_name(name)
-    title = name
     size = network.preprocess.size or fixed_size(network.module)
     if size is None:
-        size = (image_size or default_size,) * 2
+        size = (image_size or default_size, image_size or default_size)
     title = f"{name}, images of {size[0]}×{size[1]}"
     if image_size not in (None, size[0]):
         title += ", the size that it takes"
     example = torch.zeros(1, 3, *size)
     run_once(network, example, name)  # its errors name the network and the size
     network_stages = stages(network.module, example)
-    table = _table(title, ("layer",), ("channels", "size", "stride", "depth"))
+    numbers = [Column(text, justify="right") for text in ("channels", "size", "stride", "depth")]
+    table = Table("layer", *numbers, title=title, title_justify="left")
     for s in network_stages:
         height, width = s.size
         table.add_row(s.name, str(s.channels), f"{height}×{width}", f"{s.stride:.3g}", str(s.depth))
@@ -55,7 +55,7 @@ def _stage_table(name: str, image_size: int | None, default_size: int) -> tuple[
 
 
 def _pair_table(student: Sequence[Stage], teacher: Sequence[Stage]) -> Table:
-    table = _table("pairs", ("student", "teacher", "why"))
+    table = Table("student", "teacher", "why", title="pairs", title_justify="left")
     student_stage = {stage.name: stage for stage in student}
     teacher_stage = {stage.name: stage for stage in teacher}
     for s, t in match_stages(student, teacher):
@@ -65,13 +65,4 @@ def _pair_table(student: Sequence[Stage], teacher: Sequence[Stage]) -> Table:
             table.add_row(layer, "–", why)
         else:
             table.add_row("–", layer, why)
-    return table
-
-
-def _table(title: str, texts: Sequence[str], numbers: Sequence[str] = ()) -> Table:
-    table = Table(title=title, title_justify="left")
-    for heading in texts:
-        table.add_column(heading)
-    for heading in numbers:
-        table.add_column(heading, justify="right")
     return table
