@@ -1,4 +1,4 @@
-"""What `export` writes computes what the run's network computes, read back by the programs it is for."""
+"""What `export` writes computes the same as the network of the run, read back elsewhere."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ class TestSafetensors:
         )
         assert about["mean"] == pytest.approx(MEAN) and about["std"] == pytest.approx(STD)
 
-    def test_others_may_read_it(self, run, tmp_path):
+    def test_the_file_is_readable_by_others(self, run, tmp_path):
         (tmp_path / "plain").touch()
         export_run(run, "safetensors", out := tmp_path / "net.safetensors")
         assert out.stat().st_mode == (tmp_path / "plain").stat().st_mode
@@ -143,7 +143,7 @@ class TestGraph:
             export_run(run, "onnx", tmp_path / "net.onnx")
         assert not (tmp_path / "net.onnx").exists()
 
-    def test_a_network_that_no_graph_can_be_made_of(self, tmp_path):
+    def test_a_network_that_cannot_be_traced(self, tmp_path):
         (tmp_path / "net.py").write_text(
             "from torch import nn\n"
             "class Net(nn.Module):\n"
@@ -244,7 +244,7 @@ class TestOfAnAuthorsRun:
             export_run(folder, "authors", tmp_path / "theirs")
 
 
-class TestPlace:
+class TestOut:
     def test_a_file_is_replaced(self, run, tmp_path):
         for out in (tmp_path / "net", run / "net.safetensors"):
             for _ in range(2):
@@ -274,38 +274,33 @@ class TestPlace:
 
 
 def test_the_command(command, run, tmp_path):
-    said = command(f"export {run} --format pt2 --out net.pt2")
-    assert (said.status, said.err, said.out) == (0, "", f"{run} as pt2: net.pt2\n")
+    answer = command(f"export {run} --format pt2 --out net.pt2")
+    assert (answer.status, answer.err, answer.out) == (0, "", f"{run} as pt2: net.pt2\n")
     assert (tmp_path / "net.pt2").is_file()
-    for line, words in (
+    for line, text in (
         (f"export {run} --format pt --out x", "unknown format 'pt'"),
         (f"export {tmp_path} --format pt2 --out x", "is not a run folder"),
         (f"export {run} --format pt2", "--out"),
     ):
-        said = command(line)
-        assert said.status == 2 and words in said.err and said.err.count("\n") == 1
+        answer = command(line)
+        assert answer.status == 2 and text in answer.err and answer.err.count("\n") == 1
     assert not (tmp_path / "x").exists()
 
 
 def test_an_exported_teacher(command, teacher_run, tmp_path):
-    """The whole way: a run, written as the authors' files, teaches a student, and its maps can be looked at."""
+    """The files of the authors' format teach a student, and can be evaluated and looked at."""
     export_run(teacher_run, "authors", tmp_path / "theirs")
     line = (
-        "distill --student wrn-10-1 --method at+kd --beta 1 --teacher theirs --out run --limit-train 64 "
-        "--limit-val 20 --epochs 1 --batch-size 32 --device cpu --compile off"
+        "distill --student wrn-10-1 --method at+kd --beta 1 --teacher theirs --out run "
+        "--limit-train 64 --limit-val 20 --epochs 1 --batch-size 32 --device cpu --compile off"
     )
-    said = command(line)
-    assert (said.status, said.err) == (0, "")
-    said = command(line)
-    assert said.status == 0 and "is finished" in said.out
-    theirs = command("evaluate theirs --data digits --limit-val 100 --device cpu").out.partition(
-        ":"
-    )[2]
-    assert (
-        theirs
-        == command(f"evaluate {teacher_run} --limit-val 100 --device cpu").out.partition(":")[2]
-        != ""
-    )
+    answer = command(line)
+    assert (answer.status, answer.err) == (0, "")
+    answer = command(line)
+    assert answer.status == 0 and "is finished" in answer.out
+    exported = command("evaluate theirs --data digits --limit-val 100 --device cpu").out
+    original = command(f"evaluate {teacher_run} --limit-val 100 --device cpu").out
+    assert exported.partition(":")[2] == original.partition(":")[2] != ""
     assert "give --data" in command("evaluate theirs").err
     assert "--pairs group0=group0,group1=group1,group2=group2" in command("stages run theirs").out
     assert command("maps theirs run --images digits --limit 2 --out maps.png").status == 0

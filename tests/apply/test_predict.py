@@ -53,7 +53,7 @@ def test_probabilities(run, tmp_path):
         assert [given[c] for c in CLASSES] == pytest.approx(expected.tolist(), rel=1e-4, abs=1e-6)
 
 
-def test_another_size_is_brought_to_the_runs(run, tmp_path):
+def test_other_sizes_are_resized_and_cropped(run, tmp_path):
     """The shorter side to 24, then the centre: of 24×40 the columns 8 to 32."""
     wide = picture(tmp_path / "wide.png", (24, 40))
     (row,) = predict_files(run, [tmp_path / "wide.png"])
@@ -65,11 +65,11 @@ def test_another_size_is_brought_to_the_runs(run, tmp_path):
 def test_more_than_a_batch_and_a_file_twice(run, tmp_path, monkeypatch):
     monkeypatch.setattr("attention_transfer.apply.predict.BATCH", 4)
     folder = write_folder(tmp_path / "data", classes=2, train=5, val=1)
-    at_once = predict_files(
+    together = predict_files(
         run, [folder, folder / "train", folder / "val" / "class00" / "0.png"], top=1
     )
-    assert len(at_once) == 12
-    for row in at_once:
+    assert len(together) == 12
+    for row in together:
         assert len(row["predictions"]) == 1
         (alone,) = predict_files(run, [folder / row["file"]], top=1)
         assert alone["predictions"][0]["probability"] == pytest.approx(
@@ -88,14 +88,14 @@ def test_unreadable_files_are_named(run, tmp_path):
     assert f"cannot read 2 of 3 images ({files[0]}, {files[2]})" in str(error.value)
 
 
-def test_what_is_no_image_and_no_run(run, tmp_path):
+def test_missing_images_and_runs(run, tmp_path):
     (tmp_path / "empty").mkdir()
-    for paths, words in (
+    for paths, text in (
         ([tmp_path / "none.png"], "none.png does not exist"),
         ([tmp_path / "empty"], "no image in"),
         ([run / "config.yaml"], "cannot read 1 of 1 images"),
     ):
-        with pytest.raises(at.UserError, match=words):
+        with pytest.raises(at.UserError, match=text):
             predict_files(run, paths)
     picture(tmp_path / "a.png")
     with pytest.raises(at.UserError, match="--top is 0"):
@@ -116,13 +116,13 @@ def test_a_run_of_the_authors(tmp_path):
 
 def test_the_command(command, run, tmp_path):
     picture(tmp_path / "a.png")
-    said = command(f"predict {run} a.png --top 2 --json found.json")
+    answer = command(f"predict {run} a.png --top 2 --json found.json")
     (row,) = predict_files(run, [tmp_path / "a.png"], top=2)
     first, second = row["predictions"]
     shown = ", ".join(f"{p['class']} {100 * p['probability']:.1f} %" for p in (first, second))
-    assert (said.status, said.err, said.out) == (0, "", f"a.png: {shown}\n")
+    assert (answer.status, answer.err, answer.out) == (0, "", f"a.png: {shown}\n")
     found = json.loads((tmp_path / "found.json").read_text())
     assert found == {"run": str(run), "images": [row | {"file": "a.png"}]}
     for line in (f"predict {run} none.png", f"predict {run}", f"predict {run} a.png --device gpu"):
-        said = command(line)
-        assert said.status == 2 and said.err.count("\n") == 1
+        answer = command(line)
+        assert answer.status == 2 and answer.err.count("\n") == 1

@@ -35,7 +35,7 @@ def evaluate_run(run: Path, spec: str | None, limit: int | None, device: str) ->
     data = _open_val(network, run, spec, limit, device)
     if not network.matches_classes(data.classes):
         raise UserError(
-            f"{run} knows the classes {', '.join(network.classes[:4])}, …; the data has "
+            f"{run} has the classes {', '.join(network.classes[:4])}, …; the data has "
             f"{', '.join(data.classes[:4])}, …: expected the same"
         )
     metrics = evaluate(model, data.val.to(model.device), EVALUATION_BATCH, model.device)
