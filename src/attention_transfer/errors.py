@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 def first_line(error: BaseException) -> str:
@@ -12,6 +12,11 @@ def first_line(error: BaseException) -> str:
     if not lines:
         return type(error).__name__
     return lines[0]
+
+
+def first_few(names: Sequence[str], count: int = 3) -> str:
+    """The first names and, if there are more, "…", for a message."""
+    return ", ".join(names[:count]) + (", …" if len(names) > count else "")
 
 
 class UserError(ValueError):

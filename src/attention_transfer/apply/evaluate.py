@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..data import VAL_RESIZE, Dataset, Images, StreamSet, open_data, usual_workers
-from ..errors import UserError
+from ..errors import UserError, first_few
 from ..models import Network
 from ..run_folder import RunFolder
 from .inference import as_input
@@ -35,8 +35,8 @@ def evaluate_run(run: Path, spec: str | None, limit: int | None, device: str) ->
     data = _open_val(network, run, spec, limit, device)
     if not network.matches_classes(data.classes):
         raise UserError(
-            f"{run} has the classes {', '.join(network.classes[:4])}, …; the data has "
-            f"{', '.join(data.classes[:4])}, …: expected the same"
+            f"{run} has the classes {first_few(network.classes, 4)}; the data has "
+            f"{first_few(data.classes, 4)}: expected the same"
         )
     metrics = evaluate(model, data.val.to(model.device), EVALUATION_BATCH, model.device)
     return {"run": str(run), "data": data.spec, **metrics, "images": len(data.val)}

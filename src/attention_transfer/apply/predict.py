@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from ..data.decode import decode_into
-from ..errors import UserError
+from ..errors import UserError, first_few
 from ..run_folder import RunFolder
 from .evaluate import val_resize
 from .inference import as_input
@@ -62,8 +62,6 @@ def predict_files(
             ]
             rows.append({"file": name, "predictions": predictions})
     if bad:
-        listed = ", ".join(bad[:5]) + (", …" if len(bad) > 5 else "")
-        raise UserError(
-            f"cannot read {len(bad)} of {len(files)} images ({listed}): expected whole images"
-        )
+        text = f"cannot read {len(bad)} of {len(files)} images ({first_few(bad, 5)})"
+        raise UserError(f"{text}: expected whole images")
     return rows

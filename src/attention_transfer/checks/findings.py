@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -66,8 +66,3 @@ def watch_networks(transfer: Transfer) -> Iterator[NetworkIO]:
     finally:
         for handle in handles:
             handle.remove()
-
-
-def first_names(names: Sequence[str]) -> str:
-    """The first three names, for a message."""
-    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")

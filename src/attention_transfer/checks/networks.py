@@ -9,10 +9,11 @@ from functools import cached_property
 
 from torch import Tensor, nn
 
+from ..errors import first_few
 from ..maps import attention_map
 from ..taps import try_stages
 from ..transfer import Transfer
-from .findings import STAGES_HINT, Finding, NetworkIO, first_names, networks
+from .findings import STAGES_HINT, Finding, NetworkIO, networks
 
 UNIFORM = 1e-4  # a map is uniform if its values differ by less, relative to the largest
 RANGE_SLACK = 1e-3
@@ -34,7 +35,7 @@ def check_modes(transfer: Transfer) -> Iterator[Finding]:
         yield Finding("warning", f"{text}: call transfer.train()")
     elif in_eval:
         text = f"{len(in_eval)} of the student's {len(modal)} {kinds} stay in eval mode"
-        yield Finding("note", f"{text} ({first_names(in_eval)})")
+        yield Finding("note", f"{text} ({first_few(in_eval)})")
     if teacher is not None and any(m.training for m in teacher.modules()):
         text = "the teacher is in train mode, which changes what it puts out"
         yield Finding("warning", f"{text}: call transfer.train()")
@@ -57,13 +58,13 @@ def check_frozen(transfer: Transfer) -> Iterator[Finding]:
         yield Finding("error", f"{text}: set requires_grad of those to be trained")
     elif frozen:
         text = f"{len(frozen)} of the student's {len(parameters)} parameters are frozen"
-        yield Finding("note", f"{text} ({first_names(frozen)}): they stay as they are")
+        yield Finding("note", f"{text} ({first_few(frozen)}): they stay as they are")
     if transfer.teacher is None:
         return
     if trained := [n for n, p in transfer.teacher.named_parameters() if p.requires_grad]:
         yield Finding(
             "warning",
-            f"{len(trained)} parameters of the teacher require a gradient ({first_names(trained)}),"
+            f"{len(trained)} parameters of the teacher require a gradient ({first_few(trained)}),"
             " which costs time and is never used: call transfer.teacher.requires_grad_(False)",
         )
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import UserError
+from ..errors import UserError, first_few
 from ..run_folder import RunFolder
 from .create import create_model, pretrained_classes
 from .network import Network, Preprocess, file_fingerprint, fixed_size, load_trained
@@ -88,8 +88,8 @@ def _load_teacher_run(folder: str, classes: Sequence[str], weights: str | None) 
         )
     if not network.matches_classes(classes):
         raise UserError(
-            f"the teacher {folder} has the classes {_first_four(network.classes)}, "
-            f"the data has {_first_four(classes)}"
+            f"the teacher {folder} has the classes {first_few(network.classes, 4)}, "
+            f"the data has {first_few(classes, 4)}"
         )
     return replace(network, classes=tuple(classes))
 
@@ -220,7 +220,3 @@ def run_once(network: Network, images: Tensor, name: str) -> Any:
             f"{type(error).__name__}: {reason} (if it is made for another size, give that as "
             "--image-size)"
         ) from error
-
-
-def _first_four(names: Sequence[str]) -> str:
-    return ", ".join(names[:4]) + (", …" if len(names) > 4 else "")

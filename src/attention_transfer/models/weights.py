@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from ..errors import UserError, nearest
+from ..errors import UserError, first_few, nearest
 from .authors_files import read_params
 from .safe_load import safe_load
 
@@ -116,7 +116,7 @@ def load_state(model: nn.Module, state: State, source: str) -> None:
         (misshapen, "of another shape"),
     ):
         if names:
-            faults.append(f"{len(names)} {fault} ({_first_three(names)})")
+            faults.append(f"{len(names)} {fault} ({first_few(names)})")
     if faults:
         mismatch = head_mismatch(expected, state)
         reason = ""
@@ -163,7 +163,7 @@ def load_backbone(
         load_state(model, state, source)
         return None
     load_state(model, {**state, **{name: own[name] for name in head}}, source)
-    return f"{source}: its head {reason}, so {_first_three(head)} start anew"
+    return f"{source}: its head {reason}, so {first_few(head)} start anew"
 
 
 class HeadMismatch(NamedTuple):
@@ -210,7 +210,3 @@ def head_parameters(model: nn.Module, classes: int | None) -> list[str]:
     raise UserError(
         f"{type(model).__name__} has no layer of {classes} outputs, which would be its head"
     )
-
-
-def _first_three(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")

@@ -1,0 +1,17 @@
+"""Pieces of error messages."""
+
+from __future__ import annotations
+
+from attention_transfer.errors import first_few, first_line
+
+
+def test_first_line():
+    assert first_line(ValueError("one\ntwo")) == "one"
+    assert first_line(ValueError("\n one\ntwo")) == "one"
+    assert first_line(ValueError()) == "ValueError"
+
+
+def test_first_few():
+    assert first_few(["a", "b", "c"]) == "a, b, c"
+    assert first_few(["a", "b", "c", "d"]) == "a, b, c, …"
+    assert first_few(["a", "b"], 1) == "a, …"
