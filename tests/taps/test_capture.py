@@ -17,7 +17,7 @@ from attention_transfer.taps import Tap, unwrap
 
 
 class Structured(nn.Module):
-    """A layer that puts out what `make` makes of its features, which the network does not look at."""
+    """A layer that returns what `make` makes of its features; the network ignores it."""
 
     class Layer(nn.Module):
         def __init__(self, make: Callable[[Tensor], Any]):
@@ -67,7 +67,7 @@ class TestTap:
 
     def test_an_example_shows_which_layers_need_no_copy(self):
         model, x = Small(inplace=True), images()
-        assert at.tap(model, ["one.0", "two"], x)._reading.copied == {"one.0"}
+        assert at.tap(model, ["one.0", "two"], x)._state.copied == {"one.0"}
 
     def test_a_function_that_writes_in_place(self):
         model, x = Functional(), images()
@@ -105,7 +105,7 @@ class TestTap:
             at.tap(model, ["idle"])(images())
 
     def test_the_one_feature_map_of_a_tuple_or_dict(self):
-        """Logits, a class token, a list of sizes and the same tensor once more are no second feature map."""
+        """Logits, a class token, sizes and the same tensor again are no second feature map."""
         x = images()
         for make in (
             lambda f: (f, f.mean((2, 3))),
@@ -134,7 +134,7 @@ class TestTap:
         ],
     )
     def test_none_or_several_in_a_tuple_or_dict(self, make, words):
-        with pytest.raises(at.UserError, match=f"'layer' puts out {words}.*expected"):
+        with pytest.raises(at.UserError, match=f"'layer' returns {words}.*expected"):
             at.tap(Structured(make), ["layer"])(images())
 
     def test_a_layer_under_two_names(self):
@@ -161,7 +161,7 @@ class TestTap:
         model(2 * x)
         model.one(3 * x)
         torch.testing.assert_close(tapped(x)[1]["one"], model.one(x))
-        assert tapped._reading.features == {}
+        assert tapped._state.features == {}
 
     def test_channels_last(self):
         x = images()

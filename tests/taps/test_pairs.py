@@ -80,8 +80,8 @@ class TestPairs:
         teacher = [at.Stage("d", (1, 8, 16, 16), 2.0), at.Stage("e", (1, 8, 2, 2), 18.0)]
         assert match_stages(student, teacher) == [("c", "e")]
         assert unpaired_stages(student, teacher) == [
-            ("student", "a", "none there of stride 4"),
-            ("student", "b", "that of its stride is in a nearer pair"),
-            ("teacher", "d", "none there of stride 2"),
+            ("student", "a", "the teacher has none of stride 4"),
+            ("student", "b", "the teacher's stage of its stride is in a nearer pair"),
+            ("teacher", "d", "the student has none of stride 2"),
         ]
         assert unpaired_stages(student, student) == []

@@ -82,7 +82,7 @@ class TestStages:
         ("bn", "last"), [(False, [1, 4, 9, 14, 19]), (True, [2, 6, 13, 20, 27])]
     )
     def test_vgg(self, bn, last):
-        """Its convolutions without the head, whose 120 million weights would take a second to draw."""
+        """Without the head, whose 120 million weights would take a second to draw."""
         model = nn.Sequential(vgg.make_layers(vgg.cfgs["A"], bn), nn.AdaptiveAvgPool2d(1))
         found = names(model, 64)
         assert found[:5] == [f"0.{i}" for i in last]
@@ -182,7 +182,7 @@ class TestStages:
     def test_a_pooling_alone_is_no_stage(self):
         pooled = nn.Sequential(conv(3, 8), nn.MaxPool2d(2), conv(8, 16), nn.MaxPool2d(2), *HEAD)
         assert names(pooled) == ["0", "2"]
-        # Nor is the pooling before a residual stage, whose first layer still works at the higher resolution.
+        # Nor is the pooling before a residual stage: its first layer still works above.
         reduced = nn.Sequential(conv(3, 8), nn.MaxPool2d(2), PreActivation(8, 16, 2), *HEAD)
         assert names(reduced) == ["0", "2"]
 

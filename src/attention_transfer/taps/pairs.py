@@ -1,4 +1,4 @@
-"""Pairs of the stages of two networks, and words for both."""
+"""Pairs of the stages of two networks, and sentences about them."""
 
 from __future__ import annotations
 
@@ -17,78 +17,81 @@ def pair_stages(student: nn.Module, teacher: nn.Module, example: Example) -> lis
     """Pairs (student layer, teacher layer) of equal stride from the input, by round(log2 stride).
 
     Args:
-        student, teacher: any two networks.
-        example: images (N, C, H, W) for both, or (the student's, the teacher's) where their inputs differ in size:
-            strides are then relative to each one's own input.
+        student: any network.
+        teacher: any network.
+        example: images (N, C, H, W) for both, or (the student's, the teacher's) if their inputs
+            differ in size; strides are then relative to each network's own input.
 
     Raises:
-        UserError: where the two have no stride in common; both lists of stages are in the message.
+        UserError: if the two have no stride in common; the message has both lists of stages.
     """
-    xs, xt = (example, example) if isinstance(example, Tensor) else example
-    return match_stages(stages(student, xs), stages(teacher, xt))
+    if isinstance(example, Tensor):
+        example = (example, example)
+    return match_stages(stages(student, example[0]), stages(teacher, example[1]))
 
 
 def match_stages(student: Sequence[Stage], teacher: Sequence[Stage]) -> list[tuple[str, str]]:
-    """As `pair_stages`, for stages that are known. A layer is in one pair at most: that of the nearest stride."""
-    close = [
-        (abs(math.log2(s.stride / t.stride)), -i, -j)
-        for i, s in enumerate(student)
-        for j, t in enumerate(teacher)
-        if _octave(s) == _octave(t)
-    ]
-    chosen: dict[int, int] = {}
-    for _, i, j in sorted(close):
-        if -i not in chosen and -j not in chosen.values():
-            chosen[-i] = -j
-    if not chosen:
+    """As `pair_stages`, for known stages. A layer is in one pair at most, of the nearest stride."""
+    candidates = []
+    for i, s in enumerate(student):
+        for j, t in enumerate(teacher):
+            if _octave(s) == _octave(t):
+                # Of equally near pairs, the later layers come first, hence the signs.
+                candidates.append((abs(math.log2(s.stride / t.stride)), -i, -j))
+    pairs: dict[int, int] = {}
+    for _, i, j in sorted(candidates):
+        if -i not in pairs and -j not in pairs.values():
+            pairs[-i] = -j
+    if not pairs:
         raise UserError(
-            f"no stage of the student has the stride of one of the teacher's; student: {describe(student)}; teacher: "
-            f"{describe(teacher)}; name the pairs yourself (--pairs STUDENT_LAYER=TEACHER_LAYER,…; in Python "
+            "no stage of the student has the stride of one of the teacher's; "
+            f"student: {describe(student)}; teacher: {describe(teacher)}; name the pairs yourself "
+            "(--pairs STUDENT_LAYER=TEACHER_LAYER,…; in Python "
             "pairs=[(student layer, teacher layer), …])"
         )
-    return [(student[i].name, teacher[chosen[i]].name) for i in sorted(chosen)]
+    return [(student[i].name, teacher[j].name) for i, j in sorted(pairs.items())]
 
 
-def describe(found: Sequence[Stage]) -> str:
-    """One line of text for a list of stages: name, channels×height×width, stride, depth."""
-    return ", ".join(
-        f"{s.name} {s.channels}×{'×'.join(map(str, s.size))} (stride {s.stride:.3g}, depth {s.depth})"
-        for s in found
-    )
+def describe(stages: Sequence[Stage]) -> str:
+    """One line for a list of stages: name, channels×height×width, stride, depth."""
+    texts = []
+    for stage in stages:
+        shape = "×".join(map(str, (stage.channels, *stage.size)))
+        texts.append(f"{stage.name} {shape} (stride {stage.stride:.3g}, depth {stage.depth})")
+    return ", ".join(texts)
 
 
 def explain(student: Stage, teacher: Stage) -> str:
-    """Why `match_stages` joins these two, and what becomes of their sizes."""
-    strides = [f"{s.stride:.3g}" for s in (student, teacher)]
-    if strides[0] == strides[1]:
-        why = f"stride {strides[0]} in both"
-    else:
-        why = f"strides {strides[0]} and {strides[1]}, both nearest to {2 ** _octave(student)}"
+    """Why `match_stages` joins these two, and at which size their maps are compared."""
+    s, t = f"{student.stride:.3g}", f"{teacher.stride:.3g}"
+    reason = f"stride {s} in both"
+    if s != t:
+        reason = f"strides {s} and {t}, both nearest to {2 ** _octave(student)}"
     if student.size == teacher.size:
-        return why
-    smaller = "×".join(str(min(a, b)) for a, b in zip(student.size, teacher.size, strict=True))
-    return f"{why}; maps are compared at {smaller}"
+        return reason
+    smaller = [str(min(sides)) for sides in zip(student.size, teacher.size, strict=True)]
+    return f"{reason}; maps are compared at {'×'.join(smaller)}"
 
 
 def unpaired_stages(
     student: Sequence[Stage], teacher: Sequence[Stage]
 ) -> list[tuple[str, str, str]]:
-    """(side, layer, why) of the stages that `match_stages` leaves out."""
-    used = list(zip(*match_stages(student, teacher), strict=True))
-    left = []
-    for side, own, other, names in (
-        ("student", student, teacher, used[0]),
-        ("teacher", teacher, student, used[1]),
+    """(side, layer, reason) of the stages that `match_stages` leaves out."""
+    paired_students, paired_teachers = zip(*match_stages(student, teacher), strict=True)
+    unpaired = []
+    for side, side_stages, paired, other, other_stages in (
+        ("student", student, paired_students, "teacher", teacher),
+        ("teacher", teacher, paired_teachers, "student", student),
     ):
-        for stage in (s for s in own if s.name not in names):
-            taken = any(_octave(o) == _octave(stage) for o in other)
-            why = (
-                "that of its stride is in a nearer pair"
-                if taken
-                else f"none there of stride {stage.stride:.3g}"
-            )
-            left.append((side, stage.name, why))
-    return left
+        octaves = {_octave(stage) for stage in other_stages}
+        for stage in side_stages:
+            if stage.name in paired:
+                continue
+            reason = f"the {other} has none of stride {stage.stride:.3g}"
+            if _octave(stage) in octaves:
+                reason = f"the {other}'s stage of its stride is in a nearer pair"
+            unpaired.append((side, stage.name, reason))
+    return unpaired
 
 
 def _octave(stage: Stage) -> int:

@@ -13,19 +13,24 @@ from torch import Tensor, nn
 from ..errors import UserError
 from .capture import unwrap
 from .layout import Size
-from .trace import ELEMENTWISE, NORMS, Call, trace
+from .trace import NORMS, Call, trace
 
-# Where a resolution drops, a map has at most 2/3 of the positions along each axis (3 -> 2); what takes less off is a
-# convolution without padding (149 -> 147), and the resolution the same.
+# A drop leaves at most 2/3 of the positions along each axis (3 -> 2). Convolutions without padding
+# take off less (149 -> 147 in Inception) and stay at their resolution.
 DROP = math.sqrt(2)
+ELEMENTWISE = (
+    *NORMS,
+    *(nn.Identity, nn.modules.dropout._DropoutNd, nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU),
+    *(nn.ELU, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish, nn.Sigmoid, nn.Tanh),
+)
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A layer to tap: its dotted name in the network, and the shape of its features for the example, as `tap` gives
-    them: (N, C, H, W), or (N, L, D) for tokens on a square grid.
+    """A layer to tap: its dotted name, and the shape of its features for the example.
 
-    `stride` is from the network's own input; `depth` the number of layers with weights that lie before the layer's end.
+    The shape is (N, C, H, W), or (N, L, D) for tokens on a square grid. `stride` is from the
+    network's own input; `depth` is the number of layers with weights that run before its end.
     """
 
     name: str
@@ -47,30 +52,30 @@ class Stage:
 
 
 def stages(model: nn.Module, example: Tensor) -> list[Stage]:
-    """The stages of a network, input to output, found by running it once on `example` (N, C, H, W).
+    """The stages of a network, input to output, found by one run on `example` (N, C, H, W).
 
-    timm models say theirs in `feature_info`; of others the last layer at each resolution is looked for. A vision
-    transformer has one resolution, and so one stage: its last block. Where nothing but a pooling puts out a resolution
-    (after VGG's last convolution) there is no stage: no layer has worked there.
+    timm's models list theirs in `feature_info`; in others, the calls show the last layer at each
+    resolution. A vision transformer has one resolution, and so one stage: its last block.
 
     Raises:
-        UserError: where no module of the network puts out feature maps larger than 1×1.
+        UserError: if no module of the network returns feature maps larger than 1×1.
     """
     model = unwrap(model)
     root = trace(model, example)
     size = (example.shape[-2], example.shape[-1])
     traced = _last_at_each_size(root, size)
-    found = _worked_out(root, _feature_info(model, root, traced) or list(traced.values()))
-    if not found:
+    calls = _from_feature_info(model, root, traced) or list(traced.values())
+    calls = _without_pooling_only(root, calls)
+    if not calls:
         raise UserError(
-            f"no stage in {type(model).__name__}: none of its modules puts out a feature map, (N, C, H, W) or tokens "
-            "(N, L, D), larger than 1×1"
+            f"no stage in {type(model).__name__}: none of its modules returns a feature map, "
+            "(N, C, H, W) or tokens (N, L, D), larger than 1×1"
         )
-    return _drops([_stage(c, size) for c in found])
+    return _last_before_each_drop([_stage(call, size) for call in calls])
 
 
 def try_stages(model: nn.Module, example: Tensor) -> list[Stage]:
-    """As `stages`; none where the network has no feature maps, or does not take the example."""
+    """As `stages`; empty if the network has no feature maps, or does not take the example."""
     try:
         return stages(model, example)
     except UserError:
@@ -80,107 +85,120 @@ def try_stages(model: nn.Module, example: Tensor) -> list[Stage]:
 def _stage(call: Call, image: Size) -> Stage:
     assert call.shape is not None
     assert call.size is not None
-    return Stage(
-        call.name, call.shape, math.sqrt(math.prod(image) / math.prod(call.size)), call.depth
-    )
+    stride = math.sqrt(math.prod(image) / math.prod(call.size))
+    return Stage(call.name, call.shape, stride, call.depth)
 
 
-def _drops(found: Sequence[Stage]) -> list[Stage]:
-    """The last stage before each drop, input to output."""
+def _last_before_each_drop(candidates: Sequence[Stage]) -> list[Stage]:
+    """The last stage of those whose strides differ by less than a drop."""
     kept: list[Stage] = []
-    for stage in sorted(found, key=lambda s: s.stride):
-        if kept and stage.stride < DROP * kept[-1].stride:
-            before = kept.pop()
-            stage = max(stage, before, key=lambda s: s.depth)
-        kept.append(stage)
+    for stage in sorted(candidates, key=lambda stage: stage.stride):
+        if not kept or stage.stride >= DROP * kept[-1].stride:
+            kept.append(stage)
+        elif stage.depth >= kept[-1].depth:
+            kept[-1] = stage
     return kept
 
 
-def _worked_out(root: Call, found: list[Call]) -> list[Call]:
-    """Without those whose resolution only a pooling has made: no layer with weights put it out until there."""
-    first: dict[Size | None, int] = {}
+def _without_pooling_only(root: Call, calls: list[Call]) -> list[Call]:
+    """Leaves out resolutions at which no layer with weights has worked yet.
+
+    VGG's last pooling returns a resolution of its own, but nothing works at it.
+    """
+    first_depth: dict[Size, int] = {}
     for call in root.descendants():
-        if call.size is not None and call.weighted:
-            first[call.size] = min(call.depth, first.get(call.size, call.depth))
-    if not first:
-        return found
-    # Windows are worked on at no size of the image's: then the layers inside count.
-    return [
-        c
-        for c in found
-        if first.get(c.size, math.inf) <= c.depth or any(d.weighted for d in c.descendants())
-    ]
+        if call.size is not None and call.has_weights:
+            first_depth[call.size] = min(call.depth, first_depth.get(call.size, call.depth))
+    if not first_depth:
+        return calls
+    kept = []
+    for call in calls:
+        assert call.size is not None
+        worked = first_depth.get(call.size, math.inf) <= call.depth
+        # NesT's layers work on windows, never on a grid of the image's: the layers inside count.
+        if worked or any(inner.has_weights for inner in call.descendants()):
+            kept.append(call)
+    return kept
 
 
-def _feature_info(model: nn.Module, root: Call, traced: dict[Size, Call]) -> list[Call]:
-    """The calls of the layers that timm's `feature_info` names, the last at each size; none where one is not usable."""
+def _from_feature_info(model: nn.Module, root: Call, traced: dict[Size, Call]) -> list[Call]:
+    """The calls that timm's `feature_info` lists, the last at each size; empty if not usable."""
     info: Any = getattr(model, "feature_info", None)
     try:
-        layers = [_called(model, entry["module"]) for entry in info]
+        layers = [_last_in_list(model, entry["module"]) for entry in info]
     except (TypeError, KeyError, AttributeError):
         return []
     calls: dict[str, list[Call]] = {}
     for call in root.descendants():
         calls.setdefault(call.name, []).append(call)
-    if any(len(calls.get(layer, ())) != 1 for layer in layers):
-        return []
-    named = [calls[layer][0] for layer in layers]
-    if any(c.shape is None for c in named):
-        return []
-    last = {c.size: c for c in named if c.size is not None}
-    # It sometimes names the BN-ReLU of a pre-activation, which is part of what comes next.
-    return [_before(c, traced) if isinstance(c.module, ELEMENTWISE) else c for c in last.values()]
+    last: dict[Size, Call] = {}
+    for layer in layers:
+        matches = calls.get(layer, [])
+        if len(matches) != 1 or matches[0].shape is None:
+            return []
+        if matches[0].size is not None:
+            last[matches[0].size] = matches[0]
+    # DenseNet lists `norm5` last, which is part of what comes next; the stage ends before it.
+    for size, call in last.items():
+        if isinstance(call.module, ELEMENTWISE):
+            last[size] = _traced_peer(call, traced)
+    return list(last.values())
 
 
-def _before(call: Call, traced: dict[Size, Call]) -> Call:
-    """The traced call at this size, if it is not a later one."""
+def _traced_peer(call: Call, traced: dict[Size, Call]) -> Call:
+    """The traced call at this size, unless it is a later one."""
     assert call.size is not None
-    found = traced.get(call.size, call)
-    return found if found.depth <= call.depth else call
+    peer = traced.get(call.size, call)
+    return peer if peer.depth <= call.depth else call
 
 
-def _called(model: nn.Module, layer: str) -> str:
-    """The layer; of a list of layers, which is never called itself, the last one."""
+def _last_in_list(model: nn.Module, layer: str) -> str:
+    """The last layer of a list of layers, since the list itself is never called."""
     module = model.get_submodule(layer)
-    return (
-        f"{layer}.{len(module) - 1}" if isinstance(module, nn.ModuleList) and len(module) else layer
-    )
+    if isinstance(module, nn.ModuleList) and len(module):
+        return f"{layer}.{len(module) - 1}"
+    return layer
 
 
 def _last_at_each_size(root: Call, size: Size) -> dict[Size, Call]:
     last: dict[Size, Call] = {}
-    calls = Counter(c.name for c in root.descendants())
-    for call in _flatten(root, size, seen=set()):
-        if calls[call.name] > 1:
-            continue  # one ReLU or pool for the whole network: which call to read could not be said
+    times_called = Counter(call.name for call in root.descendants())
+    for call in _units(root, size, seen=set()):
+        if times_called[call.name] > 1:
+            continue  # one ReLU or pooling for the whole network: a tap cannot tell its calls apart
         assert call.size is not None
         before = last.get(call.size)
-        if (
+        # BN-ReLU after a block is a pre-activation, part of what comes next: WRN's `bn` after
+        # `group2`. After a bare convolution, it is the end of conv-BN-ReLU.
+        is_preactivation = (
             before is not None
-            and before.inside
+            and before.children
             and call.depth == before.depth
-            and not _ends_bare(before)
-        ):
-            continue  # BN-ReLU after a block: a pre-activation, part of what comes next
-        last[call.size] = call
+            and not _ends_in_weights(before)
+        )
+        if not is_preactivation:
+            last[call.size] = call
     return last
 
 
-def _ends_bare(call: Call) -> bool:
-    """Whether a chain of layers ends in one with weights: the BN-ReLU after it is its own."""
-    while isinstance(call.module, nn.Sequential) and call.inside:
-        call = call.inside[-1]
-    return not call.inside and call.weighted
+def _ends_in_weights(call: Call) -> bool:
+    """Whether a chain of layers ends in one with weights."""
+    while isinstance(call.module, nn.Sequential) and call.children:
+        call = call.children[-1]
+    return not call.children and call.has_weights
 
 
-def _flatten(call: Call, size: Size, seen: set[Size]) -> Iterator[Call]:
-    """The calls inside `call` as units at one resolution each; a container that spans several is opened."""
-    for child in call.inside:
-        inner = list(_flatten(child, size, set(seen)))
-        if child.size is None:
-            units = inner
-        else:
-            units = [child] if not child.inside or _is_unit(child, inner, size, seen) else inner
+def _units(call: Call, size: Size, seen: set[Size]) -> Iterator[Call]:
+    """The calls inside `call`, in order, as units of one resolution each.
+
+    A container of several resolutions, such as a backbone, is opened. `size` is the resolution
+    before the call, `seen` are those of all units before it.
+    """
+    for child in call.children:
+        inner = list(_units(child, size, set(seen)))
+        units = inner
+        if child.size is not None and (not child.children or _is_unit(child, inner, size, seen)):
+            units = [child]
         yield from units
         for unit in units:
             assert unit.size is not None
@@ -191,42 +209,48 @@ def _flatten(call: Call, size: Size, seen: set[Size]) -> Iterator[Call]:
 
 
 def _is_unit(call: Call, inner: Sequence[Call], size: Size, seen: set[Size]) -> bool:
-    """Whether a container is of one resolution.
-
-    One that lowers the resolution once and goes on working at the lower one (a residual stage) is a unit of the lower
-    resolution, whatever it did before. One that only pools at its end, or lowers it with its last layer, is not: the
-    last feature map before the drop is inside it. Nor is one that ends in the norm of its blocks.
-    """
-    if _ends_in_a_norm(call):
+    """Whether a container that is fed maps of `size` has one resolution, that of its output."""
+    if _ends_in_norm(call):
         return False
     if call.size == size:
-        return True  # what goes on inside at other sizes comes back
-    others = {c.size for c in inner} - {size, call.size, *seen}
-    starts_lower = size in seen or all(c.size != size for c in inner)
-    works = any(c.size == call.size and c.weighted for c in call.descendants())
-    return not others and starts_lower and works and not _lowers_at_its_end(call, size)
-
-
-def _lowers_at_its_end(call: Call, size: Size) -> bool:
-    """Whether blocks at the resolution `size` come first, and only the last layer with weights lowers it."""
-    working = [
-        c
-        for c in call.inside
-        if c.size is not None and any(d.weighted for d in (c, *c.descendants()))
-    ]
-    if len(working) < 2 or any(c.size != size for c in working[:-1]):
+        return True  # an hourglass lowers the resolution inside and restores it
+    # ResNet's `layer2` lowers the resolution once and goes on at the lower one: one unit. Its first
+    # convolution may still work at `size`, of which `layer1` has been the last feature map. If
+    # nothing came before at `size`, as in a backbone, the last one at `size` is inside.
+    others = {unit.size for unit in inner} - {size, call.size, *seen}
+    if others or (size not in seen and any(unit.size == size for unit in inner)):
         return False
-    return any(c.inside for c in working[:-1])
+    # NIN's blocks end in their pooling: the last feature map before it is inside.
+    works = any(unit.size == call.size and unit.has_weights for unit in call.descendants())
+    return works and not _lowers_at_end(call, size)
 
 
-def _ends_in_a_norm(call: Call) -> bool:
-    """Whether this is a sequence of blocks and a norm after it, as a vision transformer's encoder is."""
-    if len(call.inside) < 2 or not isinstance(call.inside[-1].module, NORMS):
+def _lowers_at_end(call: Call, size: Size) -> bool:
+    """Whether blocks at the resolution `size` come first, and only the last layer lowers it.
+
+    As in Sequential(block, block, Conv2d(stride=2)): the second block ends a stage. No such case is
+    a residual block whose last convolution lowers, for only bare layers come before that.
+    """
+    working = []
+    for child in call.children:
+        if child.size is None:
+            continue
+        if child.has_weights or any(inner.has_weights for inner in child.descendants()):
+            working.append(child)
+    if len(working) < 2 or any(child.size != size for child in working[:-1]):
         return False
-    blocks = call.inside[-2]
-    kinds = {type(c.module) for c in blocks.inside}
-    return (
-        isinstance(blocks.module, nn.Sequential)
-        and len(kinds) == 1
-        and bool(blocks.inside[0].inside)
-    )
+    return any(child.children for child in working[:-1])
+
+
+def _ends_in_norm(call: Call) -> bool:
+    """Whether this is a sequence of equal blocks with a norm behind it.
+
+    As the encoder of torchvision's vision transformer, whose last block is the stage, not the norm.
+    """
+    if len(call.children) < 2 or not isinstance(call.children[-1].module, NORMS):
+        return False
+    blocks = call.children[-2]
+    if not isinstance(blocks.module, nn.Sequential) or not blocks.children:
+        return False
+    types = {type(block.module) for block in blocks.children}
+    return len(types) == 1 and bool(blocks.children[0].children)
