@@ -48,6 +48,7 @@ def _open_val(
     config = RunFolder(run).config()
     options: dict[str, Any]
     if spec is not None:
+        # Other data comes at the network's size; the run's own at the size that the run chose.
         size = network.preprocess.size
         options = {"image_size": size[0] if size else None}
     elif "data" in config:

@@ -52,10 +52,8 @@ def profile(
     batch = image.repeat(batch_size, 1, 1, 1).to(memory_format=torch.channels_last)
     with evaluating(network):
         flops = count_flops(network, image)
-        batch_seconds, image_seconds = (
-            _median_seconds(network, batch),
-            _median_seconds(network, image),
-        )
+        batch_seconds = _median_seconds(network, batch)
+        image_seconds = _median_seconds(network, image)
     return {
         "parameters": sum(p.numel() for p in network.module.parameters()),
         "flops": flops,
@@ -70,10 +68,7 @@ def profile(
 def _median_seconds(network: nn.Module, x: Tensor) -> float:
     from torch.utils.benchmark import Timer
 
-    # Timer runs on one thread unless told otherwise.
-    timer = Timer(
-        "network(x)",
-        globals={"network": network, "x": x},
-        num_threads=torch.get_num_threads(),
-    )
+    names = {"network": network, "x": x}
+    # Timer's own default is one thread.
+    timer = Timer("network(x)", globals=names, num_threads=torch.get_num_threads())
     return timer.blocked_autorange(min_run_time=0.2).median

@@ -46,10 +46,11 @@ def load_by_name(name: str) -> Network:
     if RunFolder(name).exists or is_authors_run(name):
         return load_trained(name)
     if Path(name).is_dir():
-        RunFolder.open(name)  # raises
+        RunFolder.open(name)  # raises: what a run folder needs
     if name.endswith(":pretrained"):
+        # ImageNet's number of classes; load_network refuses a model with another.
         return load_network(name, [str(i) for i in range(1000)], *IMAGENET)
-    torch.manual_seed(0)
+    torch.manual_seed(0)  # the same maps each time
     return Network(create_model(name, 10).eval(), name, (), Preprocess(*IMAGENET))
 
 

@@ -14,7 +14,6 @@ from ..data import Images, ImageSet, balanced_subset, open_data
 from ..data.decode import decode_into
 from ..errors import UserError
 from ..maps import as_grid, attention_map
-from ..models import Network
 from ..run_folder import RunFolder, replacing
 from ..taps import evaluating, tap
 from .inference import InferenceModel, as_input
@@ -70,12 +69,12 @@ def attention_in_box(
 ) -> dict[str, Any] | None:
     """Mean share of each stage's attention inside the object's box; None if no box is known.
 
-    The attention is Q (not Y), resized bilinearly to the image and divided by its sum. `box_area`
-    is the share that a uniform map would have.
+    A map is taken as a distribution over the pixels: resized bilinearly to the image and divided by
+    its sum. `box_area` is the share that a uniform map would have.
     """
     if images.boxes is None or not layers:
         return None
-    has_box = images.boxes[:, 2] > images.boxes[:, 0]
+    has_box = images.boxes[:, 2] > images.boxes[:, 0]  # an unknown box is 0, 0, 0, 0
     boxed = has_box.nonzero().flatten().cpu()
     if not len(boxed):
         return None
@@ -108,6 +107,7 @@ def share_inside(maps: Tensor, masks: Tensor) -> Tensor:
     """The share of each map (N, h, w) inside its mask (N, H, W): (N,)."""
     size = masks.shape[1:]
     full = F.interpolate(maps[:, None], size, mode="bilinear", align_corners=False)[:, 0]
+    # A map of zeros has no attention inside: 0, not 0/0.
     return (full * masks).sum((1, 2)) / full.sum((1, 2)).clamp_min(1e-12)
 
 
@@ -119,27 +119,25 @@ def map_columns(
     Raises:
         UserError: if there are no images, or a name is neither a run nor a model.
     """
-    networks = [load_by_name(name) for name in names]
-    sizes = [n.preprocess.size[0] for n in networks if n.preprocess.size]
+    networks = {name: load_by_name(name) for name in names}
+    sizes = [n.preprocess.size[0] for n in networks.values() if n.preprocess.size]
+    # Files are decoded at the largest size that one of the networks takes.
     pictures = _open_images(images, limit, max(sizes, default=224))
-    columns = [
-        _column(name, network, pictures, kind, p)
-        for name, network in zip(names, networks, strict=True)
-    ]
+    x = as_input(pictures.batch(slice(None)))
+    columns: list[Column] = []
+    for name in names:
+        network = networks[name]
+        model = InferenceModel(network.module, network.preprocess, "fp32").eval()
+        layers = [stage.name for stage in model.stages(pictures.image_size)]
+        if not layers:
+            raise UserError(f"{name} has no feature maps to draw")
+        logits, maps = stage_maps(model, layers, x, kind, p)
+        predictions = None
+        if network.classes:
+            predictions = [network.classes[i] for i in logits.argmax(1).tolist()]
+        by_stage = {layer: m.numpy() for layer, m in zip(layers, maps, strict=True)}
+        columns.append((_title(name), predictions, by_stage))
     return pictures.images.numpy(), columns
-
-
-def _column(name: str, network: Network, images: ImageSet, kind: str, p: float) -> Column:
-    model = InferenceModel(network.module, network.preprocess, "fp32").eval()
-    layers = [stage.name for stage in model.stages(images.image_size)]
-    if not layers:
-        raise UserError(f"{name} has no feature maps to draw")
-    logits, maps = stage_maps(model, layers, as_input(images.batch(slice(None))), kind, p)
-    predictions = None
-    if network.classes:
-        predictions = [network.classes[i] for i in logits.argmax(1).tolist()]
-    by_stage = {layer: m.numpy() for layer, m in zip(layers, maps, strict=True)}
-    return _title(name), predictions, by_stage
 
 
 def _title(name: str) -> str:

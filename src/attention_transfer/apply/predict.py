@@ -19,6 +19,7 @@ from .load import image_files, load_inference
 BATCH = 128
 
 
+@torch.no_grad()
 def predict_files(
     run: Path, paths: Sequence[Path], top: int = 5, device: str = "auto"
 ) -> list[dict[str, Any]]:
@@ -44,21 +45,19 @@ def predict_files(
     rows: list[dict[str, Any]] = []
     bad: list[str] = []
     for start in range(0, len(files), BATCH):
-        names = [str(file) for file in files[start : start + BATCH]]
-        images = np.zeros((len(names), size, size, 3), dtype=np.uint8)
-        sizes = decode_into(
-            images, files[start : start + BATCH], names.__getitem__, "skip", shorter
-        )
+        batch = files[start : start + BATCH]
+        names = [str(file) for file in batch]
+        images = np.zeros((len(batch), size, size, 3), dtype=np.uint8)
+        sizes = decode_into(images, batch, names.__getitem__, "skip", shorter)
         bad += [name for name, (width, _) in zip(names, sizes, strict=True) if not width]
         if bad:
-            continue  # only to find the other unreadable files
+            continue  # the rest is only searched for other unreadable files
         x = as_input(torch.from_numpy(images).permute(0, 3, 1, 2).to(model.device))
-        with torch.no_grad():
-            likeliest = model(x).softmax(1).topk(min(top, len(network.classes)))
-        for name, values, labels in zip(names, *map(torch.Tensor.tolist, likeliest), strict=True):
+        for name, probabilities in zip(names, model(x).softmax(1).cpu(), strict=True):
+            values, labels = probabilities.topk(min(top, len(network.classes)))
             predictions = [
                 {"class": network.classes[label], "probability": value}
-                for value, label in zip(values, labels, strict=True)
+                for value, label in zip(values.tolist(), labels.tolist(), strict=True)
             ]
             rows.append({"file": name, "predictions": predictions})
     if bad:
