@@ -17,7 +17,7 @@ import torch
 from rich.console import Console
 
 from .config import Recipe
-from .data.cifar import BASE_FOLDER, download
+from .data import prepare_data
 from .errors import RunError, UserError
 from .report import read_run, write_report
 from .run_folder import RunFolder
@@ -74,8 +74,7 @@ def _run_at_once(runs: list[tuple[Recipe, RunFolder]], count: int, console: Cons
     """
     waiting, failed = list(runs), list[Exception]()
     running: list[Run] = []
-    if (data := runs[0][0].data) in BASE_FOLDER:
-        download(data)  # once, not by each of them
+    prepare_data(runs[0][0].data)
     threads = max(1, torch.get_num_threads() // count)
     with (
         _environment(OMP_NUM_THREADS=threads),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,15 @@ from PIL import Image
 
 MakePicture = Callable[..., Image.Image]
 MakeFolder = Callable[..., Path]
+
+
+@pytest.fixture(autouse=True)
+def arrow_cache(tmp_path_factory, monkeypatch):
+    """Keeps the copies of Hugging Face's `datasets` out of the user's cache."""
+    cache = tmp_path_factory.mktemp("arrow")
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(cache))  # for other processes
+    if "datasets" in sys.modules:
+        monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", cache)
 
 
 @pytest.fixture

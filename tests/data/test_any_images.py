@@ -1,4 +1,4 @@
-"""Images of every mode and orientation come out as RGB uint8, the same by every way into the library."""
+"""Images of every mode and orientation come out as RGB uint8, from every kind of data."""
 
 import io
 import json

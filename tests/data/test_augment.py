@@ -3,19 +3,19 @@ import torch
 import torch.nn.functional as F
 
 from attention_transfer.data import Augment, ImageSet
-from attention_transfer.data.images import seeded
+from attention_transfer.data.images import make_generator
 from attention_transfer.errors import UserError
 
 
 def random_set(count, height, width):
     images = torch.randint(
-        0, 256, (count, height, width, 3), dtype=torch.uint8, generator=seeded(1)
+        0, 256, (count, height, width, 3), dtype=torch.uint8, generator=make_generator(1)
     )
     return ImageSet(images, torch.arange(count) % 3, ("a", "b", "c"))
 
 
 def one_by_one(images, plan, step, padding):
-    """Pads, crops and flips image by image, as torchvision's RandomCrop and RandomHorizontalFlip would."""
+    """Pads, crops and flips each image, as torchvision's RandomCrop and RandomHorizontalFlip."""
     made = []
     for k in range(step * plan.batch_size, min((step + 1) * plan.batch_size, len(images))):
         image = images.images[plan.order[k]].permute(2, 0, 1).double()[None]

@@ -17,7 +17,7 @@ BASE = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}
 
 @pytest.fixture(params=["cifar10", "cifar100"])
 def made(request, tmp_path, monkeypatch):
-    """Few random images in torchvision's layout, of whose files it only checks that they are there."""
+    """A few random images in torchvision's layout, whose checksums are not compared."""
     kind, folder = request.param, tmp_path / BASE[request.param]
     folder.mkdir()
     classes = int(kind[5:])

@@ -45,7 +45,7 @@ def test_the_whole_digit_is_in_its_box_and_fills_it(monkeypatch):
     images, _, boxes = digits.make_scenes(pixels, labels.numpy(), 200, seed=0)
     for image, (x0, y0, x1, y1) in zip(images[..., 0].numpy(), boxes.tolist(), strict=True):
         rows, columns = np.nonzero(image)
-        # Ink below half a grey level is lost to rounding, so the box may be a pixel wider than what is seen.
+        # Ink below half a grey level is lost to rounding: the box may be a pixel wider.
         assert 0 <= rows.min() - y0 <= 1 and 0 <= columns.min() - x0 <= 1
         assert 0 <= y1 - 1 - rows.max() <= 1 and 0 <= x1 - 1 - columns.max() <= 1
 

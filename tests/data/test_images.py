@@ -2,12 +2,14 @@ import pytest
 import torch
 
 from attention_transfer.data import ImageSet, balanced_subset
-from attention_transfer.data.images import channel_statistics, seeded, stratified_split
+from attention_transfer.data.images import channel_statistics, make_generator, stratified_split
 from attention_transfer.errors import UserError
 
 
 def random_set(count=6, side=5):
-    images = torch.randint(0, 256, (count, side, side, 3), dtype=torch.uint8, generator=seeded(1))
+    images = torch.randint(
+        0, 256, (count, side, side, 3), dtype=torch.uint8, generator=make_generator(1)
+    )
     boxes = torch.arange(count * 4).view(count, 4)
     files = tuple(f"{i}.png" for i in range(count))
     return ImageSet(images, torch.arange(count) % 2, ("a", "b"), boxes, files)
@@ -61,7 +63,7 @@ def test_wrong_tensors_are_named(change, message):
 
 
 def test_balanced_subset_is_even_seeded_and_sorted():
-    labels = torch.randint(0, 7, (2000,), generator=seeded(3))
+    labels = torch.randint(0, 7, (2000,), generator=make_generator(3))
     chosen = balanced_subset(labels, 100, seed=5)
     counts = torch.bincount(labels[chosen], minlength=7)
     assert counts.max() - counts.min() == 1 and counts.sum() == 100
@@ -92,7 +94,7 @@ def test_stratified_split_cuts_every_class():
 
 
 def test_channel_statistics_against_float64():
-    images = torch.randint(0, 256, (70, 33, 31, 3), dtype=torch.uint8, generator=seeded(0))
+    images = torch.randint(0, 256, (70, 33, 31, 3), dtype=torch.uint8, generator=make_generator(0))
     mean, std = channel_statistics(images)
     pixels = images.double().view(-1, 3) / 255
     torch.testing.assert_close(torch.tensor(mean).double(), pixels.mean(0), rtol=1e-6, atol=0)
@@ -105,9 +107,9 @@ def test_std_of_a_constant_image_can_be_divided_by():
     assert channel_statistics(torch.full((2, 3, 3, 3), 7, dtype=torch.uint8))[1] == (1 / 255,) * 3
 
 
-def test_seeded_tells_all_words_apart():
+def test_keys_of_generators_are_told_apart():
     draws = {
-        torch.rand(1, generator=seeded(*words)).item()
+        torch.rand(1, generator=make_generator(*words)).item()
         for words in [(0, 1), (1, 0), (0, 0), (-1, 0), (2**40, 0)]
     }
     assert len(draws) == 5

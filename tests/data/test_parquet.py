@@ -1,14 +1,27 @@
 import io
 import json
+import multiprocessing
+import pickle
+import socket
 
+import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 
-from attention_transfer.data import open_data
+from attention_transfer.data import Stream, make_transform, open_data, tables
+from attention_transfer.data.images import make_generator
+from attention_transfer.data.options import AugmentOptions
 from attention_transfer.errors import UserError
+
+
+@pytest.fixture(params=["in memory", "copied"], autouse=True)
+def image_storage(request, monkeypatch):
+    if request.param == "copied":
+        monkeypatch.setattr(tables, "IN_MEMORY_BYTES", 0)
+    return request.param
 
 
 @pytest.fixture
@@ -128,19 +141,22 @@ def test_the_column_called_label_wins_over_other_numbers(write):
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"image": None, "names": None}, r"has no image column \(its columns: label\)"),
-        ({"label": None, "names": None}, r"has no label column \(its columns: image\)"),
+        ({"image": None, "names": None}, r"has no image column \(its columns: label \(int64\)\)"),
+        (
+            {"label": None, "names": None},
+            r"has no label column \(its columns: image \(struct<.*>\)\)",
+        ),
         (
             {"label": None, "names": None, "a": ["x"] * 4, "b": ["y"] * 4},
-            "several columns of words",
+            r"several label columns \(a, b\)",
         ),
         (
             {"label": None, "names": None, "a": [1] * 4, "b": [2] * 4},
-            "several columns of whole .*PATH#label=a",
+            r"several label columns \(a, b\): .*parquet:.*#label=a",
         ),
         (
             {"image": None, "names": None, "left": [b"1"] * 4, "right": [b"2"] * 4},
-            r"several image columns \(left, right\).*PATH#image=left",
+            r"several image columns \(left, right\).*parquet:.*#image=left",
         ),
         (
             {"labels": (0, 1, 3, 0)},
@@ -263,32 +279,85 @@ def test_missing_and_damaged_files(write, tmp_path):
         open_data(f"parquet:{root}")
 
 
-def test_a_stream_reads_a_window_of_row_groups_at_a_time(write, monkeypatch):
-    from attention_transfer.data import Stream, make_transform, parquet
-
+def test_streamed_images_are_shuffled_over_all_files(write):
     write("train-0.parquet", labels=[i % 3 for i in range(24)], group=3)
+    write("train-1.parquet", first_seed=30)
     root = write("val-0.parquet")
-    monkeypatch.setattr(parquet, "WINDOW_BYTES", 1)
-    data = open_data(f"parquet:{root}", stream="on")
+    data = open_data(f"parquet:{root}", stream="on", workers=2)
     resident = open_data(f"parquet:{root}")
     assert data.mean == resident.mean and data.std == resident.std
-    reader = data.train.reader
-    opened, read = reader._values, []
-
-    def counted(group):
-        if group not in reader._kept:
-            read.append(group)
-        return opened(group)
-
-    monkeypatch.setattr(reader, "_values", counted)
-    maker = Stream(data.train, make_transform("crop", 8, 0, False, (0.08, 1), (1, 1)))
-    plan = maker.epoch(0, 0, 6)
+    stream = Stream(data.train, make_transform(AugmentOptions(crop_padding=0, flip=False), 8))
+    plan = stream.epoch(0, 0, 6)
+    assert plan.order.tolist() == torch.randperm(28, generator=make_generator(0, 0)).tolist()
     for step in range(len(plan)):
-        x, y = maker.batch(plan, step)
+        x, y = stream.batch(plan, step)
         chosen = plan.order[6 * step : 6 * step + 6]
-        assert torch.equal(x, resident.train.batch(chosen)) and torch.equal(
-            y, resident.train.labels[chosen]
-        )
-    # Each group once, though no more than one is kept; in an order that the next epoch does not repeat.
-    assert sorted(read[-8:]) == list(range(8)) and len(read) <= 9
-    assert not torch.equal(plan.order, maker.epoch(0, 1, 6).order)
+        assert torch.equal(x, resident.train.batch(chosen))
+        assert torch.equal(y, resident.train.labels[chosen])
+
+
+def test_readers_can_be_sent_to_another_process(write):
+    root = write("train-0.parquet")
+    write("val-0.parquet")
+    reader = open_data(f"parquet:{root}", stream="on").train.reader
+    copy = pickle.loads(pickle.dumps(reader))
+    assert [copy.encoded(i) for i in range(4)] == [reader.encoded(i) for i in range(4)]
+
+
+def test_large_sets_are_copied_once_and_again_when_files_change(
+    write, image_storage, picture, capfd, monkeypatch
+):
+    root = write("train-0.parquet").rename(write("val-0.parquet").with_name("a[b]*"))
+    open_data(f"parquet:{root}")
+    told = capfd.readouterr()
+    assert told.out == ""
+    if image_storage == "in memory":
+        assert told.err == ""
+        return
+    cache = datasets.config.HF_DATASETS_CACHE
+    assert told.err.count(f"copying the images of {root} to {cache}") == 2
+    assert len(told.err.splitlines()) == 2, "no progress bars"
+    monkeypatch.setattr(socket, "socket", None)  # neither the network
+    open_data(f"parquet:{root}")
+    assert capfd.readouterr() == ("", "")
+    write("train-0.parquet", first_seed=70).joinpath("train-0.parquet").rename(
+        root / "train-0.parquet"
+    )
+    data = open_data(f"parquet:{root}")
+    assert np.array_equal(data.train.images[0].numpy(), np.asarray(picture(seed=70)))
+
+
+def test_no_room_for_the_copy_is_named(write, image_storage, monkeypatch):
+    def fail(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    root = write("train-0.parquet")
+    monkeypatch.setattr("datasets.load_dataset_builder", fail)
+    if image_storage == "in memory":
+        assert len(open_data(f"parquet:{root}", val_split=0.5).train) == 3
+        return
+    with pytest.raises(UserError, match=r"cannot copy .*No space left.*HF_DATASETS_CACHE$"):
+        open_data(f"parquet:{root}")
+
+
+def copy_in_another_process(root, barrier):
+    tables.IN_MEMORY_BYTES = 0
+    barrier.wait()
+    assert open_data(f"parquet:{root}").train.labels.tolist() == [0, 1, 2, 0]
+
+
+def test_two_processes_copy_at_once(write, image_storage):
+    if image_storage == "in memory":
+        return
+    root = write("train-0.parquet")
+    write("val-0.parquet")
+    context = multiprocessing.get_context("spawn")
+    barrier = context.Barrier(2)
+    processes = [
+        context.Process(target=copy_in_another_process, args=(root, barrier)) for _ in range(2)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0]

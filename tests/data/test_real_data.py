@@ -20,7 +20,7 @@ def needs(folder):
 
 @needs("cifar10")
 def test_cifar10_test_set(tmp_path):
-    # The test file stands for both parts: reading the training files would take longer than all other tests.
+    # The test file stands for both splits: the training files would take too long.
     for part in ("train", "test"):
         shutil.copy(
             DATA / "cifar10" / "test-00000-of-00001.parquet",

@@ -1,9 +1,9 @@
-"""Places that are not there, columns by name, names that several classes share, labels that look wrong."""
+"""Missing paths, columns by name, class names that several folders share."""
 
 import pytest
 
 from attention_transfer.data import open_data
-from attention_transfer.data.spec import distinct, nearest_path, split_columns
+from attention_transfer.data.spec import nearest_path, split_columns, unique_names
 from attention_transfer.errors import UserError
 
 
@@ -38,7 +38,7 @@ def test_columns_after_the_path(tmp_path):
 
 
 def test_shared_names_are_told_apart(make_folder):
-    assert distinct(["crane", "kite", "crane"], ["n2", "n1", "n3"]) == (
+    assert unique_names(["crane", "kite", "crane"], ["n2", "n1", "n3"]) == (
         "crane (n2)",
         "kite",
         "crane (n3)",

@@ -1,4 +1,4 @@
-"""Streamed images: the batches that resident ones make, whoever decodes them and wherever an epoch is entered."""
+"""Streamed images make the batches of resident ones, with any workers and from any step on."""
 
 import multiprocessing
 import pickle
@@ -13,13 +13,12 @@ from attention_transfer.data import (
     Augment,
     Stream,
     balanced_subset,
+    default_workers,
     make_transform,
     open_data,
-    usual_workers,
 )
 from attention_transfer.data import stream as streams
-from attention_transfer.data.images import seeded
-from attention_transfer.data.transforms import RATIO, SCALE
+from attention_transfer.data.options import AugmentOptions
 from attention_transfer.errors import RunError, UserError
 
 
@@ -33,9 +32,7 @@ def opened(root, workers=0, **options):
 
 
 def stream(data, augment="crop", **options):
-    transform = make_transform(
-        augment, data.train.size, 2 if augment == "crop" else 0, True, SCALE, RATIO
-    )
+    transform = make_transform(AugmentOptions(augment, crop_padding=2), data.train.size)
     return Stream(data.train, transform, **options)
 
 
@@ -132,7 +129,7 @@ def test_validation_images_are_resized_beyond_the_centre(root, picture):
     assert torch.equal(resident.val.batch([0])[0].permute(1, 2, 0), enlarged)
     shutil.rmtree(root / "val")
     cut = opened(root, image_size=7, val_resize=8 / 7, val_split=0.5)
-    assert (cut.train.shorter, cut.val.shorter) == (None, 8)
+    assert (cut.train.short_side, cut.val.short_side) == (None, 8)
 
 
 def test_boxes_follow_their_images(root):
@@ -151,7 +148,7 @@ def test_a_bad_image_is_named(root, workers):
     damage(root / "train" / "dog" / "2.png")
     data = opened(root, workers, on_bad_image="skip")
     strict = replace(data.train, on_bad_image="error")
-    maker = Stream(strict, make_transform("imagenet", 8, 0, True, SCALE, RATIO))
+    maker = Stream(strict, make_transform(AugmentOptions("imagenet"), 8))
     with pytest.raises(
         UserError, match=r"cannot read the image .*train/dog/2\.png \(.*expected a whole image"
     ) as caught:
@@ -166,9 +163,9 @@ def test_bad_images_are_skipped_and_counted(root, workers):
     data = opened(root, workers, on_bad_image="skip")
     resident = open_data(f"folder:{root}", on_bad_image="skip")
     ((x, _),) = epoch(stream(data), batch_size=14)
-    assert len(x) == 14 and data.train.bad == {9} and data.unreadable() == 1
+    assert len(x) == 14 and data.train.bad == {9} and data.unreadable_count() == 1
     list(data.val.batches(6))
-    assert data.val.bad == {2} and data.unreadable() == 2
+    assert data.val.bad == {2} and data.unreadable_count() == 2
     assert torch.equal(data.val.subset(torch.arange(6)).images, resident.val.images)
 
 
@@ -179,7 +176,7 @@ def test_the_substitute_keeps_its_own_label(root):
     for i, label in enumerate(data.train.labels.tolist()):
         if i != 9:
             whole[data.train.batch([i]).numpy().tobytes()] = label
-    maker = Stream(data.train, make_transform("crop", 8, 0, False, SCALE, RATIO))
+    maker = Stream(data.train, make_transform(AugmentOptions(crop_padding=0, flip=False), 8))
     for x, y in epoch(maker, batch_size=7):
         assert [
             whole[image[None].contiguous(memory_format=torch.channels_last).numpy().tobytes()]
@@ -233,30 +230,12 @@ def test_little_shared_memory_means_fewer_workers(root, monkeypatch):
         "disk_usage",
         lambda _: shutil._ntuple_diskusage(0, 0, 3 * 3 * batch * 5 // 4),
     )
-    assert (
-        stream(data)
-        .describe(4)
-        .startswith(
-            "images decoded while training, by 3 workers (/dev/shm has no room for 8 workers' batches"
-        )
-    )
+    told = stream(data).describe(4)
+    assert "by 3 workers (/dev/shm has no room for 8 workers' batches" in told
     monkeypatch.undo()
     assert (
         stream(opened(root, workers=1)).describe(4) == "images decoded while training, by 1 worker"
     )
-
-
-def test_blocks_are_mixed_a_window_at_a_time():
-    blocks = torch.arange(40) // 4
-    order = streams.shuffled_blocks(blocks, 3, seeded(1))
-    assert order.sort().values.tolist() == list(range(40))
-    windows = [set(blocks[part].tolist()) for part in order.split(12)]
-    assert [len(window) for window in windows] == [3, 3, 3, 1] and set.union(*windows) == set(
-        range(10)
-    )
-    assert blocks[order[:12]].tolist() != sorted(blocks[order[:12]].tolist())
-    assert torch.equal(order, streams.shuffled_blocks(blocks, 3, seeded(1)))
-    assert not torch.equal(order, streams.shuffled_blocks(blocks, 3, seeded(2)))
 
 
 def test_a_reader_can_be_sent_to_another_process(root):
@@ -268,15 +247,15 @@ def test_a_reader_can_be_sent_to_another_process(root):
 
 
 def test_names_of_files_are_kept_whatever_they_are():
-    from attention_transfer.data.reader import Packed
+    from attention_transfer.data.reader import PackedStrings
 
     names = ["a", "", "ü/β.png", "\udcff.jpg"]
-    packed = Packed(names)
+    packed = PackedStrings(names)
     assert list(packed) == names and packed[2] == names[2] and len(packed) == 4
     with pytest.raises(IndexError):
         packed[4]
 
 
-def test_usual_workers():
-    assert 1 <= usual_workers(True) <= usual_workers(False) <= 16
-    assert usual_workers(False, processes=1000) == 1
+def test_default_workers():
+    assert 1 <= default_workers(True) <= default_workers(False) <= 16
+    assert default_workers(False, processes=1000) == 1

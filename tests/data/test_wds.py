@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from attention_transfer.data import open_data
-from attention_transfer.data.wds import expand
+from attention_transfer.data.wds import expand_braces
 from attention_transfer.errors import UserError
 
 
@@ -70,11 +70,15 @@ def test_without_validation_shards_some_are_cut_off(shard):
 
 
 def test_braces_are_expanded_as_the_shell_does():
-    assert expand("a{1..3}b") == ["a1b", "a2b", "a3b"] and expand("{08..10}") == ["08", "09", "10"]
+    assert expand_braces("a{1..3}b") == ["a1b", "a2b", "a3b"] and expand_braces("{08..10}") == [
+        "08",
+        "09",
+        "10",
+    ]
     assert (
-        expand("{a,b}-{0..1}") == ["a-0", "a-1", "b-0", "b-1"]
-        and expand("plain") == ["plain"]
-        and expand("") == []
+        expand_braces("{a,b}-{0..1}") == ["a-0", "a-1", "b-0", "b-1"]
+        and expand_braces("plain") == ["plain"]
+        and expand_braces("") == []
     )
 
 
@@ -208,7 +212,8 @@ def test_words_among_numbers_are_said(shard):
     data = open_data(f"wds:{root}")
     assert data.classes == ("0", "1", "cat") and len(data.notes) == 1
     assert (
-        "1 of 4 labels are no whole numbers ('cat' of" in data.notes[0] and "0002)" in data.notes[0]
+        "1 of 4 labels are not whole numbers ('cat' of" in data.notes[0]
+        and "0002)" in data.notes[0]
     )
     shard("train-000.tar", labels=("a", "b"))
     shard("val-000.tar", labels=("b",))

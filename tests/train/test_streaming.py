@@ -14,7 +14,7 @@ from small_runs import FLAGS, carry_out, rows, small, stop_after, write_factory,
 
 from attention_transfer.apply.evaluate import evaluate_run
 from attention_transfer.data.augment import draw_epoch
-from attention_transfer.data.images import seeded
+from attention_transfer.data.images import make_generator
 from attention_transfer.data.stream import Stream
 from attention_transfer.errors import UserError
 from attention_transfer.train.trainer import Interrupted
@@ -88,7 +88,7 @@ def test_an_unreadable_image_loses_nothing(images, tmp_path, monkeypatch, part):
                     raise UserError("cannot read the image x")
                 return original(self, plan, step)
 
-            first = draw_epoch(36, 4, False, seeded(0, 0), 8, True)
+            first = draw_epoch(36, 4, False, make_generator(0, 0), 8, True)
         else:
             broken = "attention_transfer.train.run.evaluate"
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..data import VAL_RESIZE, Dataset, Images, StreamSet, open_data, usual_workers
+from ..data import VAL_RESIZE, Dataset, Images, StreamSet, default_workers, open_data
 from ..errors import UserError, first_few
 from ..models import Network
 from ..run_folder import RunFolder
@@ -64,7 +64,7 @@ def _open_val(
         limit_train=1,  # no training image is needed
         seed=config.get("seed", 0),
         on_bad_image=config.get("on_bad_image", "error"),
-        workers=usual_workers(on_cpu=device == "cpu"),
+        workers=default_workers(on_cpu=device == "cpu"),
         val_resize=val_resize(config),
     )
 

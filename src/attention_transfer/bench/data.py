@@ -14,7 +14,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 from itertools import islice
@@ -27,7 +26,7 @@ from torch.utils.data import DataLoader
 from ..apply.inference import as_input
 from ..data import Augment, ImageSet, Stream, StreamSet, make_transform, open_data
 from ..data.reader import FileReader
-from ..data.transforms import RATIO, SCALE
+from ..data.options import AugmentOptions
 from ..errors import UserError
 from ..models import Preprocess
 from ..train.run import decisions_for
@@ -193,12 +192,9 @@ def _stream(files: list[Path], batch: int, count: int, cores: int) -> Iterator[o
         files[0].parent if len(files) == 1 else Path(os.path.commonpath(files)), files
     )
     labels = torch.zeros(len(files), dtype=torch.int64)
-    images = StreamSet.whole(reader, labels, ("any",), SIZE, "error").at(
-        torch.arange(count * batch) % len(files)
-    )
-    stream = Stream(
-        replace(images, workers=cores), make_transform("imagenet", SIZE, 0, True, SCALE, RATIO)
-    )
+    rows = torch.arange(count * batch) % len(files)
+    images = StreamSet(reader, rows, labels[rows], ("any",), SIZE, workers=cores)
+    stream = Stream(images, make_transform(AugmentOptions(augment="imagenet"), SIZE))
     plan = stream.epoch(0, 0, batch)
     return (stream.batch(plan, step) for step in range(count))
 

@@ -13,9 +13,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..data.transforms import RATIO, SCALE, Draw, make_transform
+from ..data.options import AugmentOptions
+from ..data.transforms import AugmentDraw, make_transform
 
 SIZE = 224
+SCALE, RATIO = AugmentOptions.crop_scale, AugmentOptions.crop_ratio
 AUTHORS = "authors 224"
 OURS = "torchvision 224"
 # A row's name and the module that it takes.
@@ -58,11 +60,11 @@ def with_pillow() -> Decode:
 
 def with_torchvision() -> Decode:
     """What a stream's workers do."""
-    transform = make_transform("imagenet", SIZE, 0, True, SCALE, RATIO)
+    transform = make_transform(AugmentOptions(augment="imagenet"), SIZE)
 
     def decode(data: bytes) -> NDArray[np.uint8]:
         out = np.empty((SIZE, SIZE, 3), dtype=np.uint8)
-        transform(out, data, Draw(noise=int(torch.randint(1 << 31, ()))))
+        transform(out, data, AugmentDraw(noise=int(torch.randint(1 << 31, ()))))
         return out
 
     return decode

@@ -11,13 +11,14 @@ if TYPE_CHECKING:
     from .augment import EpochPlan as EpochPlan
     from .dataset import Dataset as Dataset
     from .dataset import Images as Images
-    from .decode import memory_share as memory_share
+    from .decode import memory_budget as memory_budget
     from .images import ImageSet as ImageSet
     from .images import balanced_subset as balanced_subset
     from .open import open_data as open_data
+    from .open import prepare_data as prepare_data
     from .stream import Stream as Stream
     from .stream import StreamSet as StreamSet
-    from .stream import usual_workers as usual_workers
+    from .stream import default_workers as default_workers
     from .transforms import VAL_RESIZE as VAL_RESIZE
     from .transforms import make_transform as make_transform
 
@@ -26,10 +27,10 @@ __getattr__, __dir__, __all__ = attach(
     {
         "augment": ["Augment", "EpochPlan"],
         "dataset": ["Dataset", "Images"],
-        "decode": ["memory_share"],
+        "decode": ["memory_budget"],
         "images": ["ImageSet", "balanced_subset"],
-        "open": ["open_data"],
-        "stream": ["Stream", "StreamSet", "usual_workers"],
+        "open": ["open_data", "prepare_data"],
+        "stream": ["Stream", "StreamSet", "default_workers"],
         "transforms": ["VAL_RESIZE", "make_transform"],
     },
 )

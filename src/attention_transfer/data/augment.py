@@ -1,22 +1,26 @@
-"""Batches of augmented images: reflect-pad, random crop and horizontal flip as one gather."""
+"""Batches of resident images: reflect-pad, random crop and horizontal flip in one gather."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from ..errors import UserError
-from .images import ImageSet, seeded
+from .images import ImageSet, make_generator
 
 
 @dataclass(frozen=True, eq=False)
 class EpochPlan:
-    """All that an epoch draws: `order`, `dy`, `dx` (N,) int64 and `flip` (N,) bool; `len(plan)` counts the batches.
+    """All random draws of an epoch; `len(plan)` is its number of batches.
 
-    `dy` and `dx` are the crop's top left corner in the padded image, in [0, 2 * crop_padding]; `noise` (N,) int64 seeds
-    the transform of each image where images are streamed.
+    Args:
+        order: int64 (N,), the images in the order of the batches.
+        dy, dx: int64 (N,), top left corner of the crop in the padded image,
+            in [0, 2 * crop_padding].
+        flip: bool (N,).
+        noise: int64 (N,), a seed for the transform of each streamed image.
     """
 
     order: Tensor
@@ -30,17 +34,19 @@ class EpochPlan:
     def __len__(self) -> int:
         whole, rest = divmod(len(self.order), self.batch_size)
         # A set smaller than one batch still makes one batch.
-        return whole + 1 if rest and (whole == 0 or not self.drop_last) else whole
+        keep_rest = rest and (whole == 0 or not self.drop_last)
+        return whole + bool(keep_rest)
 
 
 class Augment:
-    """Reflect-pads by `crop_padding` pixels, crops at random, flips left to right with probability one half.
+    """Reflect-pads, crops at random, and flips left to right with probability one half.
 
-    Raises `UserError` where `crop_padding` is not below the image's height and width.
+    Raises:
+        UserError: if `crop_padding` is not below the height and width of the images.
     """
 
-    # Each process makes whole batches, of which the loop takes its share: making them costs next to nothing.
-    shares = False
+    # Each process makes whole batches, which costs next to nothing, and trains on its share.
+    is_sharded = False
 
     def __init__(self, images: ImageSet, crop_padding: int = 4, flip: bool = True) -> None:
         height, width = images.image_size
@@ -50,52 +56,58 @@ class Augment:
         self.flip = flip
         device = images.images.device
         self._pixels = images.images.view(-1, 3)
-        # For each offset, which source row (or column) each output row (or column) reads: a batch only looks these up.
-        self._rows = (reflected(height, crop_padding) * width).to(device)
-        columns = reflected(width, crop_padding)
+        # The source row (or column) of each output row (or column), for each offset: a batch only
+        # looks these up.
+        self._rows = (reflected_positions(height, crop_padding) * width).to(device)
+        columns = reflected_positions(width, crop_padding)
         self._columns = torch.stack([columns, columns.flip(1)]).to(device)
 
     def epoch(self, seed: int, epoch: int, batch_size: int, drop_last: bool = True) -> EpochPlan:
-        """Draws one epoch from a CPU generator seeded by (seed, epoch), then moves it to the images' device."""
-        device = self.images.images.device
+        """Draws an epoch on the CPU, keyed by (seed, epoch), and moves it to the images' device."""
+        generator = make_generator(seed, epoch)
         plan = draw_epoch(
-            len(self.images),
-            self.crop_padding,
-            self.flip,
-            seeded(seed, epoch),
-            batch_size,
-            drop_last,
+            len(self.images), self.crop_padding, self.flip, generator, batch_size, drop_last
         )
-        order, dy, dx, flip = (
-            drawn.to(device) for drawn in (plan.order, plan.dy, plan.dx, plan.flip)
+        device = self.images.images.device
+        return replace(
+            plan,
+            order=plan.order.to(device),
+            dy=plan.dy.to(device),
+            dx=plan.dx.to(device),
+            flip=plan.flip.to(device),
+            noise=None,
         )
-        return EpochPlan(order, dy, dx, flip, batch_size, drop_last)
 
     def describe(self, batch_size: int) -> str:
-        """Where the images are, in a few words."""
+        """Where the images are, for the log."""
         return "images in memory"
 
     def batch(self, plan: EpochPlan, step: int) -> tuple[Tensor, Tensor]:
-        """Batch `step` of `plan`: images uint8 (B, 3, H, W), channels_last in memory, and labels int64 (B,)."""
-        if not 0 <= step < len(plan):
-            raise IndexError(f"step {step} is outside of the epoch's {len(plan)} batches")
-        here = slice(step * plan.batch_size, (step + 1) * plan.batch_size)
-        chosen = plan.order[here]
+        """Batch `step`: uint8 (B, 3, H, W), channels_last in memory, and labels int64 (B,)."""
+        check_step(plan, step)
+        part = slice(step * plan.batch_size, (step + 1) * plan.batch_size)
+        images = plan.order[part]
         height, width = self.images.image_size
-        rows = self._rows[plan.dy[here]] + (chosen * (height * width))[:, None]
-        columns = self._columns[plan.flip[here].long(), plan.dx[here]]
-        # Whole pixels (3 bytes) by one flat index: measured faster than advanced indexing with three index tensors.
-        where = rows[:, :, None] + columns[:, None, :]
-        x = self._pixels.index_select(0, where.view(-1)).view(len(chosen), height, width, 3)
-        return x.permute(0, 3, 1, 2), self.images.labels.index_select(0, chosen)
+        rows = self._rows[plan.dy[part]] + (images * (height * width))[:, None]
+        columns = self._columns[plan.flip[part].long(), plan.dx[part]]
+        # One flat index of whole pixels is faster than advanced indexing with three tensors.
+        index = rows[:, :, None] + columns[:, None, :]
+        x = self._pixels.index_select(0, index.view(-1)).view(len(images), height, width, 3)
+        return x.permute(0, 3, 1, 2), self.images.labels.index_select(0, images)
+
+
+def check_step(plan: EpochPlan, step: int) -> None:
+    """Raises `IndexError` if the epoch has no batch `step`."""
+    if not 0 <= step < len(plan):
+        raise IndexError(f"step {step} is outside of the epoch's {len(plan)} batches")
 
 
 def check_padding(crop_padding: int, height: int, width: int) -> None:
-    """Raises `UserError` where images of this size cannot be mirrored so far."""
+    """Raises `UserError` if images of this size are too small for the reflection."""
     if not 0 <= crop_padding < min(height, width):
         raise UserError(
-            f"crop_padding is {crop_padding}, but reflection needs 0 <= crop_padding < {min(height, width)} "
-            f"for images of {height}x{width}: choose a smaller crop_padding"
+            f"crop_padding is {crop_padding}, but reflection needs 0 <= crop_padding < "
+            f"{min(height, width)} for images of {height}x{width}: choose a smaller crop_padding"
         )
 
 
@@ -106,11 +118,11 @@ def draw_epoch(
     generator: torch.Generator,
     batch_size: int,
     drop_last: bool,
-    order: Tensor | None = None,
 ) -> EpochPlan:
-    """All that an epoch of `count` images draws, on the CPU; `order` (count,) takes the place of the drawn one.
+    """All random draws of an epoch of `count` images, on the CPU.
 
-    Raises `UserError` for an epoch without images.
+    Raises:
+        UserError: for an epoch without images.
     """
     if batch_size < 1:
         raise UserError(
@@ -118,7 +130,8 @@ def draw_epoch(
         )
     if not count:
         raise UserError("cannot plan an epoch of a set without images: open data that has some")
-    order = torch.randperm(count, generator=generator) if order is None else order
+    # The order of these draws is part of what a run continues with.
+    order = torch.randperm(count, generator=generator)
     dy = torch.randint(0, 2 * crop_padding + 1, (count,), generator=generator)
     dx = torch.randint(0, 2 * crop_padding + 1, (count,), generator=generator)
     flips = torch.rand(count, generator=generator) < (0.5 if flip else 0.0)
@@ -126,8 +139,11 @@ def draw_epoch(
     return EpochPlan(order, dy, dx, flips, batch_size, drop_last, noise)
 
 
-def reflected(length: int, padding: int) -> Tensor:
-    """Source positions (2 * padding + 1, length) of a crop at each offset, mirrored without repeating the edge."""
+def reflected_positions(length: int, padding: int) -> Tensor:
+    """Source positions (2 * padding + 1, length) of a crop at each offset.
+
+    The reflection does not repeat the edge pixel.
+    """
     position = torch.arange(2 * padding + 1)[:, None] + torch.arange(length) - padding
     last = length - 1
     return last - (last - position.abs()).abs()

@@ -1,4 +1,4 @@
-"""`cifar10` and `cifar100`: torchvision's files, Hugging Face's parquet, or a download into a cache folder."""
+"""`cifar10` and `cifar100`: torchvision's files, Hugging Face's parquet, or a download."""
 
 from __future__ import annotations
 
@@ -6,24 +6,26 @@ import contextlib
 import io
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..errors import UserError
+from ..errors import UserError, first_line
 from .images import ImageSet
-from .parquet import open_parquet, parquet_folder
+from .options import DataOptions
 from .source import Source, Split
-from .spec import nearest_path
+from .spec import existing_folder
+from .tables import open_parquet, parquet_folder
 
 SIZE = 32
-# The first file of torchvision's layout, by which a folder is known.
+# The first file of torchvision's layout, which identifies a folder.
 FIRST_FILE = {"cifar10": "data_batch_1", "cifar100": "train"}
 BASE_FOLDER = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}
-LABEL = {"cifar10": None, "cifar100": "fine_label"}
+LABEL_COLUMN = {"cifar10": None, "cifar100": "fine_label"}
 CLASSES = {"cifar10": 10, "cifar100": 100}
-# The values of the paper's own training code; those of CIFAR-100 are measured.
+# From the paper's training code; it has none for CIFAR-100, whose are measured when it is opened.
 STATISTICS = {
     "cifar10": (
         (125.3 / 255, 123.0 / 255, 113.9 / 255),
@@ -32,47 +34,44 @@ STATISTICS = {
 }
 
 
-def open_cifar(kind: str, path: Path | None, on_bad_image: str, want_val: bool) -> Source:
-    """CIFAR-10 or CIFAR-100 (fine labels), 32x32; without `path` it is downloaded into a cache folder.
+def open_cifar(kind: str, place: str, options: DataOptions) -> Source:
+    """CIFAR-10 or CIFAR-100 (fine labels), 32x32.
 
-    Raises `UserError` where the folder holds neither layout or the download fails.
+    Args:
+        place: a folder in either layout; "" downloads into a cache folder.
+
+    Raises:
+        UserError: if the folder has neither layout or the download fails.
     """
-    if path is None:
-        return _open_torchvision(kind, *download(kind), want_val)
-    if not path.is_dir():
-        state = "is not a folder" if path.exists() else "does not exist"
-        hint = nearest_path(path)
-        raise UserError(
-            f"data {kind}: {path} {state}; expected the folder that holds {kind}; check the path{hint}"
-        )
+    if not place:
+        return _open_torchvision(kind, *download(kind), options)
+    path = existing_folder(kind, place, f"the folder that holds {kind}")
     for folder in (path / BASE_FOLDER[kind], path):
         if (folder / FIRST_FILE[kind]).is_file():
-            return _open_torchvision(kind, folder.parent, folder.name, want_val)
+            return _open_torchvision(kind, folder.parent, folder.name, options)
     if parquet_folder(path) is None:
         raise UserError(
-            f"data {kind}: {path} holds neither {BASE_FOLDER[kind]}/ (torchvision's files) nor train-*.parquet "
-            f"(Hugging Face's); put one there, or write {kind} alone to download it"
+            f"data {kind}: {path} holds neither {BASE_FOLDER[kind]}/ (torchvision's files) nor "
+            "train-*.parquet (Hugging Face's); put one there, or write "
+            f"{kind} alone to download it"
         )
-    source = open_parquet(path, SIZE, on_bad_image, want_val, label=LABEL[kind])
+    source = open_parquet(path, replace(options, image_size=SIZE), label=LABEL_COLUMN[kind])
     if len(source.classes) != CLASSES[kind]:
         raise UserError(
             f"data {kind}: {path} has {len(source.classes)} classes, expected {CLASSES[kind]}; "
             f"check the path, or write parquet:{path}"
         )
-    return Source(source.classes, SIZE, source.train, source.val, STATISTICS.get(kind))
+    return replace(source, statistics=STATISTICS.get(kind))
 
 
 def cache_folder(kind: str) -> Path:
-    """Where a download goes: attention-transfer/`kind` in XDG_CACHE_HOME or ~/.cache."""
-    return (
-        Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        / "attention-transfer"
-        / kind
-    )
+    """Where downloads go: attention-transfer/`kind` in XDG_CACHE_HOME or ~/.cache."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache / "attention-transfer" / kind
 
 
 def download(kind: str) -> tuple[Path, str]:
-    """The cache folder and the folder in it, with the files there, fetched where they are not."""
+    """Downloads into the cache folder unless it is there; that folder and the folder below it."""
     root = cache_folder(kind)
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -82,36 +81,36 @@ def download(kind: str) -> tuple[Path, str]:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             _torchvision_class(kind, BASE_FOLDER[kind])(root=str(root), train=True, download=True)
     except (OSError, RuntimeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
-            f"cannot download {kind} into {root} ({reason}): expected {BASE_FOLDER[kind]}/ there; "
-            f"check the network, or write {kind}:FOLDER for a copy that you have"
+            f"cannot download {kind} into {root} ({first_line(error)}): expected "
+            f"{BASE_FOLDER[kind]}/ there; check the network, or write {kind}:FOLDER for your copy"
         ) from error
     return root, BASE_FOLDER[kind]
 
 
 def _torchvision_class(kind: str, base_folder: str) -> Any:
-    """torchvision's data set, looking into a folder of any name."""
+    """torchvision's data set, with a folder of any name."""
     from torchvision import datasets
 
-    original = datasets.CIFAR10 if kind == "cifar10" else datasets.CIFAR100
+    original = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[kind]
     return type(original.__name__, (original,), {"base_folder": base_folder})
 
 
-def _open_torchvision(kind: str, root: Path, base_folder: str, want_val: bool) -> Source:
+def _open_torchvision(kind: str, root: Path, base_folder: str, options: DataOptions) -> Source:
     cls = _torchvision_class(kind, base_folder)
 
-    def split(train: bool) -> tuple[tuple[str, ...], Split]:
+    def split(train: bool) -> ImageSet:
         try:
             opened = cls(root=str(root), train=train, download=False)
         except (OSError, RuntimeError, EOFError) as error:
             raise UserError(
-                f"data {kind}: {root / base_folder} is incomplete or damaged: expected torchvision's files, unchanged; "
-                "unpack them again"
+                f"data {kind}: {root / base_folder} is incomplete or damaged: expected "
+                "torchvision's files, unchanged; unpack them again"
             ) from error
-        classes = tuple(opened.classes)
         labels = torch.tensor(opened.targets, dtype=torch.int64)
-        return classes, Split.of(ImageSet(torch.from_numpy(opened.data), labels, classes))
+        return ImageSet(torch.from_numpy(opened.data), labels, tuple(opened.classes))
 
-    classes, train = split(True)
-    return Source(classes, SIZE, train, split(False)[1] if want_val else None, STATISTICS.get(kind))
+    train, val = split(True), None
+    if options.val_split is None:
+        val = Split.from_images(split(False))
+    return Source(train.classes, SIZE, Split.from_images(train), val, STATISTICS.get(kind))

@@ -1,4 +1,4 @@
-"""What a spec names: training and validation images, resident or streamed."""
+"""`Dataset`: the training and validation images of a spec, resident or streamed."""
 
 from __future__ import annotations
 
@@ -13,10 +13,13 @@ STATISTICS_IMAGES = 1024
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Training and validation images of one spec; `mean` and `std` are those of the training images, in [0, 1] units.
+    """Training and validation images: two `ImageSet`s, or two `StreamSet`s.
 
-    Both are `ImageSet`s, or both `StreamSet`s (whose mean and std are those of `STATISTICS_IMAGES` of them). `skipped`
-    counts the unreadable images that were left out (`on_bad_image="skip"`); `notes` say what a person should know.
+    Args:
+        mean, std: by channel of the training images, in [0, 1] units; of streamed images, those of
+            `STATISTICS_IMAGES` of them.
+        skipped: number of unreadable images that were left out (`on_bad_image="skip"`).
+        notes: for the user.
     """
 
     spec: str
@@ -32,8 +35,8 @@ class Dataset:
         """Whether images are decoded anew each time."""
         return isinstance(self.train, StreamSet)
 
-    def unreadable(self) -> int:
-        """How many images were left out so far; of streamed ones, those that were looked at."""
+    def unreadable_count(self) -> int:
+        """Number of images left out so far; of streamed images, those that were decoded."""
         return self.skipped + len(self.train.bad) + len(self.val.bad)
 
     @property

@@ -15,14 +15,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import UserError
+from ..errors import UserError, first_line
 
 if TYPE_CHECKING:
     from PIL import Image
 
-ON_BAD_IMAGE = ("error", "skip")
+# Share of the free memory that decoded images may take; the training needs the rest.
 MEMORY_SHARE = 0.6
-_CHUNK = 32
+# The EXIF tag and its value for an upright image.
+ORIENTATION, UPRIGHT = 0x0112, 1
+_CHUNK = 32  # images for each call of a thread
 
 Encoded = Path | bytes | None
 
@@ -32,27 +34,34 @@ def decode_into(
     encoded: Sequence[Encoded],
     name: Callable[[int], str],
     on_bad_image: str,
-    shorter: int | None = None,
+    short_side: int | None = None,
 ) -> NDArray[np.int64]:
-    """Decodes into `out` (N, size, size, 3); returns each image's upright width and height (N, 2), 0 0 for a bad one.
+    """Decodes into `out` (N, size, size, 3).
 
-    The shorter side is brought to `shorter` pixels (to `size` where it is None), then the centre is cut out.
-    `name(i)` says where image i is. Raises `UserError` for the first bad image unless `on_bad_image` is "skip".
+    Each image is resized to `short_side` pixels on its shorter side (default: `size`), then
+    center-cropped. Returns upright widths and heights (N, 2), 0 0 for a bad image.
+
+    Args:
+        name: from the index of an image to its location.
+        on_bad_image: "error" or "skip".
+
+    Raises:
+        UserError: for the first bad image, unless they are skipped.
     """
     sizes = np.zeros((len(encoded), 2), dtype=np.int64)
 
     def work(start: int) -> None:
         for i in range(start, min(start + _CHUNK, len(encoded))):
             try:
-                sizes[i] = decode_centre(out[i], encoded[i], shorter)
+                sizes[i] = decode_center(out[i], encoded[i], short_side)
             except MemoryError:
                 raise
             except Exception as error:
-                # Pillow's decoders raise nearly anything on damaged input (OSError, SyntaxError, zlib.error, ...).
+                # Pillow raises nearly anything on damaged input: OSError, SyntaxError, zlib.error.
                 if on_bad_image != "skip":
-                    raise UserError(unreadable(name(i), error)) from error
+                    raise UserError(unreadable_message(name(i), error)) from error
 
-    # Pillow decodes and resizes outside of the interpreter's lock.
+    # Threads suffice, because Pillow decodes and resizes without the interpreter lock.
     pool = ThreadPoolExecutor(max_workers=os.cpu_count())
     try:
         for _ in pool.map(work, range(0, len(encoded), _CHUNK)):
@@ -62,111 +71,116 @@ def decode_into(
     return sizes
 
 
-def unreadable(place: str, error: Exception) -> str:
-    """What is said of a bad image: one line."""
+def unreadable_message(location: str, error: Exception) -> str:
+    """Error text for an unreadable image, one line."""
     from PIL import UnidentifiedImageError
 
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    if isinstance(error, UnidentifiedImageError):  # which names an object in memory
-        reason = "no image format is known by its first bytes"
+    reason = first_line(error)
+    if isinstance(error, UnidentifiedImageError):  # its text is the address of a BytesIO object
+        reason = "its first bytes are of no known image format"
     return (
-        f"cannot read the image {place} ({reason}): expected a whole image; "
-        "replace or delete it, or leave such out with --on-bad-image skip"
+        f"cannot read the image {location} ({reason}): expected a whole image; "
+        "replace or delete it, or leave out unreadable images with --on-bad-image skip"
     )
 
 
-def decode_centre(
-    out: NDArray[np.uint8], encoded: Encoded, shorter: int | None = None
+def decode_center(
+    out: NDArray[np.uint8], encoded: Encoded, short_side: int | None = None
 ) -> tuple[int, int]:
-    """One image into `out` (size, size, 3), resized and its centre cut; its upright width and height."""
+    """Decodes, resizes and center-crops one image into `out` (size, size, 3).
+
+    Returns its upright width and height.
+    """
     from PIL import Image
 
     with open_image(encoded) as image:
-        picture = turned(to_rgb(image), image)
-    width, height = picture.size
-    new_width, new_height, left, top = fit(width, height, len(out), shorter)
-    if picture.size != (new_width, new_height):
-        picture = picture.resize((new_width, new_height), Image.Resampling.BILINEAR)
-    out[:] = np.asarray(picture)[top : top + len(out), left : left + len(out)]
+        rgb = to_rgb(exif_transposed(image))
+    width, height = rgb.size
+    new_width, new_height, left, top = fit(width, height, len(out), short_side)
+    if rgb.size != (new_width, new_height):
+        rgb = rgb.resize((new_width, new_height), Image.Resampling.BILINEAR)
+    out[:] = np.asarray(rgb)[top : top + len(out), left : left + len(out)]
     return width, height
 
 
 def open_image(encoded: Encoded) -> Image.Image:
-    """The image with its header read, its pixels not yet."""
+    """The image, of which only the header is read yet."""
     from PIL import Image
 
     if encoded is None:
         raise ValueError("it has no bytes")
-    return Image.open(io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded)
+    if isinstance(encoded, bytes):
+        return Image.open(io.BytesIO(encoded))
+    return Image.open(encoded)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any mode as 8-bit RGB; 16-bit grey is scaled, not cut off; transparency is dropped."""
+    """Any mode as 8-bit RGB; 16-bit grey is scaled, transparency is dropped."""
     from PIL import Image
 
     if image.mode == "RGB":
-        image.load()
         return image
     if image.mode.startswith("I"):
-        # Grey of 16 bits: Pillow's own conversion clips at 255. 65535 / 257 = 255.
+        # Pillow's own conversion clips 16-bit grey at 255 instead of dividing by 65535 / 255 = 257.
         wide = np.asarray(image).astype(np.int64).clip(0, 65535)
         return Image.fromarray(((wide + 128) // 257).astype(np.uint8)).convert("RGB")
     if image.mode == "P" and "transparency" in image.info:
-        # Straight to RGB Pillow warns about transparency given as bytes.
+        # Straight to RGB, Pillow warns about transparency given as bytes.
         return image.convert("RGBA").convert("RGB")
     return image.convert("RGB")
 
 
-def turned(picture: Image.Image, image: Image.Image) -> Image.Image:
-    """Turns the picture as its file's EXIF orientation says."""
-    from PIL import Image
+def exif_transposed(image: Image.Image) -> Image.Image:
+    """The image with its pixels loaded and upright, as its EXIF orientation says."""
+    from PIL import ImageOps
 
-    turn = Image.Transpose
-    turns = {
-        2: turn.FLIP_LEFT_RIGHT,
-        3: turn.ROTATE_180,
-        4: turn.FLIP_TOP_BOTTOM,
-        5: turn.TRANSPOSE,
-        6: turn.ROTATE_270,
-        7: turn.TRANSVERSE,
-        8: turn.ROTATE_90,
-    }
-    method = turns.get(orientation(image))
-    return picture if method is None else picture.transpose(method)
+    image.load()
+    if orientation(image) != UPRIGHT:
+        # In place, it turns the pixels before it rewrites the EXIF block, which may be damaged.
+        with contextlib.suppress(
+            OSError, ValueError, SyntaxError, TypeError, KeyError, struct.error
+        ):
+            ImageOps.exif_transpose(image, in_place=True)
+    return image
 
 
 def orientation(image: Image.Image) -> Any:
-    """The number of EXIF's orientation, 1 where nothing is to be turned."""
+    """EXIF orientation, `UPRIGHT` if there is none."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return image.getexif().get(0x0112, 1)
+            return image.getexif().get(ORIENTATION, UPRIGHT)
     except (OSError, ValueError, SyntaxError, TypeError, KeyError, struct.error):
-        # A damaged EXIF block leaves the pixels as good as they were.
-        return 1
+        # The pixels are still good if the EXIF block is damaged.
+        return UPRIGHT
 
 
 def fit(
-    width: int, height: int, size: int, shorter: int | None = None
+    width: int, height: int, size: int, short_side: int | None = None
 ) -> tuple[int, int, int, int]:
-    """New width and height with the shorter side at `shorter` (or `size`), and the left and top of the centre crop."""
-    short, side = min(width, height), shorter or size
+    """New width and height, and left and top of the center crop of `size` x `size`.
+
+    The shorter side becomes `short_side` pixels long (default: `size`).
+    """
+    short, side = min(width, height), short_side or size
     new_width, new_height = max(side, width * side // short), max(side, height * side // short)
     return new_width, new_height, (new_width - size) // 2, (new_height - size) // 2
 
 
 def fit_boxes(
-    boxes: NDArray[np.int64], sizes: NDArray[np.int64], size: int, shorter: int | None = None
+    boxes: NDArray[np.int64], sizes: NDArray[np.int64], size: int, short_side: int | None = None
 ) -> NDArray[np.int64]:
-    """Boxes (N, 4) of images with width and height `sizes` (N, 2) after `fit`; 0 0 0 0 where nothing is left of one."""
+    """Boxes (N, 4) after `fit`, of images with upright width and height `sizes` (N, 2).
+
+    0 0 0 0 stands for a box that is not known or lies outside the crop.
+    """
     fitted = np.zeros_like(boxes)
-    for i, ((x0, y0, x1, y1), (width, height)) in enumerate(
-        zip(boxes.tolist(), sizes.tolist(), strict=True)
-    ):
+    for i, (box, (width, height)) in enumerate(zip(boxes.tolist(), sizes.tolist(), strict=True)):
+        x0, y0, x1, y1 = box
         if x1 <= x0 or y1 <= y0 or not width:
             continue
-        new_width, new_height, left, top = fit(width, height, size, shorter)
-        # Outwards to whole pixels, in whole numbers so that nothing is lost to rounding.
+        new_width, new_height, left, top = fit(width, height, size, short_side)
+        # Outwards to whole pixels, in integers so that nothing is lost to rounding.
         new = (
             max(x0 * new_width // width - left, 0),
             max(y0 * new_height // height - top, 0),
@@ -179,59 +193,57 @@ def fit_boxes(
 
 
 def default_size(encoded: Sequence[Encoded]) -> int:
-    """The side to use where none is given: that of square images of one size, else 64 or 224 by the median short side.
+    """Image size in pixels if none is given, from the headers of at most 1,000 images.
 
-    Looks at the headers of at most 1,000 images, evenly over `encoded`.
+    The size of the images if they are square and all of one size; otherwise 64 or 224, by the
+    median of their shorter sides.
     """
     from PIL import Image
 
-    found = []
-    chosen = encoded[:: max(1, len(encoded) // 1000)]
-    for i in range(len(chosen)):
-        try:
-            if (source := chosen[i]) is None:
-                continue
-            with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-                found.append(image.size)
-        except (OSError, ValueError, Image.DecompressionBombError):
-            # Decoding will name it.
-            continue
-    if len(set(found)) == 1 and found[0][0] == found[0][1]:
-        return int(found[0][0])
-    return 64 if not found or np.median([min(size) for size in found]) <= 96 else 224
+    sizes = []
+    sample = encoded[:: max(1, len(encoded) // 1000)]
+    for i in range(len(sample)):
+        # A damaged image is named when it is decoded.
+        bad_image = contextlib.suppress(OSError, ValueError, Image.DecompressionBombError)
+        with bad_image, open_image(sample[i]) as image:
+            sizes.append(image.size)
+    if len(set(sizes)) == 1 and sizes[0][0] == sizes[0][1]:
+        return int(sizes[0][0])
+    if not sizes or np.median([min(size) for size in sizes]) <= 96:
+        return 64
+    return 224
 
 
-def check_memory(where: str, count: int, size: int) -> None:
-    """Raises `UserError` where `count` decoded images of `size` x `size` do not fit the memory that is free."""
+def check_memory(spec: str, count: int, size: int) -> None:
+    """Raises `UserError` if `count` decoded images of `size` x `size` do not fit into memory."""
     needed, free = count * size * size * 3, available_memory()
     if free is not None and needed > MEMORY_SHARE * free:
         raise UserError(
-            f"{where}: {count} images of {size}x{size} take {needed / 2**30:.2f} GiB decoded, expected at most "
-            f"{MEMORY_SHARE:.0%} of the {free / 2**30:.2f} GiB of free memory; "
+            f"{spec}: {count} images of {size}x{size} take {needed / 2**30:.2f} GiB decoded, "
+            f"expected at most {MEMORY_SHARE:.0%} of the {free / 2**30:.2f} GiB of free memory; "
             "lower image_size, limit_train or limit_val, or stream them (--stream on)"
         )
 
 
-def memory_share() -> int | None:
-    """Bytes that decoded images may take, or None where the system does not say."""
+def memory_budget() -> int | None:
+    """Bytes that decoded images may take, None if the system does not tell."""
     free = available_memory()
     return None if free is None else int(MEMORY_SHARE * free)
 
 
 def available_memory() -> int | None:
-    """Bytes of memory that this process may still take, or None where the system does not say."""
-    found = []
+    """Bytes of memory that this process may still take, None if the system does not tell."""
+    limits = []
     with contextlib.suppress(OSError, ValueError):
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):
-                found.append(int(line.split()[1]) * 1024)
+                limits.append(int(line.split()[1]) * 1024)
     with contextlib.suppress(OSError, ValueError):
-        # In a container the limit of the control group is what counts.
+        # /proc/meminfo is about the whole machine; a container has the limit of its control group.
         group = Path("/sys/fs/cgroup")
-        found.append(
-            int((group / "memory.max").read_text()) - int((group / "memory.current").read_text())
-        )
-    if not found and hasattr(os, "sysconf"):
+        used = int((group / "memory.current").read_text())
+        limits.append(int((group / "memory.max").read_text()) - used)
+    if not limits and hasattr(os, "sysconf"):
         with contextlib.suppress(OSError, ValueError):
-            found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    return min(found) if found else None
+            limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    return min(limits, default=None)

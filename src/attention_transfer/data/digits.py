@@ -1,4 +1,4 @@
-"""The built-in data: one handwritten digit, whole, in a scene cluttered with fragments of other digits."""
+"""The built-in data: a whole handwritten digit in a scene cluttered with fragments of others."""
 
 from __future__ import annotations
 
@@ -18,22 +18,26 @@ NOISE = 0.1
 TRAIN_SCENES = 12_000
 VAL_SCENES = 2_000
 VAL_SOURCES = 0.2
-# The scenes belong to the data set, not to a run: every run sees the same ones, whatever its seed.
+# The scenes belong to the data set, not to a run: every run has the same ones, whatever its seed.
 SCENES_SEED = 2017
 
 
 def open_digits() -> Source:
-    """Scenes (N, 32, 32, 3) of scikit-learn's 8x8 digits; training and validation scenes share no source digit."""
+    """Scenes (N, 32, 32, 3) of scikit-learn's 8x8 digits.
+
+    Training and validation scenes share no source digit.
+    """
     digits, labels = source_digits()
     classes = tuple(str(i) for i in range(10))
     sets = []
-    for part, count in enumerate((TRAIN_SCENES, VAL_SCENES)):
-        sources = split_sources(labels)[part].numpy()
+    for k, (count, sources) in enumerate(
+        zip((TRAIN_SCENES, VAL_SCENES), split_sources(labels), strict=True)
+    ):
         images, targets, boxes = make_scenes(
-            digits[sources], labels.numpy()[sources], count, SCENES_SEED + part
+            digits[sources.numpy()], labels[sources].numpy(), count, SCENES_SEED + k
         )
         sets.append(ImageSet(images, targets, classes, boxes))
-    return Source(classes, SCENE, Split.of(sets[0]), Split.of(sets[1]))
+    return Source(classes, SCENE, Split.from_images(sets[0]), Split.from_images(sets[1]))
 
 
 def source_digits() -> tuple[NDArray[np.float32], Tensor]:
@@ -49,16 +53,20 @@ def source_digits() -> tuple[NDArray[np.float32], Tensor]:
 
 
 def split_sources(labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Indices of the source digits of the training and of the validation scenes: stratified, disjoint."""
+    """Indices of the source digits of training and validation scenes: stratified, disjoint."""
     return stratified_split(labels, VAL_SOURCES, SCENES_SEED)
 
 
 def make_scenes(
     digits: NDArray[np.float32], labels: NDArray[np.int64], count: int, seed: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Scenes uint8 (count, 32, 32, 3), labels int64 (count,) and boxes int64 (count, 4) from digits (M, 14, 14).
+    """Scenes uint8 (count, 32, 32, 3), labels int64 (count,) and boxes int64 (count, 4).
 
-    A box is the tightest around the digit's own ink.
+    A box is the tightest one around the ink of the whole digit.
+
+    Args:
+        digits: float32 (M, 14, 14) in [0, 1].
+        labels: int64 (M,).
     """
     rng = np.random.default_rng(seed)
     # Classes are exactly balanced; within a class every source digit is equally likely.
@@ -72,7 +80,7 @@ def make_scenes(
     corner = rng.integers(0, SCENE - DIGIT + 1, size=(count, 2))
     _paste(scenes, digits[source] * _intensity(rng, count), corner)
     for _ in range(FRAGMENTS):
-        # An offset of at least 1 makes the fragment one of another digit than the scene's own.
+        # An offset of at least 1 takes the fragment from another source digit.
         other = (source + rng.integers(1, len(digits), size=count)) % len(digits)
         cut = rng.integers(0, DIGIT - FRAGMENT + 1, size=(count, 2))
         fragment = digits[(other[:, None, None], *_window(cut, FRAGMENT))]
@@ -98,13 +106,13 @@ def _window(corner: NDArray[np.int64], side: int) -> tuple[NDArray[np.int64], ND
 def _paste(
     scenes: NDArray[np.float32], patches: NDArray[np.float32], corner: NDArray[np.int64]
 ) -> None:
-    """The brighter of scene and patch, so that nothing that is pasted later hides the digit."""
-    where = (np.arange(len(scenes))[:, None, None], *_window(corner, patches.shape[-1]))
-    scenes[where] = np.maximum(scenes[where], patches)
+    """Takes the brighter of scene and patch, so that no later patch hides the digit."""
+    index = (np.arange(len(scenes))[:, None, None], *_window(corner, patches.shape[-1]))
+    scenes[index] = np.maximum(scenes[index], patches)
 
 
 def _ink_boxes(digits: NDArray[np.float32]) -> NDArray[np.int64]:
-    """x0, y0, x1, y1 (half-open) of each digit's pixels that are not black."""
+    """x0, y0, x1, y1 (half-open) of the pixels of each digit that are not black."""
     ink = digits > 0
     rows, columns = np.asarray(ink.any(axis=2)), np.asarray(ink.any(axis=1))
     x0, y0 = columns.argmax(axis=1), rows.argmax(axis=1)

@@ -1,4 +1,4 @@
-"""Encoded images by number, from data that stays where it is: what decodes them, now or while training, asks here."""
+"""Encoded images by number, read from their files when they are needed."""
 
 from __future__ import annotations
 
@@ -19,14 +19,11 @@ HEADERS = 1000
 
 
 class Reader:
-    """A data set's images in their files, by number; it goes to worker processes, so it can be pickled.
+    """The images of a data set in their files, by number; picklable, for worker processes.
 
-    `blocks` (N,) int64, where images are cheap to read only together, numbers the block of each, and `window` so many
-    blocks may be read by turns; `boxes` (N, 4) int64 are those of the upright images, 0 0 0 0 where one is not known.
+    `boxes` (N, 4) int64 refer to the upright images; 0 0 0 0 where a box is not known.
     """
 
-    blocks: Tensor | None = None
-    window: int = 1
     boxes: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
@@ -37,20 +34,21 @@ class Reader:
         raise NotImplementedError
 
     def file(self, i: int) -> str:
-        """What image `i` is called within its data set."""
+        """Name of image `i` within its data set."""
         raise NotImplementedError
 
-    def place(self, i: int) -> str:
-        """Where image `i` is, for a person who wants to mend it."""
+    def location(self, i: int) -> str:
+        """Location of image `i`, for error messages."""
         raise NotImplementedError
 
-    def usual_size(self) -> int:
-        """The side to use where none is given, by some of the images."""
-        return default_size(Chosen(self, range(0, len(self), max(1, len(self) // HEADERS))))
+    def default_size(self) -> int:
+        """Image size in pixels if none is given, from the headers of some of the images."""
+        every = max(1, len(self) // HEADERS)
+        return default_size(ReaderSubset(self, range(0, len(self), every)))
 
 
-class Chosen(Sequence[Encoded]):
-    """The images of a reader at some rows; each is read when it is asked for."""
+class ReaderSubset(Sequence[Encoded]):
+    """The images of a reader at some rows, each read on access."""
 
     def __init__(self, reader: Reader, rows: Sequence[int]) -> None:
         self.reader, self.rows = reader, rows
@@ -61,20 +59,22 @@ class Chosen(Sequence[Encoded]):
     @overload
     def __getitem__(self, k: int) -> Encoded: ...
     @overload
-    def __getitem__(self, k: slice) -> Chosen: ...
-    def __getitem__(self, k: int | slice) -> Encoded | Chosen:
-        return (
-            Chosen(self.reader, self.rows[k])
-            if isinstance(k, slice)
-            else self.reader.encoded(self.rows[k])
-        )
+    def __getitem__(self, k: slice) -> ReaderSubset: ...
+    def __getitem__(self, k: int | slice) -> Encoded | ReaderSubset:
+        if isinstance(k, slice):
+            return ReaderSubset(self.reader, self.rows[k])
+        return self.reader.encoded(self.rows[k])
 
 
-class Packed(Sequence[str]):
-    """Many strings as one array: a list of them would be copied, a page at a time, into every worker that reads it."""
+class PackedStrings(Sequence[str]):
+    """Many strings in one array.
+
+    Reading a list changes the reference counts of its strings, so that each forked worker would
+    copy it page by page.
+    """
 
     def __init__(self, strings: Sequence[str]) -> None:
-        # Names of files may hold bytes that are no UTF-8.
+        # File names may hold bytes that are not UTF-8.
         pieces = [os.fsencode(string) for string in strings]
         self._ends = np.cumsum([0, *(len(piece) for piece in pieces)])
         self._bytes = np.frombuffer(b"".join(pieces), dtype=np.uint8)
@@ -98,7 +98,7 @@ class FileReader(Reader):
         self, root: Path, files: Sequence[Path], boxes: NDArray[np.int64] | None = None
     ) -> None:
         self.root, self.boxes = root, boxes
-        self._files = Packed([file.relative_to(root).as_posix() for file in files])
+        self._files = PackedStrings([file.relative_to(root).as_posix() for file in files])
 
     def __len__(self) -> int:
         return len(self._files)
@@ -109,7 +109,7 @@ class FileReader(Reader):
     def file(self, i: int) -> str:
         return self._files[i]
 
-    def place(self, i: int) -> str:
+    def location(self, i: int) -> str:
         return str(self.root / self._files[i])
 
 
@@ -120,28 +120,31 @@ def decode_rows(
     classes: tuple[str, ...],
     size: int,
     on_bad_image: str,
-    shorter: int | None = None,
+    short_side: int | None = None,
 ) -> tuple[ImageSet, NDArray[np.int64]]:
-    """The images at `rows` (M,), decoded now, and their upright widths and heights (M, 2), 0 0 for a bad one.
+    """Decodes the images at `rows` (M,).
 
-    Each has its shorter side brought to `shorter` (`size` where it is None) and its centre cut to `size` x `size`.
+    Each is resized to `short_side` pixels on its shorter side (default: `size`) and center-cropped
+    to `size` x `size`. Also returns the upright widths and heights (M, 2), 0 0 for a bad image.
     """
-    where = rows.tolist()
-    out = np.zeros((len(where), size, size, 3), dtype=np.uint8)
+    numbers = rows.tolist()
+    out = np.zeros((len(numbers), size, size, 3), dtype=np.uint8)
+    encoded = ReaderSubset(reader, numbers)
     sizes = decode_into(
-        out, Chosen(reader, where), lambda k: reader.place(where[k]), on_bad_image, shorter
+        out, encoded, lambda k: reader.location(numbers[k]), on_bad_image, short_side
     )
     boxes = None
     if reader.boxes is not None:
-        boxes = torch.from_numpy(
-            fit_boxes(reader.boxes[where].reshape(-1, 4), sizes, size, shorter)
-        )
-    files = tuple(reader.file(i) for i in where)
+        upright = reader.boxes[numbers].reshape(-1, 4)
+        boxes = torch.from_numpy(fit_boxes(upright, sizes, size, short_side))
+    files = tuple(reader.file(i) for i in numbers)
     return ImageSet(torch.from_numpy(out), labels, classes, boxes, files), sizes
 
 
-def without_bad(images: ImageSet, sizes: NDArray[np.int64]) -> tuple[ImageSet, int]:
-    """The images whose decoded `sizes` (N, 2) are not 0, and how many the others are."""
+def drop_bad(images: ImageSet, sizes: NDArray[np.int64]) -> tuple[ImageSet, int]:
+    """The images whose decoded `sizes` (N, 2) are not 0, and the number of the others."""
     good = torch.from_numpy(np.flatnonzero(sizes[:, 0]))
     skipped = len(images) - len(good)
-    return (images.subset(good) if skipped else images), skipped
+    if skipped:
+        images = images.subset(good)
+    return images, skipped

@@ -1,4 +1,4 @@
-"""The place in a spec: what follows `folder:`, `parquet:` and the like, and words for one that is not there."""
+"""The path and the columns in a data spec, and hints for a path that does not exist."""
 
 from __future__ import annotations
 
@@ -11,47 +11,69 @@ from ..errors import UserError, nearest
 COLUMNS = ("image", "label")
 
 
+def existing_folder(spec: str, place: str, expected: str) -> Path:
+    """The folder that `place` names.
+
+    Raises:
+        UserError: if it is not a folder; `expected` says what should be there.
+    """
+    path = Path(place).expanduser()
+    if path.is_dir():
+        return path
+    state = "does not exist"
+    if path.exists():
+        state = "is not a folder"
+    raise UserError(
+        f"data {spec!r}: {path} {state}; expected {expected}; check the path{nearest_path(path)}"
+    )
+
+
 def nearest_path(path: Path) -> str:
-    """`"; did you mean pets/train?"` for the neighbour that a missing path resembles, or an empty string."""
+    """`"; did you mean pets/train?"` for the sibling that a missing path resembles, or ""."""
     if path.exists():
         return ""
     missing = path
     while not missing.parent.exists() and missing.parent != missing.parent.parent:
         missing = missing.parent
     try:
-        names = [entry.name for entry in missing.parent.iterdir()]
-    except OSError:  # a file, or a folder of somebody else's
+        siblings = [entry.name for entry in missing.parent.iterdir()]
+    except OSError:  # a file, or a folder without permission to read
         return ""
-    close = get_close_matches(missing.name, names, n=1)
-    return (
-        f"; did you mean {missing.parent / close[0] / path.relative_to(missing)}?" if close else ""
-    )
+    matches = get_close_matches(missing.name, siblings, n=1)
+    if not matches:
+        return ""
+    return f"; did you mean {missing.parent / matches[0] / path.relative_to(missing)}?"
 
 
 def split_columns(spec: str, place: str) -> tuple[str, dict[str, str]]:
-    """`PATH#image=COLUMN,label=COLUMN` -> (PATH, {"image": COLUMN, …}); a path that exists has none.
+    """`PATH#image=COLUMN,label=COLUMN` -> (PATH, {"image": COLUMN, …}).
 
-    Raises `UserError` for other words after the #.
+    A path that exists is taken as it is, even with a # in it.
+
+    Raises:
+        UserError: for other words after the #.
     """
-    where, mark, words = place.rpartition("#")
+    path, mark, words = place.rpartition("#")
     if not mark or Path(place).expanduser().exists():
         return place, {}
     columns = {}
     for word in words.split(","):
-        key, equals, column = word.partition("=")
-        if key not in COLUMNS or not equals or not column:
-            hint = nearest(key, COLUMNS)
+        key, _, column = word.partition("=")
+        if key not in COLUMNS or not column:
             raise UserError(
-                f"data {spec!r}: {word!r} after # names no column: expected image=COLUMN or label=COLUMN{hint}"
+                f"data {spec!r}: {word!r} after # names no column: "
+                f"expected image=COLUMN or label=COLUMN{nearest(key, COLUMNS)}"
             )
         columns[key] = column
-    return where, columns
+    return path, columns
 
 
-def distinct(names: list[str], origins: list[str]) -> tuple[str, ...]:
-    """The names of classes, those that several share told apart by where each is from: crane (n02012849)."""
+def unique_names(names: list[str], origins: list[str]) -> tuple[str, ...]:
+    """Class names; where classes share one, each gets its origin: crane (n02012849)."""
     count = Counter(names)
-    return tuple(
-        f"{name} ({origin})" if count[name] > 1 else name
-        for name, origin in zip(names, origins, strict=True)
-    )
+    unique = []
+    for name, origin in zip(names, origins, strict=True):
+        if count[name] > 1:
+            name = f"{name} ({origin})"
+        unique.append(name)
+    return tuple(unique)

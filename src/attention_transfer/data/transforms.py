@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -14,20 +14,25 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..errors import UserError
-from .augment import check_padding, reflected
-from .decode import Encoded, decode_centre, open_image, orientation, to_rgb, turned
+from .augment import check_padding, reflected_positions
+from .decode import (
+    UPRIGHT,
+    Encoded,
+    decode_center,
+    exif_transposed,
+    open_image,
+    orientation,
+    to_rgb,
+)
+from .options import AugmentOptions
 
-AUGMENTS = ("crop", "imagenet")
-SCALE = (0.08, 1.0)
-RATIO = (3 / 4, 4 / 3)
-# With `imagenet`, validation images are resized so much larger than the centre that is cut from them.
+# With --augment imagenet, validation images are resized by this factor before the center crop.
 VAL_RESIZE = 256 / 224
 
 
 @dataclass(frozen=True)
-class Draw:
-    """What was drawn for one image of an epoch (see `EpochPlan`)."""
+class AugmentDraw:
+    """The random draws for one image of an epoch (see `EpochPlan`)."""
 
     dy: int = 0
     dx: int = 0
@@ -36,136 +41,116 @@ class Draw:
 
 
 class Transform(Protocol):
-    """Writes one image into `out` (size, size, 3) uint8; `padding` and `flip` say what an epoch draws for it."""
+    """Writes one image into `out` (size, size, 3) uint8.
+
+    `padding` and `flip` determine what an epoch draws for it.
+    """
 
     padding: int
     flip: bool
 
-    def __call__(self, out: NDArray[np.uint8], encoded: Encoded, draw: Draw) -> None: ...
+    def __call__(self, out: NDArray[np.uint8], encoded: Encoded, draw: AugmentDraw) -> None: ...
 
 
-class Centre:
-    """The shorter side resized to `shorter` (`size` where it is None), then the centre: nothing is drawn."""
+class CenterCrop:
+    """Resizes to `short_side` on the shorter side (default: the size of the crop) and crops."""
 
     padding, flip = 0, False
 
-    def __init__(self, shorter: int | None) -> None:
-        self.shorter = shorter
+    def __init__(self, short_side: int | None) -> None:
+        self.short_side = short_side
 
-    def __call__(self, out: NDArray[np.uint8], encoded: Encoded, draw: Draw) -> None:
-        decode_centre(out, encoded, self.shorter)
+    def __call__(self, out: NDArray[np.uint8], encoded: Encoded, draw: AugmentDraw) -> None:
+        decode_center(out, encoded, self.short_side)
 
 
 class PadCrop:
-    """As `Augment` does with resident images: the centre at `size`, reflect-padded, cropped, flipped."""
+    """What `Augment` does with resident images: center crop, reflect-pad, crop, flip."""
 
     def __init__(self, size: int, padding: int, flip: bool) -> None:
         check_padding(padding, size, size)
         self.padding, self.flip = padding, flip
-        self._kept = reflected(size, padding).numpy()
+        self._positions = reflected_positions(size, padding).numpy()
 
-    def __call__(self, out: NDArray[np.uint8], encoded: Encoded, draw: Draw) -> None:
-        picture = np.empty_like(out)
-        decode_centre(picture, encoded)
-        columns = self._kept[draw.dx]
-        out[:] = picture[self._kept[draw.dy]][:, columns[::-1] if draw.flip else columns]
+    def __call__(self, out: NDArray[np.uint8], encoded: Encoded, draw: AugmentDraw) -> None:
+        center = np.empty_like(out)
+        decode_center(center, encoded)
+        columns = self._positions[draw.dx]
+        if draw.flip:
+            columns = columns[::-1]
+        out[:] = center[self._positions[draw.dy]][:, columns]
 
 
 class RandomResizedCrop:
-    """torchvision's: a random share `scale` of the image's area, of a random `ratio` width to height, brought to size.
+    """torchvision's: a random share of the image's area and a random aspect ratio, resized.
 
-    Images smaller than `size` are enlarged, as torchvision does.
+    An image smaller than `size` is enlarged, as in torchvision.
     """
 
     padding = 0
 
-    def __init__(
-        self,
-        size: int,
-        scale: Sequence[float] = SCALE,
-        ratio: Sequence[float] = RATIO,
-        flip: bool = True,
-    ):
+    def __init__(self, size: int, options: AugmentOptions) -> None:
         from torchvision.transforms import v2
 
-        check_ranges(scale, ratio)
-        self.flip = flip
-        self._crop: Any = v2.RandomResizedCrop(size, tuple(scale), tuple(ratio), antialias=True)
+        self.flip = options.flip
+        scale, ratio = tuple(options.crop_scale), tuple(options.crop_ratio)
+        self._crop: Any = v2.RandomResizedCrop(size, scale, ratio, antialias=True)
         self._resize: Any = partial(v2.functional.resize, size=[size, size], antialias=True)
-        self._mirror: Any = v2.RandomHorizontalFlip() if flip else v2.Identity()
+        self._flip: Any = v2.RandomHorizontalFlip() if options.flip else v2.Identity()
 
-    def __call__(self, out: NDArray[np.uint8], encoded: Encoded, draw: Draw) -> None:
-        picture = decode(encoded)
-        with _seeded(draw.noise):
-            at = self._crop.make_params([picture.permute(2, 0, 1)])
-            # Channels last in memory, the crop alone: torchvision has a quicker resize for these, of the same pixels.
-            cut = (
-                picture[at["top"] :, at["left"] :][: at["height"], : at["width"]]
-                .contiguous()
-                .permute(2, 0, 1)
-            )
-            made = self._mirror(self._resize(cut))
-        out[:] = made.permute(1, 2, 0).numpy()
+    def __call__(self, out: NDArray[np.uint8], encoded: Encoded, draw: AugmentDraw) -> None:
+        image = decode(encoded)
+        with _seeded_torch(draw.noise):
+            box = self._crop.make_params([image.permute(2, 0, 1)])
+            # A contiguous crop, channels last in memory, takes torchvision's faster resize, which
+            # gives the same pixels.
+            crop = image[box["top"] :, box["left"] :][: box["height"], : box["width"]]
+            chw = self._flip(self._resize(crop.contiguous().permute(2, 0, 1)))
+        out[:] = chw.permute(1, 2, 0).numpy()
 
 
-def check_ranges(scale: Sequence[float], ratio: Sequence[float]) -> None:
-    """Raises `UserError` unless both are (low, high), above 0, the scale's at most 1."""
-    for name, value, most in (("crop_scale", scale, 1.0), ("crop_ratio", ratio, float("inf"))):
-        if len(value) != 2 or not 0 < value[0] <= value[1] <= most or value[1] == float("inf"):
-            end = " ≤ 1" if most == 1 else ""
-            usual = "0.08,1" if most == 1 else "0.75,1.3333"
-            raise UserError(
-                f"{name} is {','.join(map(str, value))}: expected LOW,HIGH with 0 < low ≤ high{end}: {usual}"
-            )
-
-
-def make_transform(
-    augment: str,
-    size: int,
-    crop_padding: int,
-    flip: bool,
-    scale: Sequence[float],
-    ratio: Sequence[float],
-) -> Transform:
-    """The training transform that `augment` names, one of `AUGMENTS`."""
-    return (
-        PadCrop(size, crop_padding, flip)
-        if augment == "crop"
-        else RandomResizedCrop(size, scale, ratio, flip)
-    )
+def make_transform(options: AugmentOptions, size: int) -> Transform:
+    """The training transform of `options` for images of `size` x `size`."""
+    if options.augment == "crop":
+        return PadCrop(size, options.crop_padding, options.flip)
+    return RandomResizedCrop(size, options)
 
 
 def decode(encoded: Encoded) -> Tensor:
-    """Any image upright as RGB uint8 (H, W, 3); of several frames the first. Raises what its decoder raises."""
+    """Any image upright as RGB uint8 (H, W, 3), of several frames the first.
+
+    Raises:
+        Exception: whatever its decoder raises.
+    """
     data = encoded.read_bytes() if isinstance(encoded, Path) else encoded
     with open_image(data) as image:
-        # Only these: others have cases (CMYK, 16 bits, palettes, frames) that torchvision reads otherwise.
-        plain = image.format == "JPEG" and image.mode in ("RGB", "L") and orientation(image) == 1
-        if plain and data is not None and (made := _jpeg(data)) is not None:
-            return made
-        return torch.from_numpy(np.array(turned(to_rgb(image), image)))
+        # torchvision reads other cases differently: CMYK, 16 bits, palettes, frames.
+        is_plain = image.format == "JPEG" and image.mode in ("RGB", "L")
+        if is_plain and data is not None and orientation(image) == UPRIGHT:
+            pixels = _decode_jpeg(data)
+            if pixels is not None:
+                return pixels
+        return torch.from_numpy(np.array(to_rgb(exif_transposed(image))))
 
 
-def _jpeg(data: bytes) -> Tensor | None:
-    """By torchvision, which takes two thirds of Pillow's time; None where it cannot, and Pillow is to say why."""
+def _decode_jpeg(data: bytes) -> Tensor | None:
+    """By torchvision, in two thirds of Pillow's time; None if it fails and Pillow is to say why."""
     from torchvision.io import ImageReadMode, decode_jpeg
 
+    encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
     try:
-        made = decode_jpeg(
-            torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB
-        )
+        return decode_jpeg(encoded, mode=ImageReadMode.RGB).permute(1, 2, 0)
     except RuntimeError:
         return None
-    return made.permute(1, 2, 0)
 
 
 @contextmanager
-def _seeded(noise: int) -> Iterator[None]:
-    """torchvision draws from torch's global generator: seeded here, and left as it was found."""
+def _seeded_torch(seed: int) -> Iterator[None]:
+    """Seeds torch's global generator, from which torchvision draws, and restores it at the end."""
     generator = torch.default_generator
-    before = generator.get_state()
-    generator.manual_seed(noise)
+    state = generator.get_state()
+    generator.manual_seed(seed)
     try:
         yield
     finally:
-        generator.set_state(before)
+        generator.set_state(state)

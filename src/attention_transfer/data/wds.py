@@ -1,157 +1,159 @@
-"""`wds:PATTERN`: WebDataset shards, tar files in which the members of one name make a sample (0001.jpg, 0001.cls)."""
+"""`wds:PATTERN`: WebDataset shards, tar files whose members of one name make a sample.
+
+For example 0001.jpg and 0001.cls. A tar file gives random access once the offsets of its members
+are known, so nothing is copied. The builder `webdataset` of Hugging Face's `datasets` copies all
+shards, takes the types of labels from the first five samples, and stops at a damaged shard.
+"""
 
 from __future__ import annotations
 
 import glob
 import json
 import re
+import shutil
 import sys
 import tarfile
+import urllib.request
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-from ..errors import UserError
+from ..errors import UserError, first_line
 from ..run_folder import replacing
 from .cifar import cache_folder
 from .decode import Encoded
 from .image_folder import EXTENSIONS, VAL_FOLDERS
-from .labels import Labels, class_names, numbered
-from .reader import Packed, Reader
-from .source import Source, Split
-from .spec import distinct, nearest_path
-from .stream import StreamSet
+from .labels import Labels, class_names
+from .options import DataOptions
+from .reader import PackedStrings, Reader
+from .source import Labelled, Source, source_in_files
+from .spec import nearest_path, unique_names
 
-IMAGES = frozenset(extension[1:] for extension in EXTENSIONS)
 LABEL_KEYS = ("cls", "label", "class", "target", "class_name", "label_name")
 EXPECTED = "expected a folder with train-*.tar, or a pattern like shards/{train,val}-{000..099}.tar"
+BRACE = re.compile(r"\{([^{}]*)\}")
 
 
-@dataclass
-class Samples:
-    """What a list of shards holds: where each image is in its shard, its name, and its label (a number or a word)."""
+class Sample(NamedTuple):
+    """A labelled image: its place in bytes in a shard, its name, and its label."""
 
-    shards: list[Path]
-    shard: list[int] = field(default_factory=list)
-    offset: list[int] = field(default_factory=list)
-    length: list[int] = field(default_factory=list)
-    names: list[str] = field(default_factory=list)
-    labels: list[int | str] = field(default_factory=list)
-    skipped: int = 0
+    shard: int
+    offset: int
+    length: int
+    name: str
+    label: int | str
 
 
-def open_wds(place: str, image_size: int | None, on_bad_image: str, want_val: bool) -> Source:
-    """Lists the shards' samples; images are then read at their place in the shard, in any order.
+def open_wds(place: str, options: DataOptions) -> Source:
+    """Lists the samples of all shards; an image is read later, at its offset.
 
-    `place` is a folder (train*.tar, and val*, valid*, validation* or test*.tar), or a pattern with {a,b}, {000..099},
-    * and ?; of a brace with `train` in it, the other words are the validation set. Shards at a URL are fetched once.
-    Labels are `.cls` or a `.json` with `cls` or `label`; words become classes in alphabetical order. A file
-    `classes.txt` beside the shards, one a line, names the classes. Raises `UserError` for whatever is wrong.
+    Labels are `.cls` files, or `.json` files with a key like `cls` or `label`. If some are words,
+    all are, and the classes are in alphabetical order. A file `classes.txt` beside the shards names
+    the classes, one a line.
+
+    Args:
+        place: a folder, a pattern, or a URL; see `find_shards`.
+
+    Raises:
+        UserError: for missing or damaged shards, incomplete samples and labels out of range.
     """
     train_shards, val_shards = find_shards(place)
-    train = read_shards(train_shards, on_bad_image)
-    words = any(isinstance(label, str) for label in train.labels)
-    notes = _mixed(train) if words else ()
-    labels = _labels(train, words)
-    classes = _named_classes(train_shards[0].parent) or class_names(labels)
-    reader = TarReader(train)
-    numbers = numbered(reader, labels, classes)
-    made = StreamSet.whole(
-        reader, numbers, classes, image_size or reader.usual_size(), on_bad_image
-    )
-    if not want_val or not val_shards:
-        return Source(
-            classes, made.size, Split.read(made), None, skipped=train.skipped, notes=notes
-        )
-    val = read_shards(val_shards, on_bad_image)
-    reader = TarReader(val)
-    numbers = numbered(reader, _labels(val, words), classes)
-    held = StreamSet.whole(reader, numbers, classes, made.size, on_bad_image)
-    skipped = train.skipped + val.skipped
-    return Source(
-        classes, made.size, Split.read(made), Split.read(held), skipped=skipped, notes=notes
-    )
+    train, skipped = read_shards(train_shards, options.on_bad_image)
+    use_words = any(isinstance(sample.label, str) for sample in train)
+    notes: tuple[str, ...] = ()
+    if use_words:
+        notes = _mixed_label_notes(train_shards, train)
+    labelled = _labelled(train_shards, train, use_words)
+    classes = _read_class_names(train_shards[0].parent) or class_names(labelled[1])
+    val = None
+    if val_shards and options.val_split is None:
+        val_samples, val_skipped = read_shards(val_shards, options.on_bad_image)
+        val = _labelled(val_shards, val_samples, use_words)
+        skipped += val_skipped
+    return source_in_files(labelled, val, classes, options, skipped=skipped, notes=notes)
 
 
 def find_shards(place: str) -> tuple[list[Path], list[Path]]:
-    """The training and the validation shards, sorted; URLs are fetched into a cache folder."""
+    """The training and the validation shards, sorted; URLs are downloaded once into a cache.
+
+    `place` is a folder with train*.tar and val*, valid*, validation* or test*.tar, or a pattern
+    with {a,b}, {000..099}, * and ?. If a brace holds the word `train`, its other words name the
+    validation shards.
+    """
     if place.startswith(("http://", "https://")):
-        train, val = ([_fetched(url) for url in expand(pattern)] for pattern in _parts(place))
-        return train, val
+        train_urls, val_urls = (expand_braces(pattern) for pattern in _split_pattern(place))
+        return [_download(url) for url in train_urls], [_download(url) for url in val_urls]
     if "://" in place or place.startswith("pipe:"):
         raise UserError(f"wds:{place}: expected files or http(s):// shards; fetch them first")
     folder = Path(place).expanduser()
     if folder.is_dir():
-        train = sorted(folder.glob("*train*.tar"))
-        val = next(
-            (found for name in VAL_FOLDERS if (found := sorted(folder.glob(f"*{name}*.tar")))), []
-        )
+        train, val = sorted(folder.glob("*train*.tar")), list[Path]()
+        for name in VAL_FOLDERS:
+            val = val or sorted(folder.glob(f"*{name}*.tar"))
     else:
-        train, val = (_matching(pattern) for pattern in _parts(str(folder)))
-    if not train:
-        packed = folder.is_dir() and any(folder.glob("*.tar.*"))
-        state = "holds compressed shards only" if packed else "names no shard that exists"
+        train, val = (_matching_files(pattern) for pattern in _split_pattern(str(folder)))
+    if not train and folder.is_dir() and any(folder.glob("*.tar.*")):
         raise UserError(
-            f"wds:{place} {state}: {EXPECTED}; {'unpack them to .tar' if packed else 'check it'}"
+            f"wds:{place} holds compressed shards only: {EXPECTED}; unpack them to .tar"
         )
+    if not train:
+        raise UserError(f"wds:{place} names no shard that exists: {EXPECTED}; check it")
     return train, [shard for shard in val if shard not in train]
 
 
-def _parts(pattern: str) -> tuple[str, str]:
-    """The training pattern and the validation pattern ("" where there is none)."""
-    for brace in re.finditer(r"\{([^{}]*)\}", pattern):
+def _split_pattern(pattern: str) -> tuple[str, str]:
+    """The training pattern and the validation pattern ("" if there is none)."""
+    for brace in BRACE.finditer(pattern):
         words = brace[1].split(",")
-        if "train" in words:
-            start, end = pattern[: brace.start()], pattern[brace.end() :]
-            others = [word for word in words if word != "train"]
-            return f"{start}train{end}", f"{start}{{{','.join(others)}}}{end}" if others else ""
+        if "train" not in words:
+            continue
+        start, end = pattern[: brace.start()], pattern[brace.end() :]
+        words.remove("train")
+        val = ""
+        if words:
+            val = f"{start}{{{','.join(words)}}}{end}"
+        return f"{start}train{end}", val
     return pattern, ""
 
 
-def expand(pattern: str) -> list[str]:
-    """Braces written out: a{1,2} and a{08..10}, as the shell does."""
-    brace = re.search(r"\{([^{}]*)\}", pattern)
+def expand_braces(pattern: str) -> list[str]:
+    """The names that a{1,2} and a{08..10} stand for, as in a shell."""
+    brace = BRACE.search(pattern)
     if brace is None:
         return [pattern] if pattern else []
-    run = re.fullmatch(r"(\d+)\.\.(\d+)", brace[1])
-    if run:
-        width = len(run[1]) if run[1].startswith("0") else 0
-        words = [f"{i:0{width}}" for i in range(int(run[1]), int(run[2]) + 1)]
-    else:
-        words = brace[1].split(",")
-    return [
-        made
-        for word in words
-        for made in expand(pattern[: brace.start()] + word + pattern[brace.end() :])
-    ]
+    words = brace[1].split(",")
+    numbers = re.fullmatch(r"(\d+)\.\.(\d+)", brace[1])
+    if numbers:
+        width = len(numbers[1]) if numbers[1].startswith("0") else 0
+        words = [f"{i:0{width}}" for i in range(int(numbers[1]), int(numbers[2]) + 1)]
+    names = []
+    for word in words:
+        names += expand_braces(pattern[: brace.start()] + word + pattern[brace.end() :])
+    return names
 
 
-def _matching(pattern: str) -> list[Path]:
-    """Existing files; one that is written out and missing is an error, as it is missing from the training too."""
-    found: list[Path] = []
-    for one in expand(pattern):
-        matches = sorted(glob.glob(one))
-        if not matches and not glob.has_magic(one):
-            hint = nearest_path(Path(one))
+def _matching_files(pattern: str) -> list[Path]:
+    """Existing files; a name without * and ? that does not exist is an error."""
+    files: list[Path] = []
+    for name in expand_braces(pattern):
+        matches = sorted(glob.glob(name))
+        if not matches and not glob.has_magic(name):
             raise UserError(
-                f"the shard {one} does not exist: expected all that {pattern} names; check the pattern{hint}"
+                f"the shard {name} does not exist: expected all shards of {pattern}; "
+                f"check the pattern{nearest_path(Path(name))}"
             )
-        found += map(Path, matches)
-    return found
+        files += map(Path, matches)
+    return files
 
 
-def _fetched(url: str) -> Path:
-    """The shard in the cache folder, fetched where it is not there yet."""
-    import shutil
-    import urllib.request
-
-    folder = cache_folder("wds") / sha256(url.rpartition("/")[0].encode()).hexdigest()[:16]
-    file = folder / url.rpartition("/")[2].partition("?")[0]
+def _download(url: str) -> Path:
+    """The shard at `url` in the cache folder, downloaded if it is not there yet."""
+    base, _, name = url.rpartition("/")
+    folder = cache_folder("wds") / sha256(base.encode()).hexdigest()[:16]
+    file = folder / name.partition("?")[0]
     if file.is_file():
         return file
     try:
@@ -164,74 +166,94 @@ def _fetched(url: str) -> Path:
         ):
             shutil.copyfileobj(stream, out)
     except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
-            f"cannot download the shard {url} ({reason}): check the address and the network, or fetch the shards "
-            "yourself and name their files"
+            f"cannot download the shard {url} ({first_line(error)}): check the address and the "
+            "network, or fetch the shards yourself and name their files"
         ) from error
     return file
 
 
-def _named_classes(folder: Path) -> tuple[str, ...]:
+def _read_class_names(folder: Path) -> tuple[str, ...]:
+    """The lines of classes.txt, () if there is none."""
     file = folder / "classes.txt"
+    if not file.is_file():
+        return ()
     try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines() if file.is_file() else []
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise UserError(
             f"cannot read {file} ({error}): expected UTF-8, a class a line; save it as such"
         ) from error
     names = [line.strip() for line in lines if line.strip()]
-    return distinct(names, [str(label) for label in range(len(names))])
+    return unique_names(names, [str(label) for label in range(len(names))])
 
 
-def read_shards(shards: Sequence[Path], on_bad_image: str) -> Samples:
-    """The samples of all shards, in order; what is damaged or incomplete is an error, or counted and left out."""
-    samples = Samples(list(shards))
+def read_shards(shards: Sequence[Path], on_bad_image: str) -> tuple[list[Sample], int]:
+    """The samples of all shards in order, and the number of skipped samples and damaged shards.
+
+    Raises:
+        UserError: for a damaged shard or an incomplete sample, unless `on_bad_image` is "skip".
+    """
+    samples: list[Sample] = []
+    skipped = 0
     for number, shard in enumerate(shards):
         try:
-            for name, members, labels in _grouped(shard):
-                _add(samples, number, name, members, labels, on_bad_image)
+            for name, images, label_files in _grouped_members(shard):
+                label = _parse_label(label_files)
+                if images and label is not None:
+                    samples.append(Sample(number, *images[0], name, label))
+                elif images or label_files:  # anything else is a file about the data set
+                    skipped += 1
+                    if on_bad_image != "skip":
+                        raise _incomplete(shard, name, "label" if images else "image")
         except (tarfile.TarError, OSError, EOFError) as error:
+            skipped += 1
             if on_bad_image != "skip":
-                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
                 raise UserError(
-                    f"cannot read the shard {shard} ({reason}): expected a whole tar file, not compressed; fetch it "
-                    "again, or do without the rest of it with --on-bad-image skip"
+                    f"cannot read the shard {shard} ({first_line(error)}): expected a whole tar "
+                    "file, not compressed; fetch it again, or leave out what cannot be read with "
+                    "--on-bad-image skip"
                 ) from error
-            samples.skipped += 1
-    if not samples.labels:
+    if not samples:
         raise UserError(
-            f"{shards[0]} has no samples: expected members like 0001.jpg and 0001.cls; check the shards"
+            f"{shards[0]} has no samples: expected members like 0001.jpg and 0001.cls; "
+            "check the shards"
         )
-    return samples
+    return samples, skipped
 
 
-Member = tuple[int, int]
+def _incomplete(shard: Path, name: str, missing: str) -> UserError:
+    return UserError(
+        f"{shard}, sample {name}, has no {missing}: expected an image and, right after or before "
+        "it, its label (.cls, or .json with cls or label); correct it, or leave it out with "
+        "--on-bad-image skip"
+    )
 
 
-def _grouped(shard: Path) -> Iterator[tuple[str, list[Member], dict[str, bytes]]]:
-    """Each sample's name, the place and length of its images, and the contents of its labels."""
+def _grouped_members(shard: Path) -> Iterator[tuple[str, list[tuple[int, int]], dict[str, bytes]]]:
+    """Name, images as (offset, length) in bytes, and label files by extension of each sample."""
     with tarfile.open(shard, "r:") as tar:
         name: str | None = None
-        images: list[Member] = []
+        images: list[tuple[int, int]] = []
         labels: dict[str, bytes] = {}
         for member in tar:
             if not member.isfile() or Path(member.name).name.startswith("."):
                 continue
-            # A sample is what has the same name up to the first dot of the file's own name.
+            # The name of a sample ends at the first dot of the file name, folders excluded.
             folder, slash, base = member.name.rpartition("/")
             stem, _, extension = base.partition(".")
-            key, extension = folder + slash + stem, extension.lower()
-            if key != name:
+            extension = extension.lower()
+            if folder + slash + stem != name:
                 if name is not None:
                     yield name, images, labels
-                name, images, labels = key, [], {}
-            if extension.rpartition(".")[2] in IMAGES:
+                name, images, labels = folder + slash + stem, [], {}
+            if f".{extension.rpartition('.')[2]}" in EXTENSIONS:
                 images.append((member.offset_data, member.size))
             elif extension in ("cls", "json"):
-                stream = tar.extractfile(member)
-                labels[extension] = stream.read() if stream is not None else b""
-        # Where a shard is cut off between two members, the tar file only seems to have come to its end.
+                content = tar.extractfile(member)
+                assert content is not None, "only a link or a folder has none"
+                labels[extension] = content.read()
+        # For tarfile, a shard that is cut off between two members just ends there.
         assert tar.fileobj is not None
         tar.fileobj.seek(tar.offset)
         if tar.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
@@ -240,82 +262,55 @@ def _grouped(shard: Path) -> Iterator[tuple[str, list[Member], dict[str, bytes]]
             yield name, images, labels
 
 
-def _add(
-    samples: Samples,
-    number: int,
-    name: str,
-    images: list[Member],
-    labels: dict[str, bytes],
-    on_bad_image: str,
-) -> None:
-    if not images and not labels:
-        return  # a file about the data set
-    label = _label(labels)
-    if not images or label is None:
-        if on_bad_image == "skip":
-            samples.skipped += 1
-            return
-        lacks = "image" if not images else "label (.cls, or .json with cls or label)"
-        raise UserError(
-            f"{samples.shards[number]}, sample {name}, has no {lacks}: expected both, one right after the other; "
-            "mend it, or leave such out with --on-bad-image skip"
-        )
-    offset, length = images[0]
-    samples.shard.append(number)
-    samples.offset.append(offset)
-    samples.length.append(length)
-    samples.names.append(name)
-    samples.labels.append(label)
-
-
-def _label(found: dict[str, bytes]) -> int | str | None:
+def _parse_label(files: dict[str, bytes]) -> int | str | None:
+    """A number, a word, or None if there is no label."""
     value: Any = None
-    if "cls" in found:
-        value = found["cls"].decode("utf-8", "replace").strip()
-    elif "json" in found:
+    if "cls" in files:
+        value = files["cls"].decode("utf-8", "replace").strip()
+    elif "json" in files:
         try:
-            about = json.loads(found["json"])
+            value = json.loads(files["json"])
         except ValueError:
             return None
-        value = (
-            next((about[key] for key in LABEL_KEYS if key in about), None)
-            if isinstance(about, dict)
-            else about
-        )
-    if isinstance(value, str):
-        return int(value) if re.fullmatch(r"-?\d+", value) else value or None
-    return int(value) if isinstance(value, int) else None
+        if isinstance(value, dict):
+            keys = [key for key in LABEL_KEYS if key in value]
+            value = value[keys[0]] if keys else None
+    if isinstance(value, str) and not re.fullmatch(r"-?\d+", value):
+        return value or None
+    return int(value) if isinstance(value, int | str) else None
 
 
-def _mixed(samples: Samples) -> tuple[str, ...]:
-    """What is to be said where some labels are words and others whole numbers: seldom is that meant."""
-    words = [i for i, label in enumerate(samples.labels) if isinstance(label, str)]
-    if len(words) == len(samples.labels):
+def _mixed_label_notes(shards: Sequence[Path], samples: Sequence[Sample]) -> tuple[str, ...]:
+    """A warning if some labels are words and others numbers, which is rarely intended."""
+    words = [sample for sample in samples if isinstance(sample.label, str)]
+    if len(words) == len(samples):
         return ()
-    i = words[0]
+    first = words[0]
     return (
-        f"warning: {len(words):,} of {len(samples.labels):,} labels are no whole numbers ({samples.labels[i]!r} of "
-        f"{samples.shards[samples.shard[i]]}, sample {samples.names[i]}), so all are taken as words",
+        f"warning: {len(words):,} of {len(samples):,} labels are not whole numbers "
+        f"({first.label!r} of {shards[first.shard]}, sample {first.name}), so all count as words",
     )
 
 
-def _labels(samples: Samples, words: bool) -> Labels:
-    """All as words, or all as whole numbers (a word among them is -1, which is no class)."""
-    if words:
-        return [str(label) for label in samples.labels]
-    return np.array(
-        [-1 if isinstance(label, str) else label for label in samples.labels], dtype=np.int64
-    )
+def _labelled(shards: Sequence[Path], samples: Sequence[Sample], use_words: bool) -> Labelled:
+    """A reader of the samples, and their labels: all words, or all numbers."""
+    labels: Labels
+    if use_words:
+        labels = [str(sample.label) for sample in samples]
+    else:
+        # A word among the validation labels becomes -1, which is no class.
+        numbers = [-1 if isinstance(s.label, str) else s.label for s in samples]
+        labels = np.array(numbers, dtype=np.int64)
+    return TarReader(shards, samples), labels
 
 
 class TarReader(Reader):
-    """Images at their places in tar files."""
+    """Images at their offsets in tar files."""
 
-    def __init__(self, samples: Samples) -> None:
-        self.shards = tuple(samples.shards)
-        places = (samples.shard, samples.offset, samples.length)
-        self._places: NDArray[np.int64] = np.array(places, dtype=np.int64).T
-        self._names = Packed(samples.names)
+    def __init__(self, shards: Sequence[Path], samples: Sequence[Sample]) -> None:
+        self.shards = tuple(shards)
+        self._places = np.array([sample[:3] for sample in samples], dtype=np.int64)
+        self._names = PackedStrings([sample.name for sample in samples])
 
     def __len__(self) -> int:
         return len(self._places)
@@ -327,8 +322,11 @@ class TarReader(Reader):
             file.seek(offset)
             return file.read(length)
 
-    def file(self, i: int) -> str:
-        return f"{self.shards[int(self._places[i, 0])].name}:{self._names[i]}"
+    def _shard(self, i: int) -> Path:
+        return self.shards[int(self._places[i, 0])]
 
-    def place(self, i: int) -> str:
-        return f"{self.shards[int(self._places[i, 0])]}, sample {self._names[i]}"
+    def file(self, i: int) -> str:
+        return f"{self._shard(i).name}:{self._names[i]}"
+
+    def location(self, i: int) -> str:
+        return f"{self._shard(i)}, sample {self._names[i]}"

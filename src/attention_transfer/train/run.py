@@ -32,9 +32,9 @@ from ..data import (
     Stream,
     balanced_subset,
     make_transform,
-    memory_share,
+    memory_budget,
     open_data,
-    usual_workers,
+    default_workers,
 )
 from ..errors import UserError
 from ..methods import create_methods
@@ -131,7 +131,7 @@ def run(recipe: Recipe, out: str | Path, console: Console) -> dict[str, Any]:
     fabric.barrier()
     if not fabric.is_global_zero:
         return {}
-    if (found := parts.data.unreadable() - parts.data.skipped) > 0:
+    if (found := parts.data.unreadable_count() - parts.data.skipped) > 0:
         progress.say(f"warning: {found} unreadable images were met and left out")
     summary = _finish(recipe, folder, parts, decisions, rows)
     progress.say(f"{folder}: {describe(summary)}")
@@ -248,23 +248,18 @@ def _open(recipe: Recipe, streamed: bool | None) -> Dataset:
     on_gpu = recipe.device in ("auto", "cuda") and torch.cuda.is_available()
     workers, at_once = recipe.workers, int(os.environ.get(AT_ONCE, "1"))
     if workers is None:
-        workers = usual_workers(on_cpu=not on_gpu, processes=recipe.devices * at_once)
+        workers = default_workers(on_cpu=not on_gpu, processes=recipe.devices * at_once)
     room = []
     if on_gpu:
         free = torch.cuda.mem_get_info(int(os.environ.get("LOCAL_RANK", "0")))[0]
         room.append(int(GPU_SHARE * free) // at_once)
-    if (share := memory_share()) is not None:
+    if (share := memory_budget()) is not None:
         room.append(share // (recipe.devices * at_once))
     return open_data(
-        recipe.data,
-        image_size=recipe.image_size,
-        limit_train=recipe.limit_train,
-        limit_val=recipe.limit_val,
-        val_split=recipe.val_split,
-        seed=recipe.seed,
-        on_bad_image=recipe.on_bad_image,
+        recipe,
         stream=stream,
         workers=workers,
+        seed=recipe.seed,
         val_resize=VAL_RESIZE if recipe.augment == "imagenet" else 1.0,
         memory=min(room, default=None),
     )
@@ -324,14 +319,7 @@ def _augment(recipe: Recipe, fabric: Fabric, images: Images) -> Augment | Stream
     """What makes the batches of an epoch."""
     if isinstance(images, ImageSet):
         return Augment(images.to(fabric.device), recipe.crop_padding, recipe.flip)
-    transform = make_transform(
-        recipe.augment,
-        images.size,
-        recipe.crop_padding,
-        recipe.flip,
-        recipe.crop_scale,
-        recipe.crop_ratio,
-    )
+    transform = make_transform(recipe, images.size)
     return Stream(images, transform, fabric.device, fabric.global_rank, fabric.world_size)
 
 
@@ -442,7 +430,7 @@ def _finish(
         "final": final,
         "seconds": rows[-1]["seconds"],
         "images_per_second": rates[len(rates) // 2],
-        "skipped_images": data.unreadable(),
+        "skipped_images": data.unreadable_count(),
         **profile(student, data.image_size),
         "teacher": None,
         "attention": attention_in_box(student, layers, data.val),

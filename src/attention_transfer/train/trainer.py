@@ -198,7 +198,7 @@ class Trainer:
         """This process's share of a batch: every world_size-th image of it."""
         x, y = self.augment.batch(plan, step)
         world, rank = self.fabric.world_size, self.fabric.global_rank
-        if world > 1 and not self.augment.shares:
+        if world > 1 and not self.augment.is_sharded:
             even = len(y) // world * world
             x, y = x[rank:even:world], y[rank:even:world]
         return as_input(x), y

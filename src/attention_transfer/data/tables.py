@@ -1,0 +1,386 @@
+"""`parquet:PATH` and `hub:OWNER/NAME`: images and labels as columns of Arrow tables.
+
+Parquet has no random access: to read one image is to read its whole row group. Small sets are held
+in memory, still encoded. Hugging Face's `datasets` copies larger ones once into an Arrow file in
+its cache (HF_DATASETS_CACHE), which all processes map into memory and read in any order.
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+import logging
+import sys
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import UserError, first_line, nearest
+from .decode import Encoded
+from .labels import Labels, class_names
+from .options import DataOptions
+from .reader import Reader
+from .source import Labelled, Source, source_in_files
+
+# `test` is last, because its labels are often withheld.
+VAL_SPLITS = ("validation", "val", "test")
+IMAGE_NAMES = ("image", "img")
+LABEL_NAMES = ("label", "labels", "fine_label", "class", "target", "category")
+IN_MEMORY_BYTES = 512 << 20
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns to read; `classes` is empty if the table does not name them."""
+
+    image: str
+    label: str
+    label_is_word: bool
+    classes: tuple[str, ...]
+
+
+def open_parquet(
+    path: Path, options: DataOptions, image: str | None = None, label: str | None = None
+) -> Source:
+    """Images and labels of train-*.parquet and validation-* or test-*.parquet.
+
+    Args:
+        image, label: the columns; by default those with the usual types and names.
+
+    Raises:
+        UserError: for missing files or columns, damaged files and labels out of range.
+    """
+    folder = parquet_folder(path)
+    if folder is None:
+        state = "holds no train-*.parquet"
+        others = sorted(path.rglob("*.parquet"))
+        if others:
+            state = f"holds {others[0].relative_to(path)} but no train-*.parquet"
+        raise UserError(
+            f"{path} {state}: expected Hugging Face's layout; rename the files, or check the path"
+        )
+    splits = {name: split_files(folder, name) for name in ("train", *VAL_SPLITS)}
+    first = splits["train"][0]
+    schema = _open_file(first).schema_arrow
+    columns = find_columns(schema, str(first), f"parquet:{path}", image, label)
+    return _open_splits(splits, lambda name: _read_parquet(splits[name], columns), columns, options)
+
+
+def open_hub(
+    place: str, options: DataOptions, image: str | None = None, label: str | None = None
+) -> Source:
+    """A data set of the Hugging Face hub, which `datasets` downloads once into its cache.
+
+    Args:
+        place: OWNER/NAME or OWNER/NAME:CONFIGURATION.
+        image, label: the columns; by default those with the usual types and names.
+
+    Raises:
+        UserError: if there is no such data set, network or column, or a label is out of range.
+    """
+    name, _, configuration = place.partition(":")
+    splits = _download(name, configuration or None)
+    if not splits:
+        raise UserError(f"hub:{place} has no splits: expected train; choose another")
+    train = "train"
+    if train not in splits:
+        train = next(iter(splits))
+    schema = splits[train].features.arrow_schema
+    columns = find_columns(schema, f"hub:{place}", f"hub:{place}", image, label)
+
+    def read(name: str) -> Labelled:
+        table = splits[name].data
+        files = [Path(f"hub:{place}") / name]
+        labels = _as_labels([table.column(columns.label)], columns)
+        return TableReader(table, columns.image, files, [table.num_rows]), labels
+
+    return _open_splits(splits, read, columns, options, train)
+
+
+def _open_splits(
+    splits: Mapping[str, Collection[Any]],
+    read: Callable[[str], Labelled],
+    columns: Columns,
+    options: DataOptions,
+    train_name: str = "train",
+) -> Source:
+    train, val = read(train_name), None
+    present = [name for name in VAL_SPLITS if splits.get(name) and name != train_name]
+    if options.val_split is None and present:
+        val = read(present[0])
+    return source_in_files(train, val, columns.classes or class_names(train[1]), options)
+
+
+def split_files(folder: Path, split: str) -> list[Path]:
+    """Sorted parquet files of a split: SPLIT-*.parquet, SPLIT.parquet, or all in SPLIT/."""
+    patterns = (f"{split}-*.parquet", f"{split}.parquet", f"{split}/*.parquet")
+    return sorted({file for pattern in patterns for file in folder.glob(pattern)})
+
+
+def parquet_folder(path: Path) -> Path | None:
+    """`path`, or the folder directly below it (such as data/), that holds the training files."""
+    for folder in (path, *sorted(entry for entry in path.iterdir() if entry.is_dir())):
+        if split_files(folder, "train"):
+            return folder
+    return None
+
+
+def find_columns(
+    schema: Any, where: str, spec: str, image: str | None = None, label: str | None = None
+) -> Columns:
+    """The named columns, or else those that Hugging Face's metadata, types and names point to.
+
+    Args:
+        schema: a `pyarrow.Schema`.
+        where, spec: what the errors call the table, and the data spec to add #image=COLUMN to.
+
+    Raises:
+        UserError: if there is no such column, or more than one.
+    """
+    features = _hugging_face_features(schema.metadata)
+    images = [name for name in schema.names if features.get(name, {}).get("_type") == "Image"]
+    if not images:
+        images = [field.name for field in schema if _is_image(field.type)]
+    numbers = [field.name for field in schema if _is_number(field.type)]
+    words = [field.name for field in schema if _is_word(field.type)]
+    class_labels = [n for n in numbers if features.get(n, {}).get("_type") == "ClassLabel"]
+    all_columns = ", ".join(f"{field.name} ({field.type})" for field in schema)
+
+    def choose(
+        kind: str, given: str | None, candidates: list[str], guess: str | None, expected: str
+    ) -> str:
+        if given in candidates or (given is None and guess is not None):
+            return str(given or guess)
+        if given is not None:
+            raise UserError(
+                f"{where} has no {kind} column {given!r} (its columns: {all_columns}): "
+                f"expected {expected}; check it{nearest(given, candidates)}"
+            )
+        if not candidates:
+            raise UserError(
+                f"{where} has no {kind} column (its columns: {all_columns}): "
+                f"expected {expected}; check it"
+            )
+        raise UserError(
+            f"{where} has several {kind} columns ({', '.join(candidates)}): expected one, or one "
+            f"called {kind}; name it, {spec}#{kind}={candidates[0]}"
+        )
+
+    image_guess = _single_or_usual(images, IMAGE_NAMES)
+    label_guess = (
+        _single_or_usual(class_labels, LABEL_NAMES)
+        or _single_or_usual([*numbers, *words], LABEL_NAMES)
+        or _single_or_usual(numbers)
+        or _single_or_usual(words)
+    )
+    image = choose("image", image, images, image_guess, "images as {bytes, path} or bytes")
+    label = choose("label", label, [*numbers, *words], label_guess, "whole numbers or words")
+    names = features.get(label, {}).get("names") or ()
+    return Columns(image, label, label in words, tuple(str(name) for name in names))
+
+
+def _single_or_usual(names: Sequence[str], usual: Sequence[str] = ()) -> str | None:
+    if len(names) == 1:
+        return names[0]
+    return next((name for name in usual if name in names), None)
+
+
+def _hugging_face_features(metadata: dict[bytes, bytes] | None) -> dict[str, dict[str, Any]]:
+    """Features by column from the JSON in a schema's metadata, empty if there is none."""
+    try:
+        features = json.loads((metadata or {})[b"huggingface"])["info"]["features"]
+    except (KeyError, ValueError, TypeError):
+        return {}
+    return {name: feature for name, feature in features.items() if isinstance(feature, dict)}
+
+
+def _is_image(kind: Any) -> bool:
+    from pyarrow import types
+
+    if types.is_struct(kind):
+        return kind.get_field_index("bytes") >= 0 and _is_image(kind.field("bytes").type)
+    return bool(types.is_binary(kind) or types.is_large_binary(kind))
+
+
+def _is_number(kind: Any) -> bool:
+    from pyarrow import types
+
+    return bool(types.is_integer(kind) or types.is_boolean(kind))
+
+
+def _is_word(kind: Any) -> bool:
+    from pyarrow import types
+
+    if types.is_dictionary(kind):
+        kind = kind.value_type
+    return bool(types.is_string(kind) or types.is_large_string(kind))
+
+
+def _open_file(file: Path) -> Any:
+    import pyarrow.parquet
+
+    try:
+        return pyarrow.parquet.ParquetFile(file)
+    except (OSError, ValueError) as error:
+        raise _damaged(file, error) from error
+
+
+def _damaged(file: Path, error: Exception) -> UserError:
+    return UserError(
+        f"cannot read {file} ({first_line(error)}): expected a whole parquet file; fetch it again"
+    )
+
+
+def _read_parquet(files: Sequence[Path], columns: Columns) -> Labelled:
+    """The labels of all files, and a reader of their images."""
+    import pyarrow
+
+    in_memory = sum(file.stat().st_size for file in files) <= IN_MEMORY_BYTES
+    names = [columns.label]
+    if in_memory:
+        names.append(columns.image)
+    tables = []
+    for file in files:
+        parquet = _open_file(file)
+        _check_columns(parquet.schema_arrow, columns, file)
+        try:
+            tables.append(parquet.read(columns=names))
+        except (OSError, ValueError) as error:
+            raise _damaged(file, error) from error
+    counts = [table.num_rows for table in tables]
+    if not sum(counts):
+        raise UserError(f"{files[0]} has no rows: expected images and labels; check the file")
+    labels = _as_labels([table.column(columns.label) for table in tables], columns)
+    if in_memory:
+        images = [table.select([columns.image]) for table in tables]
+        table = pyarrow.concat_tables(images, promote_options="permissive")
+    else:
+        table = _arrow_copy(files, columns.image)
+    return TableReader(table, columns.image, files, counts), labels
+
+
+def _check_columns(schema: Any, columns: Columns, file: Path) -> None:
+    """Raises `UserError` unless a file has the columns of the first one, of the same kinds."""
+    is_label = _is_number
+    if columns.label_is_word:
+        is_label = _is_word
+    for name in (columns.label, columns.image):
+        present = name in schema.names
+        if not present or (name == columns.label and not is_label(schema.field(name).type)):
+            raise UserError(
+                f"{file} has no such column {name!r} as train (its columns: "
+                f"{', '.join(schema.names)}): expected the same; check it"
+            )
+
+
+def _as_labels(label_columns: Sequence[Any], columns: Columns) -> Labels:
+    if columns.label_is_word:
+        words: list[str | None] = []
+        for column in label_columns:
+            words += column.cast("string").to_pylist()
+        return words
+    # A missing label becomes -1, which Hugging Face writes for unlabelled images.
+    numbers = [column.cast("int64").fill_null(-1).to_numpy() for column in label_columns]
+    return np.concatenate(numbers)
+
+
+def _arrow_copy(files: Sequence[Path], column: str) -> Any:
+    """The image column of all files, memory-mapped from the copy in the cache of `datasets`."""
+    import pyarrow
+
+    datasets = _quiet_datasets()
+    field = _open_file(files[0]).schema_arrow.field(column)
+    # The plain type: as a feature `Image`, the library would look into it.
+    features = datasets.Features.from_arrow_schema(pyarrow.schema([field]))
+    try:
+        builder = datasets.load_dataset_builder(
+            "parquet",
+            data_files=[glob.escape(str(file.resolve())) for file in files],
+            columns=[column],
+            features=features,
+        )
+        if not Path(builder.cache_dir).is_dir():
+            print(
+                f"copying the images of {files[0].parent} to {builder.cache_dir}", file=sys.stderr
+            )
+        builder.download_and_prepare()
+        return builder.as_dataset(split="train").data
+    except Exception as error:
+        # The library raises a general error, whose cause names no file.
+        for file in files:
+            try:
+                for _ in _open_file(file).iter_batches(columns=[column]):
+                    pass
+            except (OSError, ValueError) as reason:
+                raise _damaged(file, reason) from reason
+        raise UserError(
+            f"cannot copy the images of {files[0].parent} to {datasets.config.HF_DATASETS_CACHE} "
+            f"({first_line(error.__cause__ or error)}): expected a folder with room for them; "
+            "name another with HF_DATASETS_CACHE"
+        ) from error
+
+
+def _quiet_datasets() -> Any:
+    """The library `datasets`, without its progress bars and its log of every attempt."""
+    import datasets
+    from huggingface_hub.utils import disable_progress_bars
+
+    datasets.disable_progress_bars()
+    disable_progress_bars()
+    for library in ("datasets", "huggingface_hub"):
+        logging.getLogger(library).setLevel(logging.CRITICAL)
+    return datasets
+
+
+def _download(name: str, configuration: str | None) -> dict[str, Any]:
+    """The splits of a data set of the hub, by name."""
+    datasets = _quiet_datasets()
+    try:
+        return dict(datasets.load_dataset(name, configuration))
+    except Exception as error:
+        # It raises errors of its own, of the network and of file formats.
+        raise UserError(
+            f"cannot fetch {name} from the Hugging Face hub ({first_line(error)}): expected "
+            "OWNER/NAME of a data set of images; check the name and the network, or name your own "
+            "files with parquet:PATH or folder:PATH"
+        ) from error
+
+
+class TableReader(Reader):
+    """Images in a column of an Arrow table, whose rows come from `files`, `counts` rows each."""
+
+    def __init__(
+        self, table: Any, column: str, files: Sequence[Path], counts: Sequence[int]
+    ) -> None:
+        # One memory-mapped by `datasets` is pickled as the path of its file.
+        self._table, self._column = table, column
+        self._files = tuple(files)
+        self._starts = np.cumsum([0, *counts])
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def encoded(self, i: int) -> Encoded:
+        value = self._table.column(self._column)[i].as_py()
+        if not isinstance(value, dict):
+            return value
+        if value.get("bytes") is None and value.get("path"):
+            file = self._origin(i)[0].parent / value["path"]
+            return file if file.is_file() else None
+        return value.get("bytes")
+
+    def _origin(self, i: int) -> tuple[Path, int]:
+        """The file of image `i` and its row there."""
+        k = int(np.searchsorted(self._starts, i, side="right")) - 1
+        return self._files[k], i - int(self._starts[k])
+
+    def file(self, i: int) -> str:
+        file, row = self._origin(i)
+        return f"{file.name}:{row}"
+
+    def location(self, i: int) -> str:
+        file, row = self._origin(i)
+        return f"{file}, row {row}"
