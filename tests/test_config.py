@@ -16,6 +16,7 @@ from attention_transfer.config import (
     recipe_names,
 )
 from attention_transfer.errors import UserError
+from attention_transfer.map_options import LossOptions
 from attention_transfer.methods import create_methods
 
 DISTILL = {"command": "distill", "model": "wrn-10-1", "teacher": "runs/teacher", "method": "at+kd"}
@@ -23,7 +24,7 @@ DISTILL = {"command": "distill", "model": "wrn-10-1", "teacher": "runs/teacher",
 
 def methods(**options):
     recipe = make_recipe(DISTILL, options)
-    return {m.name: m for m in create_methods(recipe.method, recipe.method_options())}
+    return {m.name: m for m in create_methods(recipe)}
 
 
 class TestWords:
@@ -242,13 +243,6 @@ class TestLayers:
         ):
             assert make_recipe(DISTILL, what).identity() != base
 
-    def test_pairs(self):
-        assert make_recipe(DISTILL).layer_pairs() == "auto"
-        assert make_recipe(DISTILL, {"pairs": "a=b, c.d = e"}).layer_pairs() == [
-            ("a", "b"),
-            ("c.d", "e"),
-        ]
-
     def test_an_option_that_is_gone(self):
         """Run folders of older versions hold it."""
         assert make_recipe(DISTILL, {"second_order": "auto"}) == make_recipe(DISTILL)
@@ -356,14 +350,9 @@ class TestMethods:
         at = methods(
             kind="max", p=3, norm=1, convention="paper", resize="bilinear", alpha=0.5, temperature=2
         )
-        assert at["at"].options == {
-            "kind": "max",
-            "p": 3.0,
-            "convention": "paper",
-            "resize": "bilinear",
-            "norm": 1.0,
-            "axis": "space",
-        }
+        assert at["at"].options == LossOptions(
+            kind="max", p=3.0, convention="paper", resize="bilinear", norm=1.0
+        )
         assert (at["kd"].alpha, at["kd"].temperature) == (0.5, 2.0)
 
     @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ FILES = ("README.md", "tests/toys.py", "tests/test_docs.py", "tests/methods/test
 CHECK = """
 import attention_transfer as at
 from attention_transfer import config
-from attention_transfer.methods import METHODS
+from attention_transfer.methods import METHODS, method_arguments
 from attention_transfer.options import option_specs
 from attention_transfer.train.optimizer import make_optimizer
 
@@ -38,7 +38,7 @@ else:
 assert METHODS["logits"].name == "logits"
 options = {"teacher": "runs/teacher", "method": "at+logits", "beta": "at=1000,logits=0.5"}
 recipe = config.make_recipe(student, options, {"command": "distill"})
-assert recipe.method_options()["logits"]["beta"] == 0.5
+assert method_arguments(recipe)["logits"]["beta"] == 0.5
 """
 
 

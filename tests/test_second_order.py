@@ -1,4 +1,4 @@
-"""J and what trains through it: closed forms, finite differences in float64, and three ways to the same numbers."""
+"""Input gradients and second derivatives: closed forms, finite differences and other derivations."""
 
 from __future__ import annotations
 
@@ -9,18 +9,15 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from oracles import reference
+from oracles.second_order import forward_over_reverse
 from torch import nn
 from toys import CLASSES, Net, assert_same, batch, close, draw, gradients, make
 
 import attention_transfer as at
-from attention_transfer.ops import reference
-from attention_transfer.second_order import (
-    batch_dependent_layers,
-    has_stochastic_layers,
-    is_deterministic,
-)
+from attention_transfer import second_order
+from attention_transfer.second_order import batch_dependent_layers
 
-SECOND_ORDER_MODES = ["double-backward", "func", "forward-over-reverse"]
 SETS = {
     "gradient": lambda: [at.GradientTransfer(2)],
     "gradient, not squared": lambda: [at.GradientTransfer(2, squared=False)],
@@ -94,15 +91,17 @@ def steps(transfer, x, y, progress=0.3):
     return out, gradients(transfer)
 
 
-def double(methods, second_order="auto", **options):
+def double(methods, **options):
     options.setdefault("student", Net().double())
-    return make(
-        *methods,
-        teacher=Net(8, seed=1).double(),
-        example=batch(dtype=torch.float64)[0],
-        second_order=second_order,
-        **options,
-    )
+    example = batch(dtype=torch.float64)[0]
+    return make(*methods, teacher=Net(8, seed=1).double(), example=example, **options)
+
+
+@pytest.fixture(params=["double backward", "torch.func"])
+def each_mode(request, monkeypatch):
+    """Eager mode as it is, and with the derivation of a compiled region."""
+    if request.param == "torch.func":
+        monkeypatch.setattr(second_order, "_by_double_backward", second_order._by_torch_func)
 
 
 class TestInputGradient:
@@ -364,39 +363,51 @@ class TestSymmetricNetworks:
         assert loss.item() == 0 and all((p.grad == 0).all() for p in mean.parameters())
 
 
-class TestThreeWays:
+class TestModes:
     @pytest.mark.parametrize("chosen", SETS)
-    def test_same_gradients(self, chosen):
+    def test_torch_func_equals_double_backward(self, chosen, monkeypatch):
         x, y = batch(6, dtype=torch.float64)
-        expected, reached = steps(double(SETS[chosen](), SECOND_ORDER_MODES[0]), x, y)
-        assert all(p > 0 for p in expected.parts.values()) and all(
-            g.norm() > 0 for g in reached.values()
-        )
-        for way in SECOND_ORDER_MODES[1:]:
-            out, found = steps(double(SETS[chosen](), way), x, y)
-            assert_same(out.parts, expected.parts, rtol=1e-10, atol=1e-12)
-            close(out.loss, expected.loss)
-            close(out.logits, expected.logits)
-            assert_same(found, reached, rtol=1e-10, atol=1e-12)
+        expected, reached = steps(double(SETS[chosen]()), x, y)
+        assert all(p > 0 for p in expected.parts.values())
+        assert all(g.norm() > 0 for g in reached.values())
+        monkeypatch.setattr(second_order, "_by_double_backward", second_order._by_torch_func)
+        out, found = steps(double(SETS[chosen]()), x, y)
+        assert_same(out.parts, expected.parts, rtol=1e-10, atol=1e-12)
+        close(out.loss, expected.loss)
+        close(out.logits, expected.logits)
+        assert_same(found, reached, rtol=1e-10, atol=1e-12)
+
+    @pytest.mark.parametrize("chosen", [name for name in SETS if name != "all"])
+    def test_forward_over_reverse_gives_the_same(self, chosen):
+        x, y = batch(6, dtype=torch.float64)
+        (method,) = SETS[chosen]()
+        transfer = double([method])
+        transfer(x, y).parts[method.part].backward()
+        images, labels = torch.cat([x, x.flip(-1)]), torch.cat([y, y])
+        target = at.input_gradient(transfer.teacher or Net().double(), x, y)
+
+        def loss(j):
+            j, mirrored = j.chunk(2)
+            others = {"symmetry": mirrored.flip(-1), "gradient": target, "min-l2": 0 * j}
+            return method.beta * at.gradient_loss(j, others[method.name], method.squared)
+
+        expected = forward_over_reverse(transfer.student, images, labels, loss)
+        found = gradients(transfer.student)
+        # J does not depend on the bias of a layer without an activation after it, but through the softmax.
+        assert found.keys() <= expected.keys() and len(found) >= 7
+        assert_same(found, {name: expected[name] for name in found}, rtol=1e-10, atol=1e-12)
 
     @pytest.mark.parametrize(
-        ("chosen", "way", "from_outside"),
-        [
-            ("all", "auto", False),
-            ("all", "forward-over-reverse", False),
-            ("gradient, not squared", "auto", True),
-            ("symmetry", "forward-over-reverse", True),
-        ],
+        ("chosen", "from_outside"),
+        [("all", False), ("gradient, not squared", True), ("symmetry", True)],
     )
-    def test_compiled(self, chosen, way, from_outside):
+    def test_compiled(self, chosen, from_outside):
         torch.compiler.reset()
         x, y = batch(6, dtype=torch.float64)
         progress = torch.tensor(0.3, dtype=torch.float64)
         pairs = [("two", "two")]
-        expected, reached = steps(
-            double(SETS[chosen](), SECOND_ORDER_MODES[0], pairs=pairs), x, y, progress
-        )
-        transfer = double(SETS[chosen](), way, pairs=pairs)
+        expected, reached = steps(double(SETS[chosen](), pairs=pairs), x, y, progress)
+        transfer = double(SETS[chosen](), pairs=pairs)
         if from_outside:
             compiled = torch.compile(transfer, backend="aot_eager", fullgraph=True)
         else:
@@ -432,8 +443,8 @@ class TestTransfer:
             close(out.parts[name], part)
         close(out.logits, plain.logits)
 
-    @pytest.mark.parametrize("way", ["auto", *SECOND_ORDER_MODES])
-    def test_with_respect_to_the_batch_before_normalisation(self, way):
+    @pytest.mark.usefixtures("each_mode")
+    def test_with_respect_to_the_batch_before_normalisation(self):
         x, y = batch(dtype=torch.float64)
         mean, std, other = 0.4, torch.tensor([0.2, 0.3, 0.1]).double().view(3, 1, 1), 0.15
         student, teacher = Net().double(), Net(8, seed=1).double()
@@ -444,7 +455,6 @@ class TestTransfer:
             student=student,
             teacher=teacher,
             example=x,
-            second_order=way,
             student_transform=lambda x: (x - mean) / std,
             teacher_transform=lambda x: x / other,
         )
@@ -470,10 +480,10 @@ class TestTransfer:
             atol=1e-12,
         )
 
-    @pytest.mark.parametrize("way", ["auto", "func"])
-    def test_each_part_by_itself(self, way):
+    @pytest.mark.usefixtures("each_mode")
+    def test_each_part_by_itself(self):
         x, y = batch(dtype=torch.float64)
-        transfer = double(SETS["all"](), way)
+        transfer = double(SETS["all"]())
         total = steps(transfer, x, y)[1]
         summed = {n: torch.zeros_like(g) for n, g in total.items()}
         for part in transfer(x, y, 0.3).parts:
@@ -485,10 +495,10 @@ class TestTransfer:
                 assert transfer.student.one[0].weight.grad.norm() > 0
         assert_same(summed, total, rtol=1e-10, atol=1e-12)
 
-    @pytest.mark.parametrize("way", ["auto", *SECOND_ORDER_MODES])
-    def test_without_gradients(self, way):
+    @pytest.mark.usefixtures("each_mode")
+    def test_without_gradients(self):
         x, y = batch(dtype=torch.float64)
-        transfer = double(SETS["all"](), way)
+        transfer = double(SETS["all"]())
         expected = transfer(x, y, 0.3)
         with torch.no_grad():
             out = transfer(x, y, 0.3)
@@ -498,19 +508,19 @@ class TestTransfer:
             out.parts, {n: p.detach() for n, p in expected.parts.items()}, rtol=1e-10, atol=1e-12
         )
 
-    @pytest.mark.parametrize("way", ["auto", *SECOND_ORDER_MODES])
-    def test_the_teacher_is_left_alone(self, way):
+    @pytest.mark.usefixtures("each_mode")
+    def test_the_teacher_is_left_alone(self):
         """Its J is built without a graph, and nothing of it changes."""
         x, y = batch(dtype=torch.float64)
-        transfer = double(SETS["gradient"](), way)
+        transfer = double(SETS["gradient"]())
         before = copy.deepcopy(transfer.teacher.state_dict())
-        logits, _, j = transfer._teacher_side(x, y)
+        logits, _, j = transfer.run_teacher(x, y)
         assert not j.requires_grad and j.grad_fn is None and not logits.requires_grad
         close(j, at.input_gradient(transfer.teacher, x, y))
         steps(transfer, x, y)
         assert all(p.grad is None and not p.requires_grad for p in transfer.teacher.parameters())
         assert all(torch.equal(v, before[k]) for k, v in transfer.teacher.state_dict().items())
-        assert transfer._teacher_side(x)[2] is None
+        assert transfer.run_teacher(x)[2] is None
 
     def test_no_teacher_is_needed(self):
         x, y = batch(dtype=torch.float64)
@@ -520,13 +530,13 @@ class TestTransfer:
         close(out.parts["symmetry"], 2 * at.symmetry_loss(student, x, y))
         close(out.parts["min-l2"], 3 * at.gradient_norm_loss(student, x, y))
 
-    @pytest.mark.parametrize("way", SECOND_ORDER_MODES)
-    def test_bfloat16_autocast(self, way):
+    @pytest.mark.usefixtures("each_mode")
+    def test_bfloat16_autocast(self):
         x, y = batch()
         methods = [at.GradientTransfer(30), at.GradientSymmetry(30), at.GradientNorm(30)]
         exact, expected = steps(make(*methods), x, y)
         with torch.autocast("cpu", torch.bfloat16):
-            transfer = make(*methods, second_order=way)
+            transfer = make(*methods)
             out = transfer(x, y)
         out.loss.backward()
         assert_same(out.parts, exact.parts, rtol=0.05, atol=1e-3)
@@ -540,19 +550,6 @@ class TestTransfer:
         expected = steps(at.Transfer(copy.deepcopy(student), None, [at.GradientNorm()]), x, y)[1]
         student.compile(backend="aot_eager")
         assert_same(steps(at.Transfer(student, None, [at.GradientNorm()]), x, y)[1], expected)
-
-    def test_double_backward_cannot_be_compiled(self):
-        with pytest.raises(at.UserError, match="'double-backward' cannot be compiled.*choose func"):
-            double(SETS["min-l2"](), "double-backward").compile()
-        make(at.ActivationTransfer(), second_order="double-backward").compile(
-            backend="eager"
-        )  # nothing to differentiate
-
-    def test_an_unknown_way(self):
-        with pytest.raises(
-            at.UserError, match="unknown second_order 'forward'.*did you mean forward-over-reverse"
-        ):
-            make(at.GradientNorm(), second_order="forward")
 
 
 def batch_normalised():
@@ -588,9 +585,9 @@ class TestWhatStandsInTheWay:
             at.Transfer(student, None, [at.GradientNorm()])(x, y)
             at.Transfer(with_dropout(), None, [at.GradientNorm()])(x, y)
 
-    @pytest.mark.parametrize("way", ["func", "compiled", "compiled from outside"])
+    @pytest.mark.parametrize("from_outside", [False, True])
     @pytest.mark.filterwarnings("ignore:1 layers")
-    def test_batch_normalisation_by_every_way(self, way):
+    def test_batch_normalisation_compiled(self, from_outside):
         """The same weight gradients, running statistics and count of batches as by double backward."""
         torch.compiler.reset()
         x, y = batch(dtype=torch.float64)
@@ -598,12 +595,11 @@ class TestWhatStandsInTheWay:
         two = copy.deepcopy(one)
         methods = [at.GradientNorm(), at.GradientSymmetry(squared=False)]
         expected = steps(at.Transfer(one, None, methods), x, y)[1]
-        transfer = at.Transfer(two, None, methods, second_order="func" if way == "func" else "auto")
-        call = transfer
-        if way == "compiled":
-            transfer.compile(backend="aot_eager", fullgraph=True)
-        elif way == "compiled from outside":
+        call = transfer = at.Transfer(two, None, methods)
+        if from_outside:
             call = torch.compile(transfer, backend="aot_eager", fullgraph=True)
+        else:
+            transfer.compile(backend="aot_eager", fullgraph=True)
         call(x, y).loss.backward()
         assert_same(gradients(transfer), expected, rtol=1e-10, atol=1e-12)
         assert_same(two.state_dict(), one.state_dict(), rtol=1e-12, atol=1e-12)
@@ -628,77 +624,12 @@ class TestWhatStandsInTheWay:
         without = nn.Sequential(nn.BatchNorm2d(3, track_running_stats=False), nn.GroupNorm(1, 3))
         assert batch_dependent_layers(without.eval()) == ["0"]
 
-    @pytest.mark.parametrize("make_student", [batch_normalised, with_dropout])
-    @pytest.mark.filterwarnings("ignore:1 layers")
-    def test_forward_over_reverse_runs_it_twice(self, make_student):
-        student, (x, y) = make_student(), batch()
-        before, random = copy.deepcopy(student.state_dict()), torch.get_rng_state()
-        options = {"methods": [at.GradientNorm()], "second_order": "forward-over-reverse"}
-        with pytest.raises(at.UserError, match="runs the student twice a step.*use another way"):
-            at.Transfer(student, None, **options)(x, y)
-        assert all(torch.equal(v, before[k]) for k, v in student.state_dict().items())
-        assert torch.equal(random, torch.get_rng_state())
-        for whole in (True, False):
-            torch.compiler.reset()
-            transfer = at.Transfer(student, None, **options)
-            if whole:
-                transfer = torch.compile(transfer, backend="aot_eager")
-            else:
-                transfer.compile(backend="aot_eager")
-            with pytest.raises(at.UserError, match="runs the student twice a step"):
-                transfer(x, y)
-        student.eval()
-        found = steps(at.Transfer(student, None, **options), x, y)[1]
-        assert_same(
-            found,
-            steps(at.Transfer(student, None, [at.GradientNorm()]), x, y)[1],
-            rtol=1e-4,
-            atol=1e-6,
-        )
-
-    def test_dropout_goes_by_the_other_ways(self):
+    def test_dropout(self, monkeypatch):
         x, y = batch()
-        transfer = at.Transfer(with_dropout(), None, [at.GradientNorm()], second_order="func")
+        transfer = at.Transfer(with_dropout(), None, [at.GradientNorm()])
         found = []
-        for _ in range(2):
+        for mode in (second_order._by_torch_func, second_order._by_double_backward):
+            monkeypatch.setattr(second_order, "_by_double_backward", mode)
             torch.manual_seed(0)
             found.append(steps(transfer, x, y)[1])
-        torch.manual_seed(0)
-        transfer.second_order = "double-backward"
-        found.append(steps(transfer, x, y)[1])
-        assert_same(found[0], found[1], rtol=0, atol=0)
-        assert_same(found[2], found[1])
-
-    @pytest.mark.parametrize(
-        ("make_student", "same"), [(Net, True), (batch_normalised, False), (with_dropout, False)]
-    )
-    def test_repeatable(self, make_student, same):
-        model, x = make_student(), batch()[0]
-        assert is_deterministic(model, x) is same and has_stochastic_layers(model) is not same
-        assert is_deterministic(model.eval(), x) and not has_stochastic_layers(model)
-
-    def test_no_forward_derivative(self):
-        class Doubled(torch.autograd.Function):
-            @staticmethod
-            def forward(x):
-                return 2 * x
-
-            @staticmethod
-            def setup_context(ctx, inputs, output):
-                pass
-
-            @staticmethod
-            def backward(ctx, g):
-                return 2 * g
-
-        class Student(Net):
-            def forward(self, x):
-                return super().forward(Doubled.apply(x))
-
-        transfer = at.Transfer(
-            Student(), None, [at.GradientNorm()], second_order="forward-over-reverse"
-        )
-        with pytest.raises(
-            at.UserError, match="forward-over-reverse cannot be had here.*use double-backward"
-        ):
-            transfer(*batch())
+        assert_same(*found)

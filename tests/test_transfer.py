@@ -15,7 +15,7 @@ from toys import CLASSES, Net, batch, count_hooks, make, make_all
 
 import attention_transfer as at
 from attention_transfer.methods import DECAYS, METHODS
-from attention_transfer.methods.base import decayed
+from attention_transfer.methods.base import schedule_factor
 
 
 class TestOutput:
@@ -156,7 +156,7 @@ class TestDecay:
         )
         for progress, factor in points.items():
             given = torch.tensor(float(progress)) if tensor else progress
-            assert float(decayed(decay, given)) == pytest.approx(factor, abs=1e-6)
+            assert float(schedule_factor(decay, given)) == pytest.approx(factor, abs=1e-6)
             part = transfer(x, y, progress=given).parts["at"]
             torch.testing.assert_close(part, factor * full, rtol=1e-5, atol=1e-5)
             assert transfer.weights(given)["beta"] == pytest.approx(1000 * factor, abs=1e-3)

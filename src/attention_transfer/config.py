@@ -7,8 +7,6 @@ Each room declares its options (`*/options.py`); this file joins them. A key is 
 from __future__ import annotations
 
 import dataclasses
-import inspect
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
@@ -69,74 +67,7 @@ class Recipe(
         specs = option_specs(Recipe)
         return {key: value for key, value in self.to_dict().items() if specs[key].changes_numbers}
 
-    def method_options(self) -> dict[str, dict[str, Any]]:
-        """Options for each method, by its name: those of this recipe that its class takes."""
-        from .methods import METHODS, method_names
 
-        takes = {n: inspect.signature(METHODS[n]).parameters for n in method_names(self.method)}
-        shared = [key for key in KEYS if key not in PER_METHOD]
-        given = {n: {key: getattr(self, key) for key in shared if key in takes[n]} for n in takes}
-        for key in PER_METHOD:
-            value = getattr(self, key)
-            having = [n for n in takes if key in takes[n]]
-            if value is not None and not having:
-                raise UserError(
-                    f"--{key} is given, but method {self.method!r} has no {key}: leave it out"
-                )
-            # A schedule without a name is that of β; α's is asked for by its method's name.
-            plain = [n for n in having if "beta" in takes[n]] or having
-            if key == "beta" and len(plain) > 1 and isinstance(value, (int, float)):
-                ways = ",".join(f"{n}=NUMBER" for n in plain)
-                raise UserError(
-                    f"--beta {value:g} could mean {' or '.join(plain)}, whose scales differ: say --beta {ways}"
-                )
-            for name, number in (
-                value.items() if isinstance(value, Mapping) else [(n, value) for n in plain]
-            ):
-                if name not in having:
-                    known = ", ".join(having) or "none"
-                    raise UserError(
-                        f"--{key} names {name!r}, but method {self.method!r} has {known} with a {key}"
-                    )
-                if number is not None:
-                    given[name][key] = number
-        defaults_of = {f.name: f.default for f in dataclasses.fields(self)}
-        for key in METHOD_KEYS:
-            if not any(key in t for t in takes.values()) and getattr(self, key) != defaults_of[key]:
-                raise UserError(
-                    f"--{key} is given, but method {self.method!r} has no {key}: leave it out"
-                )
-        for name in takes:
-            for other, defaults in METHODS[name].beside.items():
-                if other in takes:
-                    given[name] = defaults | given[name]
-        return given
-
-    def layer_pairs(self) -> str | list[tuple[str, str]]:
-        """`auto`, `last2` and the like, or the pairs in "student=teacher,student=teacher"."""
-        if self.pairs == "auto" or re.fullmatch(r"last[1-9]\d*", self.pairs):
-            return self.pairs
-        pairs = [tuple(p.strip() for p in pair.split("=")) for pair in self.pairs.split(",")]
-        if any(len(p) != 2 or not all(p) for p in pairs):
-            raise UserError(
-                f"--pairs is {self.pairs!r}: expected auto, last2, or STUDENT_LAYER=TEACHER_LAYER,… (see `stages`)"
-            )
-        return [(s, t) for s, t in pairs]
-
-
-METHOD_KEYS = (
-    "kind",
-    "p",
-    "norm",
-    "convention",
-    "resize",
-    "axis",
-    "weights",
-    "squared",
-    "alpha",
-    "temperature",
-)
-PER_METHOD = ("beta", "decay")
 KEYS = tuple(Recipe().to_dict())
 
 
@@ -175,19 +106,7 @@ def _check(recipe: Recipe) -> None:
     logger_names(recipe)
     check_augment(recipe, recipe.stream)
     check_training(recipe, recipe)
-    methods = create_methods(recipe.method, recipe.method_options())
-    if not isinstance(recipe.layer_pairs(), str) and not any(m.needs_features for m in methods):
-        raise UserError(
-            f"--pairs is given, but method {recipe.method!r} reads no layers: leave it out"
-        )
-    if recipe.norm != 2.0 and recipe.convention != "paper":
-        raise UserError(
-            f"--norm is given, but --convention {recipe.convention} has none: add --convention paper"
-        )
-    if recipe.resize != "map" and recipe.axis == "channel":
-        raise UserError(
-            "--resize is given, but maps over channels (--axis channel) have no size: leave it out"
-        )
+    methods = create_methods(recipe)
     needs_teacher = any(method.needs_teacher for method in methods)
     if recipe.teacher_weights is not None and not needs_teacher:
         raise UserError(

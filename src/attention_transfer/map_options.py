@@ -7,7 +7,9 @@ from typing import Annotated, Literal
 
 from .options import Float, option
 
+Convention = Literal["authors", "paper", "caffe"]
 Kind = Annotated[Literal["sum", "max"], option("Reduce over channels by sum or by max.")]
+# Below 1 the gradient of |A|^p at 0 does not exist.
 Exponent = Annotated[Float, option("Exponent of the activations in the map.", ge=1)]
 
 
@@ -28,8 +30,7 @@ class LossOptions(MapOptions):
     """How two maps are compared."""
 
     convention: Annotated[
-        Literal["authors", "paper", "caffe"],
-        option("Scale of the loss: mean of D², ½·‖D‖, or ½·‖D‖²."),
+        Convention, option("Scale of the loss: mean of D², ½·‖D‖, or ½·‖D‖².")
     ] = "authors"
     resize: Annotated[
         Literal["map", "features", "bilinear"],

@@ -217,6 +217,10 @@ def checked(options: T) -> T:
     Raises:
         UserError: for a wrong value.
     """
+    for key, spec in option_specs(type(options)).items():  # type: ignore[arg-type]
+        # pydantic takes "2" for 2: right for YAML and the command line, a mistake in Python.
+        if spec.kind in (int, float) and isinstance(getattr(options, key), str):
+            raise UserError(_explain(spec, vars(options)))
     return from_mapping(type(options), vars(options))
 
 

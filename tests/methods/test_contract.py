@@ -136,20 +136,14 @@ def test_torch_compile_of_the_whole():
 
 
 STUDENTS = {"free": lambda: Net(), "normalised": lambda: at.create_model("wrn-10-1", CLASSES)}
-# Every method by itself, and the gradient methods by every way.
-PARALLEL = [(name, "auto") for name in METHODS]
-PARALLEL += [
-    (n, w) for n, m in METHODS.items() if m.needs_gradient for w in ("func", "forward-over-reverse")
-]
-# Batch normalisation in training mode cannot be run twice a step.
-CASES = [(*case, s) for s in STUDENTS for case in PARALLEL if s == "free" or case[1] == "auto"]
+CASES = [(name, student) for student in STUDENTS for name in METHODS]
 
 
-def make_parallel(name: str, way: str, student: str, rank: int = 0) -> at.Transfer:
+def make_parallel(name: str, student: str, rank: int = 0) -> at.Transfer:
     with torch.random.fork_rng():
         torch.manual_seed(3)
         net = STUDENTS[student]()
-    transfer = make(METHODS[name](), student=net, second_order=way).double()
+    transfer = make(METHODS[name](), student=net).double()
     for p in transfer.parameters():
         p.data += rank  # rank 0's weights are everybody's, the adapters' too
     return transfer

@@ -7,6 +7,7 @@ import torch
 
 import attention_transfer as at
 from attention_transfer.methods import create_methods, method_names
+from attention_transfer.methods.options import MethodOptions
 
 
 class TestDistillationLoss:
@@ -50,11 +51,10 @@ class TestDistillationLoss:
 class TestNames:
     def test_expressions(self):
         assert method_names("none") == [] and method_names("at + kd") == ["at", "kd"]
-        assert [type(m) for m in create_methods("kd+at", {"kd": {"alpha": 0.5}})] == [
-            at.KnowledgeDistillation,
-            at.ActivationTransfer,
-        ]
-        assert create_methods("kd", {"kd": {"alpha": 0.5}})[0].alpha == 0.5
+        kd, attention = create_methods(MethodOptions(method="kd+at", alpha=0.5))
+        assert isinstance(kd, at.KnowledgeDistillation) and kd.alpha == 0.5
+        assert isinstance(attention, at.ActivationTransfer) and attention.decay == "linear"
+        assert create_methods(MethodOptions()) == []
 
     @pytest.mark.parametrize("words", ["att", "at+", "", "at+none", "AT"])
     def test_unknown(self, words):

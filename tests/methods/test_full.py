@@ -345,12 +345,7 @@ class TestRuns:
         [
             ("gradient", {"beta": 2.0}, ["gradient"], {"beta": 2.0}),
             ("symmetry", {"teacher": None, "squared": False}, ["symmetry"], {"beta": 1.0}),
-            (
-                "min-l2",
-                {"teacher": None, "second_order": "forward-over-reverse"},
-                ["min-l2"],
-                {"beta": 1.0},
-            ),
+            ("min-l2", {"teacher": None}, ["min-l2"], {"beta": 1.0}),
         ],
     )
     def test_gradient_methods(self, teacher_run, tmp_path, method, options, parts, weights):

@@ -12,7 +12,7 @@ from toys import batch, close, make
 
 import attention_transfer as at
 from attention_transfer.methods import DECAYS, METHODS
-from attention_transfer.methods.base import decayed
+from attention_transfer.methods.base import schedule_factor
 
 FALLS = {
     "": lambda t: 1.0,
@@ -38,19 +38,21 @@ def test_all_there_are():
 @pytest.mark.parametrize("decay", DECAYS)
 def test_values(decay):
     for t in POINTS:
-        assert decayed(decay, t) == pytest.approx(by_hand(decay, t), abs=1e-12)
+        assert schedule_factor(decay, t) == pytest.approx(by_hand(decay, t), abs=1e-12)
         for dtype in (torch.float32, torch.float64):
-            found = decayed(decay, torch.tensor(t, dtype=dtype))
+            found = schedule_factor(decay, torch.tensor(t, dtype=dtype))
             assert float(found) == pytest.approx(by_hand(decay, t), abs=1e-6)
             assert decay == "constant" or (found.dtype == dtype and found.shape == ())
 
 
 @pytest.mark.parametrize("decay", [d for d in DECAYS if d.startswith("warm-up")])
 def test_warm_up_rises_from_zero(decay):
-    rising = [decayed(decay, t / 1000) for t in range(0, 101, 5)]
+    rising = [schedule_factor(decay, t / 1000) for t in range(0, 101, 5)]
     assert rising[0] == 0 and rising == sorted(rising) and len(set(rising)) == len(rising)
     falls = decay.removeprefix("warm-up").removeprefix("+") or "constant"
-    assert decayed(decay, 0.1) == decayed(falls, 0.1) and decayed(decay, 0.5) == decayed(falls, 0.5)
+    assert schedule_factor(decay, 0.1) == schedule_factor(falls, 0.1) and schedule_factor(
+        decay, 0.5
+    ) == schedule_factor(falls, 0.5)
 
 
 @pytest.mark.parametrize("name", METHODS)

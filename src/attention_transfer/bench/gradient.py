@@ -42,7 +42,6 @@ class Case:
 
     name: str
     method: str
-    second_order: str = "auto"
     compiled: bool = False
     plain: bool = False
     tuned: bool = False
@@ -55,13 +54,10 @@ CASES = (
     Case("min-l2 plain", "min-l2", plain=True),
     Case("min-l2 plain tuned", "min-l2", plain=True, tuned=True),
     Case("min-l2", "min-l2"),
-    Case("min-l2 forward-over-reverse", "min-l2", "forward-over-reverse"),
-    Case("min-l2 func compiled", "min-l2", "func", compiled=True),
-    Case("min-l2 forward-over-reverse compiled", "min-l2", "forward-over-reverse", compiled=True),
+    Case("min-l2 compiled", "min-l2", compiled=True),
     Case("symmetry plain", "symmetry", plain=True),
     Case("symmetry plain tuned", "symmetry", plain=True, tuned=True),
     Case("symmetry", "symmetry"),
-    Case("symmetry forward-over-reverse", "symmetry", "forward-over-reverse"),
     Case("gradient plain", "gradient", plain=True),
     Case("gradient plain tuned", "gradient", plain=True, tuned=True),
     Case("gradient", "gradient"),
@@ -108,8 +104,8 @@ def make_step(case: Case, settings: Settings) -> Step:
         student, teacher = (m.to(memory_format=torch.channels_last) for m in (student, teacher))
     if case.plain:
         return plain_step(case.method, student, teacher.eval(), x, y, fabric)
-    methods = create_methods(recipe.method, recipe.method_options())
-    transfer = Transfer(student, teacher, methods, example=x[:2], second_order=case.second_order)
+    methods = create_methods(recipe)
+    transfer = Transfer(student, teacher, methods, example=x[:2])
     if case.compiled:
         transfer.compile(dynamic=False)
     wrapped, optimizer = fabric.setup(transfer, make_optimizer(recipe, transfer))

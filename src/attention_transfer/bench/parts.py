@@ -18,7 +18,6 @@ from torch import Tensor
 
 from ..methods import create_methods
 from ..models import create_model
-from ..ops import batch_norm
 from ..runtime.resolve import keep_malloc_arena, resolve_runtime
 from ..train.optimizer import make_optimizer
 from ..train.run import decisions_for, make_fabric
@@ -34,7 +33,6 @@ class Part:
 
     name: str
     two_regions: bool = True
-    own_batch_norm: bool = True
     keep_memory: bool = True
     channels_last: bool = True
     bf16: bool = True
@@ -45,7 +43,6 @@ WHOLE = "at+kd"
 PARTS = (
     Part(WHOLE),
     Part("one compiled region", two_regions=False),
-    Part("PyTorch's batch normalisation", own_batch_norm=False),
     Part("freed memory given back", keep_memory=False),
     Part("contiguous", channels_last=False),
     Part("float32", bf16=False),
@@ -94,11 +91,9 @@ class PartStep:
             create_model(settings.teacher, 10).eval(),
         )
         student, teacher = (m.to(memory_format=self.memory_format) for m in (student, teacher))  # type: ignore[call-overload]
-        methods = create_methods(recipe.method, recipe.method_options())
+        methods = create_methods(recipe)
         transfer = Transfer(student, teacher, methods, example=torch.rand(2, 3, 32, 32)).to(device)
         if part.compiled:
-            if part.own_batch_norm and device == "cpu":
-                batch_norm.use_in(transfer.student)
             if part.two_regions:
                 transfer.compile(dynamic=False)
             else:

@@ -26,7 +26,6 @@ from ..data import ImageSet
 from ..errors import RunError, UserError
 from ..methods import create_methods
 from ..models import create_model
-from ..ops import batch_norm
 from ..run_folder import RunFolder
 from ..runtime.cuda_graphs import CudaGraphs
 from ..runtime.resolve import RuntimeConfig, environment
@@ -195,19 +194,17 @@ def training_step(
     """One step of ours; with method None the teacher's inference alone."""
     student, teacher = create_model(settings.student, 10), create_model(settings.teacher, 10).eval()
     recipe = recipe_of(settings, method or "at+kd")
-    methods = create_methods(recipe.method, recipe.method_options())
+    methods = create_methods(recipe)
     student, teacher = (m.to(memory_format=torch.channels_last) for m in (student, teacher))
     transfer = Transfer(student, teacher, methods, pairs, example=torch.rand(2, *x.shape[1:]))
     transfer.to(fabric.device)
     if decisions.compile:
-        if decisions.device == "cpu":
-            batch_norm.use_in(transfer.student)
         transfer.compile(**decisions.compile_options())
     if method is None:
 
         def infer() -> None:
             with fabric.autocast():
-                transfer._teacher_side(x)
+                transfer.run_teacher(x)
 
         return infer
     optimizer = make_optimizer(recipe, transfer)

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from ..maps import attention_map
 from ..methods import create_methods
+from ..methods.options import MethodOptions
 from ..models import create_model
 from ..train.run import decisions_for, make_fabric
 from ..transfer import Transfer
@@ -116,7 +117,7 @@ def make(form: Form, settings: Settings, teacher: nn.Module, x: Tensor) -> Calla
     x = x.to(memory_format=memory_format)
 
     def inference(x: Tensor) -> Any:
-        return transfer._teacher_side(x)
+        return transfer.run_teacher(x)
 
     side: Any = inference
     if form.compiled:
@@ -139,16 +140,16 @@ def make(form: Form, settings: Settings, teacher: nn.Module, x: Tensor) -> Calla
 def _transfer(settings: Settings, teacher: nn.Module, x: Tensor) -> Transfer:
     """AT+KD of this teacher on the device of `x`."""
     student = create_model(settings.student, 10)
-    options: dict[str, dict[str, Any]] = {"at": {}, "kd": {}}
+    methods = create_methods(MethodOptions(method="at+kd"))
     transfer = Transfer(
-        student, teacher.cpu(), create_methods("at+kd", options), example=x[:2].cpu().float()
+        student, teacher.cpu(), methods, example=x[:2].cpu().float()
     )
     return transfer.to(x.device)
 
 
 def _read(transfer: Transfer, x: Tensor) -> Seen:
     with torch.no_grad():
-        logits, features, _ = transfer._teacher_side(x)
+        logits, features, _ = transfer.run_teacher(x)
     assert logits is not None
     return logits, features
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..errors import first_few
 from ..maps import attention_map
+from ..methods import ActivationTransfer
 from ..taps import try_stages
 from ..transfer import Transfer
 from .findings import STAGES_HINT, Finding, NetworkIO, networks
@@ -97,7 +98,8 @@ def _is_normalised(x: Tensor, inner: Tensor) -> bool:
 
 def check_layers(transfer: Transfer, features: Features, x: Tensor) -> Iterator[Finding]:
     """Layers whose features carry no information; each once, even if it is in several pairs."""
-    spatial = any(getattr(m, "options", {}).get("axis") == "space" for m in transfer.methods)
+    attention = [m for m in transfer.methods if isinstance(m, ActivationTransfer)]
+    spatial = any(method.options.axis == "space" for method in attention)
     images_differ = bool((x != x[:1]).any())
     for j, (side, _) in enumerate(networks(transfer)):
         layers = {pair[j]: f for pair, f in zip(transfer.pairs, features[j], strict=True)}

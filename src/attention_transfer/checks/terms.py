@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..methods import Method
-from ..transfer import Output, Transfer
+from ..transfer import Transfer
 from .findings import Finding, NetworkIO, networks
 
 ROUNDING = 1e-12  # a term this small, before its weight, is 0 up to rounding
@@ -62,7 +62,7 @@ def _check_terms(transfer: Transfer, x: Tensor, y: Tensor) -> Iterator[Finding]:
             is_zero = bool(value.abs() <= rounding.get(term, 0.0))
             if is_zero and term != "ce":  # alpha = 1 leaves the cross-entropy no share
                 zero_terms.append(term)
-            gradients = _gradients(_with_graph(transfer, out, term), parameters)
+            gradients = _gradients(out.parts[term], parameters)
             if not all(g.isfinite().all() for g in gradients):
                 yield Finding("error", f"the gradient of the term {term} is not finite")
             elif parameters and not is_zero and not any(g.any() for g in gradients):
@@ -87,14 +87,6 @@ def _terms_by_progress(methods: Sequence[Method]) -> dict[float, list[str]]:
             largest = PROGRESS[weights.index(max(weights))]
             terms.setdefault(largest, []).append(method.part)
     return terms
-
-
-def _with_graph(transfer: Transfer, out: Output, term: str) -> Tensor:
-    """A term, or the sum of those on input gradients if one of them holds the graph for all."""
-    together = [m.part for m in transfer.methods if m.needs_gradient]
-    if out.parts[term].requires_grad or term not in together:
-        return out.parts[term]
-    return torch.stack([out.parts[name] for name in together]).sum()
 
 
 def _gradients(term: Tensor, parameters: Sequence[nn.Parameter]) -> list[Tensor]:

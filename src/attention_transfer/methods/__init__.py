@@ -9,8 +9,8 @@ from ..lazy import attach
 if TYPE_CHECKING:
     from .activation import ActivationTransfer as ActivationTransfer
     from .base import Method as Method
-    from .base import Progress as Progress
     from .base import StepInputs as StepInputs
+    from .base import TrainingFraction as TrainingFraction
     from .distillation import KnowledgeDistillation as KnowledgeDistillation
     from .distillation import kd_loss as kd_loss
     from .full import FullActivationTransfer as FullActivationTransfer
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .options import DECAYS as DECAYS
     from .registry import METHODS as METHODS
     from .registry import create_methods as create_methods
+    from .registry import method_arguments as method_arguments
     from .registry import method_names as method_names
     from .symmetry import GradientSymmetry as GradientSymmetry
     from .symmetry import symmetry_loss as symmetry_loss
@@ -30,13 +31,13 @@ __getattr__, __dir__, __all__ = attach(
     __name__,
     {
         "activation": ["ActivationTransfer"],
-        "base": ["Method", "Progress", "StepInputs"],
+        "base": ["Method", "StepInputs", "TrainingFraction"],
         "distillation": ["KnowledgeDistillation", "kd_loss"],
         "full": ["FullActivationTransfer", "full_activation_loss"],
         "gradient": ["GradientTransfer", "gradient_loss"],
         "min_l2": ["GradientNorm", "gradient_norm_loss"],
         "options": ["DECAYS"],
-        "registry": ["METHODS", "create_methods", "method_names"],
+        "registry": ["METHODS", "create_methods", "method_arguments", "method_names"],
         "symmetry": ["GradientSymmetry", "symmetry_loss"],
     },
 )

@@ -1,4 +1,4 @@
-"""Activation-based attention transfer: β · Σ over pairs of the distance between normalised attention maps."""
+"""Activation-based attention transfer: β · Σ over pairs of the distance between normalised maps."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from torch import Tensor
 
 from .. import maps
 from ..errors import UserError
-from .base import BetaMethod, StepInputs, check_weight, decayed
+from .base import BetaMethod, Pairs, StepInputs, check_weight, schedule_factor
 
-# As shares of the number of steps: a β (under `authors`, its mean over a schedule) above the first was too heavy where
-# it was tried (1000 in 280 to 370 steps, constant or linear to zero), one of the second did well (100 there).
+# In shares of the number of steps. A β above the first (under `authors`, its mean over a schedule)
+# was too heavy where it was tried (1000 in 280 to 370 steps, constant or linear to zero); one of
+# the second did well (100 there).
 HEAVY_BETA = 0.5
 GOOD_BETA = 0.25
 
@@ -22,8 +23,9 @@ class ActivationTransfer(BetaMethod):
     Args:
         beta: β; 1000 goes with `authors`. A run of a few hundred steps wants less (100).
         kind, p, convention, resize, norm, axis, weights: as in `at_loss`.
-        decay: `constant`, `linear` or `cosine` (both to zero), `step` (×0.2 at 30, 60 and 80 % of the training), or
-            `warm-up` (from zero over the first tenth), alone or before one of them (`warm-up+linear`).
+        decay: `constant`, `linear` or `cosine` (both to zero), `step` (×0.2 at 30, 60 and 80 % of
+            the training), or `warm-up` (from zero over the first tenth), alone or before one of
+            them (`warm-up+linear`).
 
     Raises:
         UserError: (a ValueError) for a wrong option.
@@ -33,9 +35,8 @@ class ActivationTransfer(BetaMethod):
     part = "at"
     needs_teacher = True
     needs_features = True
-    beside = {
-        "kd": {"decay": "linear"}
-    }  # the paper decays β when attention transfer goes along with distillation
+    # In the paper, β decays where attention transfer is combined with distillation.
+    defaults_with = {"kd": {"decay": "linear"}}
 
     def __init__(
         self,
@@ -50,69 +51,52 @@ class ActivationTransfer(BetaMethod):
         decay: str = "constant",
     ):
         super().__init__(beta, decay)
-        maps.check_loss_options(kind, p, convention, resize, norm, axis)
-        self.options: maps.LossOptions = {
-            "kind": kind,
-            "p": p,
-            "convention": convention,
-            "resize": resize,
-            "norm": norm,
-            "axis": axis,
-        }
-        if weights is not None and (
-            isinstance(weights, (str, Mapping)) or not isinstance(weights, Iterable)
-        ):
-            raise UserError(f"weights is {weights!r}: expected a list of numbers, one a pair")
-        self.pair_weights = (
-            None if weights is None else [check_weight("weights", w) for w in weights]
-        )
+        self.options = maps.loss_options(kind, p, axis, convention, resize, norm)
+        self.pair_weights: list[float] | None = None
+        if weights is not None:
+            if isinstance(weights, (str, Mapping)) or not isinstance(weights, Iterable):
+                raise UserError(f"weights is {weights!r}: expected a list of numbers, one a pair")
+            self.pair_weights = [check_weight("weights", w) for w in weights]
 
     def forward(self, step: StepInputs) -> Tensor:
-        return maps.at_loss(
-            step.student_features, step.teacher_features, weights=self.pair_weights, **self.options
+        return maps.map_loss(
+            step.student_features, step.teacher_features, self.options, self.pair_weights
         )
 
-    def prepare(
-        self, pairs: Sequence[tuple[str, str]], student: Sequence[Tensor], teacher: Sequence[Tensor]
-    ) -> None:
+    def prepare(self, pairs: Pairs, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> None:
         if self.pair_weights is not None and len(self.pair_weights) != len(pairs):
             raise UserError(
-                f"weights has {len(self.pair_weights)} numbers for {len(pairs)} pairs: expected one a pair"
+                f"weights has {len(self.pair_weights)} numbers for {len(pairs)} pairs: "
+                "expected one a pair"
             )
+        # Dicts, so that an error names the layers.
         names = [f"pair {j} ({s} ← {t})" for j, (s, t) in enumerate(pairs)]
-        maps.at_loss(
-            dict(zip(names, student, strict=True)),
-            dict(zip(names, teacher, strict=True)),
-            **self.options,
-        )
+        students = dict(zip(names, student, strict=True))
+        maps.map_loss(students, dict(zip(names, teacher, strict=True)), self.options)
 
     def describe(
-        self, pairs: Sequence[tuple[str, str]], student: Sequence[Tensor], teacher: Sequence[Tensor]
+        self, pairs: Pairs, student: Sequence[Tensor], teacher: Sequence[Tensor]
     ) -> list[str]:
-        """A line for each pair: layers, sizes, and the effective weight of β under the conventions."""
+        """A line a pair: layers, sizes, and the effective weight of β under the conventions."""
+        conventions = ["paper"] if self.options.convention == "paper" else ["authors", "caffe"]
         lines = []
         for j, ((s, t), fs, ft) in enumerate(zip(pairs, student, teacher, strict=True)):
-            beta = self.beta * (1.0 if self.pair_weights is None else self.pair_weights[j])
+            beta = self.beta
+            if self.pair_weights is not None:
+                beta *= self.pair_weights[j]
+            positions = maps.paired_maps(fs, ft, self.options)[0].shape[1]
+            betas = []
+            for convention in conventions:
+                converted = maps.convert_beta(beta, self.options.convention, convention, positions)
+                betas.append(f"{converted:.5g} ({convention})")
             sizes = f"{tuple(fs.shape[1:])} and {tuple(ft.shape[1:])}"
-            ys, _ = maps.paired_maps(
-                fs,
-                ft,
-                kind=self.options["kind"],
-                p=self.options["p"],
-                resize=self.options["resize"],
-                axis=self.options["axis"],
-            )
-            convention = self.options["convention"]
-            names = [c for c in ("authors", "caffe") if convention != "paper"] or ["paper"]
-            weight = ", ".join(
-                f"{maps.convert_beta(beta, convention, c, ys.shape[1]):.5g} ({c})" for c in names
-            )
-            lines.append(f"{s} ← {t}: {sizes}, M = {ys.shape[1]}, β = {weight}")
+            lines.append(f"{s} ← {t}: {sizes}, M = {positions}, β = {', '.join(betas)}")
         return lines
 
-    def advise(self, steps: int) -> list[str]:
-        mean = self.beta * sum(float(decayed(self.decay, k / 20)) for k in range(21)) / 21
-        if self.options["convention"] != "authors" or mean <= HEAVY_BETA * steps:
+    def warnings(self, steps: int) -> list[str]:
+        factors = [float(schedule_factor(self.decay, k / 20)) for k in range(21)]
+        mean = self.beta * sum(factors) / len(factors)
+        if self.options.convention != "authors" or mean <= HEAVY_BETA * steps:
             return []
         good = float(f"{GOOD_BETA * steps:.1g}")
         return [f"β = {self.beta:g} is likely too heavy for {steps} steps: try --beta {good:g}"]

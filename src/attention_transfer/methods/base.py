@@ -1,4 +1,4 @@
-"""What a transfer method is: a term of the loss with a weight, made from one step's features, logits and labels."""
+"""A transfer method: a weighted term of the loss, from a step's features, logits and labels."""
 
 from __future__ import annotations
 
@@ -11,23 +11,24 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError, check_choice
+from .options import DECAYS
 
-_FALLS = ("constant", "linear", "cosine", "step")
-DECAYS = (*_FALLS, "warm-up", *(f"warm-up+{fall}" for fall in _FALLS[1:]))
-# `step` drops where the CIFAR recipe drops its learning rate, and by as much: ×0.2 at 60, 120 and 160 of 200 epochs.
+# `step` drops where the CIFAR recipe drops its learning rate: at epochs 60, 120 and 160 of 200.
 _STEPS = (0.3, 0.6, 0.8)
 _STEP_RATIO = 0.2
 # `warm-up` rises from 0 over this share of the training.
 WARM_UP = 0.1
 
-Progress = float | Tensor | None
+TrainingFraction = float | Tensor | None
+Pairs = Sequence[tuple[str, str]]
 
 
 @dataclass
 class StepInputs:
-    """One step's quantities, as far as the methods need them.
+    """What the methods read of one step; each field as far as a method needs it.
 
-    The input gradients J are (N, C, H, W) like the images; `flipped_gradient` is flip(J(flip(x))) of the student.
+    The input gradients J are (N, C, H, W) like the images; `flipped_gradient` is flip(J(flip(x)))
+    of the student.
     """
 
     labels: Tensor
@@ -47,44 +48,41 @@ class Method(nn.Module):
     part: ClassVar[str]
     needs_teacher: ClassVar[bool] = False
     needs_features: ClassVar[bool] = False
-    needs_gradient: ClassVar[bool] = (
-        False  # J of the student, and of the teacher where one is needed
-    )
+    # J of the student, and of the teacher too if the method needs one.
+    needs_gradient: ClassVar[bool] = False
     needs_flipped: ClassVar[bool] = False
     needs_example: ClassVar[bool] = False
-    # {the name of another method: {option: what it is, unless given, where that method goes along}}
-    beside: ClassVar[dict[str, dict[str, Any]]] = {}
+    # {name of another method: {option: its default where both are chosen}}
+    defaults_with: ClassVar[dict[str, dict[str, Any]]] = {}
     decay: str = "constant"
 
     def forward(self, step: StepInputs) -> Tensor:
         """The term before its weight: a scalar in at least float32."""
         raise NotImplementedError
 
-    def weight(self, progress: Progress) -> float | Tensor:
-        """What the term is multiplied by."""
+    def weight(self, progress: TrainingFraction) -> float | Tensor:
+        """The factor of the term."""
         raise NotImplementedError
 
-    def weights(self, progress: Progress) -> dict[str, float]:
+    def weights(self, progress: TrainingFraction) -> dict[str, float]:
         """The weights in effect, by the name of their option (for the log)."""
         raise NotImplementedError
 
-    def cross_entropy_share(self, progress: Progress = None) -> float | Tensor:
+    def cross_entropy_share(self, progress: TrainingFraction = None) -> float | Tensor:
         """The factor that this method leaves to the cross-entropy."""
         return 1.0
 
-    def prepare(
-        self, pairs: Sequence[tuple[str, str]], student: Sequence[Tensor], teacher: Sequence[Tensor]
-    ) -> None:
-        """Raises `UserError` where the features of a dry run do not suit the method."""
+    def prepare(self, pairs: Pairs, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> None:
+        """Raises `UserError` if the features of a dry run do not suit the method."""
 
     def describe(
-        self, pairs: Sequence[tuple[str, str]], student: Sequence[Tensor], teacher: Sequence[Tensor]
+        self, pairs: Pairs, student: Sequence[Tensor], teacher: Sequence[Tensor]
     ) -> list[str]:
         """Lines for the start of a run: what the method does to each pair of layers."""
         return []
 
-    def advise(self, steps: int) -> list[str]:
-        """Warnings for a run of so many steps."""
+    def warnings(self, steps: int) -> list[str]:
+        """Warnings for a run of `steps` steps."""
         return []
 
 
@@ -97,20 +95,27 @@ class BetaMethod(Method):
 
     def __init__(self, beta: float, decay: str):
         super().__init__()
-        self.beta = check_weight("beta", beta)
-        self.decay = check_decay(decay)
+        check_choice("decay", decay, DECAYS)
+        self.beta, self.decay = check_weight("beta", beta), decay
 
-    def weight(self, progress: Progress) -> float | Tensor:
-        return self.beta * decayed(self.decay, progress)
+    def weight(self, progress: TrainingFraction) -> float | Tensor:
+        return self.beta * schedule_factor(self.decay, progress)
 
-    def weights(self, progress: Progress) -> dict[str, float]:
+    def weights(self, progress: TrainingFraction) -> dict[str, float]:
         return {"beta": float(self.weight(progress))}
 
 
-def decayed(decay: str, progress: Progress) -> float | Tensor:
-    """The factor of a schedule: 1 at progress 0; `linear` and `cosine` reach 0 at progress 1, `step` 0.008.
+def check_weight(name: str, value: float) -> float:
+    """The value, if it is a finite number ≥ 0."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+        raise UserError(f"{name} is {value!r}: expected a finite number ≥ 0")
+    return float(value)
 
-    With `warm-up` it rises linearly over the first tenth of the training, times what the rest of its name says.
+
+def schedule_factor(decay: str, progress: TrainingFraction) -> float | Tensor:
+    """The factor of a schedule: 1 at progress 0; at 1, `linear` and `cosine` give 0, `step` 0.008.
+
+    `warm-up` multiplies it by a linear rise over the first tenth of the training.
 
     Raises:
         UserError: for a schedule without progress, or progress outside [0, 1].
@@ -119,41 +124,34 @@ def decayed(decay: str, progress: Progress) -> float | Tensor:
         return 1.0
     if progress is None:
         raise UserError(
-            f"decay={decay!r} needs progress: call transfer(x, y, progress=share of the training that is done)"
+            f"decay={decay!r} needs progress: call transfer(x, y, progress=...) with the share of "
+            "the training that is done"
         )
-    if not isinstance(progress, Tensor) and (
-        not isinstance(progress, (int, float)) or not 0 <= progress <= 1
-    ):
+    is_number = isinstance(progress, (int, float))
+    if not isinstance(progress, Tensor) and not (is_number and 0 <= progress <= 1):
         raise UserError(
             f"progress is {progress!r}: expected the share of the training that is done, in [0, 1]"
         )
-    factor: float | Tensor = 1.0
-    if decay.startswith("warm-up"):
-        risen = progress / WARM_UP
-        factor = risen.clamp(max=1) if isinstance(risen, Tensor) else min(risen, 1.0)
-    return factor * _fallen(decay.removeprefix("warm-up").removeprefix("+"), progress)
+    fall = decay.removeprefix("warm-up").removeprefix("+")
+    factor = _decay_factor(fall, progress)
+    if fall == decay:
+        return factor
+    rise = progress / WARM_UP
+    if isinstance(rise, Tensor):
+        return rise.clamp(max=1) * factor
+    return min(rise, 1.0) * factor
 
 
-def _fallen(decay: str, progress: float | Tensor) -> float | Tensor:
+def _decay_factor(decay: str, progress: float | Tensor) -> float | Tensor:
     if decay == "linear":
         return 1 - progress
     if decay == "cosine":
-        turned = math.pi * progress
-        return (1 + (torch.cos(turned) if isinstance(turned, Tensor) else math.cos(turned))) / 2
+        angle = math.pi * progress
+        cosine = torch.cos(angle) if isinstance(angle, Tensor) else math.cos(angle)
+        return (1 + cosine) / 2
     if decay == "step":
+        drops = sum(progress >= step for step in _STEPS)
         if isinstance(progress, Tensor):
-            return _STEP_RATIO ** sum((progress >= s).to(progress.dtype) for s in _STEPS)
-        return _STEP_RATIO ** sum(progress >= s for s in _STEPS)
+            drops = torch.as_tensor(drops).to(progress.dtype)
+        return _STEP_RATIO**drops
     return 1.0
-
-
-def check_decay(decay: str) -> str:
-    check_choice("decay", decay, DECAYS)
-    return decay
-
-
-def check_weight(name: str, value: float) -> float:
-    """The value, where it is a finite number ≥ 0."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
-        raise UserError(f"{name} is {value!r}: expected a finite number ≥ 0")
-    return float(value)

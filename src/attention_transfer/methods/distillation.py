@@ -1,4 +1,4 @@
-"""Knowledge distillation (Hinton et al., 2015): (1 − α)·CE + α·T²·KL(teacher‖student) at temperature T."""
+"""Knowledge distillation (Hinton et al., 2015): (1 − α)·CE + α·T²·KL(teacher‖student)."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ import math
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import UserError
-from ..ops.activation_loss import wide
-from .base import Method, Progress, StepInputs, check_decay, decayed
+from ..errors import UserError, check_choice
+from ..numerics import at_least_float32
+from ..options import checked
+from .base import Method, StepInputs, TrainingFraction, schedule_factor
+from .options import DECAYS, DistillationOptions
 
 
 def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 4.0) -> Tensor:
@@ -24,19 +26,23 @@ def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float =
         A scalar, float32 or float64 (the logits are taken in at least float32).
 
     Raises:
-        UserError: (a ValueError) for shapes that are not (N, K) twice, or a temperature that is not above 0.
+        UserError: (a ValueError) for shapes that are not (N, K) twice, or a temperature that is not
+            above 0.
     """
     if student_logits.ndim != 2 or student_logits.shape != teacher_logits.shape:
         raise UserError(
-            f"kd_loss got logits {tuple(student_logits.shape)} and {tuple(teacher_logits.shape)}: expected both (N, K)"
+            f"kd_loss got logits {tuple(student_logits.shape)} and {tuple(teacher_logits.shape)}: "
+            "expected both (N, K)"
         )
     if not (student_logits.is_floating_point() and teacher_logits.is_floating_point()):
         raise UserError(
-            f"kd_loss got {student_logits.dtype} and {teacher_logits.dtype}: expected floating-point logits"
+            f"kd_loss got {student_logits.dtype} and {teacher_logits.dtype}: "
+            "expected floating-point logits"
         )
-    check_temperature(temperature)
-    log_p = F.log_softmax(wide(student_logits) / temperature, 1)
-    log_q = F.log_softmax(wide(teacher_logits) / temperature, 1)
+    if not isinstance(temperature, (int, float)) or not 0 < temperature < math.inf:
+        raise UserError(f"temperature is {temperature!r}: expected a number > 0")
+    log_p = F.log_softmax(at_least_float32(student_logits) / temperature, 1)
+    log_q = F.log_softmax(at_least_float32(teacher_logits) / temperature, 1)
     return F.kl_div(log_p, log_q, reduction="batchmean", log_target=True) * temperature**2
 
 
@@ -46,7 +52,7 @@ class KnowledgeDistillation(Method):
     Args:
         alpha: α in [0, 1].
         temperature: T > 0.
-        decay: the schedule of α, as in `ActivationTransfer`; what α loses goes to the cross-entropy.
+        decay: the schedule of α, as in `ActivationTransfer`; the cross-entropy gains what α loses.
 
     Raises:
         UserError: (a ValueError) for values outside these.
@@ -58,28 +64,21 @@ class KnowledgeDistillation(Method):
 
     def __init__(self, alpha: float = 0.9, temperature: float = 4.0, decay: str = "constant"):
         super().__init__()
-        if not isinstance(alpha, (int, float)) or not 0 <= alpha <= 1:
-            raise UserError(f"alpha is {alpha!r}: expected a number in [0, 1]")
-        check_temperature(temperature)
-        self.alpha = float(alpha)
-        self.temperature = float(temperature)
-        self.decay = check_decay(decay)
+        options = checked(DistillationOptions(alpha, temperature))
+        self.alpha, self.temperature = options.alpha, options.temperature
+        check_choice("decay", decay, DECAYS)
+        self.decay = decay
 
     def forward(self, step: StepInputs) -> Tensor:
         assert step.student_logits is not None
         assert step.teacher_logits is not None
         return kd_loss(step.student_logits, step.teacher_logits, self.temperature)
 
-    def weight(self, progress: Progress) -> float | Tensor:
-        return self.alpha * decayed(self.decay, progress)
+    def weight(self, progress: TrainingFraction) -> float | Tensor:
+        return self.alpha * schedule_factor(self.decay, progress)
 
-    def weights(self, progress: Progress) -> dict[str, float]:
+    def weights(self, progress: TrainingFraction) -> dict[str, float]:
         return {"alpha": float(self.weight(progress))}
 
-    def cross_entropy_share(self, progress: Progress = None) -> float | Tensor:
+    def cross_entropy_share(self, progress: TrainingFraction = None) -> float | Tensor:
         return 1 - self.weight(progress)
-
-
-def check_temperature(temperature: float) -> None:
-    if not isinstance(temperature, (int, float)) or not 0 < temperature < math.inf:
-        raise UserError(f"temperature is {temperature!r}: expected a number > 0")

@@ -1,4 +1,4 @@
-"""Gradient-based attention transfer: the student's input gradients are pulled towards the teacher's."""
+"""Gradient-based attention transfer: the student's input gradients approach the teacher's."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from torch import Tensor
 
 from .. import maps
 from ..errors import UserError
-from .base import BetaMethod, StepInputs
+from ..numerics import at_least_float32
+from .base import BetaMethod, Pairs, StepInputs
 
 
 def gradient_loss(j_student: Tensor, j_teacher: Tensor, squared: bool = True) -> Tensor:
     """½ · mean_n ‖J_S − J_T‖² or, not squared, ½ · mean_n ‖J_S − J_T‖₂, whose gradient at 0 is 0.
 
     Args:
-        j_student: input gradients (N, C, H, W), as `input_gradient` gives them.
+        j_student: input gradients (N, C, H, W), as `input_gradient` returns them.
         j_teacher: the teacher's, of the same shape.
-        squared: the form whose derivative the paper prints; else the loss as it prints it.
+        squared: the form whose derivative the paper prints; else the loss as the paper prints it.
 
     Returns:
         A scalar, float32 or float64.
@@ -27,35 +28,37 @@ def gradient_loss(j_student: Tensor, j_teacher: Tensor, squared: bool = True) ->
     """
     if j_student.shape != j_teacher.shape or j_student.ndim < 2:
         raise UserError(
-            f"gradient_loss got {tuple(j_student.shape)} and {tuple(j_teacher.shape)}: expected two (N, C, H, W)"
+            f"gradient_loss got {tuple(j_student.shape)} and {tuple(j_teacher.shape)}: "
+            "expected two (N, C, H, W)"
         )
     return half_mean_norm(j_student - j_teacher, squared)
 
 
 def half_mean_norm(d: Tensor, squared: bool) -> Tensor:
     """½ · mean_n ‖d_n‖², or of ‖d_n‖, over (N, ...)."""
-    d = maps.wide(d)
+    d = at_least_float32(d)
     if squared:
         return d.square().sum() / (2 * len(d))
     return maps.row_norm(d.flatten(1)).mean() / 2
 
 
 class GradientMethod(BetaMethod):
-    """What the methods on input gradients share: β · the term, under a schedule.
+    """β · a term on input gradients, under a schedule.
 
-    They need second derivatives of the student, and its batch normalisation, if any, in eval mode: in training mode it
-    couples the samples.
+    It needs second derivatives of the student, and the student's batch normalisation in eval mode:
+    in training mode it couples the samples.
     """
 
     needs_gradient = True
 
-    def __init__(self, beta: float = 1.0, decay: str = "constant"):
+    def __init__(self, beta: float = 1.0, squared: bool = True, decay: str = "constant"):
         super().__init__(beta, decay)
+        self.squared = bool(squared)
 
     def describe(
-        self, pairs: Sequence[tuple[str, str]], student: Sequence[Tensor], teacher: Sequence[Tensor]
+        self, pairs: Pairs, student: Sequence[Tensor], teacher: Sequence[Tensor]
     ) -> list[str]:
-        form = "‖·‖" if not getattr(self, "squared", True) else "‖·‖²"
+        form = "‖·‖²" if self.squared else "‖·‖"
         return [
             f"{self.name}: ½ · mean of {form} of input gradients, β = {self.beta:g} ({self.decay})"
         ]
@@ -76,10 +79,6 @@ class GradientTransfer(GradientMethod):
     name = "gradient"
     part = "gradient"
     needs_teacher = True
-
-    def __init__(self, beta: float = 1.0, squared: bool = True, decay: str = "constant"):
-        super().__init__(beta, decay)
-        self.squared = bool(squared)
 
     def forward(self, step: StepInputs) -> Tensor:
         assert step.student_gradient is not None

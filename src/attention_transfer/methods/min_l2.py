@@ -1,4 +1,4 @@
-"""min-l2 (Drucker & LeCun, 1992): small input gradients, that is a loss that small changes of the image leave alone."""
+"""min-l2 (Drucker & LeCun, 1992): small input gradients, for a loss that noise changes little."""
 
 from __future__ import annotations
 
@@ -39,6 +39,10 @@ class GradientNorm(GradientMethod):
 
     name = "min-l2"
     part = "min-l2"
+
+    # Without `squared`: the command reads from this signature which options the method takes.
+    def __init__(self, beta: float = 1.0, decay: str = "constant"):
+        super().__init__(beta, decay=decay)
 
     def forward(self, step: StepInputs) -> Tensor:
         assert step.student_gradient is not None

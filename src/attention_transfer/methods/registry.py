@@ -1,16 +1,21 @@
-"""The registry of transfer methods: the names of --method and their classes."""
+"""The registry of methods that --method reads, and their creation from options."""
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
+from collections.abc import Mapping
 from typing import Any
 
 from ..errors import UserError, nearest
+from ..taps.pairs import parse_pairs
 from .activation import ActivationTransfer
 from .base import Method
 from .distillation import KnowledgeDistillation
 from .full import FullActivationTransfer
 from .gradient import GradientTransfer
 from .min_l2 import GradientNorm
+from .options import MethodOptions
 from .symmetry import GradientSymmetry
 
 METHODS: dict[str, type[Method]] = {
@@ -24,29 +29,111 @@ METHODS: dict[str, type[Method]] = {
         GradientNorm,
     )
 }
+# One value, or one by method: {"at": 1000, "symmetry": 1}; None stands for the method's default.
+PER_METHOD = ("beta", "decay")
+_DEFAULTS = {field.name: field.default for field in dataclasses.fields(MethodOptions)}
+_SHARED = tuple(key for key in _DEFAULTS if key not in (*PER_METHOD, "method", "pairs"))
 
 
 def method_names(expression: str) -> list[str]:
     """`"at+kd"` -> ["at", "kd"]; `"none"` -> [].
 
     Raises:
-        UserError: for a name that is no method (the nearest is named), or one that is named twice.
+        UserError: for an unknown method (the nearest is named), or one that is named twice.
     """
-    names = [n.strip() for n in expression.split("+")]
+    names = [name.strip() for name in expression.split("+")]
     if names == ["none"]:
         return []
     for name in names:
         if name not in METHODS:
-            known = ["none", *METHODS, "at+kd"]
-            expected = f"{', '.join(known[:-1])} or a sum of them ({known[-1]})"
-            raise UserError(f"unknown method {name!r}: expected {expected}{nearest(name, known)}")
+            single, example = ["none", *METHODS], "at+kd"
+            raise UserError(
+                f"unknown method {name!r}: expected {', '.join(single)} or a sum of them "
+                f"({example}){nearest(name, [*single, example])}"
+            )
     if len(set(names)) < len(names):
         raise UserError(f"method {expression!r} names a term twice")
     return names
 
 
-def create_methods(
-    expression: str, options: dict[str, dict[str, Any]] | None = None
-) -> list[Method]:
-    """The methods of a --method expression, each with its options ({name: {option: value}})."""
-    return [METHODS[name](**(options or {}).get(name, {})) for name in method_names(expression)]
+def create_methods(options: MethodOptions) -> list[Method]:
+    """The methods of `options.method`, each with those of the options that its class takes.
+
+    Raises:
+        UserError: for a wrong value, an option that no chosen method has, and options that do not
+            go together.
+    """
+    arguments = method_arguments(options)
+    methods = [METHODS[name](**given) for name, given in arguments.items()]
+    reads_layers = any(method.needs_features for method in methods)
+    if not isinstance(parse_pairs(options.pairs), str) and not reads_layers:
+        raise UserError(
+            f"--pairs is given, but method {options.method!r} reads no layers: leave it out"
+        )
+    if options.norm != _DEFAULTS["norm"] and options.convention != "paper":
+        raise UserError(
+            f"--norm is given, but --convention {options.convention} has none: "
+            "add --convention paper"
+        )
+    if options.resize != _DEFAULTS["resize"] and options.axis == "channel":
+        raise UserError(
+            "--resize is given, but maps over channels (--axis channel) have no size: leave it out"
+        )
+    return methods
+
+
+def method_arguments(options: MethodOptions) -> dict[str, dict[str, Any]]:
+    """{method: {argument: value}} for the methods of `options.method`."""
+    parameters = {
+        name: inspect.signature(METHODS[name]).parameters for name in method_names(options.method)
+    }
+    arguments: dict[str, dict[str, Any]] = {name: {} for name in parameters}
+    for name, accepted in parameters.items():
+        for other, defaults in METHODS[name].defaults_with.items():
+            if other in parameters:
+                arguments[name].update(defaults)
+        for key in _SHARED:
+            if key in accepted:
+                arguments[name][key] = getattr(options, key)
+    for key in PER_METHOD:
+        for name, value in _by_method(options, key, parameters).items():
+            if value is not None:
+                arguments[name][key] = value
+    for key in _SHARED:
+        used = any(key in accepted for accepted in parameters.values())
+        if not used and getattr(options, key) != _DEFAULTS[key]:
+            raise UserError(_unused(options, key))
+    return arguments
+
+
+def _by_method(
+    options: MethodOptions, key: str, parameters: Mapping[str, Mapping[str, Any]]
+) -> Mapping[str, Any]:
+    """{method: value} of --beta or --decay; empty if it is not given."""
+    value = getattr(options, key)
+    if value is None:
+        return {}
+    having = [name for name, accepted in parameters.items() if key in accepted]
+    if not having:
+        raise UserError(_unused(options, key))
+    if isinstance(value, Mapping):
+        for name in value:
+            if name not in having:
+                raise UserError(
+                    f"--{key} names {name!r}, but method {options.method!r} has "
+                    f"{', '.join(having)} with a {key}"
+                )
+        return value
+    # A schedule without a name is that of β, if a method has β; kd=SCHEDULE names that of α.
+    names = [name for name in having if "beta" in parameters[name]] or having
+    if key == "beta" and len(names) > 1:
+        example = ",".join(f"{name}=NUMBER" for name in names)
+        raise UserError(
+            f"--beta {value:g} could mean {' or '.join(names)}, whose scales differ: "
+            f"say --beta {example}"
+        )
+    return dict.fromkeys(names, value)
+
+
+def _unused(options: MethodOptions, key: str) -> str:
+    return f"--{key} is given, but method {options.method!r} has no {key}: leave it out"

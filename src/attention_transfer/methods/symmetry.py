@@ -27,9 +27,8 @@ def symmetry_loss(model: nn.Module, x: Tensor, y: Tensor, squared: bool = True) 
     Raises:
         UserError: as `input_gradient`.
     """
-    j, flipped = input_gradient(
-        model, torch.cat([x, x.flip(-1)]), torch.cat([y, y]), create_graph=True
-    ).chunk(2)
+    images, labels = torch.cat([x, x.flip(-1)]), torch.cat([y, y])
+    j, flipped = input_gradient(model, images, labels, create_graph=True).chunk(2)
     return half_mean_norm(j - flipped.flip(-1), squared)
 
 
@@ -48,10 +47,6 @@ class GradientSymmetry(GradientMethod):
     name = "symmetry"
     part = "symmetry"
     needs_flipped = True
-
-    def __init__(self, beta: float = 1.0, squared: bool = True, decay: str = "constant"):
-        super().__init__(beta, decay)
-        self.squared = bool(squared)
 
     def forward(self, step: StepInputs) -> Tensor:
         assert step.student_gradient is not None

@@ -1,1 +1,1 @@
-"""The method's maths written for one purpose each; `reference` is the oracle the tests compare with."""
+"""Operations with a written derivative; their oracles are in `tests/oracles`."""

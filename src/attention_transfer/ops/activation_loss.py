@@ -1,10 +1,12 @@
-"""The activation loss with its backward written out, for eager training; a compiler is given the formulas of `maps`.
+"""The activation loss with a written backward, for eager mode; compilers get those of `maps`.
 
-Q = Σ_c |A_c|^p (or max_c), Y = Q / r, r = max(‖Q‖₂, 1e-12). With g = ∂L/∂Y, the rest of the loss being N×M in size:
+Q = Σ_c |A_c|^p (or max_c), Y = Q / r, r = max(‖Q‖₂, 1e-12). With g = ∂L/∂Y, where the rest of the
+loss has the size N×M:
     ∂L/∂Q   = (g − Y·⟨Y, g⟩) / r      (without the projection where ‖Q‖₂ is below the bound)
     ∂L/∂A_c = ∂L/∂Q · p·|A_c|^{p−1}·sign(A_c)      for `sum`; for `max` at the arg-max channel only
-Nothing is kept for it but A as it came (no float32 copy), r of each sample, and what is N×M. The backwards are written
-in differentiable operations of what they kept, so they have derivatives of every order, forward mode included.
+Backward keeps A as it came (no float32 copy), r of each sample, and tensors of the size N×M. It
+consists of differentiable operations on these, so it has derivatives of every order, forward mode
+included.
 """
 
 from __future__ import annotations
@@ -14,86 +16,89 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .kernels import normalize, normalize_backward, power_grad, power_sum
+from ..numerics import EPS, at_least_float32, power
+from . import kernels
 
-EPS = 1e-12
 
-
-def reduced(features: Tensor, kind: str, p: float, axis: str) -> Tensor:
-    """Q of features (N, C, H, W) or (N, L, D): (N, H·W) or (N, L); with `axis="channel"` (N, C) or (N, D)."""
+def raw_map(features: Tensor, kind: str, p: float, axis: str) -> Tensor:
+    """Q, of the shape (N, H·W) or (N, L); with `axis="channel"` (N, C) or (N, D)."""
     if kind == "sum":
         return PowerSum.apply(features, p, axis).flatten(1)
-    # A at its arg-max is N×M in size, and the gradient of `gather` goes back there alone.
+    # A at its arg-max is N×M in size, and the gradient of `gather` goes to these elements alone.
+    dim = 2
     if axis == "channel":
-        dim, features = (2, features.flatten(2)) if features.ndim == 4 else (1, features)
+        if features.ndim == 4:
+            features = features.flatten(2)
+        else:
+            dim = 1
     elif features.ndim == 4:
-        # `gather` returns its gradient contiguous: in this view that is the layout of the features.
-        dim, features = (
-            (3, features.permute(0, 2, 3, 1)) if features.stride(1) == 1 else (1, features)
-        )
-    else:
-        dim = 2
+        if features.stride(1) == 1:
+            # In this view, the contiguous gradient of `gather` has the layout of the features.
+            dim, features = 3, features.permute(0, 2, 3, 1)
+        else:
+            dim = 1
     index = features.detach().abs().max(dim, keepdim=True).indices
-    return power(wide(features.gather(dim, index)), p).flatten(1)
+    return power(at_least_float32(features.gather(dim, index)), p).flatten(1)
 
 
-def normalized(q: Tensor) -> Tensor:
+def normalize_rows(q: Tensor) -> Tensor:
     """Y = Q / max(‖Q‖₂, 1e-12), row by row: (N, M) -> (N, M)."""
     return Normalize.apply(q)[0]
 
 
 class PowerSum(torch.autograd.Function):
-    """Σ |A|^p in at least float32: (N, 1, H, W) or (N, L, 1); with `axis="channel"` (N, C, 1, 1) or (N, 1, D)."""
+    """Σ |A|^p in at least float32, the dimensions that it sums over kept as 1."""
 
-    # Not by `setup_context`, which costs 15 µs a call and serves `torch.func`, where the formulas of `maps` are used.
+    # Without `setup_context`, which costs 15 µs a call; only `torch.func` needs it, and that gets
+    # the formulas of `maps`.
     @staticmethod
     def forward(ctx: Any, features: Tensor, p: float, axis: str) -> Tensor:
-        ctx.p, ctx.axis = p, axis
+        ctx.p, ctx.dims = p, summed_dims(features, axis)
         ctx.save_for_backward(features)
         ctx.save_for_forward(features)
-        removed = _removed(features, axis)
-        q = power_sum(features, p, removed)
-        return power(wide(features), p).sum(removed, keepdim=True) if q is None else q
+        q = kernels.power_sum(features, p, ctx.dims)
+        if q is None:
+            q = power(at_least_float32(features), p).sum(ctx.dims, keepdim=True)
+        return q
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None]:
         (features,) = ctx.saved_tensors
-        slope = power_grad(features, ctx.p, _removed(features, ctx.axis), g)
-        return (
-            _slope(wide(features), ctx.p, g).to(features.dtype) if slope is None else slope,
-            None,
-            None,
-        )
+        gradient = kernels.power_grad(features, ctx.p, ctx.dims, g)
+        if gradient is None:
+            gradient = power_grad(at_least_float32(features), ctx.p, g).to(features.dtype)
+        return gradient, None, None
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:
         (features,) = ctx.saved_tensors
-        return _slope(wide(features), ctx.p, wide(tangent)).sum(
-            _removed(features, ctx.axis), keepdim=True
-        )
+        product = power_grad(at_least_float32(features), ctx.p, at_least_float32(tangent))
+        return product.sum(ctx.dims, keepdim=True)
 
 
 class Normalize(torch.autograd.Function):
-    """Q (N, M) -> Y (N, M) and r (N, 1), which is an output for the sake of the second derivative."""
+    """Q (N, M) -> Y (N, M) and r (N, 1); r is an output so that the second derivative exists."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor) -> tuple[Tensor, Tensor]:
-        if (found := normalize(q)) is None:
-            # Scaled, or squares of Q > 1e19 (p = 4 and |A| > 6e4) overflow in float32.
+        outputs = kernels.normalize(q)
+        if outputs is None:
+            # Scaled, because squares of Q > 1e19 (p = 4 and |A| > 6e4) overflow in float32.
             scale = q.abs().amax(1, keepdim=True).clamp_min(EPS)
             r = (scale * torch.linalg.vector_norm(q / scale, dim=1, keepdim=True)).clamp_min(EPS)
-            found = q / r, r
-        ctx.save_for_backward(*found)
-        ctx.save_for_forward(*found)
-        return found
+            outputs = q / r, r
+        ctx.save_for_backward(*outputs)
+        ctx.save_for_forward(*outputs)
+        return outputs
 
     @staticmethod
     def backward(ctx: Any, g: Tensor, g_r: Tensor) -> Tensor:
         y, r = ctx.saved_tensors
-        if (found := normalize_backward(y, r, g, g_r)) is not None:
-            return found
-        along = (y * g).sum(1, keepdim=True) - r * g_r
-        return (g - y * torch.where(r > EPS, along, 0.0)) / r
+        gradient = kernels.normalize_backward(y, r, g, g_r)
+        if gradient is None:
+            along = (y * g).sum(1, keepdim=True) - r * g_r
+            gradient = (g - y * torch.where(r > EPS, along, 0.0)) / r
+        return gradient
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor) -> tuple[Tensor, Tensor]:
@@ -102,33 +107,14 @@ class Normalize(torch.autograd.Function):
         return (tangent - y * along) / r, along
 
 
-def wide(x: Tensor) -> Tensor:
-    """In at least float32: in float16 |A|^p overflows and 1e-12 vanishes."""
-    return x if x.dtype == torch.float64 else x.float()
-
-
-def power(a: Tensor, p: float) -> Tensor:
-    """|a|^p with the derivatives at 0 that the method states (the second is 0 where 1 < p < 2)."""
-    if p == 1:
-        return a.abs()
-    if p == 2:
-        return a.square()
-    if p % 2 == 0:
-        return power(a.square(), p / 2)
-    if p >= 2:
-        return a.abs().pow(p)
-    zero = a == 0
-    return torch.where(zero, 0.0, torch.where(zero, 1.0, a).abs().pow(p))
-
-
-def _removed(features: Tensor, axis: str) -> tuple[int, ...]:
+def summed_dims(features: Tensor, axis: str) -> tuple[int, ...]:
     """The dimensions that the map is summed over."""
-    if features.ndim == 4:
-        return (1,) if axis == "space" else (2, 3)
-    return (2,) if axis == "space" else (1,)
+    if axis == "space":
+        return (1,) if features.ndim == 4 else (2,)
+    return (2, 3) if features.ndim == 4 else (1,)
 
 
-def _slope(a: Tensor, p: float, factor: Tensor) -> Tensor:
+def power_grad(a: Tensor, p: float, factor: Tensor) -> Tensor:
     """factor · p·|a|^{p−1}·sign(a), in the memory format of `a`."""
     if p == 1:
         return a.sgn() * factor

@@ -5,7 +5,7 @@ pre-activation's BN-ReLU belongs to the next stage; outputs of 1×1 do not count
 """
 
 from .capture import Tap, call_uncompiled, evaluating, tap, unwrap
-from .pairs import describe, explain, match_stages, pair_stages, unpaired_stages
+from .pairs import describe, explain, match_stages, pair_stages, parse_pairs, resolve_pairs, unpaired_stages
 from .stages import Stage, stages, try_stages
 
 __all__ = [
@@ -17,6 +17,8 @@ __all__ = [
     "explain",
     "match_stages",
     "pair_stages",
+    "parse_pairs",
+    "resolve_pairs",
     "stages",
     "tap",
     "try_stages",

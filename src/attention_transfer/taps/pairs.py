@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from ..errors import UserError
 from .stages import Stage, stages
 
 Example = Tensor | tuple[Tensor, Tensor]
+_AUTOMATIC = re.compile(r"auto|last[1-9]\d*")
 
 
 def pair_stages(student: nn.Module, teacher: nn.Module, example: Example) -> list[tuple[str, str]]:
@@ -96,3 +98,60 @@ def unpaired_stages(
 
 def _octave(stage: Stage) -> int:
     return round(math.log2(stage.stride))
+
+
+def parse_pairs(text: str) -> str | list[tuple[str, str]]:
+    """ "auto" and "last2" as they are; "a=b,c=d" -> [("a", "b"), ("c", "d")].
+
+    Raises:
+        UserError: for anything else.
+    """
+    if _AUTOMATIC.fullmatch(text):
+        return text
+    pairs = []
+    for pair in text.split(","):
+        student, _, teacher = (word.strip() for word in pair.partition("="))
+        if not student or not teacher or "=" in teacher:
+            raise UserError(
+                f"--pairs is {text!r}: expected auto, last2, or STUDENT_LAYER=TEACHER_LAYER,… "
+                "(see `stages`)"
+            )
+        pairs.append((student, teacher))
+    return pairs
+
+
+def resolve_pairs(
+    pairs: str | Sequence[tuple[str, str]],
+    student: nn.Module,
+    teacher: nn.Module,
+    xs: Tensor | None,
+    xt: Tensor | None,
+) -> list[tuple[str, str]]:
+    """The pairs as given; for "auto" and "last2" those of the stages on each network's example.
+
+    Raises:
+        UserError: for pairs that are none, and where the stages are needed without an example.
+    """
+    if not isinstance(pairs, str):
+        for pair in pairs:
+            if isinstance(pair, str) or len(pair) != 2:
+                raise UserError(f"pairs has {pair!r}: expected (student layer, teacher layer)")
+        return [(s, t) for s, t in pairs]
+    if not _AUTOMATIC.fullmatch(pairs):
+        raise UserError(
+            f"pairs is {pairs!r}: expected 'auto', 'last2' or a list of "
+            "(student layer, teacher layer)"
+        )
+    if xs is None or xt is None:
+        raise UserError(
+            f"pairs={pairs!r} needs example=, a batch of images (N, C, H, W), "
+            "to find the layers with"
+        )
+    matches = match_stages(stages(student, xs), stages(teacher, xt))
+    if pairs == "auto":
+        return matches
+    count = int(pairs.removeprefix("last"))
+    if count > len(matches):
+        names = ", ".join("=".join(pair) for pair in matches)
+        raise UserError(f"pairs is {pairs!r}, but there are {len(matches)}: {names}")
+    return matches[-count:]

@@ -46,7 +46,6 @@ from ..models import (
     save_student,
     start_network,
 )
-from ..ops import batch_norm
 from ..run_folder import RunFolder, write_json
 from ..runtime.cuda_graphs import CudaGraphs
 from ..runtime.resolve import (
@@ -57,6 +56,7 @@ from ..runtime.resolve import (
     resolve_runtime,
 )
 from ..second_order import BatchStatisticsWarning
+from ..taps import parse_pairs
 from ..transfer import Transfer
 from .loggers import check_loggers, logging_to
 from .optimizer import describe_rates, make_average, make_mix, training_mode
@@ -210,7 +210,7 @@ def describe(summary: dict[str, Any]) -> str:
 def assemble(recipe: Recipe, streamed: bool | None = None) -> RunComponents:
     """`streamed`, where a run continues, is whether its images were."""
     data = _open(recipe, streamed)
-    methods = create_methods(recipe.method, recipe.method_options())
+    methods = create_methods(recipe)
     teacher = None
     if recipe.teacher is not None and any(m.needs_teacher for m in methods):
         teacher = load_network(
@@ -230,7 +230,7 @@ def assemble(recipe: Recipe, streamed: bool | None = None) -> RunComponents:
         module,
         None if teacher is None else teacher.module.to(memory_format=torch.channels_last),
         methods,
-        recipe.layer_pairs(),
+        parse_pairs(recipe.pairs),
         example,
         student_transform=student.preprocess,
         teacher_transform=None if teacher is None else teacher.preprocess,
@@ -300,8 +300,6 @@ def prepare(
     if decisions.compile:
         # Compiled code is kept by function: what earlier runs of this process left would count against the limit.
         torch.compiler.reset()
-        if decisions.device == "cpu" and not any(m.needs_gradient for m in parts.transfer.methods):
-            batch_norm.use_in(parts.transfer.student)  # it has no second derivative
         parts.transfer.compile(**decisions.compile_options())
         network = torch.compile(network, dynamic=False)  # type: ignore[assignment]
 
@@ -349,7 +347,7 @@ def _announce(
     for method in parts.transfer.methods:
         for line in method.describe(parts.transfer.pairs, *features):
             progress.say(f"  {line}")
-        for warning in method.advise(loop.total_steps):
+        for warning in method.warnings(loop.total_steps):
             progress.say(f"warning: {warning}")
 
 

@@ -1,4 +1,4 @@
-"""The activation loss written out in float64, value and gradient, with no autograd: the oracle of the tests.
+"""The losses in float64 NumPy, value and gradient, without autograd.
 
 Y = Q / r with r = max(‖Q‖₂, 1e-12). With g = ∂L/∂Y:
     ∂L/∂Q   = (g − Y·⟨Y, g⟩) / r      (without the projection where ‖Q‖₂ is below the bound)
