@@ -1,4 +1,4 @@
-"""Files such as the authors' scripts leave, made up, and their networks evaluated plainly from the tensors by name."""
+"""Made-up files of the authors' scripts, and their networks evaluated from the tensors by name."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def wrn(x: Tensor, params: Params) -> tuple[Tensor, list[Tensor]]:
 def resnet_params(
     blocks: list[int], width: int = 4, classes: int = 12, folded: bool = False
 ) -> Params:
-    """The tensors of the authors' ImageNet student, or of its teacher, whose normalisation is folded."""
+    """The tensors of the authors' ImageNet student, or of its teacher (`folded`)."""
     names = ("conv0.weight", "conv1.weight") if folded else ("conv0", "conv1")
     params = {names[0]: convolution(3, width, 7)}
     params |= {"conv0.bias": torch.randn(width) / 4} if folded else normalisation("bn0", width)
@@ -106,7 +106,7 @@ def resnet_params(
 
 
 def resnet(x: Tensor, params: Params) -> tuple[Tensor, list[Tensor]]:
-    """Logits and the groups' outputs of the authors' ImageNet student or, from folded tensors, of its teacher."""
+    """Logits and group outputs of the authors' ImageNet student, or of its folded teacher."""
     folded = "conv0.weight" in params
 
     def convolve(x: Tensor, base: str, k: int, stride: int, padding: int) -> Tensor:
@@ -129,7 +129,7 @@ def resnet(x: Tensor, params: Params) -> tuple[Tensor, list[Tensor]]:
 
 
 def write_run(folder: Path, params: Params, teacher: Params | None = None, **options: Any) -> Path:
-    """A run folder with these tensors; of a distillation where there is a `teacher`; `options` are the log's."""
+    """A run folder with these tensors, of a distillation if there is a `teacher`."""
     folder.mkdir(parents=True, exist_ok=True)
     if teacher is not None:
         params = {f"student.{k}": v for k, v in params.items()} | {

@@ -1,4 +1,4 @@
-"""The stages of the architectures of timm and torchvision, and features against timm's own `forward_intermediates`."""
+"""Stages of timm's and torchvision's networks; features against `forward_intermediates`."""
 
 from __future__ import annotations
 
@@ -83,8 +83,8 @@ INCEPTION = ["Conv2d_2b_3x3", "Conv2d_4a_3x3", "Mixed_5d", "Mixed_6e", "Mixed_7c
 
 
 def empty(name: str) -> nn.Module:
-    """A network without weights: shapes are all that stages take. torchvision's RegNet computes its widths, and so
-    cannot be made there."""
+    """A network without weights, since stages take only shapes."""
+    # torchvision's RegNet computes its widths from tensors, so that it cannot be made on meta.
     with torch.device("cpu" if "regnet_y" in name else "meta"):
         source, _, rest = name.partition("/")
         extra: dict[str, Any] = (
@@ -128,7 +128,7 @@ def test_inception(source):
 
 
 def test_depth_counts_the_layers_with_weights():
-    """ResNet-18: the stem's convolution, four a stage, and one in each shortcut from the second stage on."""
+    """ResNet-18: the stem, four a stage, and one in each shortcut from the second stage on."""
     assert [s.depth for s in listed("torchvision/resnet18", 64)] == [1, 5, 10, 15, 20]
     # Patches, then qkv, projection and two of the MLP a block.
     assert [s.depth for s in listed("timm/vit_tiny_patch16_224", 224)] == [1 + 12 * 4]
@@ -211,7 +211,7 @@ def test_features_are_those_timm_gives(case):
 
 @pytest.mark.parametrize("size", [64, 96])
 def test_swin_as_timm_gives_it(size):
-    """At 96 the first stage of width 24 is a cube, 24×24×24, whose shape does not tell the channels."""
+    """At 96 the first stage is a cube, 24×24×24, whose shape does not tell the channels."""
     options = {
         "embed_dim": 24,
         "depths": (1, 1),

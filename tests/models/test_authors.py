@@ -1,4 +1,4 @@
-"""The authors' runs against their networks evaluated plainly, and what is said of files that are no such run."""
+"""The authors' runs against a plain evaluation of their networks, and errors for other files."""
 
 from __future__ import annotations
 
@@ -219,7 +219,8 @@ class TestDamage:
         broken(folder, 'holds no "params"')
 
     @pytest.mark.parametrize(
-        ("value", "what"), [(3, "a int"), (torch.zeros(2, dtype=torch.int64), "of torch.int64")]
+        ("value", "what"),
+        [(3, "type int"), (torch.zeros(2, dtype=torch.int64), "type torch.int64")],
     )
     def test_no_numbers(self, tmp_path, value, what):
         broken(
@@ -249,20 +250,23 @@ class TestDamage:
             ),
             (
                 lambda p: p.pop("group1.block0.conv0"),
-                ["the convolution group1.block0.conv0.weight", "none"],
+                ["1 missing (group1.block0.conv0.weight)"],
             ),
-            (lambda p: p.update({"group0.block0.conv0": torch.zeros(4)}), ["one of shape (4,)"]),
+            (
+                lambda p: p.update({"group0.block0.conv0": torch.zeros(4)}),
+                ["group0.block0.conv0.weight (4,) for (16, 16, 3, 3)"],
+            ),
             (
                 lambda p: p.update({"group0.block0.conv0": torch.zeros(17, 16, 3, 3)}),
-                ["[17, 32, 64] wide"],
+                ["group0.block0.conv0.weight (17, 16, 3, 3) for (16, 16, 3, 3)"],
             ),
             (
                 lambda p: p.update({"group2.block0.conv0": torch.zeros(48, 32, 3, 3)}),
-                ["[16, 32, 48] wide"],
+                ["group2.block0.conv0.weight (48, 32, 3, 3) for (64, 32, 3, 3)"],
             ),
             (
                 lambda p: p.update({"group2.block1.conv0": torch.zeros(64, 64, 3, 3)}),
-                ["[1, 1, 2] blocks"],
+                ["taken for wrn-10-1,", "1 unexpected (group2.block1.conv0.weight)"],
             ),
         ],
     )

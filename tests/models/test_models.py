@@ -62,7 +62,7 @@ class TestWideResNet:
         assert "".join(have) == groups
 
     def test_forward_by_hand(self):
-        """Pre-activation: BN-ReLU feeds the convolutions and the 1×1 shortcut, the identity takes what came in."""
+        """BN-ReLU feeds the convolutions and the 1×1 shortcut; the identity takes the input."""
         model, x = create_model("wrn-16-1", 4).eval(), torch.randn(2, 3, 8, 8)
         _, features = at.tap(model, ["conv0", "group0", "group1", "group1.block0", "group2"])(x)
         block, into = model.group1.block0, features["group0"]

@@ -86,7 +86,7 @@ class TestOtherClasses:
 
     @pytest.mark.parametrize("name", ["wrn-10-1", "nin-thin"])
     def test_the_head_starts_anew(self, name):
-        """NIN's classifier is a convolution with batch normalisation behind it: all of it goes by the classes."""
+        """NIN's classifier is a convolution with batch normalisation, all of the classes' width."""
         source, model = create_model(name, 7), create_model(name, 3)
         before = {k: v.clone() for k, v in model.state_dict().items()}
         line = load_backbone(model, source.state_dict(), "w.pt")
@@ -122,7 +122,9 @@ class TestOtherClasses:
         with pytest.raises(
             UserError, match=r"w.pt does not fit WideResNet: .*of another shape"
         ) as error:
-            load_backbone(create_model("wrn-10-1", 3), create_model("wrn-10-2", 7).state_dict(), "w.pt")
+            load_backbone(
+                create_model("wrn-10-1", 3), create_model("wrn-10-2", 7).state_dict(), "w.pt"
+            )
         assert "head knows" not in str(error.value)
         state = create_model("wrn-10-1", 7).state_dict()
         del state["conv0.weight"]
@@ -161,7 +163,7 @@ def test_a_factory_file_that_leaves(tmp_path):
 
 
 class TestFilesThatAreNone:
-    """What is wrong with a file, and what to do; torch's own words are `101` or `[Errno 22] Invalid argument`."""
+    """What is wrong, and what to do; torch only says `101` or `[Errno 22] Invalid argument`."""
 
     @pytest.mark.parametrize("name", ["w.pt", "w.safetensors"])
     def test_cut_off(self, tmp_path, name):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +15,9 @@ from .authors_resnet import AuthorsResNet
 from .weights import load_state
 from .wrn import WideResNet
 
-Triple = tuple[float, float, float]
+Triple = tuple[float, float, float]  # of red, green, blue
 Params = Mapping[str, Tensor]
+# By the numbers of blocks of the groups.
 RESNET_NAMES: dict[tuple[int, ...], str] = {(2, 2, 2, 2): "resnet-18", (3, 4, 6, 3): "resnet-34"}
 
 
@@ -30,6 +30,7 @@ class ImageFormat(NamedTuple):
     classes: tuple[str, ...] | None = None
 
 
+# The normalisation of the scripts, in which CIFAR's pixels go to 255.
 CIFAR = ImageFormat(
     (125.3 / 255, 123.0 / 255, 113.9 / 255), (63.0 / 255, 62.1 / 255, 66.7 / 255), (32, 32)
 )
@@ -103,50 +104,25 @@ def _build(params: Params, file: Path) -> tuple[WideResNet | AuthorsResNet, str]
             f"{file} has no fc.weight (classes, features): "
             "expected a network of the authors' scripts"
         )
+    # The names of the blocks and the shape of the head determine the network. `teacher_id` and
+    # `depth` in the log do not: they may be those of another run.
+    blocks = []
+    for g in range(4):
+        names = [name.split(".")[1] for name in params if name.startswith(f"group{g}.block")]
+        blocks.append(len(set(names)))
+    classes, features = head.shape
     model: WideResNet | AuthorsResNet
-    # Only the ImageNet script's networks have a fourth group.
-    if any(name.startswith("group3.") for name in params):
-        blocks, widths = _group_shapes(params, 4, file)
-        stem = _out_channels(params, "conv0.weight", file)
-        # The script's ResNet-34 student has 3, 4, 6, 5 blocks by mistake, hence no name by depth.
+    if blocks[3]:  # a WRN has three groups
+        # The script's ResNet-34 student has 3, 4, 6, 5 blocks by mistake, and so a name of its own.
         name = RESNET_NAMES.get(tuple(blocks), f"resnet-{'-'.join(map(str, blocks))}")
-        model = AuthorsResNet(blocks, stem, widths, len(head), folded="conv0.bias" in params)
+        model = AuthorsResNet(blocks, features // 8, classes, folded="conv0.bias" in params)
     else:
-        depth, width = _depth_and_width(params, file)
+        # At least the smallest network, so that the error counts what is missing from it.
+        depth, width = 6 * max(1, blocks[0]) + 4, max(1, features // 64)
         name = f"wrn-{depth}-{width}"
-        model = WideResNet(depth, width, len(head))
+        model = WideResNet(depth, width, classes)
     load_state(model, params, f"{file}, taken for {name},")
     return model.eval(), name
-
-
-def _depth_and_width(params: Params, file: Path) -> tuple[int, int]:
-    """`d, k` of a WRN-d-k, from the names and shapes of its tensors."""
-    blocks, widths = _group_shapes(params, 3, file)
-    if len(set(blocks)) > 1:
-        raise UserError(f"{file}: its groups have {blocks} blocks: expected equal numbers, a WRN's")
-    if widths[0] % 16 or widths != [widths[0], 2 * widths[0], 4 * widths[0]]:
-        raise UserError(f"{file}: its groups are {widths} wide: expected 16k, 32k and 64k, a WRN's")
-    return 6 * blocks[0] + 4, widths[0] // 16
-
-
-def _group_shapes(params: Params, groups: int, file: Path) -> tuple[list[int], list[int]]:
-    """The numbers of blocks and of channels of each group."""
-    blocks, widths = [], []
-    for g in range(groups):
-        matches = [re.match(rf"group{g}\.(block\d+)\.", name) for name in params]
-        blocks.append(len({match[1] for match in matches if match}))
-        widths.append(_out_channels(params, f"group{g}.block0.conv0.weight", file))
-    return blocks, widths
-
-
-def _out_channels(params: Params, name: str, file: Path) -> int:
-    weight = params.get(name)
-    if weight is not None and weight.ndim == 4 and len(weight):
-        return len(weight)
-    fault = "none" if weight is None else f"one of shape {tuple(weight.shape)}"
-    raise UserError(
-        f"{file}: expected the convolution {name} of the authors' networks, got {fault}"
-    )
 
 
 def _image_format(folder: Path, options: Mapping[str, Any], model: nn.Module) -> ImageFormat:

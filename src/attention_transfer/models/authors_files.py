@@ -45,7 +45,7 @@ def read_options(log: Path) -> dict[str, Any]:
     if not lines:
         raise UserError(f"{log} has no line {LOG_PREFIX} {{...}}: expected the authors' log")
     for line in lines:
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError):  # a run that was killed has written half a line
             options = json.loads(line)
             if isinstance(options, dict):
                 return options
@@ -100,16 +100,10 @@ def _read_tensors(file: Path) -> dict[str, Tensor]:
             f'{file} holds no "params": expected the authors\' {{"params", "optimizer", "epoch"}}'
         )
     for name, value in params.items():
-        if not isinstance(value, Tensor):
-            kind = f"a {type(value).__name__}"
-        elif not value.is_floating_point():
-            kind = f"of {value.dtype}"
-        elif not isinstance(name, str):
-            kind = f"named by a {type(name).__name__}"
-        else:
-            continue
-        raise UserError(
-            f"{file}: params[{name!r}] is {kind}: "
-            "expected tensors of floating-point numbers by name"
-        )
-    return dict(params)
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            kind = getattr(value, "dtype", type(value).__name__)
+            raise UserError(
+                f"{file}: params[{name!r}] is of type {kind}: "
+                "expected tensors of floating-point numbers by name"
+            )
+    return {str(name): value for name, value in params.items()}

@@ -13,23 +13,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def _convolution(inputs: int, outputs: int, kernel: int, stride: int, folded: bool) -> nn.Conv2d:
-    return nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=folded)
-
-
-def _normalisation(channels: int, folded: bool) -> nn.Module:
-    return nn.Identity() if folded else nn.BatchNorm2d(channels)
-
-
 class Block(nn.Module):
     """conv-BN-ReLU-conv-BN, plus the shortcut of the input, ReLU."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, folded: bool):
         super().__init__()
-        self.conv0 = _convolution(inputs, outputs, 3, stride, folded)
-        self.bn0 = _normalisation(outputs, folded)
-        self.conv1 = _convolution(outputs, outputs, 3, 1, folded)
-        self.bn1 = _normalisation(outputs, folded)
+        normalisation = nn.Identity if folded else nn.BatchNorm2d
+        self.conv0 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=folded)
+        self.bn0 = normalisation(outputs)
+        self.conv1 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=folded)
+        self.bn1 = normalisation(outputs)
         self.convdim = None
         if inputs != outputs or stride != 1:
             self.convdim = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
@@ -43,32 +36,22 @@ class Block(nn.Module):
 class AuthorsResNet(nn.Module):
     """Images (N, 3, H, W) -> logits (N, num_classes).
 
-    Args:
-        blocks: the number of blocks of each of the four groups.
-        stem: the channels of the first convolution.
-        widths: the channels of each group.
-        num_classes: the number of classes.
-        folded: whether batch normalisation is folded into the convolutions.
+    `blocks` are the numbers of blocks of the groups, which have `width`, 2, 4 and 8 times `width`
+    channels. With `folded`, there is no batch normalisation.
     """
 
-    def __init__(
-        self,
-        blocks: Sequence[int],
-        stem: int,
-        widths: Sequence[int],
-        num_classes: int,
-        folded: bool,
-    ):
+    def __init__(self, blocks: Sequence[int], width: int, num_classes: int, folded: bool):
         super().__init__()
-        self.conv0 = _convolution(3, stem, 7, 2, folded)
-        self.bn0 = _normalisation(stem, folded)
-        inputs = stem
-        for g, (count, width) in enumerate(zip(blocks, widths, strict=True)):
+        self.conv0 = nn.Conv2d(3, width, 7, 2, 3, bias=folded)
+        self.bn0 = nn.Identity() if folded else nn.BatchNorm2d(width)
+        inputs = width
+        for g, count in enumerate(blocks):
             group = nn.Sequential()
+            outputs = 2**g * width
             for b in range(count):
                 stride = 2 if g > 0 and b == 0 else 1
-                group.add_module(f"block{b}", Block(inputs, width, stride, folded))
-                inputs = width
+                group.add_module(f"block{b}", Block(inputs, outputs, stride, folded))
+                inputs = outputs
             self.add_module(f"group{g}", group)
         self.fc = nn.Linear(inputs, num_classes)
 

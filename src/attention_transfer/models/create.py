@@ -128,6 +128,7 @@ def _create_torchvision(name: str, num_classes: int, pretrained: bool) -> nn.Mod
             options = {"aux_logits": False, "init_weights": True}
         return models.get_model(name, num_classes=num_classes, **options)
     model: Any = _download(f"torchvision/{name}", lambda: models.get_model(name, weights="DEFAULT"))
+    # Inception's and GoogLeNet's pretrained weights come with the auxiliary heads.
     for auxiliary in ("AuxLogits", "aux1", "aux2"):
         if hasattr(model, auxiliary):
             setattr(model, auxiliary, None)
@@ -165,6 +166,7 @@ def _download(name: str, make: Callable[[], nn.Module]) -> nn.Module:
 
 def _replace_head(model: nn.Module, num_classes: int) -> None:
     """Puts a new head for other classes in the place of the last linear layer or convolution."""
+    # In all of torchvision's classifiers, the head is registered last.
     heads = [n for n, m in model.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
     head = model.get_submodule(heads[-1])
     if isinstance(head, nn.Linear):

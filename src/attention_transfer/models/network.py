@@ -34,6 +34,7 @@ class Preprocess(nn.Module):
     ):
         super().__init__()
         self.size = size
+        # Not persistent: a run's metadata keeps them, and its weights are the network's alone.
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
 
@@ -88,6 +89,7 @@ def save_student(
     from safetensors.torch import save
 
     about = json.dumps(metadata(name, classes, preprocess, image_size))
+    # safetensors refuses tensors that share memory, and strided ones (channels last).
     state = {k: v.detach().cpu().contiguous().clone() for k, v in module.state_dict().items()}
     with replacing(file) as partial:
         # `save_file` of safetensors would make the file readable for its owner only.
@@ -177,6 +179,7 @@ def load_run_network(folder: str | Path) -> Network:
 def run_fingerprint(folder: str | Path) -> str | None:
     """The SHA-256 of the weights of a run, ours or the authors'; None if it has none yet."""
     file = RunFolder(folder).student_file
+    # A run of ours without a network yet has none, even if the authors' files lie beside it.
     if not file.is_file() and not RunFolder(folder).exists:
         file = Path(folder) / MODEL_FILE
     return file_fingerprint(file) if file.is_file() else None

@@ -20,11 +20,8 @@ WIDTHS = {
 class NetworkInNetwork(nn.Module):
     """Images (N, 3, H, W) -> logits (N, num_classes).
 
-    Args:
-        width: `thin` or `wide`.
-        num_classes: the channels of the last convolution.
-        normalised: whether batch normalisation follows each convolution, as in the paper's Table 1;
-            the networks of Table 3 have none.
+    `width` is `thin` or `wide`. With `normalised`, batch normalisation follows each convolution, as
+    in the paper's Table 1; the networks of its Table 3 have none.
     """
 
     def __init__(self, width: str, num_classes: int, normalised: bool = True):
@@ -37,9 +34,9 @@ class NetworkInNetwork(nn.Module):
         self.block2 = _block(second[-1], (*third, num_classes), 3, normalised)
         del self.block2.relu2  # logits may be negative
         for module in self.modules():
-            if isinstance(module, nn.Conv2d) and module.bias is not None:
+            if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-                nn.init.zeros_(module.bias)
+                nn.init.zeros_(module.get_parameter("bias"))
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.pool0(self.block0(x))
@@ -50,7 +47,7 @@ class NetworkInNetwork(nn.Module):
 def _block(inputs: int, widths: tuple[int, ...], kernel: int, normalised: bool) -> nn.Sequential:
     block = nn.Sequential()
     for j, outputs in enumerate(widths):
-        size = kernel if j == 0 else 1
+        size = kernel if j == 0 else 1  # the other two are 1×1
         block.add_module(f"conv{j}", nn.Conv2d(inputs, outputs, size, 1, size // 2))
         if normalised:
             block.add_module(f"bn{j}", nn.BatchNorm2d(outputs))

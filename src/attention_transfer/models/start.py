@@ -29,30 +29,27 @@ def load_network(
 ) -> Network:
     """A network with trained weights: a teacher.
 
-    Args:
-        spec: a run folder, ours or the authors' (the student of their distillation), or a model's
-            name with `:pretrained` or `weights`.
-        classes: the class names of the data.
-        mean: the data's, for a network without a normalisation of its own.
-        std: likewise.
-        weights: a file of weights.
+    `spec` is a run folder, ours or the authors' (the student of their distillation), or a model's
+    name with `:pretrained` or a file of `weights`. `mean` and `std` normalise the data's images;
+    they hold for a network that has no normalisation of its own.
 
     Raises:
         UserError: for a network without trained weights, or with other classes than the data.
     """
     if _is_folder(spec):
         return _load_teacher_run(spec, classes, weights)
+    # A path that does not exist, or else a model's name.
     if "/" in spec and not spec.startswith(LIBRARIES) and ".py:" not in spec:
         raise UserError(
             f"no teacher at {spec}: expected a run folder, or a model with trained weights"
         )
     pretrained = spec.endswith(":pretrained")
     if weights is None and pretrained:
-        # Checked first, to save the download of weights that do not fit.
-        known = pretrained_classes(spec)
-        if known not in (None, len(classes)):
+        # Checked before `create_model`, which would download them.
+        teacher_classes = pretrained_classes(spec)
+        if teacher_classes not in (None, len(classes)):
             raise UserError(
-                f"the teacher {spec} has {known} classes, the data has {len(classes)}: "
+                f"the teacher {spec} has {teacher_classes} classes, the data has {len(classes)}: "
                 f"fine-tune it first (attention-transfer train --model {spec}) "
                 "and give that run's folder"
             )
@@ -97,7 +94,9 @@ def _load_teacher_run(folder: str, classes: Sequence[str], weights: str | None) 
 def _load_teacher_weights(module: nn.Module, spec: str, weights: str, classes: int) -> None:
     expected = module.state_dict()
     state = read_state_dict(weights, expected)
-    mismatch = head_mismatch(expected, state) if state.keys() == expected.keys() else None
+    mismatch = None
+    if state.keys() == expected.keys():  # otherwise it is another network's head
+        mismatch = head_mismatch(expected, state)
     if mismatch is not None and mismatch.expected_classes == classes:
         raise UserError(
             f"the teacher's weights {weights} have {mismatch.classes} classes, the data has "
@@ -116,12 +115,9 @@ def start_network(
 ) -> tuple[Network, list[str]]:
     """A network to train, a student, and sentences on the weights that it starts from.
 
-    Args:
-        spec: a model's name; with `:pretrained`, only a head of other classes starts anew.
-        classes: the class names of the data.
-        mean: the data's; trained weights keep the normalisation that they were trained with.
-        std: likewise.
-        weights: a file, or a run of ours or the authors'. A head of other classes starts anew.
+    `spec` is a model's name; `weights` is a file, or a run of ours or the authors'. A head of other
+    classes starts anew. `mean` and `std` normalise the data's images; trained weights keep the
+    normalisation that they were trained with.
 
     Raises:
         UserError: for weights that do not fit, and for `weights` of a pretrained model.
@@ -134,10 +130,10 @@ def start_network(
     if weights is None:
         if pretrained:
             preprocess = _pretrained_preprocess(module, mean, std)
-            known = pretrained_classes(spec)
-            if known not in (None, len(classes)):
+            head_classes = pretrained_classes(spec)
+            if head_classes not in (None, len(classes)):
                 notes.append(
-                    f"{spec}: its head has {known} classes, the data has {len(classes)}, "
+                    f"{spec}: its head has {head_classes} classes, the data has {len(classes)}, "
                     "so the head starts anew"
                 )
     elif pretrained:
@@ -177,12 +173,7 @@ def _pretrained_preprocess(
 
 
 def check_network(network: Network, images: Tensor, name: str) -> None:
-    """Runs a network once, in eval mode, on a few images (N, 3, H, W) in [0, 1].
-
-    Args:
-        network: the network.
-        images: the images.
-        name: of the network, for errors.
+    """Runs a network once on a few images (N, 3, H, W) in [0, 1]; `name` is its name in an error.
 
     Raises:
         UserError: if it fails on them, or returns anything but logits (N, classes).

@@ -39,10 +39,8 @@ def create_from_file(file: Path, factory: str, num_classes: int) -> nn.Module:
     sys.path.insert(0, folder)
     try:
         make = _find_factory(_import_file(file), file, factory)
-        options = {}
-        if _takes_num_classes(make, f"{file}:{factory}"):
-            options["num_classes"] = num_classes
-        model = _run_user_code(file, lambda: make(**options))
+        arguments = _arguments(make, f"{file}:{factory}", num_classes)
+        model = _run_user_code(file, lambda: make(**arguments))
     finally:
         with contextlib.suppress(ValueError):  # the file may have changed the path itself
             sys.path.remove(folder)
@@ -60,6 +58,7 @@ def public_functions(file: Path) -> list[str]:
         body = ast.parse(file.read_bytes()).body
     except (OSError, SyntaxError, ValueError):
         return []
+    # Classes count: calling one makes a module as well.
     names = [node.name for node in body if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
     return [name for name in names if not name.startswith("_")]
 
@@ -95,42 +94,30 @@ def _find_factory(module: Any, file: Path, factory: str) -> Callable[..., Any]:
     raise UserError(f"{file} has no function {factory!r}{hint}")
 
 
-def _takes_num_classes(make: Callable[..., Any], name: str) -> bool:
-    """Whether a factory takes `num_classes`.
-
-    Raises:
-        UserError: if it requires any other argument.
-    """
+def _arguments(make: Callable[..., Any], name: str, num_classes: int) -> dict[str, int]:
+    """`num_classes` if a factory takes it, or else nothing; a `UserError` if it needs others."""
+    arguments = {"num_classes": num_classes}
     try:
-        parameters = inspect.signature(make).parameters.values()
+        signature = inspect.signature(make)
+        signature.bind(**arguments)
     except ValueError:  # functions that are not written in Python have no signature
-        return True
-    takes, required = False, []
-    for parameter in parameters:
-        if parameter.kind is parameter.VAR_KEYWORD:
-            takes = True
-        elif parameter.name == "num_classes":
-            takes = parameter.kind is not parameter.POSITIONAL_ONLY
-        elif (
-            parameter.default is parameter.empty and parameter.kind is not parameter.VAR_POSITIONAL
-        ):
-            required.append(parameter.name)
-    if not required:
-        return takes
-    fault = f"takes {', '.join(required)} and no num_classes"
-    if takes:
-        fault = f"needs {', '.join(required)} too"
-    raise UserError(
-        f"{name} {fault}: expected a function that can be called with num_classes=N alone, "
-        "or with nothing"
-    )
+        return arguments
+    except TypeError as error:
+        with contextlib.suppress(TypeError):
+            signature.bind()
+            return {}
+        raise UserError(
+            f"{name} cannot be called, {error}: expected a function that can be called with "
+            "num_classes=N alone, or with nothing"
+        ) from error
+    return arguments
 
 
 def _run_user_code(file: Path, run: Callable[[], T]) -> T:
     """Runs a user's code; its own error and the line of it become a `UserError`."""
     try:
         return run()
-    except (Exception, SystemExit) as error:
+    except (Exception, SystemExit) as error:  # a file may call sys.exit
         source, line = _location(error, file.resolve().parent) or (file.resolve(), None)
         message = str(error)
         if isinstance(error, SyntaxError) and error.filename is not None:

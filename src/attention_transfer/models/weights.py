@@ -100,6 +100,7 @@ def load_weights(model: nn.Module, file: str | Path) -> None:
 
 def load_state(model: nn.Module, state: State, source: str) -> None:
     """As `load_weights`, from tensors by name; `source` is their name in an error."""
+    # All is checked before any tensor is loaded: PyTorch would load those that fit, then raise.
     expected = model.state_dict()
     missing, misshapen = [], []
     for name, value in expected.items():
@@ -156,12 +157,14 @@ def load_backbone(
         head = mismatch.names
         reason = f"has {mismatch.classes} classes, the data has {mismatch.expected_classes}"
     elif new_head:
+        # Buffers belong to it as well, such as the statistics of its normalisation.
         layers = {name.rpartition(".")[0] + "." for name in head_parameters(model, None)}
         head = [name for name in own if name.startswith(tuple(layers))]
         reason = "has other classes than the data"
     else:
         load_state(model, state, source)
         return None
+    # The head's own tensors stand in, so that all others have to fit.
     load_state(model, {**state, **{name: own[name] for name in head}}, source)
     return f"{source}: its head {reason}, so {first_few(head)} start anew"
 
@@ -196,7 +199,7 @@ def head_parameters(model: nn.Module, classes: int | None) -> list[str]:
         UserError: if no layer has that many outputs.
     """
     names = [name for name, _ in model.named_parameters()]
-    config = getattr(model, "pretrained_cfg", None)
+    config = getattr(model, "pretrained_cfg", None)  # {"classifier": "fc"}, or several names
     layers = config.get("classifier") if isinstance(config, Mapping) else None
     if layers:
         layers = (layers,) if isinstance(layers, str) else layers

@@ -50,7 +50,7 @@ class WideResNet(nn.Module):
             group = nn.Sequential()
             outputs = 2**g * 16 * width
             for b in range((depth - 4) // 6):
-                stride = 2 if g > 0 and b == 0 else 1
+                stride = 2 if g > 0 and b == 0 else 1  # 32×32, 16×16, 8×8
                 group.add_module(f"block{b}", Block(inputs, outputs, stride))
                 inputs = outputs
             self.add_module(f"group{g}", group)
