@@ -1,4 +1,4 @@
-"""Run folders made up for the tests: a teacher, a student alone and three methods, two seeds each."""
+"""Made-up run folders: a teacher, a student alone and three methods, two seeds each."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from attention_transfer.report.load_run import Run, read_run
+from attention_transfer.report import LoadedRun, read_run
 from attention_transfer.run_folder import RunFolder, write_json
 
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
@@ -22,9 +22,15 @@ ERRORS = {
     "at+kd": (25.2, 26.2),
 }
 COST = {
-    "wrn-16-2": (691_674, 202_000_000, 1_900.0, 3.1),
-    "wrn-16-1": (175_066, 52_000_000, 4_800.0, 1.7),
-}
+    "wrn-16-2": {
+        "model": "wrn-16-2", "parameters": 691_674, "flops": 202_000_000,
+        "inference": {"images_per_second": 1_900.0, "batch_size": 128, "latency_ms": 3.1},
+    },
+    "wrn-16-1": {
+        "model": "wrn-16-1", "parameters": 175_066, "flops": 52_000_000,
+        "inference": {"images_per_second": 4_800.0, "batch_size": 128, "latency_ms": 1.7},
+    },
+}  # fmt: skip
 EPOCHS = 12
 
 
@@ -34,16 +40,20 @@ def metrics(error: float, method: str, seed: int, epochs: int = EPOCHS) -> list[
     rows = []
     for epoch in range(1, epochs + 1):
         rest = float(np.exp(-4.2 * epoch / EPOCHS))
-        now = error + (88 - error) * rest + (float(noise.normal(0, 1.2)) if epoch < EPOCHS else 0.0)
+        now = error + (88 - error) * rest
+        if epoch < EPOCHS:
+            now += float(noise.normal(0, 1.2))
         loss = 0.03 * now
-        parts = {"ce": loss} | {name: loss * 0.2 for name in ("at", "kd") if name in method}
-        weights = ({"beta": 1000.0 * (1 - epoch / EPOCHS)} if "at" in method else {}) | (
-            {"alpha": 0.9} if "kd" in method else {}
-        )
+        parts, weights = {"ce": loss}, {}
+        if "at" in method:
+            parts["at"], weights["beta"] = 0.2 * loss, 1000.0 * (1 - epoch / EPOCHS)
+        if "kd" in method:
+            parts["kd"], weights["alpha"] = 0.2 * loss, 0.9
         rows.append({
-            "epoch": epoch, "step": 40 * epoch, "lr": 0.1, "train_loss": 0.85 * loss, "val_loss": loss,
-            "train_accuracy": 1 - 0.009 * now, "val_accuracy": 1 - now / 100, "parts": parts, "weights": weights,
-            "images_per_second": 900.0, "seconds": 4.0,
+            "epoch": epoch, "step": 40 * epoch, "lr": 0.1,
+            "train_loss": 0.85 * loss, "val_loss": loss,
+            "train_accuracy": 1 - 0.009 * now, "val_accuracy": 1 - now / 100,
+            "parts": parts, "weights": weights, "images_per_second": 900.0, "seconds": 4.0,
         })  # fmt: skip
     return rows
 
@@ -105,41 +115,37 @@ def fabricate(
     teacher = kind == "teacher"
     model = "wrn-16-2" if teacher else "wrn-16-1"
     source = None if kind in ("teacher", "none") else str(root / "teacher" / "seed-0")
+    command = "train" if teacher else "distill"
     folder.write_config({
-        "command": "train" if teacher else "distill", "model": model, "teacher": source,
-        "method": None if teacher else kind,
-        "data": "cifar10:/somewhere/cifar10", "epochs": EPOCHS, "batch_size": 128, "lr": 0.1, "seed": seed,
-        "out": str(folder.path), "beta": 1000.0 if "at" in kind else None, "device": "auto",
+        "command": command, "model": model, "teacher": source, "method": None if teacher else kind,
+        "data": "cifar10:/somewhere/cifar10", "epochs": EPOCHS, "batch_size": 128, "lr": 0.1,
+        "seed": seed, "out": str(folder.path), "beta": 1000.0 if "at" in kind else None,
+        "device": "auto",
     } | config)  # fmt: skip
     folder.write_metrics(metrics(error, kind, seed, EPOCHS if finished else 5))
-    hardware = {"cpu": "Example CPU @ 2.5 GHz", "cores": 2, "gpu": None}
     write_json(folder.environment_file, {
-        "versions": {"attention-transfer": "0.1.0", "python": "3.11.9", "torch": "2.9.0", "numpy": "2.3.1"},
-        "hardware": hardware,
+        "versions": {"attention-transfer": "0.1.0", "python": "3.11.9", "torch": "2.9.0"},
+        "hardware": {"cpu": "Example CPU @ 2.5 GHz", "cores": 2, "gpu": None},
         "commit": "0123abc", "command": ["attention-transfer", "distill", "--seed", str(seed)],
         "auto": {"device": "cpu", "precision": "fp32", "compile": False, "threads": 2},
     })  # fmt: skip
     if not finished:
         return folder
-    parameters, flops, fast, latency = COST[model]
-    inference = {"images_per_second": fast, "batch_size": 128, "latency_ms": latency}
-    big = COST["wrn-16-2"]
     write_maps(folder, error, seed, classes)
+    facts = None
+    if source is not None:
+        facts = {"name": "teacher", "folder": source, "val_accuracy": 0.78, **COST["wrn-16-2"]}
+    final = {"train_loss": 0.5, "val_loss": 0.7, "val_accuracy": 1 - error / 100}
     write_json(folder.summary_file, {
-        "command": "train" if teacher else "distill", "model": model, "method": kind, "data": "cifar10", "seed": seed,
-        "epochs": EPOCHS, "classes": classes, "parameters": parameters, "flops": flops, "seconds": 60.0 + 12 * seed,
-        "images_per_second": 900.0, "inference": inference,
-        "final": {"train_loss": 0.5, "train_accuracy": 0.8, "val_loss": 0.7, "val_accuracy": 1 - error / 100},
-        "teacher": None if source is None else {
-            "name": "teacher", "folder": source, "model": "wrn-16-2", "parameters": big[0], "flops": big[1],
-            "val_accuracy": 0.78,
-            "inference": {"images_per_second": big[2], "batch_size": 128, "latency_ms": big[3]}},
+        "command": command, "method": kind, "data": "cifar10", "seed": seed, "epochs": EPOCHS,
+        "classes": classes, "seconds": 60.0 + 12 * seed, "images_per_second": 900.0,
+        "final": final, "teacher": facts, **COST[model],
         "attention": {"stages": STAGES, "in_box": [0.22, 0.3, 0.7 - error / 100], "box_area": 0.21},
     })  # fmt: skip
     return folder
 
 
-def make_all(root: Path, **config: Any) -> list[Run]:
+def make_all(root: Path, **config: Any) -> list[LoadedRun]:
     """Five settings, two seeds each, in an order that the report must mend."""
     order = ["at", "kd", "at+kd", "none", "teacher"]
     folders = [
@@ -157,5 +163,5 @@ def make_run() -> Callable[..., RunFolder]:
 
 
 @pytest.fixture(scope="session")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Run]:
+def runs(tmp_path_factory: pytest.TempPathFactory) -> list[LoadedRun]:
     return make_all(tmp_path_factory.mktemp("runs"))

@@ -9,13 +9,13 @@ import pytest
 from attention_transfer.errors import UserError
 from attention_transfer.report import group_runs, read_run
 from attention_transfer.report.curves import series
-from attention_transfer.report.formats import short
-from attention_transfer.report.load_run import Run, number
+from attention_transfer.report.formats import short_label
+from attention_transfer.report.load_run import LoadedRun, finite_number
 from attention_transfer.report.summary_text import caveats, sentence, title
 from attention_transfer.run_folder import RunFolder
 
 
-def row_of(runs: list[Run], label: str):
+def row_of(runs: list[LoadedRun], label: str):
     return next(row for row in group_runs(runs) if row.label == label)
 
 
@@ -65,7 +65,10 @@ def test_delta_is_negative_where_the_method_helps(runs):
 
 
 def test_plain_words_say_which_way_and_whether_ranges_overlap(tmp_path, runs, make_run):
-    expected = "AT+KD: 25.7 % error, 8.9 points below the student alone (2 seeds; the ranges do not overlap)"
+    expected = (
+        "AT+KD: 25.7 % error, 8.9 points below the student alone "
+        "(2 seeds; the ranges do not overlap)"
+    )
     assert sentence(row_of(runs, "AT+KD")) == expected
     more = [
         read_run(make_run(tmp_path, "symmetry", "symmetry", s, e))
@@ -73,9 +76,8 @@ def test_plain_words_say_which_way_and_whether_ranges_overlap(tmp_path, runs, ma
     ]
     alone = [run for run in runs if run.config["method"] == "none"]
     worse = sentence(row_of([*alone, *more], "symmetry"))
-    assert (
-        worse
-        == "symmetry: 35.4 % error, 0.8 points above the student alone (2 seeds; the ranges overlap)"
+    assert worse == (
+        "symmetry: 35.4 % error, 0.8 points above the student alone (2 seeds; the ranges overlap)"
     )
     single = sentence(row_of([*alone, more[0]], "symmetry"))
     assert single.endswith(
@@ -114,9 +116,9 @@ def test_equal_labels_are_told_apart_by_what_differs(tmp_path, make_run):
 
 def test_cost_is_compared_with_the_teacher_of_the_same_run(runs):
     row = row_of(runs, "AT")
-    assert row.versus_teacher("parameters") == pytest.approx(175_066 / 691_674)
-    assert row.versus_teacher("inference", "images_per_second") == pytest.approx(4800 / 1900)
-    assert row.in_box()[-1] == ("group3", pytest.approx(0.7 - 0.315))
+    assert row.times_teacher("parameters") == pytest.approx(175_066 / 691_674)
+    assert row.times_teacher("inference", "images_per_second") == pytest.approx(4800 / 1900)
+    assert list(row.in_box().items())[-1] == ("group3", pytest.approx(0.7 - 0.315))
 
 
 def test_a_run_with_only_a_config_is_unfinished(tmp_path):
@@ -162,8 +164,8 @@ def test_series_holds_mean_and_range_over_seeds():
     ]
     second = [{"epoch": 1}, {"epoch": 2, "val_loss": 3.0}, {"epoch": 3, "val_loss": None}]
     line = series(
-        [Run(Path("a"), {}, first), Run(Path("b"), {}, second)],
-        lambda row: number(row.get("val_loss")),
+        [LoadedRun(Path("a"), {}, first), LoadedRun(Path("b"), {}, second)],
+        lambda row: finite_number(row.get("val_loss")),
     )
     assert (line.epochs, line.mean, line.low, line.high) == (
         [1, 2],
@@ -183,4 +185,4 @@ def test_series_holds_mean_and_range_over_seeds():
     ],
 )
 def test_labels_fit_the_margin_of_a_plot(label, expected):
-    assert short(label) == expected
+    assert short_label(label) == expected

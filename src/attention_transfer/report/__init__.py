@@ -1,28 +1,20 @@
-"""Tables, plots and a self-contained HTML page from run folders; needs no GPU and no torch."""
+"""Tables, charts and a page from run folders; needs no GPU, no model code and no torch."""
 
-from __future__ import annotations
+# These modules import numpy, matplotlib, jinja2 and rich only within functions: a training run
+# imports this package long before it writes its report.
+from .html import write_report
+from .load_run import LoadedRun, read_run
+from .overlays import MapColumn, save_maps_figure
+from .rows import SettingRow, group_runs
+from .table import print_table
 
-from typing import TYPE_CHECKING
-
-from ..lazy import attach
-
-if TYPE_CHECKING:
-    from .html import write_report as write_report
-    from .load_run import Run as Run
-    from .load_run import read_run as read_run
-    from .overlays import MapColumn as MapColumn
-    from .overlays import save_maps_figure as save_maps_figure
-    from .rows import Row as Row
-    from .rows import group_runs as group_runs
-    from .table import print_table as print_table
-
-__getattr__, __dir__, __all__ = attach(
-    __name__,
-    {
-        "html": ["write_report"],
-        "load_run": ["Run", "read_run"],
-        "overlays": ["MapColumn", "save_maps_figure"],
-        "rows": ["Row", "group_runs"],
-        "table": ["print_table"],
-    },
-)
+__all__ = [
+    "LoadedRun",
+    "MapColumn",
+    "SettingRow",
+    "group_runs",
+    "print_table",
+    "read_run",
+    "save_maps_figure",
+    "write_report",
+]

@@ -1,104 +1,113 @@
-"""How numbers and names are written, the same everywhere in a report."""
+"""How a report writes numbers and names."""
 
 from __future__ import annotations
 
-import re
+import math
 from typing import Any
 
-MINUS, NONE = "\N{MINUS SIGN}", "\N{EN DASH}"
-ROOM = 20  # characters in the margin of a plot
+MINUS, MISSING = "\N{MINUS SIGN}", "\N{EN DASH}"
 
 
 def significant(value: float, digits: int = 3) -> str:
-    """`value` with so many significant digits and no exponent: 1.32, 13.2, 132, 1320."""
-    from math import floor, log10
-
+    """`value` with this many significant digits and no exponent: 1.32, 13.2, 132, 1320."""
     if value == 0:
         return "0"
-    return f"{value:.{max(0, digits - 1 - floor(log10(abs(value))))}f}"
+    magnitude = math.floor(math.log10(abs(value)))
+    return f"{value:.{max(0, digits - 1 - magnitude)}f}"
 
 
-def count(value: float | None) -> str:
-    """A number of things with its unit prefix: `0.18 M`, `1.23 G`, `41.2 k`."""
-    if value is None:
-        return NONE
-    for factor, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+def count(value: float) -> str:
+    """A number of parameters or operations: `0.18 M`, `1.23 G`, `41.2 k`."""
+    # Small networks are compared in millions of parameters, so 180,000 is 0.18 M and not 180 k.
+    if 1e5 <= value < 1e6:
+        return f"{value / 1e6:.2f} M"
+    for factor, prefix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if value >= factor:
-            return f"{significant(value / factor)} {unit}"
-        if unit == "M" and value >= 1e5:
-            return f"{value / factor:.2f} {unit}"
+            return f"{significant(value / factor)} {prefix}"
     return f"{value:.0f}"
 
 
-def rate(value: float | None) -> str:
-    """Images a second: `2.6 k`, `350`."""
-    if value is None:
-        return NONE
-    for factor, unit in ((1e6, "M"), (1e3, "k")):
+def rate(value: float) -> str:
+    """Images per second: `2.6 k`, `350`, `3.2`."""
+    for factor, prefix in ((1e6, "M"), (1e3, "k")):
         if value >= factor:
-            return f"{value / factor:.1f} {unit}"
-    return f"{value:.0f}" if value >= 10 else significant(value, 2)
+            return f"{value / factor:.1f} {prefix}"
+    if value >= 10:
+        return f"{value:.0f}"
+    return significant(value, 2)
 
 
-def plain(value: float | None, digits: int = 3) -> str:
-    return NONE if value is None else significant(value, digits)
-
-
-def percent(value: float | None, decimals: int = 1) -> str:
-    """A percentage given in percent: `25.7 %`."""
-    return NONE if value is None else f"{value:.{decimals}f} %"
-
-
-def signed(value: float, decimals: int = 1) -> str:
-    """A difference with its sign: `−8.9`, `+0.3`, `0.0`."""
-    text = f"{abs(value):.{decimals}f}"
-    if float(text) == 0:
-        return text
-    return (MINUS if value < 0 else "+") + text
-
-
-def times(value: float | None) -> str:
-    """A ratio: `1.9×`, `0.26×`."""
-    return "" if value is None else f"{significant(value, 2)}×"
-
-
-def minutes(seconds: float | None) -> str:
-    if seconds is None:
-        return NONE
+def minutes(seconds: float) -> str:
+    """Seconds as minutes: `124`, `1.1`, `0.05`."""
     value = seconds / 60
-    return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 0.1 else f"{value:.2f}"
+    if value >= 100:
+        return f"{value:.0f}"
+    if value >= 0.1:
+        return f"{value:.1f}"
+    return f"{value:.2f}"
 
 
-def seeds(n: int) -> str:
-    return "1 seed" if n == 1 else f"{n} seeds"
+def signed(value: float, digits: int) -> str:
+    """A difference with its sign: `−8.9`, `+0.3`, `0.0`."""
+    text = f"{value:+.{digits}f}"
+    if float(text) == 0:
+        return text[1:]  # -0.04 rounds to "-0.0"
+    return text.replace("-", MINUS)
+
+
+def percent(share: float | None) -> str:
+    """A share in [0, 1] in percent, without the unit."""
+    if share is None:
+        return MISSING
+    return f"{100 * share:.1f}"
+
+
+def plural(number: int, noun: str) -> str:
+    """`1 seed`, `3 seeds`."""
+    if number == 1:
+        return f"1 {noun}"
+    return f"{number} {noun}s"
 
 
 def model_name(model: str) -> str:
-    """`wrn-16-2` as the field writes it: WRN-16-2; `nin-thin`: NIN-thin; anything else as it is."""
-    head, dash, tail = model.partition("-")
-    return head.upper() + dash + tail if head in ("wrn", "nin", "vgg") and dash else model
+    """`wrn-16-2` as papers write it: WRN-16-2; `nin-thin`: NIN-thin; other names unchanged."""
+    family, dash, size = model.partition("-")
+    if dash and family in ("wrn", "nin", "vgg"):
+        return f"{family.upper()}-{size}"
+    return model
 
 
 def data_name(data: Any) -> str:
-    """The data's name without the folder it lies in."""
-    kind, _, where = str(data).partition(":")
-    if kind in ("folder", "parquet") and where:
-        return where.rstrip("/").rsplit("/", 1)[-1]
-    return where if kind == "hub" and where else kind
+    """The name of a data set without its folder: `cifar10:/data/cifar` -> `cifar10`."""
+    kind, _, location = str(data).partition(":")
+    if kind in ("folder", "parquet") and location:
+        return location.rstrip("/").rpartition("/")[-1]
+    if kind == "hub" and location:
+        return location
+    return kind
 
 
-def setting(value: Any) -> str:
-    """A value of a configuration in a line of text."""
+def option_value(value: Any) -> str:
+    """The value of an option as one line of text."""
     if isinstance(value, dict):
-        return ",".join(f"{k}={setting(v)}" for k, v in value.items())
+        return ",".join(f"{key}={option_value(item)}" for key, item in value.items())
     if isinstance(value, list | tuple):
-        return ",".join(setting(v) for v in value)
+        return ",".join(map(option_value, value))
     if isinstance(value, bool) or value is None:
         return {True: "yes", False: "no", None: "none"}[value]
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return f"{value:g}"
+    return str(value)
 
 
-def short(label: str) -> str:
-    """A setting's label for the margin of a plot: `nets.py:resnet34 teacher` -> `resnet34 teacher`."""
-    text = " ".join(re.split(r"[/:]", word)[-1] for word in label.split(" "))
-    return text if len(text) <= ROOM else f"{text[: ROOM - 1]}…"
+def short_label(label: str) -> str:
+    """A label for the margin of a chart: `nets.py:resnet34 teacher` -> `resnet34 teacher`."""
+    words = [word.replace("/", ":").rpartition(":")[-1] for word in label.split(" ")]
+    return truncate(" ".join(words), 20)
+
+
+def truncate(text: str, length: int) -> str:
+    """`text`, or its beginning and an ellipsis if it has more than `length` characters."""
+    if len(text) <= length:
+        return text
+    return f"{text[: length - 1]}…"

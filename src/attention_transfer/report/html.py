@@ -1,27 +1,29 @@
-"""The page: one file with everything in it, to be opened from disk."""
+"""The report's page: one HTML file that holds everything and opens from disk."""
 
 from __future__ import annotations
 
 import shlex
+from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
 from ..run_folder import replacing
 from . import summary_text
-from .curves import curve_figures, spread_figure, styles
-from .formats import data_name, seeds, setting
-from .load_run import Run
-from .overlays import grid
-from .rows import IGNORED, Row, group_runs
-from .table import columns, subtitle
+from .curves import chart_settings, curve_charts, make_styles, spread_chart
+from .formats import option_value, percent, plural
+from .load_run import LoadedRun
+from .overlays import map_grid
+from .rows import PER_RUN_OPTIONS, SettingRow, group_runs
+from .table import columns
 
 
-def write_report(runs: list[Run], out: Path, title: str | None = None) -> None:
-    """Writes the runs' results, curves, maps and settings as one HTML file that needs no network.
+def write_report(runs: list[LoadedRun], out: Path, title: str | None = None) -> None:
+    """Writes results, curves, maps and options of the runs as one HTML file without links.
 
     Raises:
-        UserError: without a run, or where `out` is a folder.
+        UserError: without a run, or if `out` is a folder.
     """
     if not runs:
         raise UserError("no runs to report on: name at least one run folder")
@@ -32,145 +34,81 @@ def write_report(runs: list[Run], out: Path, title: str | None = None) -> None:
         partial.write_text(text, encoding="utf-8")
 
 
-def _render(rows: list[Row], title: str | None) -> str:
+def _render(rows: list[SettingRow], title: str | None) -> str:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
-    from markupsafe import Markup
 
-    pages = Environment(
+    templates = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    look = styles(rows)
-    found = columns(rows)
-    spread = spread_figure(rows, look)
-    return pages.get_template("template.html.j2").render(
+    templates.filters |= {"option_value": option_value, "percent": percent, "plural": plural}
+    styles = make_styles(rows)
+    with chart_settings():
+        spread, curves = spread_chart(rows, styles), curve_charts(rows, styles)
+    return templates.get_template("template.html.j2").render(
         title=title or summary_text.title(rows),
-        facts=facts(rows, named=title is None),
+        facts=_facts(rows, with_data=title is not None),
         rows=rows,
-        look=look,
-        note=_note(rows),
-        subtitle=subtitle,
-        results=[c for c in found if not c.cost],
-        costs=[c for c in found if c.cost],
-        sentences=[line.partition(": ")[::2] for line in summary_text.sentences(rows)],
+        styles=styles,
+        columns=columns(rows),
+        sentences=summary_text.sentences(rows),
         caveats=summary_text.caveats(rows),
         spread=spread,
-        curves=curve_figures(rows, look),
-        grid=grid(rows),
-        in_box=in_box_table(rows),
-        settings=[setting_details(row) for row in rows],
-        environments=environments(rows),
-        svg=Markup,
+        curves=curves,
+        grid=map_grid(rows),
+        in_box_stages=list(dict.fromkeys(chain.from_iterable(row.in_box() for row in rows))),
+        per_run_options=PER_RUN_OPTIONS,
+        environments=_environments(rows),
     )
 
 
-def _note(rows: list[Row]) -> str:
-    """What the columns of the results mean, as far as they are there."""
-    several = any(row.error and row.error.n > 1 for row in rows)
-    lines = [
-        "Error: mean over the seeds ± sample standard deviation."
-        if several
-        else "Error: on the validation images."
-    ]
-    if any(row.delta is not None for row in rows):
-        lines.append("Δ alone: points of error against the student alone; below zero is better.")
-    if any(row.in_box() for row in rows):
-        lines.append("In box: share of the last stage's attention inside the object's box.")
-    return " ".join(lines)
-
-
-def facts(rows: list[Row], named: bool = False) -> list[str]:
-    """The line under the title: data (unless the title has `named` them), settings, runs, epochs."""
-    runs = [run for row in rows for run in row.runs]
-    data = dict.fromkeys(data_name(r.config["data"]) for r in runs if r.config.get("data"))
-    found = [] if named else list(data)
-    found.append("1 setting" if len(rows) == 1 else f"{len(rows)} settings")
+def _facts(rows: list[SettingRow], with_data: bool) -> list[str]:
+    """The line below the title: data (unless the title names it), settings, runs, epochs."""
+    runs = list(chain.from_iterable(row.runs for row in rows))
+    count = plural(len(runs), "run")
     unfinished = sum(not run.finished for run in runs)
-    found.append(
-        ("1 run" if len(runs) == 1 else f"{len(runs)} runs")
-        + (f", {unfinished} unfinished" if unfinished else "")
-    )
-    epochs = {run.config["epochs"] for run in runs if run.config.get("epochs") is not None}
+    if unfinished:
+        count += f", {unfinished} unfinished"
+    facts = [plural(len(rows), "setting"), count]
+    if with_data:
+        facts = summary_text.data_names(rows) + facts
+    epochs = {run.config.get("epochs") for run in runs} - {None}
     if len(epochs) == 1:
-        found.append(f"{setting(epochs.pop())} epochs")
-    return found
+        facts.append(f"{option_value(epochs.pop())} epochs")
+    return facts
 
 
-def in_box_table(rows: list[Row]) -> dict[str, Any] | None:
-    """Stages and, for each row, their shares in percent; None where no run measured them."""
-    known = [(row, dict(row.in_box())) for row in rows if row.in_box()]
-    if not known:
-        return None
-    stages = list(dict.fromkeys(stage for _, shares in known for stage in shares))
-    lines = [
-        (
-            row,
-            [f"{100 * s[t]:.1f}" if t in s else "–" for t in stages],
-            row.value("attention", "box_area"),
-        )
-        for row, s in known
-    ]
-    return {
-        "stages": stages,
-        "lines": [(row, cells, f"{100 * c:.1f}" if c else "–") for row, cells, c in lines],
-    }
-
-
-def setting_details(row: Row) -> dict[str, Any]:
-    """The effective configuration of a row, what its seeds share first, and where its runs lie."""
-    shared = [(k, setting(v)) for k, v in row.first.config.items() if k not in IGNORED]
-    differing = [(k, setting(v)) for k, v in row.first.config.items() if k in IGNORED]
-    runs = [
-        {
-            "folder": str(run.folder),
-            "seed": setting(run.seed),
-            "state": "finished" if run.finished else "unfinished",
-        }
-        for run in row.runs
-    ]
-    return {
-        "row": row,
-        "shared": shared,
-        "differing": differing,
-        "runs": runs,
-        "count": seeds(len(row.runs)),
-    }
-
-
-def environments(rows: list[Row]) -> list[dict[str, Any]]:
-    """Machines and versions, each once, with the labels of the rows that ran there; the commands beside them."""
-    found: dict[str, dict[str, Any]] = {}
+def _environments(rows: list[SettingRow]) -> list[dict[str, Any]]:
+    """The machines and versions, each once, with the labels and commands of their rows."""
+    environments: dict[str, dict[str, Any]] = {}
     for row in rows:
         for run in row.runs:
             if not run.environment:
                 continue
-            pairs = _pairs(
-                {k: v for k, v in run.environment.items() if k not in ("command", "argv")}
-            )
-            place = found.setdefault(repr(pairs), {"pairs": pairs, "rows": [], "commands": []})
-            if row.label not in place["rows"]:
-                place["rows"].append(row.label)
-                if command := _command(run.environment.get("command")):
-                    place["commands"].append((row.label, command))
-    return list(found.values())
+            facts = list(_flatten(run.environment))
+            new = {"facts": facts, "labels": [], "commands": []}
+            environment = environments.setdefault(repr(facts), new)
+            # The seeds of a row differ in little: the first one's command stands for all.
+            if row.label not in environment["labels"]:
+                environment["labels"].append(row.label)
+                environment["commands"].append(_command(run.environment.get("command")))
+    return list(environments.values())
 
 
-def _command(value: Any) -> str:
-    if isinstance(value, list | tuple):
-        return shlex.join(str(v) for v in value)
-    return str(value or "")
+def _command(command: Any) -> str:
+    """A command, stored as a list of arguments or as text, for a shell."""
+    if isinstance(command, list):
+        return shlex.join(map(str, command))
+    return str(command or "")
 
 
-def _pairs(tree: dict[str, Any], before: str = "") -> list[tuple[str, str]]:
-    """A nested dictionary as (`outer inner`, text) pairs."""
-    found = []
+def _flatten(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """(`outer inner`, text) for each value of a nested dictionary, without the command."""
     for key, value in tree.items():
-        name = f"{before}{key}"
         if isinstance(value, dict) and value:
-            found += _pairs(value, f"{name} ")
-        elif value is not None:
-            found.append((name, setting(value)))
-    return found
+            yield from _flatten(value, f"{prefix}{key} ")
+        elif value is not None and key not in ("command", "argv"):
+            yield f"{prefix}{key}", option_value(value)

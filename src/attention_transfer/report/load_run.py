@@ -1,15 +1,15 @@
-"""What a run folder holds, read with tolerance: any key of any file may be missing."""
+"""Loads what a run folder holds; any file but config.yaml, and any key, may be missing."""
 
 from __future__ import annotations
 
-import json
 import math
+import zipfile
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import UserError
+from ..errors import UserError, first_line
 from ..run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -17,11 +17,12 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Maps:
-    """The attention maps of K validation images.
+class StoredMaps:
+    """Attention maps of K validation images, as the run stored them.
 
-    images (K, H, W, 3) uint8; maps[s] (K, h_s, w_s) non-negative, one entry a stage; boxes (K, 4) as half-open
-    x0, y0, x1, y1 in pixels of the image, all zero where unknown; labels and predictions are class names.
+    images (K, H, W, 3) uint8; maps[s] (K, h_s, w_s), non-negative, one array per stage;
+    boxes (K, 4) half-open x0, y0, x1, y1 in pixels of the image, all zero where unknown; labels and
+    predictions are class names, empty where unknown.
     """
 
     images: np.ndarray
@@ -31,16 +32,19 @@ class Maps:
     stages: list[str]
     maps: list[np.ndarray]
 
-    def __len__(self) -> int:
-        return len(self.images)
+    @cached_property
+    def index_of(self) -> dict[tuple[bytes, str], int]:
+        """The index of each image by its pixels and label, which are the same in all runs."""
+        pixels = [image.tobytes() for image in self.images]
+        return {key: i for i, key in enumerate(zip(pixels, self.labels, strict=True))}
 
-    def right(self, index: int) -> bool:
+    def is_correct(self, index: int) -> bool:
         return self.labels[index] == self.predictions[index]
 
 
 @dataclass
-class Run:
-    """One run folder. `summary` is None while the run is unfinished; `maps` are read when first asked for."""
+class LoadedRun:
+    """The files of one run folder; `summary` is None while the run is unfinished."""
 
     folder: Path
     config: dict[str, Any]
@@ -54,39 +58,42 @@ class Run:
 
     @property
     def command(self) -> str:
-        default = "distill" if self.config.get("teacher") or self.config.get("method") else "train"
-        return str(self.config.get("command") or default)
+        """`train` or `distill`."""
+        if self.config.get("command"):
+            return str(self.config["command"])
+        # Old run folders do not name their command.
+        if self.config.get("teacher") or self.config.get("method"):
+            return "distill"
+        return "train"
 
     @property
     def model(self) -> str:
-        return str(
-            self.config.get("model")
-            or self.config.get("student")
-            or dig(self.summary, "model")
-            or "?"
-        )
+        model = self.config.get("model") or self.config.get("student")
+        return str(model or get_nested(self.summary, "model") or "?")
 
     @property
     def seed(self) -> Any:
-        return self.config.get("seed", dig(self.summary, "seed"))
+        return self.config.get("seed", get_nested(self.summary, "seed"))
 
-    def final(self, name: str) -> float | None:
-        """A number of summary.json's `final`, or None."""
-        return number(dig(self.summary, "final", name))
+    def result(self, *keys: str) -> float | None:
+        """A number of summary.json, or None."""
+        return finite_number(get_nested(self.summary, *keys))
 
     @cached_property
-    def maps(self) -> Maps | None:
-        """The run's attention maps, or None where it left none.
+    def maps(self) -> StoredMaps | None:
+        """The attention maps, read when first used; None where the run stored none.
 
         Raises:
-            UserError: where maps.npz cannot be read.
+            UserError: if maps.npz cannot be read.
         """
         path = RunFolder(self.folder).maps_file
-        return _read_maps(path) if path.is_file() else None
+        if not path.is_file():
+            return None
+        return _read_maps(path)
 
 
-def dig(tree: Any, *keys: str) -> Any:
-    """`tree[k0][k1]…`, or None where any step is missing."""
+def get_nested(tree: Any, *keys: str) -> Any:
+    """`tree[key0][key1]…`, or None where a key is missing."""
     for key in keys:
         if not isinstance(tree, dict):
             return None
@@ -94,80 +101,70 @@ def dig(tree: Any, *keys: str) -> Any:
     return tree
 
 
-def number(value: Any) -> float | None:
-    """`value` as a finite float, or None."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
+def finite_number(value: Any) -> float | None:
+    """`value` as a float, or None unless it is a finite number."""
+    # bool is a subclass of int.
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return None
-    return float(value) if math.isfinite(value) else None
+    return float(value)
 
 
-def read_run(folder: RunFolder) -> Run:
-    """Reads what there is of a run, finished or not; the maps are left for later.
+def read_run(folder: RunFolder) -> LoadedRun:
+    """Reads a run, finished or not; its maps are read when first used.
 
     Raises:
-        UserError: for a file that is not what its name says.
+        UserError: if a file cannot be parsed.
     """
-    import yaml
-
-    parts: dict[str, Any] = {}
-    for name, read, path in (
-        ("config", folder.config, folder.config_file),
-        ("metrics", folder.metrics, folder.metrics_file),
-        ("summary", folder.summary, folder.summary_file),
-        ("environment", folder.environment, folder.environment_file),
-    ):
-        try:
-            parts[name] = read()
-        except (
-            json.JSONDecodeError,
-            yaml.YAMLError,
-            UnicodeDecodeError,
-            TypeError,
-            ValueError,
-        ) as error:
-            raise UserError(f"{path} cannot be read: {str(error).splitlines()[0]}") from None
-    return Run(
-        folder=folder.path,
-        config={str(k): v for k, v in parts["config"].items()},
-        metrics=[row for row in parts["metrics"] if isinstance(row, dict)],
-        summary=parts["summary"] if isinstance(parts["summary"], dict) else None,
-        environment=parts["environment"] if isinstance(parts["environment"], dict) else {},
-    )
+    try:
+        metrics = folder.metrics()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{folder.metrics_file} cannot be read: {first_line(error)}") from None
+    config = {str(name): value for name, value in folder.config().items()}
+    run = LoadedRun(folder.path, config, [line for line in metrics if isinstance(line, dict)])
+    # Valid JSON need not be an object.
+    summary, environment = folder.summary(), folder.environment()
+    if isinstance(summary, dict):
+        run.summary = summary
+    if isinstance(environment, dict):
+        run.environment = environment
+    return run
 
 
-def _read_maps(path: Path) -> Maps | None:
-    import zipfile
-
+def _read_maps(path: Path) -> StoredMaps | None:
     import numpy as np
 
     try:
-        with np.load(path, allow_pickle=False) as stored:
-            arrays = {name: stored[name] for name in stored.files}
+        with np.load(path, allow_pickle=False) as file:
+            arrays = dict(file)
     except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} cannot be read: {str(error).splitlines()[0]}") from None
+        raise UserError(f"{path} cannot be read: {first_line(error)}") from None
     images = arrays.get("images")
     maps: list[np.ndarray] = []
     while f"map.{len(maps)}" in arrays:
-        maps.append(arrays[f"map.{len(maps)}"].astype(np.float32))
+        maps.append(arrays[f"map.{len(maps)}"])
     if images is None or images.ndim != 4 or not len(images) or not maps:
         return None
     count = len(images)
-    if any(m.ndim != 3 or len(m) != count for m in maps):
+    if any(stage_maps.ndim != 3 or len(stage_maps) != count for stage_maps in maps):
         raise UserError(f"{path} cannot be read: its maps do not belong to its {count} images")
-    classes = [str(c) for c in arrays.get("classes", [])]
-    stages = [str(s) for s in arrays.get("stages", [])]
-    return Maps(
+    stages = [str(stage) for stage in arrays.get("stages", ())]
+    if len(stages) != len(maps):
+        stages = [f"stage {i + 1}" for i in range(len(maps))]
+    classes = [str(name) for name in arrays.get("classes", ())]
+    return StoredMaps(
         images=images,
-        labels=_names(arrays.get("labels"), classes, count),
-        predictions=_names(arrays.get("predictions"), classes, count),
+        labels=_class_names(arrays.get("labels"), classes, count),
+        predictions=_class_names(arrays.get("predictions"), classes, count),
         boxes=arrays.get("boxes", np.zeros((count, 4), int)),
-        stages=[stages[i] if i < len(stages) else f"stage {i + 1}" for i in range(len(maps))],
+        stages=stages,
         maps=maps,
     )
 
 
-def _names(indices: Any, classes: list[str], count: int) -> list[str]:
-    """Class names for indices (K,); an empty string where there is none."""
+def _class_names(indices: np.ndarray | None, classes: list[str], count: int) -> list[str]:
+    """The class names for indices (K,); empty strings if there are no indices."""
     if indices is None:
         return [""] * count
-    return [classes[int(i)] if 0 <= int(i) < len(classes) else str(int(i)) for i in indices]
+    # A class without a name is called by its number.
+    names = dict(enumerate(classes))
+    return [names.get(index, str(index)) for index in indices.tolist()]

@@ -1,109 +1,89 @@
-"""Runs that differ only in their seed make one row; a row knows its label, its spread and what to compare it with."""
+"""Groups runs into settings: runs that differ only in their seed make one row of the report."""
 
 from __future__ import annotations
 
 import json
 import re
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Any
 
-from .formats import model_name, setting
-from .load_run import Run, dig, number
+from .formats import model_name, option_value
+from .load_run import LoadedRun, finite_number, get_nested
 
-IGNORED = frozenset(
-    [
-        "seed",
-        "seeds",
-        "out",
-        "log",
-        "device",
-        "precision",
-        "compile",
-        "second_order",
-        "workers",
-        "devices",
-        "nodes",
-    ]
-)
-"""What may differ between the runs of one row."""
+# Options that may differ between the runs of one row: seeds, paths and the machine. Some of them
+# exist in old run folders only.
+PER_RUN_OPTIONS = (
+    "seed", "seeds", "out", "log", "device", "precision", "compile", "second_order", "workers",
+    "devices", "nodes",
+)  # fmt: skip
 
-SAME_BUDGET = (
-    "model",
-    "data",
-    "epochs",
-    "max_steps",
-    "limit_train",
-    "limit_val",
-    "val_split",
-    "image_size",
-)
-"""What a student and the student alone must share for their difference to mean anything."""
+# A student and its baseline must share these options for their difference to mean anything.
+BUDGET_OPTIONS = (
+    "model", "data", "epochs", "max_steps", "limit_train", "limit_val", "val_split", "image_size",
+)  # fmt: skip
 
-SYMBOLS = {
-    "model": "",
-    "teacher": "from ",
-    "data": "on ",
-    "beta": "β=",
-    "alpha": "α=",
-    "temperature": "T=",
-}
-"""How a setting is written in a label, in the order in which they are named there."""
+ABBREVIATIONS = {"at": "AT", "kd": "KD"}
+
+# How labels write an option, in the order in which labels name options.
+LABEL_PREFIXES = {
+    "model": "", "teacher": "from ", "data": "on ",
+    "beta": "β=", "alpha": "α=", "temperature": "T=",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Spread:
-    """The values that the seeds of one row gave."""
+    """The results of the seeds of one setting; `sd` is None for a single seed."""
 
     values: tuple[float, ...]
+    mean: float
+    sd: float | None  # sample standard deviation, n - 1
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, results: Iterable[float | None]) -> Spread | None:
+        """The spread of the results that are known, or None if none is."""
+        values = tuple(value for value in results if value is not None)
+        if not values:
+            return None
+        mean, median, sd = statistics.fmean(values), statistics.median(values), None
+        if len(values) > 1:
+            sd = statistics.stdev(values)
+        return cls(values, mean, sd, median, min(values), max(values))
 
     @property
     def n(self) -> int:
         return len(self.values)
-
-    @property
-    def mean(self) -> float:
-        return statistics.fmean(self.values)
-
-    @property
-    def sd(self) -> float | None:
-        """The sample standard deviation (n - 1), or None for one value."""
-        return statistics.stdev(self.values) if self.n > 1 else None
-
-    @property
-    def median(self) -> float:
-        return statistics.median(self.values)
-
-    @property
-    def low(self) -> float:
-        return min(self.values)
-
-    @property
-    def high(self) -> float:
-        return max(self.values)
 
     def overlaps(self, other: Spread) -> bool:
         return self.low <= other.high and other.low <= self.high
 
 
 @dataclass(eq=False)
-class Row:
-    """The seeds of one setting. `role`: teacher, alone (a network trained by itself), student (taught by a method)."""
+class SettingRow:
+    """The runs of one setting, one per seed.
 
-    runs: list[Run]
+    `role` is `teacher`, `alone` (trained without a teacher) or `student` (trained by a method);
+    `baseline` is the student alone that this row is compared with.
+    """
+
+    runs: list[LoadedRun]
     role: str = "student"
     label: str = ""
-    baseline: Row | None = field(default=None, repr=False)
-    teacher: Row | None = field(default=None, repr=False)
+    baseline: SettingRow | None = field(default=None, repr=False)
+    teacher: SettingRow | None = field(default=None, repr=False)
 
     @property
-    def first(self) -> Run:
+    def first(self) -> LoadedRun:
         return self.runs[0]
 
     @property
-    def finished(self) -> list[Run]:
+    def finished(self) -> list[LoadedRun]:
         return [run for run in self.runs if run.finished]
 
     @property
@@ -117,190 +97,205 @@ class Row:
     @property
     def error(self) -> Spread | None:
         """Validation error in percent over the finished seeds."""
-        return _spread(_error(run.final("val_accuracy")) for run in self.finished)
+        return Spread.of(error_percent(run.result("final", "val_accuracy")) for run in self.runs)
 
     @property
     def top5_error(self) -> Spread | None:
-        return _spread(_error(run.final("val_top5")) for run in self.finished)
+        return Spread.of(error_percent(run.result("final", "val_top5")) for run in self.runs)
+
+    @property
+    def baseline_error(self) -> Spread | None:
+        if self.baseline is None:
+            return None
+        return self.baseline.error
 
     @property
     def delta(self) -> float | None:
-        """Mean error less that of the student alone, in points; below zero is better."""
-        own, other = self.error, self.baseline.error if self.baseline else None
-        return own.mean - other.mean if own and other else None
+        """Mean error minus that of the student alone, in points; negative is better."""
+        error, baseline_error = self.error, self.baseline_error
+        if error is None or baseline_error is None:
+            return None
+        return error.mean - baseline_error.mean
 
-    def value(self, *keys: str) -> float | None:
-        """The median over the finished seeds of a number of summary.json."""
-        return self.over_seeds(lambda run: number(dig(run.summary, *keys)))
+    def median(self, *keys: str) -> float | None:
+        """The median over the seeds of a number in summary.json."""
+        spread = Spread.of(run.result(*keys) for run in self.runs)
+        return None if spread is None else spread.median
 
-    def over_seeds(self, read: Callable[[Run], float | None]) -> float | None:
-        spread = _spread(read(run) for run in self.finished)
-        return spread.median if spread else None
+    def times_teacher(self, *keys: str) -> float | None:
+        """A number in summary.json divided by the teacher's."""
+        student = self.median(*keys)
+        # The same run measures both on the same machine; the teacher's own run may be from another.
+        teacher = self.median("teacher", *keys)
+        if teacher is None and self.teacher is not None:
+            teacher = self.teacher.median(*keys)
+        if not student or not teacher:
+            return None
+        return student / teacher
 
-    def versus_teacher(self, *keys: str) -> float | None:
-        """A number of summary.json over the same number of the teacher, which the same run measured."""
-        own, other = self.value(*keys), self.value("teacher", *keys)
-        if other is None and self.teacher is not None:
-            other = self.teacher.value(*keys)
-        return own / other if own and other else None
-
-    def in_box(self) -> list[tuple[str, float]]:
-        """(stage, mean share in [0, 1] of the attention inside the object's box) of each stage, where known."""
-        found: dict[str, list[float]] = {}
-        for run in self.finished:
-            attention = dig(run.summary, "attention")
-            for stage, share in zip(
-                dig(attention, "stages") or [], dig(attention, "in_box") or [], strict=False
-            ):
-                if number(share) is not None:
-                    found.setdefault(str(stage), []).append(float(share))
-        return [(stage, statistics.fmean(shares)) for stage, shares in found.items()]
-
-
-def _error(accuracy: float | None) -> float | None:
-    return None if accuracy is None else 100 * (1 - accuracy)
-
-
-def _spread(values: Iterable[float | None]) -> Spread | None:
-    kept = tuple(v for v in values if v is not None)
-    return Spread(kept) if kept else None
+    def in_box(self) -> dict[str, float]:
+        """The mean share in [0, 1] of the attention inside the object's box, by stage."""
+        shares: dict[str, list[float]] = {}
+        for run in self.runs:
+            stages = get_nested(run.summary, "attention", "stages") or []
+            in_box = get_nested(run.summary, "attention", "in_box") or []
+            # Not strict: an old summary.json may name stages without their shares.
+            for stage, share in zip(stages, in_box, strict=False):
+                if finite_number(share) is not None:
+                    shares.setdefault(str(stage), []).append(share)
+        return {stage: statistics.fmean(values) for stage, values in shares.items()}
 
 
-def group_runs(runs: Iterable[Run]) -> list[Row]:
-    """Rows in the order teacher, student alone, the rest as given; a folder named twice counts once."""
-    rows: dict[str, Row] = {}
-    folders: set[Path] = set()
-    for run in runs:
-        if run.folder.resolve() in folders:
-            continue
-        folders.add(run.folder.resolve())
-        rows.setdefault(
-            json.dumps(_setting_of(run), sort_keys=True, default=str), Row([])
-        ).runs.append(run)
-    for row in rows.values():
-        row.runs.sort(
-            key=lambda run: (
-                not isinstance(run.seed, int),
-                run.seed if isinstance(run.seed, int) else 0,
-            )
-        )
-    ordered = list(rows.values())
-    _assign_roles(ordered)
-    _assign_labels(ordered)
-    for row in ordered:
-        row.baseline = _baseline(row, ordered)
+def error_percent(accuracy: float | None) -> float | None:
+    """An accuracy in [0, 1] as an error in percent."""
+    if accuracy is None:
+        return None
+    return 100 * (1 - accuracy)
+
+
+def group_runs(runs: Iterable[LoadedRun]) -> list[SettingRow]:
+    """One row per setting: teachers, then students alone, then the rest in the order given.
+
+    A folder that is given twice counts once.
+    """
+    by_folder = {run.folder.resolve(): run for run in runs}
+    by_setting: dict[str, SettingRow] = {}
+    for run in by_folder.values():
+        by_setting.setdefault(_as_key(_setting(run)), SettingRow([])).runs.append(run)
+    rows = list(by_setting.values())
+    for row in rows:
+        # As text with zeros in front, seed 10 follows seed 2, and a run without a seed is last.
+        row.runs.sort(key=lambda run: str(run.seed).zfill(20))
+    _assign_roles(rows)
+    _assign_labels(rows)
+    for row in rows:
+        row.baseline = _find_baseline(row, rows)
+        # The cost of the student alone is compared with the same teacher's.
         if row.baseline is not None and row.baseline.teacher is None:
             row.baseline.teacher = row.teacher
-    rank = {"teacher": 0, "alone": 1, "student": 2}
-    return sorted(ordered, key=lambda row: rank[row.role])
+    order = ["teacher", "alone", "student"]
+    return sorted(rows, key=lambda row: order.index(row.role))
 
 
-def _setting_of(run: Run) -> dict[str, Any]:
-    kept = {k: v for k, v in run.config.items() if k not in IGNORED and v is not None}
-    if "teacher" in kept:
-        kept["teacher"] = _without_seed(str(kept["teacher"]))
-    return kept
+def _setting(run: LoadedRun) -> dict[str, Any]:
+    """The options that make a run's setting."""
+    options = {name: value for name, value in run.config.items() if name not in PER_RUN_OPTIONS}
+    if options.get("teacher"):
+        # Each seed may have a teacher of its own seed.
+        options["teacher"] = _without_seed(str(options["teacher"]))
+    # An old run folder may leave out an option that a newer one sets to null.
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _as_key(value: Any) -> str:
+    """Equal text for equal options, which may be lists or dictionaries."""
+    return json.dumps(value, sort_keys=True, default=str)
 
 
 def _without_seed(path: str) -> str:
-    pure = PurePath(path)
-    return str(pure.parent) if re.fullmatch(r"seed-\d+", pure.name) else path
+    """`runs/teacher/seed-1` -> `runs/teacher`."""
+    if re.fullmatch(r"seed-\d+", PurePath(path).name):
+        return str(PurePath(path).parent)
+    return path
 
 
-def _taught_by(run: Run) -> set[Path]:
-    named = (run.config.get("teacher"), dig(run.summary, "teacher", "folder"))
-    return {Path(str(name)).resolve() for name in named if name}
-
-
-def _assign_roles(rows: list[Row]) -> None:
-    owner = {run.folder.resolve(): row for row in rows for run in row.runs}
+def _assign_roles(rows: list[SettingRow]) -> None:
+    """Sets each row's role and, if it is among the rows, its teacher."""
+    row_of = {}
     for row in rows:
         if row.first.command == "train" or row.method == "none":
             row.role = "alone"
+        row_of.update({run.folder.resolve(): row for run in row.runs})
     for row in rows:
-        for path in (path for run in row.runs for path in _taught_by(run)):
-            teacher = owner.get(path)
-            if teacher is not None and teacher is not row:
-                row.teacher = teacher
-                if teacher.first.command == "train":
-                    teacher.role = "teacher"
+        for folder in _teacher_folders(row):
+            teacher = row_of.get(folder)
+            if teacher is None or teacher is row:
+                continue
+            row.teacher = teacher
+            # A distilled student that teaches another one stays a student.
+            if teacher.first.command == "train":
+                teacher.role = "teacher"
 
 
-def _method_label(method: str) -> str:
-    """`AT+KD`, `symmetry`: abbreviations are written large."""
-    return "+".join(name.upper() if name in ("at", "kd") else name for name in method.split("+"))
+def _teacher_folders(row: SettingRow) -> list[Path]:
+    """The folders that the row's runs name as their teachers."""
+    names = [run.config.get("teacher") for run in row.runs]
+    names += [get_nested(run.summary, "teacher", "folder") for run in row.runs]
+    return [Path(str(name)).resolve() for name in names if name]
 
 
-def _assign_labels(rows: list[Row]) -> None:
-    same: dict[str, list[Row]] = {}
+def _assign_labels(rows: list[SettingRow]) -> None:
+    by_label: dict[str, list[SettingRow]] = {}
     for row in rows:
         if row.first.command == "train":
             row.label = f"{row.model} {row.role}"
+        elif row.method == "none":
+            row.label = "student alone"
         else:
-            row.label = "student alone" if row.method == "none" else _method_label(row.method)
-        same.setdefault(row.label, []).append(row)
-    for twins in same.values():
-        if len(twins) > 1:
-            _tell_apart(twins)
+            names = row.method.split("+")
+            row.label = "+".join(ABBREVIATIONS.get(name, name) for name in names)
+        by_label.setdefault(row.label, []).append(row)
+    for namesakes in by_label.values():
+        if len(namesakes) > 1:
+            _append_differences(namesakes)
 
 
-def _tell_apart(rows: list[Row]) -> None:
-    """Appends to each label of `rows` what differs between their configurations, three settings at most."""
-    configs = [_setting_of(row.first) for row in rows]
-    order = {name: i for i, name in enumerate(SYMBOLS)}
-    names = sorted(
-        {name for config in configs for name in config}, key=lambda n: (order.get(n, len(order)), n)
-    )
-    differing = [
-        n
-        for n in names
-        if len({json.dumps(c.get(n), sort_keys=True, default=str) for c in configs}) > 1
-    ]
-    used: dict[str, int] = {}
-    for row, config in zip(rows, configs, strict=True):
-        parts = [_difference(row, name, config[name]) for name in differing[:3] if name in config]
-        row.label = " ".join([row.label, *parts])
-        used[row.label] = used.get(row.label, 0) + 1
-        if used[row.label] > 1:
-            row.label += f" ({used[row.label]})"
+def _append_differences(rows: list[SettingRow]) -> None:
+    """Appends up to three of the options that differ between `rows` to their labels."""
+    settings = [_setting(row.first) for row in rows]
+    names = set().union(*settings)
+    differing = []
+    for name in [*LABEL_PREFIXES, *sorted(names - LABEL_PREFIXES.keys())]:
+        if len({_as_key(setting.get(name)) for setting in settings}) > 1:
+            differing.append(name)
+    uses: dict[str, int] = {}
+    for row, setting in zip(rows, settings, strict=True):
+        for name in differing[:3]:
+            if name in setting:
+                row.label += " " + _option_label(row, name, setting[name])
+        # The rows may differ in a fourth option only.
+        uses[row.label] = uses.get(row.label, 0) + 1
+        if uses[row.label] > 1:
+            row.label += f" ({uses[row.label]})"
 
 
-def _difference(row: Row, name: str, value: Any) -> str:
+def _option_label(row: SettingRow, name: str, value: Any) -> str:
+    """`β=100`, `WRN-16-1`, `from WRN-16-2`, `lr=0.2`."""
+    text = option_value(value)
     if name == "model":
-        return row.model
-    if name == "teacher":
-        return f"from {teacher_name(row)}"
-    return f"{SYMBOLS.get(name, f'{name}=')}{setting(value)}"
+        text = row.model
+    elif name == "teacher":
+        text = str(teacher_name(row))
+    return LABEL_PREFIXES.get(name, f"{name}=") + text
 
 
-def teacher_name(row: Row) -> str | None:
-    """The teacher's network as it is written, or its folder's name, or None."""
-    known = row.teacher.first.model if row.teacher else None
+def teacher_name(row: SettingRow) -> str | None:
+    """The name of the teacher's network; if it is unknown, that of its folder."""
+    if row.teacher is not None:
+        return row.teacher.model
     for run in row.runs:
-        known = known or dig(run.summary, "teacher", "model")
-    named = str(row.first.config.get("teacher") or "")
-    if not known and named and not Path(named).is_absolute() and not Path(named).is_dir():
-        known = named
-    return model_name(str(known)) if known else PurePath(_without_seed(named)).name or None
+        model = get_nested(run.summary, "teacher", "model")
+        if model:
+            return model_name(str(model))
+    teacher = str(row.first.config.get("teacher") or "")
+    if Path(teacher).is_absolute() or Path(teacher).is_dir():
+        teacher = PurePath(_without_seed(teacher)).name
+    return model_name(teacher) or None
 
 
-def _baseline(row: Row, rows: list[Row]) -> Row | None:
-    """The student alone that shares the row's network, data and budget; the most alike where there are several."""
+def _find_baseline(row: SettingRow, rows: list[SettingRow]) -> SettingRow | None:
+    """The most similar student alone that has the network, data and budget of `row`."""
     if row.role != "student":
         return None
-    own = row.first.config
-
-    def fair(other: Row) -> bool:
-        theirs = other.first.config
-        return other.role == "alone" and all(
-            name not in own or name not in theirs or own[name] == theirs[name]
-            for name in SAME_BUDGET
-        )
-
-    def alike(other: Row) -> tuple[bool, int]:
-        theirs = other.first.config
-        return other.first.command == "distill", sum(
-            own[k] == theirs[k] for k in own if k in theirs
-        )
-
-    return max(filter(fair, rows), key=alike, default=None)
+    best, most_equal = None, (False, -1)
+    for other in rows:
+        # An option that only one of two run folders has is no difference: one may be older.
+        shared = row.first.config.keys() & other.first.config.keys()
+        equal = [name for name in shared if row.first.config[name] == other.first.config[name]]
+        if other.role != "alone" or shared.intersection(BUDGET_OPTIONS).difference(equal):
+            continue
+        # `distill --method none` shares the recipe of a student, `train` may not.
+        similarity = (other.first.command == "distill", len(equal))
+        if similarity > most_equal:
+            best, most_equal = other, similarity
+    return best

@@ -1,93 +1,130 @@
-"""Results in plain words, made from the numbers: titles, a line for each setting, what to bear in mind."""
+"""The results in words: a title, a sentence for each setting, and caveats."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-from .formats import count, data_name, model_name, percent, seeds
-from .load_run import dig, number
-from .rows import Row, Spread, teacher_name
+from .formats import count, data_name, model_name, plural
+from .load_run import finite_number, get_nested
+from .rows import SettingRow, Spread, error_percent, teacher_name
 
 
-def decimals(rows: list[Row]) -> int:
-    """Digits after the point of an error in percent: two once any row is below 10 %."""
-    return 2 if any(row.error and row.error.mean < 10 for row in rows) else 1
+def error_digits(rows: list[SettingRow]) -> int:
+    """Digits after the decimal point of an error in percent: two once any row is below 10 %."""
+    if any(row.error is not None and row.error.mean < 10 for row in rows):
+        return 2
+    return 1
 
 
-def title(rows: list[Row]) -> str:
+def title(rows: list[SettingRow]) -> str:
     """`WRN-16-2 → WRN-16-1 on cifar10`."""
-    students = [row for row in rows if row.first.command == "distill"] or rows
-    models = _several(row.model for row in students)
-    teachers = _several(teacher_name(row) for row in students if row.first.command == "distill")
-    data = _several(
-        data_name(row.first.config["data"]) for row in rows if row.first.config.get("data")
-    )
-    return (f"{teachers} → " if teachers else "") + models + (f" on {data}" if data else "")
+    students = [row for row in rows if row.first.command == "distill"]
+    # Without students the title names the networks that were trained alone.
+    text = _list_names(row.model for row in students or rows)
+    teachers = _list_names(teacher_name(row) for row in students)
+    data = _list_names(data_names(rows))
+    if teachers:
+        text = f"{teachers} → {text}"
+    if data:
+        text = f"{text} on {data}"
+    return text
 
 
-def _several(names: Iterable[str | None]) -> str:
-    kept = list(dict.fromkeys(name for name in names if name))
-    return ", ".join(kept) if len(kept) <= 3 else f"{', '.join(kept[:2])} and {len(kept) - 2} more"
+def data_names(rows: list[SettingRow]) -> list[str]:
+    """The names of the rows' data sets, each once."""
+    data = [row.first.config.get("data") for row in rows]
+    return list(dict.fromkeys(data_name(name) for name in data if name))
 
 
-def sentences(rows: list[Row]) -> list[str]:
-    """A line for each finished row, and one for each teacher that is not itself among the rows."""
-    digits = decimals(rows)
-    lines = [line for row in rows if (line := sentence(row, digits))]
-    for name, error, size in reversed(absent_teachers(rows)):
-        tail = f", {count(size)} parameters" if size else ""
-        lines.insert(0, f"{name} teacher: {percent(error, digits)} error{tail}")
-    return lines
+def _list_names(names: Iterable[str | None]) -> str:
+    """The first names, each once, and how many more there are."""
+    unique = list(dict.fromkeys(name for name in names if name))
+    if len(unique) > 3:
+        return f"{', '.join(unique[:2])} and {len(unique) - 2} more"
+    return ", ".join(unique)
 
 
-def sentence(row: Row, digits: int = 1) -> str | None:
-    """`AT+KD: 25.7 % error, 8.9 points below the student alone (3 seeds; the ranges do not overlap)`."""
-    error = row.error
-    if error is None:
-        return f"{row.label}: unfinished" if not row.finished else None
-    start = f"{row.label}: {percent(error.mean, digits)} error"
-    base, delta = row.baseline.error if row.baseline else None, row.delta
-    if base is None or delta is None:
-        return f"{start} ({seeds(error.n)})"
+def sentences(rows: list[SettingRow]) -> list[str]:
+    """A sentence for each finished row, and one for each teacher that is not among the rows."""
+    digits = error_digits(rows)
+    teachers = []
+    for name, error, parameters in absent_teachers(rows):
+        text = f"{name} teacher: {error:.{digits}f} % error"
+        if parameters:
+            text += f", {count(parameters)} parameters"
+        teachers.append(text)
+    settings = [sentence(row, digits) for row in rows]
+    return teachers + [text for text in settings if text]
+
+
+def sentence(row: SettingRow, digits: int = 1) -> str:
+    """`AT+KD: 25.7 % error, 8.9 points below the student alone (3 seeds; the ranges overlap)`.
+
+    It is empty for a finished run without an accuracy.
+    """
+    if not row.finished:
+        return f"{row.label}: unfinished"
+    if row.error is None:
+        return ""
+    text = f"{row.label}: {row.error.mean:.{digits}f} % error"
+    if row.delta is None or row.baseline_error is None:
+        return f"{text} ({plural(row.error.n, 'seed')})"
+    confidence = _confidence(row.error, row.baseline_error)
+    return f"{text}, {_comparison(row.delta, digits)} the student alone ({confidence})"
+
+
+def _comparison(delta: float, digits: int) -> str:
+    """`8.9 points below`, `level with`."""
     size = f"{abs(delta):.{digits}f}"
+    if float(size) == 0:
+        return "level with"
     unit = "point" if float(size) == 1 else "points"
-    where = f"{size} {unit} {'below' if delta < 0 else 'above'}" if float(size) else "level with"
-    return f"{start}, {where} the student alone ({_confidence(error, base)})"
+    direction = "below" if delta < 0 else "above"
+    return f"{size} {unit} {direction}"
 
 
-def _confidence(own: Spread, base: Spread) -> str:
-    counted = seeds(own.n) if own.n == base.n else f"{seeds(own.n)} against {base.n}"
-    if min(own.n, base.n) < 2:
-        return f"{counted}; too few to know the spread"
-    return f"{counted}; the ranges {'overlap' if own.overlaps(base) else 'do not overlap'}"
+def _confidence(error: Spread, baseline: Spread) -> str:
+    """How many seeds a comparison rests on, and whether they separate the two settings."""
+    text = plural(error.n, "seed")
+    if error.n != baseline.n:
+        text += f" against {baseline.n}"
+    if min(error.n, baseline.n) < 2:
+        return f"{text}; too few to know the spread"
+    if error.overlaps(baseline):
+        return f"{text}; the ranges overlap"
+    return f"{text}; the ranges do not overlap"
 
 
-def absent_teachers(rows: list[Row]) -> list[tuple[str, float, float | None]]:
-    """(network, error in percent, parameters) of each teacher that is not itself among the rows."""
-    found = []
+def absent_teachers(rows: list[SettingRow]) -> list[tuple[str, float, float | None]]:
+    """(network, error in percent, parameters) of each teacher that is not among the rows."""
+    teachers = []
     for row in rows:
-        facts = next((t for run in row.finished if (t := dig(run.summary, "teacher"))), None)
-        accuracy = number(dig(facts, "val_accuracy"))
-        if row.teacher is None and accuracy is not None:
-            name = model_name(str(dig(facts, "model") or dig(facts, "name") or "the"))
-            found.append((name, 100 * (1 - accuracy), number(dig(facts, "parameters"))))
-    return list(dict.fromkeys(found))
+        facts = [get_nested(run.summary, "teacher") for run in row.finished]
+        teacher = next(filter(None, facts), None)
+        error = error_percent(finite_number(get_nested(teacher, "val_accuracy")))
+        if row.teacher is not None or error is None:
+            continue
+        name = get_nested(teacher, "model") or get_nested(teacher, "name") or "the"
+        parameters = finite_number(get_nested(teacher, "parameters"))
+        teachers.append((model_name(str(name)), error, parameters))
+    return list(dict.fromkeys(teachers))
 
 
-def caveats(rows: list[Row]) -> list[str]:
-    """What a reader should know before trusting the table."""
+def caveats(rows: list[SettingRow]) -> list[str]:
+    """What a reader must know before trusting the table."""
     lines = []
+    any_alone = any(row.role == "alone" for row in rows)
     for row in rows:
-        missing = len(row.runs) - len(row.finished)
-        if missing and row.finished:
-            lines.append(
-                f"{row.label}: {missing} of {seeds(len(row.runs))} unfinished and left out of its numbers."
-            )
-        known = [run.seed for run in row.runs if run.seed is not None]
-        if len(set(map(str, known))) < len(known):
+        unfinished = len(row.runs) - len(row.finished)
+        if unfinished and row.finished:
+            of_runs = f"{unfinished} of {plural(len(row.runs), 'seed')}"
+            lines.append(f"{row.label}: {of_runs} unfinished and left out of its numbers.")
+        seeds = [str(run.seed) for run in row.runs if run.seed is not None]
+        if len(set(seeds)) < len(seeds):
             lines.append(f"{row.label}: a seed occurs more than once, so its spread is too small.")
-        if row.role == "student" and row.baseline is None and any(r.role == "alone" for r in rows):
+        if row.role == "student" and row.baseline is None and any_alone:
             lines.append(
-                f"{row.label}: no student alone with the same network, data and budget to compare with."
+                f"{row.label}: no student alone with the same network, data and budget"
+                " to compare with."
             )
     return lines

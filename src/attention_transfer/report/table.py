@@ -1,4 +1,4 @@
-"""The table of results: one list of columns, printed in a terminal or set in the page."""
+"""The table of results: its columns, for the terminal and for the page."""
 
 from __future__ import annotations
 
@@ -6,240 +6,188 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .formats import NONE, count, minutes, percent, plain, rate, signed, times
-from .load_run import dig, number
-from .rows import Row, Spread
-from .summary_text import caveats, decimals, sentences
+from .formats import MINUS, MISSING, count, minutes, percent, rate, signed, significant
+from .load_run import finite_number
+from .rows import SettingRow, Spread
+from .summary_text import caveats, error_digits, sentences
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+# header: (description, key in summary.json, format, whether to compare with the teacher)
+COSTS: dict[str, tuple[str, str, Callable[[float], str], bool]] = {
+    "parameters": ("of the network", "parameters", count, True),
+    "FLOPs": ("forward, one image, a multiply-add counted as two", "flops", count, True),
+    "inference images/s": (
+        "forward only, in batches", "inference.images_per_second", rate, True),
+    "latency ms": ("forward of one image", "inference.latency_ms", significant, False),
+    "training images/s": ("median over the epochs", "images_per_second", rate, False),
+    "minutes": ("to train one seed", "seconds", minutes, False),
+}  # fmt: skip
+
+# header: description
+RESULTS = {
+    "seeds": "finished runs",
+    "error %": "validation error, mean ± sample standard deviation",
+    "median": "median error over the seeds, %",
+    "min–max": "lowest and highest error, %",
+    "Δ alone": "points of error against the student alone; below zero is better",
+    "top-5 error %": "validation top-5 error",
+    "in box %": "share of the last stage's attention inside the object's box",
+}
+
 
 @dataclass(frozen=True)
 class Cell:
-    """`text`, a smaller second line, a tooltip, and a tone that only repeats what the text says."""
+    """A cell: its text, a smaller second line, a tooltip of the page, and the text's tone.
 
-    text: str = NONE
-    sub: str = ""
-    hint: str = ""
+    The tone is `better`, `worse`, `warn` or empty; it only repeats what the text says.
+    """
+
+    text: str = MISSING
+    subtext: str = ""
+    tooltip: str = ""
     tone: str = ""
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column; `about` says what it holds; `cost` columns make a second table where the terminal is narrow."""
+    """A column with a cell for each row; costs make a second table where space is short."""
 
-    head: str
-    about: str
+    header: str
+    description: str
     cells: list[Cell]
-    cost: bool = False
-
-    @property
-    def known(self) -> bool:
-        return any(cell.text != NONE for cell in self.cells)
+    is_cost: bool
 
 
-def columns(rows: list[Row]) -> list[Column]:
-    """The columns that have something to say about `rows`, the setting itself left out."""
-    digits = decimals(rows)
-
-    def column(head: str, about: str, cell: Callable[[Row], Cell], cost: bool = False) -> Column:
-        return Column(head, about, [cell(row) for row in rows], cost)
-
-    def measured(
-        *keys: str, write: Callable[[float | None], str] = count, compare: bool = True
-    ) -> Callable[[Row], Cell]:
-        def cell(row: Row) -> Cell:
-            ratio = times(row.versus_teacher(*keys)) if compare and row.role != "teacher" else ""
-            return Cell(write(row.value(*keys)), sub=f"{ratio} teacher" if ratio else "")
-
-        return cell
-
-    found = [
-        column("seeds", "finished runs", _seeds),
-        column(
-            "error %",
-            "validation error, mean ± sample standard deviation",
-            lambda r: _error(r, digits),
-        ),
-        column(
-            "median",
-            "median error over the seeds, %",
-            lambda r: _several(r, lambda s: f"{s.median:.{digits}f}"),
-        ),
-        column(
-            "min–max",
-            "lowest and highest error, %",
-            lambda r: _several(r, lambda s: _range(s, digits)),
-        ),
-        column(
-            "Δ alone",
-            "points of error against the student alone; below zero is better",
-            lambda r: _delta(r, digits),
-        ),
-        column("top-5 error %", "validation top-5 error", lambda r: _top5(r, digits)),
-        column("in box %", "share of the last stage's attention inside the object's box", _in_box),
-        column("parameters", "of the network", measured("parameters"), cost=True),
-        column(
-            "FLOPs",
-            "forward, one image, a multiply-add counted as two",
-            measured("flops"),
-            cost=True,
-        ),
-        column(
-            "inference images/s",
-            "forward only, in batches",
-            measured("inference", "images_per_second", write=rate),
-            cost=True,
-        ),
-        column(
-            "latency ms",
-            "forward of one image",
-            measured("inference", "latency_ms", write=plain, compare=False),
-            cost=True,
-        ),
-        column(
-            "training images/s",
-            "median over the epochs",
-            measured("images_per_second", write=rate, compare=False),
-            cost=True,
-        ),
-        column(
-            "minutes",
-            "to train one seed",
-            measured("seconds", write=minutes, compare=False),
-            cost=True,
-        ),
-    ]
-    return [c for c in found if c.known]
+def columns(rows: list[SettingRow]) -> list[Column]:
+    """The columns in which at least one row has a value."""
+    digits = error_digits(rows)
+    cells = [_result_cells(row, digits) | _cost_cells(row) for row in rows]
+    descriptions = RESULTS | {header: description for header, (description, *_) in COSTS.items()}
+    columns = []
+    for header, description in descriptions.items():
+        if any(header in row_cells for row_cells in cells):
+            column = [row_cells.get(header, Cell()) for row_cells in cells]
+            columns.append(Column(header, description, column, is_cost=header in COSTS))
+    return columns
 
 
-def _seeds(row: Row) -> Cell:
-    missing = len(row.runs) - len(row.finished)
-    return Cell(
-        str(len(row.finished)), sub=f"+{missing} unfinished" if missing and row.finished else ""
-    )
+def _result_cells(row: SettingRow, digits: int) -> dict[str, Cell]:
+    """The cells, by header, for which the row has results."""
+    cells = {"seeds": Cell(str(len(row.finished)))}
+    unfinished = len(row.runs) - len(row.finished)
+    if not row.finished:
+        cells["error %"] = Cell("unfinished", _epochs_done(row), tone="warn")
+    elif unfinished:
+        cells["seeds"] = Cell(str(len(row.finished)), f"+{unfinished} unfinished")
+
+    error, baseline_error, delta = row.error, row.baseline_error, row.delta
+    if error is not None:
+        values = ", ".join(f"{value:.{digits}f}" for value in error.values)
+        cells["error %"] = Cell(_mean_and_sd(error, digits), tooltip=f"each seed: {values}")
+    if error is not None and error.n > 1:
+        cells["median"] = Cell(f"{error.median:.{digits}f}")
+        cells["min–max"] = Cell(f"{error.low:.{digits}f}–{error.high:.{digits}f}")
+    if error is not None and baseline_error is not None and delta is not None:
+        tooltip = f"{error.mean:.{digits}f} % against {baseline_error.mean:.{digits}f} %"
+        # The tone follows the rounded text: 0.0 is neither better nor worse.
+        text = signed(delta, digits)
+        tone = {"+": "worse", MINUS: "better"}.get(text[0], "")
+        cells["Δ alone"] = Cell(text, tooltip=tooltip, tone=tone)
+    if row.top5_error is not None:
+        cells["top-5 error %"] = Cell(_mean_and_sd(row.top5_error, digits))
+
+    shares, chance = row.in_box(), row.median("attention", "box_area")
+    if shares:
+        stage = list(shares)[-1]
+        tooltip = f"{stage}; a uniform map would have the share of the box's area"
+        subtext = "" if chance is None else f"chance {100 * chance:.0f}"
+        cells["in box %"] = Cell(percent(shares[stage]), subtext, tooltip)
+    return cells
 
 
-def _range(spread: Spread, digits: int) -> str:
-    return f"{spread.low:.{digits}f}–{spread.high:.{digits}f}"
-
-
-def _error(row: Row, digits: int) -> Cell:
-    error = row.error
-    if error is None:
-        if row.finished:
-            return Cell()
-        return Cell("unfinished", sub=_progress(row), tone="warn")
-    spread = "" if error.sd is None else f" ± {error.sd:.{digits}f}"
-    each = ", ".join(f"{v:.{digits}f}" for v in error.values)
-    return Cell(f"{error.mean:.{digits}f}{spread}", hint=f"each seed: {each}")
-
-
-def _progress(row: Row) -> str:
-    last = max(
-        (run.metrics[-1] for run in row.runs if run.metrics),
-        key=lambda m: number(m.get("epoch")) or 0,
-        default=None,
-    )
-    epoch, planned = number(dig(last, "epoch")), number(row.first.config.get("epochs"))
-    if epoch is None:
+def _epochs_done(row: SettingRow) -> str:
+    """`epoch 5 of 12`, of the run that is furthest."""
+    epochs = [finite_number(run.metrics[-1].get("epoch")) for run in row.runs if run.metrics]
+    furthest = max(filter(None, epochs), default=None)
+    planned = finite_number(row.first.config.get("epochs"))
+    if furthest is None:
         return ""
-    return f"epoch {epoch:.0f}" + (f" of {planned:.0f}" if planned else "")
+    if planned is None:
+        return f"epoch {furthest:.0f}"
+    return f"epoch {furthest:.0f} of {planned:.0f}"
 
 
-def _several(row: Row, write: Callable[[Spread], str]) -> Cell:
-    return Cell(write(row.error)) if row.error and row.error.n > 1 else Cell()
+def _mean_and_sd(spread: Spread, digits: int) -> str:
+    """`25.7 ± 0.7`, or the mean alone for a single seed."""
+    if spread.sd is None:
+        return f"{spread.mean:.{digits}f}"
+    return f"{spread.mean:.{digits}f} ± {spread.sd:.{digits}f}"
 
 
-def _delta(row: Row, digits: int) -> Cell:
-    own, base, delta = row.error, row.baseline.error if row.baseline else None, row.delta
-    if own is None or base is None or delta is None:
-        return Cell()
-    text = signed(delta, digits)
-    tone = {"+": "worse", "0": ""}.get(text[0], "better")
-    return Cell(
-        text, hint=f"{percent(own.mean, digits)} against {percent(base.mean, digits)}", tone=tone
-    )
+def _cost_cells(row: SettingRow) -> dict[str, Cell]:
+    """The costs that the row's runs measured, by header, with their ratios to the teacher's."""
+    cells = {}
+    for header, (_, key, write, compare) in COSTS.items():
+        keys = key.split(".")
+        value, ratio = row.median(*keys), row.times_teacher(*keys)
+        if value is None:
+            continue
+        subtext = ""
+        if compare and ratio is not None and row.role != "teacher":
+            subtext = f"{significant(ratio, 2)}× teacher"
+        cells[header] = Cell(write(value), subtext)
+    return cells
 
 
-def _top5(row: Row, digits: int) -> Cell:
-    error = row.top5_error
-    if error is None:
-        return Cell()
-    return Cell(
-        f"{error.mean:.{digits}f}" + ("" if error.sd is None else f" ± {error.sd:.{digits}f}")
-    )
-
-
-def _in_box(row: Row) -> Cell:
-    shares, chance = row.in_box(), row.value("attention", "box_area")
-    if not shares:
-        return Cell()
-    stage, share = shares[-1]
-    known = "" if chance is None else f"chance {100 * chance:.0f}"
-    return Cell(
-        f"{100 * share:.1f}",
-        sub=known,
-        hint=f"{stage}; a uniform map would have the share of the box's area",
-    )
-
-
-def print_table(rows: list[Row], console: Console) -> None:
-    """Prints the rows, then the same results in plain words; two tables where one would not fit."""
-    from rich.measure import Measurement
+def print_table(rows: list[SettingRow], console: Console) -> None:
+    """Prints the rows as one table, or as two where one is too wide, then the results in words."""
     from rich.text import Text
 
-    found = columns(rows)
-    whole = _table(rows, found, named=True)
-    if (
-        Measurement.get(console, console.options.update(max_width=10_000), whole).maximum
-        <= console.width
-    ):
-        console.print(whole)
+    all_columns = columns(rows)
+    table = _table(rows, all_columns, with_model=True)
+    # Measured against a very wide console: its own width would cap the result.
+    needed = console.measure(table, options=console.options.update(max_width=10_000)).maximum
+    if needed <= console.width:
+        console.print(table)
     else:
-        for cost in (False, True):
-            if chosen := [c for c in found if c.cost == cost]:
-                console.print(_table(rows, chosen, named=cost))
+        results = [column for column in all_columns if not column.is_cost]
+        costs = [column for column in all_columns if column.is_cost]
+        console.print(_table(rows, results, with_model=False))
+        if costs:
+            console.print(_table(rows, costs, with_model=True))
     for line in sentences(rows) + caveats(rows):
         console.print(Text(line), soft_wrap=True)
 
 
-def _table(rows: list[Row], found: list[Column], named: bool) -> Table:
-    """The rows with these columns; `named` adds the network's name."""
+def _table(rows: list[SettingRow], columns: list[Column], with_model: bool) -> Table:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("setting")
-    if named:
+    if with_model:
         table.add_column("network", no_wrap=True)
-    for column in found:
-        table.add_column(_stacked(column.head), justify="right", no_wrap=True, vertical="top")
-    colour = {"better": "green", "worse": "red", "warn": "yellow"}
+    for column in columns:
+        header = column.header
+        if len(header) > 9:
+            header = header.replace(" ", "\n", 1)
+        table.add_column(header, justify="right", no_wrap=True, vertical="top")
+    colours = {"better": "green", "worse": "red", "warn": "yellow"}
     for i, row in enumerate(rows):
-        texts = [Text(row.label, style="bold")] + ([Text(row.model)] if named else [])
-        for column in found:
-            cell = column.cells[i]
-            text = Text(cell.text, style=colour.get(cell.tone, ""))
-            texts.append(
-                text + Text("\n" + cell.sub.removesuffix(" teacher"), style="dim")
-                if cell.sub
-                else text
-            )
+        texts = [Text(row.label, style="bold")]
+        if with_model:
+            texts.append(Text(row.model))
+        for cell in (column.cells[i] for column in columns):
+            text = Text(cell.text, style=colours.get(cell.tone, ""))
+            if cell.subtext:
+                text += Text("\n" + cell.subtext.removesuffix(" teacher"), style="dim")
+            texts.append(text)
+            # The caption names the teacher once for the whole table.
+            if cell.subtext.endswith(" teacher"):
+                table.caption, table.caption_justify = "×: times the teacher's", "left"
         table.add_row(*texts)
-    if any(cell.sub.endswith(" teacher") for column in found for cell in column.cells):
-        table.caption, table.caption_justify = "×: times the teacher's", "left"
     return table
-
-
-def _stacked(head: str) -> str:
-    """The head of a column on two lines where it is long."""
-    return head.replace(" ", "\n", 1) if len(head) > 9 else head
-
-
-def subtitle(row: Row) -> str:
-    """The network of a row whose label does not name it."""
-    return "" if row.model in row.label else row.model
