@@ -32,7 +32,7 @@ SPIKE = 4  # a loss this many times the chart's median would flatten everything 
 CSS_VARIABLES = {INK: "--ink", SOFT: "--soft", GRID: "--grid", PAPER: "--paper"}
 CSS_VARIABLES |= {f"#0a0b{i:02x}": f"--c{i}" for i in range(COLOURS)}
 
-CHART_SETTINGS: dict[str, Any] = {
+CHART_SETTINGS: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text
     "svg.hashsalt": "attention-transfer",  # the same runs make the same page
     "font.size": 9.5,
