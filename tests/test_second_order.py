@@ -609,7 +609,8 @@ class TestWhatStandsInTheWay:
         model, (x, y) = batch_normalised(), batch()
         for use in (at.input_gradient, at.gradient_norm_loss, at.symmetry_loss):
             with pytest.warns(
-                UserWarning, match="1 layers normalise by their batch.*put the model in eval mode"
+                UserWarning,
+                match="1 layers of the model normalise by their batch.*put the model in eval mode",
             ):
                 use(model, x, y)
         with warnings.catch_warnings():

@@ -53,12 +53,8 @@ def input_gradient(model: nn.Module, x: Tensor, y: Tensor, create_graph: bool = 
             "a compiled model cannot be differentiated twice from outside (create_graph=True): "
             "pass the plain model, or compile the function that calls input_gradient"
         )
-    if not torch.compiler.is_compiling() and (layers := batch_dependent_layers(model)):
-        warnings.warn(
-            f"{len(layers)} layers normalise by their batch ({layers[0]}, …), so that the input "
-            "gradients depend on the rest of the batch: put the model in eval mode",
-            stacklevel=2,
-        )
+    if not torch.compiler.is_compiling() and (text := batch_dependence(model, "the model")):
+        warnings.warn(f"{text}: put the model in eval mode", BatchStatisticsWarning, stacklevel=2)
     with defer_batch_norm_counters(model):
         return logits_and_input_gradient(lambda x: (model(x), []), x, y, create_graph)[0]
 
@@ -170,3 +166,14 @@ def batch_dependent_layers(model: nn.Module) -> list[str]:
         if module.training or module.running_mean is None:
             names.append(name)
     return names
+
+
+def batch_dependence(model: nn.Module, name: str) -> str | None:
+    """Says that the model's layers make its input gradients depend on the batch, if they do."""
+    layers = batch_dependent_layers(model)
+    if not layers:
+        return None
+    return (
+        f"{len(layers)} layers of {name} normalise by their batch ({layers[0]}, …), "
+        "so that its input gradients depend on the rest of the batch"
+    )

@@ -17,7 +17,7 @@ from .methods.base import Method, StepInputs, TrainingFraction
 from .numerics import at_least_float32
 from .second_order import (
     BatchStatisticsWarning,
-    batch_dependent_layers,
+    batch_dependence,
     defer_batch_norm_counters,
     logits_and_input_gradient,
 )
@@ -212,15 +212,12 @@ class Transfer(nn.Module):
 
     def batch_dependence_warning(self) -> str | None:
         """A warning if input gradients of the student, in its present mode, depend on the batch."""
-        layers = batch_dependent_layers(self.student) if self._gradient_methods else []
-        if not layers:
+        text = batch_dependence(self.student, "the student")
+        if text is None or not self._gradient_methods:
             return None
-        return (
-            f"{len(layers)} layers of the student normalise by their batch ({layers[0]}, …), "
-            "so that its input gradients depend on the rest of the batch, and "
-            f"{', '.join(m.name for m in self._gradient_methods)} with them: "
-            "take a student without batch normalisation, or put it in eval mode"
-        )
+        names = ", ".join(method.name for method in self._gradient_methods)
+        advice = "take a student without batch normalisation, or put it in eval mode"
+        return f"{text}, and {names} with them: {advice}"
 
     def trainable_parameters(self) -> Iterator[nn.Parameter]:
         """The student's parameters and the adapters', for the optimiser."""

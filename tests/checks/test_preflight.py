@@ -708,7 +708,8 @@ class TestInARun:
         stop_after(monkeypatch, 5, lambda loop: setattr(loop, "stop_signal", 2))
         heard = []
         monkeypatch.setattr(
-            "attention_transfer.train.progress.ProgressBar.say", lambda self, text: heard.append(text)
+            "attention_transfer.train.progress.ProgressBar.say",
+            lambda self, text: heard.append(text),
         )
         for expected in (1, 1):
             with pytest.raises(Interrupted):
