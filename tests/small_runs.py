@@ -102,17 +102,22 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, step: int, action: Callable[[Any], None]) -> None:
-    """Calls `action` on the training loop when it has done `step` steps."""
+    """Calls `action` on the trainer when it has done `step` steps."""
     from attention_transfer.train.trainer import Trainer
 
-    original = Trainer._step
+    original = Trainer.train_step
 
     def watched(self: Any, *batch: Any) -> None:
         original(self, *batch)
         if self.step == step:
             action(self)
 
-    monkeypatch.setattr(Trainer, "_step", watched)
+    monkeypatch.setattr(Trainer, "train_step", watched)
+
+
+def request_stop(trainer: Any) -> None:
+    """For `stop_after`: as if Ctrl-C had come."""
+    trainer.stop.received = True
 
 
 def write_factory(folder: Path, factory: str = "make") -> str:
@@ -182,7 +187,7 @@ def _quick() -> Iterator[None]:
     scenes = _scenes()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("attention_transfer.data.digits.open_digits", lambda: scenes)
-        patch.setattr("attention_transfer.train.run.profile", _no_measuring)
+        patch.setattr("attention_transfer.train.finish.profile", _no_measuring)
         yield
 
 

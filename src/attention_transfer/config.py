@@ -18,6 +18,7 @@ from .errors import UserError, check_choice
 from .methods.options import MethodOptions
 from .models.options import NetworkOptions
 from .options import from_mapping, option, option_specs
+from .run_folder import read_yaml_mapping
 from .runtime.options import RuntimeOptions
 from .train.options import (
     LabelOptions,
@@ -129,19 +130,10 @@ def read_recipe(file: str | Path) -> dict[str, Any]:
     Raises:
         UserError: for a file that cannot be read, is not YAML or is no mapping.
     """
-    import yaml
-
     try:
-        options = yaml.safe_load(Path(file).read_text())
+        return read_yaml_mapping(Path(file))
     except OSError as error:
         raise UserError(f"cannot read the recipe {file}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{file} is not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(options, dict):
-        raise UserError(
-            f"{file} holds a {type(options).__name__}: expected options as KEY: VALUE lines"
-        )
-    return options
 
 
 def recipe_names() -> list[str]:

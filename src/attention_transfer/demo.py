@@ -1,13 +1,14 @@
-"""`attention-transfer demo`: the whole story on the built-in data.
+"""`attention-transfer demo`: a teacher that saw many scenes, and students that see few.
 
-A teacher that saw many scenes; students that see few: alone, with attention transfer, with distillation, with both, at
-the same budget and with the same seeds. The outcome is printed as it falls.
+The students learn alone, with attention transfer, with distillation and with both; all with the
+same budget and the same seeds.
 """
 
 from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -16,8 +17,8 @@ from .launch import run_and_report
 from .report import group_runs, print_table, read_run, write_report
 from .run_folder import RunFolder
 
-# A constant β = 1000, the authors', is for runs of tens of thousands of steps; these have a few hundred.
-STUDENTS: dict[str, dict[str, object]] = {
+# The authors' β, a constant 1000, suits runs of tens of thousands of steps; these have hundreds.
+STUDENTS: dict[str, dict[str, Any]] = {
     "none": {},
     "at": {"beta": 100.0},
     "kd": {},
@@ -26,28 +27,21 @@ STUDENTS: dict[str, dict[str, object]] = {
 
 
 def run_demo(out: Path, seeds: int, console: Console) -> None:
-    """Runs the story into `out`; what is finished there is not done again."""
+    """Runs the demo into `out`, without the runs that are finished there."""
     start = time.monotonic()
-    teacher = RunFolder(out / "teacher")
-    run_and_report(
-        make_recipe({"command": "train"}, named_recipe("digits-teacher")), teacher, console
-    )
-    folders = [teacher]
+    folders = [RunFolder(out / "teacher")]
+    teacher = {"command": "train"}
+    run_and_report(make_recipe(teacher, named_recipe("digits-teacher")), folders[0], console)
     for seed in range(seeds):
         for method, options in STUDENTS.items():
-            folder = RunFolder(out / method / f"seed-{seed}")
-            words = {"command": "distill", "teacher": str(teacher), "method": method, "seed": seed}
-            run_and_report(
-                make_recipe(named_recipe("digits-student"), words, options), folder, console
-            )
-            folders.append(folder)
-    runs = [read_run(f) for f in folders]
+            student = {"command": "distill", "teacher": str(folders[0]), "method": method}
+            recipe = make_recipe(named_recipe("digits-student"), student, options, {"seed": seed})
+            folders.append(RunFolder(out / method / f"seed-{seed}"))
+            run_and_report(recipe, folders[-1], console)
+    runs = [read_run(folder) for folder in folders]
     print_table(group_runs(runs), console)
     report = out / "report.html"
     write_report(runs, report)
-    console.print(
-        f"{(time.monotonic() - start) / 60:.1f} min. Curves, costs and attention maps: {report}",
-        markup=False,
-        highlight=False,
-        soft_wrap=True,
-    )
+    minutes = (time.monotonic() - start) / 60
+    text = f"{minutes:.1f} min. Curves, costs and attention maps: {report}"
+    console.print(text, markup=False, highlight=False, soft_wrap=True)

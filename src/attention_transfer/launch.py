@@ -1,4 +1,4 @@
-"""A recipe over one or several seeds, each run ending with its report."""
+"""A recipe over one or several seeds; each run ends with its report."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -18,166 +16,159 @@ from rich.console import Console
 
 from .config import Recipe
 from .data import prepare_data
-from .errors import RunError, UserError
+from .errors import RunError, UserError, first_line
 from .report import read_run, write_report
 from .run_folder import RunFolder
-from .train.run import AT_ONCE, run
-from .train.trainer import Interrupted, handling
+from .runtime.process import local_rank
+from .train.run import run
+from .train.signals import Interrupted, signal_handlers
 
-POLL = 0.3  # seconds
-Run = tuple[Any, Connection, RunFolder]
+POLL_SECONDS = 0.3
 
 
 def run_seeds(
-    recipe: Recipe, out: Path, seeds: int, console: Console, at_once: int = 1
+    recipe: Recipe, out: Path, seeds: int, console: Console, jobs: int = 1
 ) -> list[RunFolder]:
-    """Runs `recipe` into `out`, or with several seeds into `out/seed-S`, S counting up from the recipe's seed.
+    """Runs `recipe` into `out`, or several seeds into `out/seed-S`, S from the recipe's seed up.
 
     Args:
-        at_once: so many seeds at a time, each in a process of its own that has its share of the cores.
+        jobs: number of seeds that run at the same time, each in a process with its share of cores.
+
+    Raises:
+        UserError, RunError: from the first run that failed. The runs under way then end, and no
+            other is started.
+        Interrupted: after a signal, once every run has saved its state.
     """
     if seeds > 1 and RunFolder(out).exists:
         raise UserError(f"{out} holds a single run: give the {seeds} seeds another --out")
-    if at_once > 1 and recipe.devices * recipe.nodes > 1:
+    if jobs > 1 and recipe.devices * recipe.nodes > 1:
         raise UserError(
-            f"--at-once is {at_once}: a run of several processes has the machine to itself, expected 1"
+            f"--jobs is {jobs}: a run of several processes has the machine to itself, expected 1"
         )
-    runs = [
-        (replace(recipe, seed=seed), RunFolder(out if seeds == 1 else out / f"seed-{seed}"))
-        for seed in range(recipe.seed, recipe.seed + seeds)
-    ]
-    folders = [folder for _, folder in runs]
-    if at_once > 1 and seeds > 1:
-        _run_at_once(runs, min(at_once, seeds), console)
+    runs = [(recipe, RunFolder(out))]
+    if seeds > 1:
+        recipes = [replace(recipe, seed=recipe.seed + k) for k in range(seeds)]
+        runs = [(r, RunFolder(out / f"seed-{r.seed}")) for r in recipes]
+    if jobs > 1 and seeds > 1:
+        _run_jobs(runs, min(jobs, seeds), console)
     else:
-        for one, folder in runs:
-            run_and_report(one, folder, console)
-    if seeds > 1 and all(f.finished for f in folders) and os.environ.get("LOCAL_RANK", "0") == "0":
-        write_report([read_run(f) for f in folders], out / "report.html")
+        for seed_recipe, folder in runs:
+            run_and_report(seed_recipe, folder, console)
+    folders = [folder for _, folder in runs]
+    if seeds > 1 and local_rank() == 0 and all(folder.finished for folder in folders):
+        write_report([read_run(folder) for folder in folders], out / "report.html")
     return folders
 
 
-def run_and_report(recipe: Recipe, folder: RunFolder, console: Console) -> dict[str, Any]:
-    """One run and its report.html."""
-    summary = run(recipe, folder.path, console)
+def run_and_report(
+    recipe: Recipe, folder: RunFolder, console: Console, jobs: int = 1
+) -> dict[str, Any]:
+    """One run and its report.html; returns the summary."""
+    summary = run(recipe, folder.path, console, jobs)
     if summary and not folder.report_file.is_file():
         write_report([read_run(folder)], folder.report_file)
     return summary
 
 
-def _run_at_once(runs: list[tuple[Recipe, RunFolder]], count: int, console: Console) -> None:
-    """After a run that failed no other is started; those under way end as they would have.
+@dataclass
+class Job:
+    """A run in a process of its own. (An executor of concurrent.futures would end all of its
+    processes when one dies, and takes no signals.)"""
 
-    Raises:
-        UserError, RunError: what the first that failed says; the others are said when they fail.
-        Interrupted: after a signal, once every run has saved its state.
-    """
-    waiting, failed = list(runs), list[Exception]()
-    running: list[Run] = []
-    prepare_data(runs[0][0].data)
-    threads = max(1, torch.get_num_threads() // count)
-    with (
-        _environment(OMP_NUM_THREADS=threads),
-        _environment(**{AT_ONCE: count}),
-        _signals() as stopped,
-    ):
-        while running or (waiting and not failed and not stopped()):
-            while waiting and not failed and not stopped() and len(running) < count:
-                running.append(_start(*waiting.pop(0)))
-            ready = wait([pipe for _, pipe, _ in running], POLL)
-            for one in [one for one in running if one[1] in ready]:
-                running.remove(one)
-                if (error := _end(*one, stopped())) is not None:
-                    failed.append(error)
-                    console.print(f"failed: {error}", markup=False, highlight=False, soft_wrap=True)
-            if stopped():  # from a terminal they have it already: a second one changes nothing
-                for process, _, _ in running:
-                    process.terminate()
-        if failed:
-            raise failed[0]
-        if stopped():
-            raise Interrupted
+    folder: RunFolder
+    process: Any
+    pipe: Connection  # receives the run's error, or None
+
+    def result(self) -> Exception | None:
+        """Waits for the end of the run; the error, or None, also for a run that was stopped."""
+        try:
+            error: Exception | None = self.pipe.recv()
+        except EOFError:
+            self.process.join()
+            error = RunError(f"its process ended with status {self.process.exitcode}")
+        self.process.join()
+        if error is None:
+            return None
+        return type(error)(f"{self.folder}: {error}")
 
 
-def _start(recipe: Recipe, folder: RunFolder) -> Run:
+def submit(recipe: Recipe, folder: RunFolder, jobs: int, threads: int) -> Job:
+    """Starts a run that shares this machine with `jobs` - 1 others."""
     context = multiprocessing.get_context("spawn")  # CUDA and OpenMP do not survive a fork
-    here, there = context.Pipe(duplex=False)
-    process = context.Process(target=_serve, args=(recipe, folder, there))
-    with handling(
-        signal.SIG_IGN, signal.SIGINT
-    ):  # which it inherits: until it trains, only SIGTERM ends it
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_work, args=(recipe, folder, jobs, threads, sender))
+    # The process inherits this: Ctrl-C reaches it too, and must not end it before it can save.
+    with signal_handlers(signal.SIG_IGN, signal.SIGINT):
         process.start()
-    there.close()
-    return process, here, folder
+    sender.close()  # so that the end of the process ends the pipe
+    return Job(folder, process, receiver)
 
 
-def _end(process: Any, pipe: Connection, folder: RunFolder, stopped: bool) -> Exception | None:
+def _run_jobs(runs: list[tuple[Recipe, RunFolder]], jobs: int, console: Console) -> None:
+    waiting = list(runs)
+    running: list[Job] = []
+    errors: list[Exception] = []
+    signals: list[int] = []
+    prepare_data(runs[0][0].data)  # once, not in each process
+    threads = max(1, torch.get_num_threads() // jobs)
+    with signal_handlers(lambda number, _: signals.append(number), signal.SIGINT, signal.SIGTERM):
+        while running or (waiting and not errors and not signals):
+            while waiting and not errors and not signals and len(running) < jobs:
+                running.append(submit(*waiting.pop(0), jobs, threads))
+            ready = wait([job.pipe for job in running], POLL_SECONDS)
+            for job in [job for job in running if job.pipe in ready]:
+                running.remove(job)
+                error = job.result()
+                if error is not None and not (signals and job.process.exitcode):
+                    errors.append(error)
+                    text = f"failed: {error}"
+                    console.print(text, markup=False, highlight=False, soft_wrap=True)
+            if signals:
+                for job in running:
+                    # Harmless to a run that has stopped for Ctrl-C already.
+                    job.process.terminate()
+    if errors:
+        raise errors[0]
+    if signals:
+        raise Interrupted
+
+
+def _work(recipe: Recipe, folder: RunFolder, jobs: int, threads: int, pipe: Connection) -> None:
+    """The process of a job: sends what went wrong, or None, through `pipe`."""
+    if "OMP_NUM_THREADS" not in os.environ:
+        os.environ["OMP_NUM_THREADS"] = str(threads)  # for the processes that this one starts
+        torch.set_num_threads(threads)
+    stdout: Any = _LabelledStdout(folder.path.name)
+    error: Exception | None = None
     try:
-        kind, text = pipe.recv()
-    except EOFError:
-        process.join()
-        kind, text = (
-            (None, "")
-            if stopped
-            else (RunError, f"its process ended with status {process.exitcode}")
-        )
-    process.join()
-    return None if kind is None else kind(f"{folder}: {text}")
-
-
-def _serve(recipe: Recipe, folder: RunFolder, pipe: Connection) -> None:
-    """A run in a process of its own; what went wrong goes through `pipe`, in one line."""
-    console = Console(file=_Labelled(folder.path.name), force_terminal=False)  # type: ignore[arg-type]
-    said: tuple[type[Exception] | None, str] = (None, "")
-    try:
-        run_and_report(recipe, folder, console)
-    except (UserError, RunError) as error:
-        said = (UserError if isinstance(error, UserError) else RunError), str(error)
+        run_and_report(recipe, folder, Console(file=stdout, force_terminal=False), jobs)
+    except (UserError, RunError) as raised:
+        # A plain error of either kind, because not every subclass can be pickled.
+        kind = UserError if isinstance(raised, UserError) else RunError
+        error = kind(str(raised))
     except KeyboardInterrupt:
-        pass  # saved
-    except Exception as error:
+        pass  # the state is saved
+    except Exception as raised:
         if os.environ.get("ATTENTION_TRANSFER_TRACEBACK"):
             raise
-        first = (str(error).strip().splitlines() or [""])[0][:1000]
-        said = (
-            RunError,
-            f"{type(error).__name__}: {first} (ATTENTION_TRANSFER_TRACEBACK=1 shows where)",
+        error = RunError(
+            f"{type(raised).__name__}: {first_line(raised)[:1000]} "
+            "(ATTENTION_TRANSFER_TRACEBACK=1 shows where)"
         )
-    pipe.send(said)
+    pipe.send(error)
 
 
-class _Labelled:
-    """Standard output with a word before each line, where several processes share it."""
+class _LabelledStdout:
+    """Standard output with the name of the run before each line."""
 
     def __init__(self, label: str):
         self.label = label
 
     def write(self, text: str) -> int:
-        # In one piece, or another process's line could come between.
-        sys.stdout.write(
-            "".join(f"{self.label} | {line}" for line in text.splitlines(keepends=True))
-        )
+        lines = [f"{self.label} | {line}" for line in text.splitlines(keepends=True)]
+        # In one piece, or the line of another process could come between.
+        sys.stdout.write("".join(lines))
         return len(text)
 
     def flush(self) -> None:
         sys.stdout.flush()
-
-
-@contextmanager
-def _environment(**words: object) -> Iterator[None]:
-    """What processes started inside find in their environment, unless the user has said otherwise."""
-    new = {name: str(word) for name, word in words.items() if name not in os.environ}
-    os.environ.update(new)
-    try:
-        yield
-    finally:
-        for name in new:
-            del os.environ[name]
-
-
-@contextmanager
-def _signals() -> Iterator[Callable[[], bool]]:
-    """Whether Ctrl-C or SIGTERM came meanwhile."""
-    came: list[int] = []
-    with handling(lambda number, frame: came.append(number), signal.SIGINT, signal.SIGTERM):
-        yield lambda: bool(came)

@@ -1,14 +1,14 @@
-"""The run folder: what its files are called, and how each is written so that a crash never leaves half of one.
+"""The files of a run folder, each written so that a crash never leaves half of one.
 
 config.yaml          the effective recipe; `--config` of it runs the same thing again
 environment.json     versions, hardware, commit, command, what `auto` decided
-metrics.jsonl        a line an epoch
+metrics.jsonl        a line for each epoch
 checkpoint.pt        all that is needed to continue (not the teacher's weights)
-student.safetensors  the last epoch's weights, its metadata the network's name, classes and preprocessing
+student.safetensors  the last epoch's weights; metadata: the network's name, classes, preprocessing
 maps.npz             attention maps of a few validation images, for the report
 report.html          opens from disk
 summary.json         only when the run is finished
-logs/                what `--log` wrote, and how far it has come
+logs/                what `--log` wrote, and the last step of each logger
 """
 
 from __future__ import annotations
@@ -26,18 +26,23 @@ from .errors import RunError, UserError
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yields a temporary sibling of `path` that takes its place when the block ends well, and is removed when not."""
+    """Yields a temporary sibling of `path`, which replaces it if the block succeeds.
+
+    Raises:
+        RunError: if the disk is full; the old file is kept.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     try:
         yield partial
         os.replace(partial, path)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise RunError(
-                f"cannot write {path}: {error.strerror}; the last good one is kept: make room and run the command again"
-            ) from error
-        raise
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise RunError(
+            f"cannot write {path}: {error.strerror}; the last good one is kept: "
+            "make room and run the command again"
+        ) from error
     finally:
         partial.unlink(missing_ok=True)
 
@@ -49,7 +54,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 class RunFolder:
-    """A run's folder, read and written by the names above. Reading what is not there gives None or an empty list."""
+    """Reads and writes a run's folder. A missing file reads as None or as empty."""
 
     def __init__(self, path: str | os.PathLike[str]):
         self.path = Path(path)
@@ -78,25 +83,22 @@ class RunFolder:
         """An existing run folder.
 
         Raises:
-            UserError: where `path` holds no run.
+            UserError: if `path` holds no run.
         """
         run = cls(path)
         if not run.exists:
-            what = (
-                "is not a run folder: it has no config.yaml"
-                if run.path.is_dir()
-                else "does not exist"
+            problem = "does not exist"
+            if run.path.is_dir():
+                problem = "is not a run folder: it has no config.yaml"
+            raise UserError(
+                f"{path} {problem}; a run folder is what --out of train or distill named"
             )
-            raise UserError(f"{path} {what}; a run folder is what --out of train or distill named")
         return run
 
     def config(self) -> dict[str, Any]:
-        found = _yaml(self.config_file) or {}
-        if not isinstance(found, dict):
-            raise UserError(
-                f"{self.config_file} holds a {type(found).__name__}: expected options as KEY: VALUE lines"
-            )
-        return found
+        if not self.exists:
+            return {}
+        return read_yaml_mapping(self.config_file)
 
     def write_config(self, config: Mapping[str, Any]) -> None:
         import yaml
@@ -111,7 +113,7 @@ class RunFolder:
         return read_json(self.summary_file)
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The finished epochs, oldest first; a last line cut short by a crash is left out."""
+        """The rows of finished epochs, oldest first, without a last line that a crash cut short."""
         if not self.metrics_file.is_file():
             return []
         rows = []
@@ -123,47 +125,64 @@ class RunFolder:
         return rows
 
     def write_metrics(self, rows: list[dict[str, Any]]) -> None:
-        """Replaces the file: a continued run drops the epochs that came after its checkpoint."""
+        """Replaces the file: a continued run drops the epochs after its checkpoint."""
         with replacing(self.metrics_file) as partial:
             partial.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
+    """The object in a JSON file, or None if there is no file.
+
+    Raises:
+        UserError: for a file that is not JSON.
+    """
+    if not path.is_file():
+        return None
     try:
-        return json.loads(path.read_text()) if path.is_file() else None
+        value: dict[str, Any] = json.loads(path.read_text())
     except ValueError as error:
         raise UserError(f"{path} is not JSON: {error}") from error
+    return value
 
 
-def _yaml(path: Path) -> Any:
+def read_yaml_mapping(path: Path) -> dict[str, Any]:
+    """The options in a YAML file.
+
+    Raises:
+        UserError: for a file that is not YAML or holds no mapping.
+        OSError: for a file that cannot be read.
+    """
     import yaml
 
     try:
-        return yaml.safe_load(path.read_text()) if path.is_file() else None
+        value = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(value, dict):
+        raise UserError(
+            f"{path} holds a {type(value).__name__}: expected options as KEY: VALUE lines"
+        )
+    return value
 
 
 def find_runs(paths: list[str | os.PathLike[str]]) -> list[RunFolder]:
-    """The run folders that `paths` name: each a run, or a folder of runs at any depth (its seeds, a whole demo).
+    """The runs that `paths` name: each path a run, or a folder with runs at any depth.
 
-    What lies within a run (its logs) is none.
+    Folders inside a run, such as its logs, do not count.
 
     Raises:
-        UserError: for a path with no run in it.
+        UserError: for a path without a run.
     """
-    found: dict[Path, RunFolder] = {}
+    runs: dict[Path, RunFolder] = {}
     for path in paths:
-        run = RunFolder(path)
-        inside = [run]
-        if not run.exists:
-            folders = [f.parent for f in sorted(run.path.rglob("config.yaml"))]
-            inside = [
-                RunFolder(f) for f in folders if not any(other in f.parents for other in folders)
-            ]
-        if not inside:
+        folders = [Path(path)]
+        if not RunFolder(path).exists:
+            folders = [file.parent for file in sorted(Path(path).rglob("config.yaml"))]
+        if not folders:
             raise UserError(
                 f"no run in {path}: expected a run folder (with config.yaml) or a folder of them"
             )
-        found.update({r.path.resolve(): r for r in inside})
-    return list(found.values())
+        for folder in folders:
+            if not any(other in folder.parents for other in folders):
+                runs[folder.resolve()] = RunFolder(folder)
+    return list(runs.values())

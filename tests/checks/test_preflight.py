@@ -18,7 +18,7 @@ from attention_transfer.checks.findings import Finding
 from attention_transfer.checks.preflight import preflight
 from attention_transfer.checks.teacher import at_least
 from attention_transfer.methods import METHODS, Method
-from attention_transfer.train.trainer import Interrupted
+from attention_transfer.train.signals import Interrupted
 
 
 class Noisy(Net):

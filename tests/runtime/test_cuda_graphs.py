@@ -21,9 +21,9 @@ def test_what_cannot_have_them():
         match="--compile graphs: CUDA graphs need a GPU, and the device is cpu: choose on",
     ):
         resolve.resolve_runtime(small(device="cpu", compile="graphs"), 0.0)
-    assert cuda_graphs.refused(small(), "cuda") is None
-    assert "--accumulate" in cuda_graphs.refused(small(accumulate=2), "cuda")
-    assert "processes" in cuda_graphs.refused(small(devices=2), "cuda")
+    assert cuda_graphs.refusal("cuda", accumulate=1, processes=1) is None
+    assert "--accumulate" in cuda_graphs.refusal("cuda", accumulate=2, processes=1)
+    assert "processes" in cuda_graphs.refusal("cuda", accumulate=1, processes=2)
     # A run that had them and goes on elsewhere was not asked for them by name.
     assert not resolve.resolve_runtime(
         small(device="cpu", compile="auto"), 0.0, {"compile": True, "graphs": True}
@@ -44,7 +44,9 @@ def test_what_the_compiler_is_told():
 def test_every_step_begins_one(teacher_run, tmp_path, monkeypatch):
     begun = []
     monkeypatch.setattr(
-        run, "resolve_runtime", lambda *a: replace(resolve.resolve_runtime(*a), graphs=True)
+        run,
+        "resolve_runtime",
+        lambda *args, **options: replace(resolve.resolve_runtime(*args, **options), graphs=True),
     )
     monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", lambda: begun.append(1))
     assert "CUDA graphs" in carry_out(distilled(teacher_run), tmp_path / "run")

@@ -17,8 +17,8 @@ from small_runs import (
 )
 
 from attention_transfer.errors import UserError
+from attention_transfer.train.assemble import assemble
 from attention_transfer.train.optimizer import make_scheduler
-from attention_transfer.train.run import assemble
 
 pytestmark = pytest.mark.usefixtures("quick_runs")
 
@@ -91,7 +91,7 @@ def test_every_schedule_of_every_length(schedule, total):
 
 
 def test_one_cycle_rises_for_a_quarter_and_ends_near_zero():
-    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], 0.1)
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], 0.2)
     scheduler = make_scheduler(small(schedule="one-cycle", lr=0.2), optimizer, 10, 40)
     rates = [optimizer.param_groups[0]["lr"]]
     for _ in range(39):

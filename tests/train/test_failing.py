@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import signal
 
 import pytest
 import torch
@@ -14,6 +13,7 @@ from small_runs import (
     carry_out,
     contents,
     distilled,
+    request_stop,
     rows,
     small,
     stop_after,
@@ -48,12 +48,12 @@ def from_call(number, original, instead):
 
 def poison(monkeypatch, step):
     """The images of one step are not numbers, as if the network had overflowed there."""
-    original = trainer.Trainer._step
+    original = trainer.Trainer.train_step
 
     def watched(self, x, y):
         original(self, x * torch.nan if self.step + 1 == step else x, y)
 
-    monkeypatch.setattr(trainer.Trainer, "_step", watched)
+    monkeypatch.setattr(trainer.Trainer, "train_step", watched)
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_a_full_disk_at_another_file(teacher_run, command, tmp_path, monkeypatch
 @pytest.mark.parametrize("step", [STEPS_PER_EPOCH + 1, 2 * STEPS_PER_EPOCH])
 def test_a_loss_that_is_not_finite(command, tmp_path, monkeypatch, step):
     with monkeypatch.context() as patch:
-        stop_after(patch, STEPS_PER_EPOCH, lambda loop: setattr(loop, "stop_signal", signal.SIGINT))
+        stop_after(patch, STEPS_PER_EPOCH, request_stop)
         assert command(TRAIN).status == 130
     good = contents(tmp_path / "run")
     poison(monkeypatch, step)
@@ -130,7 +130,7 @@ def test_every_part_that_is_not_finite_is_named(teacher_run, tmp_path, monkeypat
 
 def test_ctrl_c_does_not_save_what_is_not_finite(tmp_path, monkeypatch):
     poison(monkeypatch, 2)
-    stop_after(monkeypatch, 3, lambda loop: setattr(loop, "stop_signal", signal.SIGINT))
+    stop_after(monkeypatch, 3, request_stop)
     with pytest.raises(RunError, match="first at step 2 in ce"):
         carry_out(small(), tmp_path / "run")
     assert not (tmp_path / "run" / "checkpoint.pt").exists()
@@ -149,9 +149,9 @@ def test_a_learning_rate_that_diverges(command, tmp_path):
 def test_a_last_step_that_diverges(tmp_path, monkeypatch, factor):
     """The loss of the last step is finite, what that step leaves is not: weights, or what they make of images."""
 
-    def spoil(loop):
+    def spoil(trainer):
         with torch.no_grad():
-            for parameter in loop.plain.trainable_parameters():
+            for parameter in trainer.module.trainable_parameters():
                 parameter.mul_(factor)
 
     stop_after(monkeypatch, 2 * STEPS_PER_EPOCH, spoil)

@@ -14,7 +14,7 @@ import attention_transfer as at
 from attention_transfer.config import make_recipe, named_recipe
 from attention_transfer.errors import UserError
 from attention_transfer.models import start_network
-from attention_transfer.train.run import assemble
+from attention_transfer.train.assemble import assemble
 
 pytestmark = pytest.mark.usefixtures("quick_runs")
 STILL = {"lr": 1e-12, "weight_decay": 0.0, "max_steps": 1, "epochs": 1, "precision": "fp32"}

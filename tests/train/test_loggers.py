@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import csv
 import json
-import signal
 from importlib.util import find_spec
 
 import pytest
-from small_runs import STEPS_PER_EPOCH, carry_out, rows, small, stop_after
+from small_runs import STEPS_PER_EPOCH, carry_out, request_stop, rows, small, stop_after
 
 from attention_transfer.config import make_recipe
 from attention_transfer.errors import UserError
 from attention_transfer.run_folder import RunFolder, find_runs
 from attention_transfer.train import loggers
-from attention_transfer.train.loggers import Loggers, flat
-from attention_transfer.train.trainer import Interrupted
+from attention_transfer.train.loggers import Loggers, flatten_row
+from attention_transfer.train.signals import Interrupted
 
 pytestmark = pytest.mark.usefixtures("quick_runs")
 
@@ -27,7 +26,7 @@ def logged(run):
 
 def expected(run):
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [flat(row) | {"step": row["step"]} for row in lines]
+    return [flatten_row(row) | {"step": row["step"]} for row in lines]
 
 
 def test_a_row_of_numbers():
@@ -39,7 +38,7 @@ def test_a_row_of_numbers():
         "weights": {"at": 10.0},
         "word": "x",
     }
-    assert flat(row) == {
+    assert flatten_row(row) == {
         "epoch": 2,
         "lr": 0.1,
         "parts/ce": 1.5,
@@ -60,15 +59,11 @@ def test_continued(tmp_path):
     """Begun without a logger, killed after its third step of the second epoch, and continued with one."""
     recipe = small(epochs=3)
     with pytest.MonkeyPatch.context() as patch:
-        stop_after(
-            patch, STEPS_PER_EPOCH + 3, lambda loop: setattr(loop, "stop_signal", signal.SIGINT)
-        )
+        stop_after(patch, STEPS_PER_EPOCH + 3, request_stop)
         with pytest.raises(Interrupted):
             carry_out(recipe, tmp_path / "run")
     with pytest.MonkeyPatch.context() as patch:
-        stop_after(
-            patch, 2 * STEPS_PER_EPOCH + 1, lambda loop: setattr(loop, "stop_signal", signal.SIGINT)
-        )
+        stop_after(patch, 2 * STEPS_PER_EPOCH + 1, request_stop)
         with pytest.raises(Interrupted):
             carry_out(small(epochs=3, log="csv"), tmp_path / "run")
     assert len(logged(tmp_path / "run")) == 2
@@ -155,9 +150,7 @@ def test_tensorboard(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     with pytest.MonkeyPatch.context() as patch:
-        stop_after(
-            patch, STEPS_PER_EPOCH + 3, lambda loop: setattr(loop, "stop_signal", signal.SIGINT)
-        )
+        stop_after(patch, STEPS_PER_EPOCH + 3, request_stop)
         with pytest.raises(Interrupted):
             carry_out(small(log="tensorboard"), tmp_path / "run")
     carry_out(small(log="tensorboard"), tmp_path / "run")

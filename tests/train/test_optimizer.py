@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import math
-import signal
 from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
-from small_runs import STEPS_PER_EPOCH, carry_out, distilled, rows, small, stop_after, write_factory
+from small_runs import (
+    STEPS_PER_EPOCH,
+    carry_out,
+    distilled,
+    request_stop,
+    rows,
+    small,
+    stop_after,
+    write_factory,
+)
 from torch import nn
 from toys import CLASSES, Net, assert_same, batch, make, make_all
 
@@ -21,12 +29,12 @@ from attention_transfer.train.optimizer import (
     Update,
     describe_rates,
     layer_numbers,
-    make_mix,
     make_optimizer,
     make_scheduler,
     peak_lr,
 )
-from attention_transfer.train.trainer import Interrupted
+from attention_transfer.train.regularize import make_mix
+from attention_transfer.train.signals import Interrupted
 
 EVERYTHING = {
     "optimizer": "adamw",
@@ -54,7 +62,8 @@ def rates(recipe, model, example=None):
     """{the student's parameter: (rate, decay)}."""
     transfer = at.Transfer(model)
     names = {id(p): n for n, p in model.named_parameters()}
-    groups = make_optimizer(recipe, transfer, example).param_groups
+    lr = peak_lr(recipe, recipe.batch_size)
+    groups = make_optimizer(recipe, transfer, example, lr).param_groups
     return {names[id(p)]: (g["lr"], g["weight_decay"]) for g in groups for p in g["params"]}
 
 
@@ -85,9 +94,7 @@ class TestRuns:
             and "learning rates by layer: " in said
         )
         with pytest.MonkeyPatch.context() as patch:
-            stop_after(
-                patch, STEPS_PER_EPOCH + 2, lambda loop: setattr(loop, "stop_signal", signal.SIGINT)
-            )
+            stop_after(patch, STEPS_PER_EPOCH + 2, request_stop)
             with pytest.raises(Interrupted):
                 carry_out(recipe, tmp_path / "run")
         carry_out(recipe, tmp_path / "run")
@@ -116,13 +123,13 @@ class TestRuns:
         """The average of step t = 1, 2, … keeps min(decay, 1 − t^(−2/3)) of what it was; it is validated and kept."""
         from attention_transfer.train.trainer import Trainer
 
-        original, seen = Trainer._step, []
+        original, seen = Trainer.train_step, []
 
         def watched(self, *words):
             original(self, *words)
-            seen.append({k: v.double() for k, v in self.plain.student.state_dict().items()})
+            seen.append({k: v.double() for k, v in self.module.student.state_dict().items()})
 
-        monkeypatch.setattr(Trainer, "_step", watched)
+        monkeypatch.setattr(Trainer, "train_step", watched)
         carry_out(small(ema=0.5, precision="fp32"), tmp_path / "run")
         average = seen[0]
         for t, state in enumerate(seen, 1):
@@ -139,7 +146,9 @@ class TestRuns:
         assert again["loss"] == pytest.approx(rows(tmp_path / "run")[-1]["val_loss"], abs=1e-5)
 
     def test_more_parts_than_images(self, tmp_path):
-        with pytest.raises(UserError, match="a batch of 10 images cannot be had in 11 parts"):
+        with pytest.raises(
+            UserError, match="a batch of 10 images cannot be split into 11 micro-batches"
+        ):
             carry_out(small(limit_train=10, accumulate=11), tmp_path / "run")
 
     def test_a_run_from_before_these_options_is_continued(self, teacher_run, tmp_path):
@@ -165,7 +174,10 @@ class TestSteps:
         model = nn.Linear(4, 3)
         transfer = at.Transfer(model)
         return model, Update(
-            recipe, torch.optim.SGD(model.parameters(), lr), transfer, steps_per_epoch=4
+            recipe,
+            torch.optim.SGD(model.parameters(), lr),
+            transfer.trainable_parameters(),
+            steps_per_epoch=4,
         )
 
     @pytest.mark.parametrize(("size", "moved"), [(10.0, 0.5), (0.1, 0.1)])
@@ -223,11 +235,13 @@ class TestGroups:
     def test_one_rate_for_all_by_default(self):
         optimizer = make_optimizer(small(), at.Transfer(Net()))
         assert len(optimizer.param_groups) == 1 and "lr_scale" not in optimizer.param_groups[0]
-        assert isinstance(optimizer, torch.optim.SGD) and describe_rates(small(), optimizer) == []
+        assert (
+            isinstance(optimizer, torch.optim.SGD) and describe_rates(small(), 32, optimizer) == []
+        )
 
     def test_the_rate_of_a_larger_batch(self):
         recipe = small(lr=0.1, batch_size=1024, lr_reference_batch=256, head_lr=0.3)
-        assert peak_lr(recipe) == 0.4
+        assert peak_lr(recipe, 1024) == 0.4
         found = rates(recipe, Net(), batch()[0])
         assert found["one.0.weight"][0] == 0.4 and found["fc.bias"][0] == pytest.approx(1.2)
 
@@ -261,7 +275,7 @@ class TestGroups:
         assert {n: r for n, (r, _) in found.items()} == {
             n: expected[n.partition(".")[0]] for n in found
         }
-        said = describe_rates(small(layer_decay=0.5, lr=0.8), make_optimizer(
+        said = describe_rates(small(layer_decay=0.5, lr=0.8), 32, make_optimizer(
             small(layer_decay=0.5, lr=0.8), at.Transfer(model), torch.rand(2, 3, 16, 16)
         ))  # fmt: skip
         assert said[0].startswith("learning rates by layer: 0.1 (") and said[0].endswith(
@@ -298,19 +312,19 @@ class TestGroups:
     @pytest.mark.parametrize(
         ("options", "words"),
         [
-            ({"optimizer": "adam"}, "unknown optimizer 'adam'.*did you mean adamw"),
-            ({"accumulate": 0}, "expected at least 1"),
+            ({"optimizer": "adam"}, "optimizer is 'adam': .*did you mean adamw"),
+            ({"accumulate": 0}, "expected a whole number ≥ 1"),
             ({"accumulate": 33}, "at most the batch size, 32"),
-            ({"lr_reference_batch": 0}, "expected at least 1"),
-            ({"warmup_epochs": 5}, "one-cycle warms up of itself"),
-            ({"warmup_epochs": -1, "schedule": "step"}, "finite number ≥ 0"),
-            ({"clip_norm": 0}, "finite number > 0"),
-            ({"clip_norm": math.inf}, "finite number > 0"),
-            ({"head_lr": 0}, "finite number > 0"),
+            ({"lr_reference_batch": 0}, "expected a whole number ≥ 1"),
+            ({"warmup_epochs": 5}, "one-cycle has a warm-up of its own"),
+            ({"warmup_epochs": -1, "schedule": "step"}, "expected a number ≥ 0"),
+            ({"clip_norm": 0}, "expected a number > 0"),
+            ({"clip_norm": math.inf}, "expected a number > 0"),
+            ({"head_lr": 0}, "expected a number > 0"),
             ({"layer_decay": 1.1}, "> 0 and ≤ 1"),
             ({"label_smoothing": 1.0}, "≥ 0 and < 1"),
-            ({"mixup": -0.1}, "finite number ≥ 0"),
-            ({"cutmix": math.nan}, "finite number ≥ 0"),
+            ({"mixup": -0.1}, "expected a number ≥ 0"),
+            ({"cutmix": math.nan}, "expected a number ≥ 0"),
             ({"ema": 1.0}, "> 0 and < 1"),
             ({"optimizer": "adamw", "momentum": 1.0}, "below 1"),
         ],

@@ -21,7 +21,7 @@ from small_runs import (
 import attention_transfer as at
 from attention_transfer.apply.evaluate import evaluate, evaluate_run
 from attention_transfer.apply.inference import as_input
-from attention_transfer.train.run import assemble
+from attention_transfer.train.assemble import assemble
 
 pytestmark = pytest.mark.usefixtures("quick_runs")
 

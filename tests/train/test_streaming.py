@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 
 import pytest
 import torch.distributed
-from small_runs import FLAGS, carry_out, rows, small, stop_after, write_factory, write_folder
+from small_runs import (
+    FLAGS,
+    carry_out,
+    request_stop,
+    rows,
+    small,
+    stop_after,
+    write_factory,
+    write_folder,
+)
 
 from attention_transfer.apply.evaluate import evaluate_run
 from attention_transfer.data.augment import draw_epoch
 from attention_transfer.data.images import make_generator
 from attention_transfer.data.stream import Stream
 from attention_transfer.errors import UserError
-from attention_transfer.train.trainer import Interrupted
+from attention_transfer.train.signals import Interrupted
 
 pytestmark = pytest.mark.usefixtures("quick_runs")
 
@@ -57,7 +65,7 @@ def test_random_resized_crops_stopped_and_continued(images, tmp_path):
     recipe = streamed(images, augment="imagenet", flip=True, crop_scale=[0.3, 1.0])
     carry_out(recipe, tmp_path / "alone")
     with pytest.MonkeyPatch.context() as patch:
-        stop_after(patch, 6, lambda loop: setattr(loop, "stop_signal", signal.SIGINT))
+        stop_after(patch, 6, request_stop)
         with pytest.raises(Interrupted):
             carry_out(recipe, tmp_path / "run")
     # How many workers there are changes nothing.
@@ -90,7 +98,7 @@ def test_an_unreadable_image_loses_nothing(images, tmp_path, monkeypatch, part):
 
             first = draw_epoch(36, 4, False, make_generator(0, 0), 8, True)
         else:
-            broken = "attention_transfer.train.run.evaluate"
+            broken = "attention_transfer.train.assemble.evaluate"
 
             def fail(*args):
                 raise UserError("cannot read the image x")
@@ -141,10 +149,7 @@ def test_what_is_cut_off_is_said(images, tmp_path):
             {"augment": "imagenet", "crop_scale": "a"},
             "crop_scale is 'a': expected LOW,HIGH",
         ),
-        (
-            {"augment": "imagenet", "crop_ratio": [2, 1]},
-            r"crop_ratio is \(2.0, 1.0\): expected LOW,HIGH",
-        ),
+        ({"augment": "imagenet", "crop_ratio": [2, 1]}, r"crop_ratio is \(2.0, 1.0\): expected LOW,HIGH"),
         ({"augment": "imagenet", "stream": "off"}, "leave --stream off out"),
     ],
 )

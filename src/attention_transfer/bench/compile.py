@@ -26,7 +26,9 @@ from rich.console import Console
 from ..data import ImageSet
 from ..errors import RunError
 from ..models import create_model
-from ..train.run import assemble, decisions_for
+from ..runtime.process import set_up_process
+from ..runtime.resolve import resolve_runtime
+from ..train.assemble import assemble
 from .authors import AuthorsStep
 from .measure import Row, Timed, interleave, ratios, report
 from .speed import Settings, about, elsewhere, recipe_of
@@ -85,7 +87,7 @@ class Case:
 
 def bench_compile(settings: Settings, console: Console, file: Path | None) -> None:
     """Short and long runs in turn, round after round; says whether `auto` and the cache keep their promises."""
-    decisions = decisions_for(recipe_of(settings, "at+kd"), 0)
+    runtime = set_up_process(resolve_runtime(recipe_of(settings, "at+kd")))
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary)
         torch.save(create_model(settings.teacher, 10).state_dict(), work / "teacher.pt")
@@ -94,7 +96,7 @@ def bench_compile(settings: Settings, console: Console, file: Path | None) -> No
         timed: dict[str, Timed] = {}
         for length, steps in (("long", settings.steps), ("short", max(1, settings.steps // SHORT))):
             name = "authors" if length == "long" else "authors short"
-            timed[name] = partial(_authors, replace(settings, steps=steps), decisions.device, data)
+            timed[name] = partial(_authors, replace(settings, steps=steps), runtime.device, data)
             for mode, after in (
                 ("off", None),
                 ("on first", None),
@@ -114,7 +116,7 @@ def bench_compile(settings: Settings, console: Console, file: Path | None) -> No
             else settings.steps // (SHORT if "short" in row.name else 1)
         )
         _add(row, max(1, steps) * settings.batch_size, by_name, cases)
-    report("compile", rows, about(settings, decisions), console, file, promises(by_name, cases))
+    report("compile", rows, about(settings, runtime), console, file, promises(by_name, cases))
 
 
 def _add(row: Row, images: int, by_name: dict[str, Row], cases: dict[str, Case]) -> None:

@@ -25,11 +25,12 @@ from torch.utils.data import DataLoader
 
 from ..apply.inference import as_input
 from ..data import Augment, ImageSet, Stream, StreamSet, make_transform, open_data
-from ..data.reader import FileReader
 from ..data.options import AugmentOptions
+from ..data.reader import FileReader
 from ..errors import UserError
 from ..models import Preprocess
-from ..train.run import decisions_for
+from ..runtime.process import set_up_process
+from ..runtime.resolve import resolve_runtime
 from .authors import AuthorsImages
 from .decoders import AUTHORS, SIZE, AuthorsFiles, dali_pipeline, decoders, is_simd
 from .measure import Timed, interleave, report
@@ -49,7 +50,7 @@ def bench_data(settings: Settings, console: Console, file: Path | None) -> None:
         raise UserError(
             f"--images is {settings.images}: expected at least one batch of {settings.batch_size}"
         )
-    decisions = decisions_for(recipe_of(settings, "none"), 0)
+    runtime = set_up_process(resolve_runtime(recipe_of(settings, "none")))
     threads, cores = torch.get_num_threads(), cores_here()
     with _jpegs(settings.data) as files:
         images = open_data("digits", limit_train=settings.images, limit_val=10).train
@@ -86,7 +87,7 @@ def bench_data(settings: Settings, console: Console, file: Path | None) -> None:
     report(
         "data",
         rows,
-        about(settings, decisions) | more,
+        about(settings, runtime) | more,
         console,
         file,
         [f"{n}: not installed" for n in absent],

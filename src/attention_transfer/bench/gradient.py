@@ -24,8 +24,9 @@ from torch import Tensor, nn
 from ..errors import RunError
 from ..methods import create_methods
 from ..models import create_model
+from ..runtime.process import make_fabric, set_up_process
+from ..runtime.resolve import resolve_runtime
 from ..train.optimizer import make_optimizer
-from ..train.run import decisions_for, make_fabric
 from ..transfer import Transfer
 from .measure import Timed, interleave, report
 from .speed import Settings, about, rate, recipe_of
@@ -71,8 +72,8 @@ def bench_gradient(settings: Settings, console: Console, file: Path | None) -> N
     """Steps of every case, interleaved; `--compile off` leaves the compiled ones out."""
     cases = [c for c in CASES if not c.compiled or settings.compile == "on"]
     recipe = recipe_of(settings, "none")
-    decisions = decisions_for(recipe, 0)
-    fabric = make_fabric(recipe, decisions)
+    runtime = set_up_process(resolve_runtime(recipe))
+    fabric = make_fabric(recipe, runtime)
     torch.compiler.reset()
     timed: dict[str, Timed] = {}
     for case in cases:
@@ -84,7 +85,7 @@ def bench_gradient(settings: Settings, console: Console, file: Path | None) -> N
         slower = [a / b for a, b in zip(alone.rates, row.rates, strict=True)]
         row.more = {"times_student": statistics.median(slower)}
         row.more["peak_mib"] = peak_memory(case, settings)
-    report("gradient", rows, about(settings, decisions), console, file)
+    report("gradient", rows, about(settings, runtime), console, file)
 
 
 def make_step(case: Case, settings: Settings) -> Step:
@@ -92,7 +93,7 @@ def make_step(case: Case, settings: Settings) -> Step:
     recipe = replace(recipe_of(settings, case.method), compile="on" if case.compiled else "off")
     if case.plain and not case.tuned:
         recipe = replace(recipe, precision="fp32")
-    fabric = make_fabric(recipe, decisions_for(recipe, 0))
+    fabric = make_fabric(recipe, set_up_process(resolve_runtime(recipe)))
     torch.manual_seed(1)
     x = torch.rand(settings.batch_size, 3, 32, 32, device=fabric.device)
     y = torch.randint(10, (settings.batch_size,), device=fabric.device)

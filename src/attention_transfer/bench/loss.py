@@ -17,7 +17,8 @@ from rich.console import Console
 from torch import Tensor
 
 from ..maps import at_loss
-from ..train.run import decisions_for, make_fabric
+from ..runtime.process import make_fabric, set_up_process
+from ..runtime.resolve import resolve_runtime
 from .measure import Timed, interleave, report
 from .speed import Settings, about, recipe_of
 
@@ -32,8 +33,8 @@ Features = list[Tensor]
 def bench_loss(settings: Settings, console: Console, file: Path | None) -> None:
     """Every way in every dtype and memory format, interleaved; images/s of all four pairs together."""
     recipe = recipe_of(settings, "none")
-    decisions = decisions_for(recipe, 0)
-    fabric = make_fabric(recipe, decisions)
+    runtime = set_up_process(resolve_runtime(recipe))
+    fabric = make_fabric(recipe, runtime)
     torch.compiler.reset()
     batch = min(BATCH, settings.batch_size)
     timed: dict[str, Timed] = {}
@@ -60,7 +61,7 @@ def bench_loss(settings: Settings, console: Console, file: Path | None) -> None:
         row.more = {
             "times_floor": statistics.median(f / r for f, r in zip(bound, row.rates, strict=True))
         }
-    report("loss", rows, about(settings, decisions), console, file)
+    report("loss", rows, about(settings, runtime), console, file)
 
 
 def authors_loss(student: Features, teacher: Features) -> Tensor:

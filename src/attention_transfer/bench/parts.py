@@ -18,9 +18,9 @@ from torch import Tensor
 
 from ..methods import create_methods
 from ..models import create_model
-from ..runtime.resolve import keep_malloc_arena, resolve_runtime
+from ..runtime.process import keep_malloc_arena, make_fabric, set_up_process
+from ..runtime.resolve import resolve_runtime
 from ..train.optimizer import make_optimizer
-from ..train.run import decisions_for, make_fabric
 from ..transfer import Transfer
 from .authors import AuthorsStep
 from .measure import Timed, interleave, ratios, report
@@ -53,8 +53,8 @@ PARTS = (
 
 def bench_parts(settings: Settings, console: Console, file: Path | None) -> None:
     """All rows, interleaved; `--compile off` leaves only the eager ones."""
-    decisions = decisions_for(recipe_of(settings, "at+kd"), 0)
-    device = decisions.device
+    runtime = set_up_process(resolve_runtime(recipe_of(settings, "at+kd")))
+    device = runtime.device
     parts = [p for p in PARTS if not p.compiled or settings.compile == "on"]
     with ExitStack() as processes:
 
@@ -67,7 +67,7 @@ def bench_parts(settings: Settings, console: Console, file: Path | None) -> None
     whole = next((row for row in rows if row.name == WHOLE), rows[-1])
     for row in rows:
         row.more["times_whole"] = median(ratios(row.rates, whole.rates))
-    report("parts", rows, about(settings, decisions), console, file)
+    report("parts", rows, about(settings, runtime), console, file)
 
 
 class PartStep:
@@ -81,7 +81,7 @@ class PartStep:
         recipe = recipe_of(
             replace(settings, device=device, precision="bf16" if part.bf16 else "fp32"), "at+kd"
         )
-        self.fabric = make_fabric(recipe, resolve_runtime(recipe, 0))
+        self.fabric = make_fabric(recipe, resolve_runtime(recipe))
         if part.keep_memory:
             keep_malloc_arena()
         self.memory_format = torch.channels_last if part.channels_last else torch.contiguous_format

@@ -24,7 +24,8 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..models import create_model
-from ..train.run import decisions_for, make_fabric
+from ..runtime.process import make_fabric, set_up_process
+from ..runtime.resolve import resolve_runtime
 from .authors import AuthorsStep
 from .measure import Timed, interleave, ratios, report
 from .speed import Settings, about, elsewhere, rate, recipe_of, training_step
@@ -122,8 +123,8 @@ def bench_peer(settings: Settings, console: Console, file: Path | None) -> None:
         raise UserError(
             f"bench peer compares with {PEER}, which is not installed: pip install 'attention-transfer[peers]'"
         )
-    decisions = decisions_for(recipe_of(settings, "at+kd"), 0)
-    fabric = make_fabric(recipe_of(settings, "at+kd"), decisions)
+    runtime = set_up_process(resolve_runtime(recipe_of(settings, "at+kd")))
+    fabric = make_fabric(recipe_of(settings, "at+kd"), runtime)
     torch.compiler.reset()
     device = str(fabric.device)
     with ExitStack() as stack:
@@ -148,7 +149,7 @@ def bench_peer(settings: Settings, console: Console, file: Path | None) -> None:
         same = [f"{PEER} {method} {p}" for p in ("fp32", "bf16") if kind in (["compiled"], [p])]
         best = max((by_name[n] for n in same), key=lambda r: float(r.to_dict()["median"]))
         row.more["times_peer"] = median(ratios(row.rates, best.rates))
-    report("peer", rows, about(settings, decisions), console, file)
+    report("peer", rows, about(settings, runtime), console, file)
 
 
 def _ours(settings: Settings) -> Iterator[tuple[str, Timed]]:
@@ -160,13 +161,13 @@ def _ours(settings: Settings) -> Iterator[tuple[str, Timed]]:
         for kind, precision, compiled in kinds:
             own = replace(settings, precision=precision, compile=compiled)
             recipe = recipe_of(own, method)
-            decisions = decisions_for(recipe, 0)
-            fabric = make_fabric(recipe, decisions)
+            runtime = set_up_process(resolve_runtime(recipe))
+            fabric = make_fabric(recipe, runtime)
             torch.manual_seed(1)
             x = torch.rand(own.batch_size, 3, 32, 32, device=fabric.device).to(
                 memory_format=torch.channels_last
             )
             y = torch.randint(10, (own.batch_size,), device=fabric.device)
-            run = rate(training_step(own, method, x, y, fabric, decisions), own, fabric)
+            run = rate(training_step(own, method, x, y, fabric, runtime), own, fabric)
             run()
             yield f"ours {method} {kind}", run

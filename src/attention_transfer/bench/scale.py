@@ -24,7 +24,8 @@ import torch
 from rich.console import Console
 
 from ..errors import RunError, UserError
-from ..train.run import decisions_for, make_fabric
+from ..runtime.process import make_fabric, set_up_process
+from ..runtime.resolve import resolve_runtime
 from .authors import AuthorsStep
 from .measure import Row, Timed, interleave, report
 from .speed import Settings, about, elsewhere, rate, recipe_of, training_step
@@ -82,13 +83,13 @@ def bench_scale(
         raise UserError(
             f"--batch-size is {settings.batch_size}: expected at least 4, since a quarter of it is measured"
         )
-    decisions = decisions_for(recipe_of(settings, "at+kd"), 0)
+    runtime = set_up_process(resolve_runtime(recipe_of(settings, "at+kd")))
     rows: list[Row] = []
     known: dict[Point, dict[str, Row]] = {}
-    for axis, value, point in points(settings.batch_size, RUNS[decisions.device]):
+    for axis, value, point in points(settings.batch_size, RUNS[runtime.device]):
         if (
             point.processes > 1
-            and decisions.device != "cpu"
+            and runtime.device != "cpu"
             and torch.cuda.device_count() < point.processes
         ):
             continue
@@ -98,7 +99,7 @@ def bench_scale(
         rows.append(_row(f"{axis} {value}", known[point], {"axis": axis, "value": value}))
     base = known[Point(settings.batch_size)]["authors"]
     rows.insert(0, Row("authors", base.rates, base.ratios))
-    report("scale", rows, about(settings, decisions), console, file, hidden=HIDDEN)
+    report("scale", rows, about(settings, runtime), console, file, hidden=HIDDEN)
     if plot is not None:
         from .scale_plot import draw
 
@@ -119,7 +120,7 @@ def _row(name: str, found: dict[str, Row], where: dict[str, object]) -> Row:
 
 def measure(point: Point, settings: Settings) -> dict[str, Row]:
     """The authors' step and ours in parts, at one point."""
-    device = decisions_for(recipe_of(settings, "at+kd"), 0).device
+    device = set_up_process(resolve_runtime(recipe_of(settings, "at+kd"))).device
     theirs = partial(AuthorsStep, settings.student, settings.teacher)
     torch.compiler.reset()
     here = _one_process if point.processes == point.runs == 1 else _processes
@@ -142,8 +143,8 @@ def make_rate(method: str | None, point: Point, settings: Settings) -> Timed:
     if method == "at+kd" and point.pairs == 0:
         method = "kd"
     recipe = replace(recipe_of(settings, method or "at+kd"), devices=point.processes)
-    decisions = decisions_for(recipe, 0)
-    fabric = make_fabric(recipe, decisions)
+    runtime = set_up_process(resolve_runtime(recipe))
+    fabric = make_fabric(recipe, runtime)
     torch.manual_seed(1)
     share = settings.batch_size // point.processes
     x = torch.rand(share, 3, point.size, point.size, device=fabric.device).to(
@@ -151,7 +152,7 @@ def make_rate(method: str | None, point: Point, settings: Settings) -> Timed:
     )
     y = torch.randint(10, (share,), device=fabric.device)
     pairs = f"last{point.pairs}" if point.pairs else "auto"
-    return rate(training_step(settings, method, x, y, fabric, decisions, pairs), settings, fabric)
+    return rate(training_step(settings, method, x, y, fabric, runtime, pairs), settings, fabric)
 
 
 @contextmanager

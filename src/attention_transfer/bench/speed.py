@@ -6,7 +6,6 @@ The floor is what the student's training step and the teacher's inference cost a
 from __future__ import annotations
 
 import multiprocessing
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -28,10 +27,12 @@ from ..methods import create_methods
 from ..models import create_model
 from ..run_folder import RunFolder
 from ..runtime.cuda_graphs import CudaGraphs
-from ..runtime.resolve import RuntimeConfig, environment
+from ..runtime.environment import environment
+from ..runtime.process import make_fabric, set_up_process
+from ..runtime.resolve import RuntimeConfig, resolve_runtime
+from ..train.assemble import assemble, make_trainer
 from ..train.optimizer import make_optimizer
 from ..train.progress import ProgressBar
-from ..train.run import assemble, decisions_for, make_fabric, prepare
 from ..transfer import Transfer
 from .authors import AuthorsStep, serve
 from .measure import Timed, interleave, report
@@ -42,8 +43,8 @@ def bench_step(settings: Settings, console: Console, file: Path | None) -> None:
     """One training step on a batch that lies ready: authors, student, teacher, at, kd, at+kd; on a GPU also the last as
     CUDA graphs."""
     recipe = recipe_of(settings, "none")
-    decisions = decisions_for(recipe, 0)
-    fabric = make_fabric(recipe, decisions)
+    runtime = set_up_process(resolve_runtime(recipe))
+    fabric = make_fabric(recipe, runtime)
     torch.compiler.reset()
     torch.manual_seed(1)
     x = torch.rand(settings.batch_size, 3, 32, 32, device=fabric.device).to(
@@ -53,14 +54,14 @@ def bench_step(settings: Settings, console: Console, file: Path | None) -> None:
     with authors(settings, str(fabric.device), None) as authors_rate:
         timed: dict[str, Timed] = {"authors": authors_rate}
         methods = {"student": "none", "teacher": None, "at": "at", "kd": "kd", "at+kd": "at+kd"}
-        if decisions.device == "cuda" and decisions.compile:
+        if runtime.device == "cuda" and runtime.compile:
             methods["at+kd graphs"] = "at+kd"
         for name, method in methods.items():
-            how = replace(decisions, graphs=name.endswith("graphs"))
+            how = replace(runtime, graphs=name.endswith("graphs"))
             timed[name] = rate(training_step(settings, method, x, y, fabric, how), settings, fabric)
             timed[name]()
         rows = interleave(timed, settings.rounds)
-    report("step", rows, about(settings, decisions), console, file)
+    report("step", rows, about(settings, runtime), console, file)
 
 
 def bench_epoch(settings: Settings, console: Console, file: Path | None) -> None:
@@ -74,8 +75,8 @@ def bench_epoch(settings: Settings, console: Console, file: Path | None) -> None
         )
     with tempfile.TemporaryDirectory() as temporary:
         recipe = recipe_of(settings, "at+kd")
-        decisions = decisions_for(recipe, 0)
-        fabric = make_fabric(recipe, decisions)
+        runtime = set_up_process(resolve_runtime(recipe))
+        fabric = make_fabric(recipe, runtime)
         teacher = Path(temporary) / "teacher.pt"
         torch.save(create_model(settings.teacher, 10).state_dict(), teacher)
         parts = assemble(replace(recipe, teacher_weights=str(teacher)))
@@ -83,7 +84,7 @@ def bench_epoch(settings: Settings, console: Console, file: Path | None) -> None
         assert isinstance(images, ImageSet), "the digits are in memory"
         folder = RunFolder(Path(temporary) / "run")
         quiet = ProgressBar(Console(quiet=True), "", 1)
-        loop = prepare(recipe, folder, fabric, parts, decisions, quiet)
+        loop = make_trainer(recipe, folder, fabric, parts, runtime, quiet)
         loop.validate = lambda: {"loss": 0.0, "accuracy": 0.0}
         first = slice(0, settings.batch_size)
         x, y = (
@@ -93,11 +94,11 @@ def bench_epoch(settings: Settings, console: Console, file: Path | None) -> None
 
         def epoch() -> float:
             start = time.perf_counter()
-            loop._epoch()
+            loop.train_epoch()
             return loop.steps_per_epoch * loop.batch_size / (time.perf_counter() - start)
 
         def step() -> None:
-            loop._step(x, y)
+            loop.train_step(x, y)
             loop.step -= 1  # it belongs to no epoch
 
         epoch()
@@ -110,7 +111,7 @@ def bench_epoch(settings: Settings, console: Console, file: Path | None) -> None
             rates["step"] = rate(step, replace(settings, steps=loop.steps_per_epoch), fabric)
             rates["epoch"] = epoch
             rows = interleave(rates, settings.rounds)
-    report("epoch", rows, about(settings, decisions), console, file)
+    report("epoch", rows, about(settings, runtime), console, file)
 
 
 @contextmanager
@@ -188,7 +189,7 @@ def training_step(
     x: torch.Tensor,
     y: torch.Tensor,
     fabric: Fabric,
-    decisions: RuntimeConfig,
+    runtime: RuntimeConfig,
     pairs: str = "auto",
 ) -> Callable[[], object]:
     """One step of ours; with method None the teacher's inference alone."""
@@ -198,8 +199,8 @@ def training_step(
     student, teacher = (m.to(memory_format=torch.channels_last) for m in (student, teacher))
     transfer = Transfer(student, teacher, methods, pairs, example=torch.rand(2, *x.shape[1:]))
     transfer.to(fabric.device)
-    if decisions.compile:
-        transfer.compile(**decisions.compile_options())
+    if runtime.compile:
+        transfer.compile(**runtime.compile_options())
     if method is None:
 
         def infer() -> None:
@@ -211,7 +212,7 @@ def training_step(
     wrapped, wrapped_optimizer = fabric.setup(transfer, optimizer)
 
     progress = torch.full((), 0.5, device=fabric.device)
-    graphs = CudaGraphs() if decisions.graphs else None
+    graphs = CudaGraphs() if runtime.graphs else None
 
     def step() -> None:
         if graphs is not None:
@@ -238,6 +239,6 @@ def rate(run: Callable[[], object], settings: Settings, fabric: Fabric) -> Timed
     return rate
 
 
-def about(settings: Settings, decisions: RuntimeConfig) -> dict[str, Any]:
-    about = environment(decisions, [Path(sys.argv[0]).name, *sys.argv[1:]])
+def about(settings: Settings, runtime: RuntimeConfig) -> dict[str, Any]:
+    about = environment(runtime)
     return {**about, "settings": vars(settings)}

@@ -24,7 +24,8 @@ from ..maps import attention_map
 from ..methods import create_methods
 from ..methods.options import MethodOptions
 from ..models import create_model
-from ..train.run import decisions_for, make_fabric
+from ..runtime.process import make_fabric, set_up_process
+from ..runtime.resolve import resolve_runtime
 from ..transfer import Transfer
 from .authors import AuthorsInference
 from .fold import fold_batch_norms
@@ -61,8 +62,8 @@ FORMS = (
 def bench_teacher(settings: Settings, console: Console, file: Path | None) -> None:
     """Every form, interleaved; `--compile off` leaves the compiled ones out."""
     recipe = recipe_of(settings, "at+kd")
-    decisions = decisions_for(recipe, 0)
-    fabric = make_fabric(recipe, decisions)
+    runtime = set_up_process(resolve_runtime(recipe))
+    fabric = make_fabric(recipe, runtime)
     torch.compiler.reset()
     teacher = calibrated(settings.teacher)
     torch.manual_seed(1)
@@ -86,7 +87,7 @@ def bench_teacher(settings: Settings, console: Console, file: Path | None) -> No
         rows = interleave(timed, settings.rounds)
     for row in rows:
         row.more = errors[row.name]
-    report("teacher", rows, about(settings, decisions), console, file)
+    report("teacher", rows, about(settings, runtime), console, file)
 
 
 def calibrated(name: str) -> nn.Module:
@@ -108,7 +109,7 @@ def make(form: Form, settings: Settings, teacher: nn.Module, x: Tensor) -> Calla
     """The inference of one form on a batch that lies ready."""
     precision = settings.precision if form.precision == "auto" else form.precision
     recipe = replace(recipe_of(settings, "at+kd"), precision=precision)
-    fabric: Fabric = make_fabric(recipe, decisions_for(recipe, 0))
+    fabric: Fabric = make_fabric(recipe, set_up_process(resolve_runtime(recipe)))
     layers = [t for _, t in _transfer(settings, teacher, x).pairs]
     if form.folded:
         teacher = fold_batch_norms(teacher, x[:2].cpu(), layers)[0]

@@ -7,7 +7,6 @@ network has a time limit, in a process that ends alone where a network crashes i
 from __future__ import annotations
 
 import multiprocessing
-import sys
 import time
 import warnings
 from collections import Counter
@@ -59,15 +58,14 @@ def bench_zoo(console: Console, file: Path | None, limit: int | None = None) -> 
     if file is None:
         return
     from ..config import Recipe
-    from ..runtime.resolve import environment
-    from ..train.run import decisions_for
+    from ..runtime.environment import environment
+    from ..runtime.process import set_up_process
+    from ..runtime.resolve import resolve_runtime
 
     about = {
         "bench": "zoo",
         "date": date.today().isoformat(),
-        **environment(
-            decisions_for(Recipe(device="cpu"), 0), [Path(sys.argv[0]).name, *sys.argv[1:]]
-        ),
+        **environment(set_up_process(resolve_runtime(Recipe(device="cpu")))),
         "student": STUDENT,
         "of": len(timm.list_models()),
         "seconds": seconds,

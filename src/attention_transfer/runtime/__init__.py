@@ -1,1 +1,1 @@
-"""What `auto` means on this machine, and what a run writes down about it."""
+"""The machine of a run: device, precision, compilation, threads and processes."""

@@ -1,54 +1,54 @@
-"""The steps of a run as CUDA graphs: who may have them, what the compiler is told, whether they came about."""
+"""Training steps as CUDA graphs, by torch.compile (`--compile graphs`)."""
 
 from __future__ import annotations
 
 import torch
 
-from ..config import Recipe
 from ..errors import UserError
 
-# In one piece: what is partitioned may lose parts of its graphs without their being counted.
+# Inductor does not count the graphs that it drops from a partitioned graph.
 OPTIONS = {"triton.cudagraphs": True, "graph_partition": False}
 
 
-def refused(recipe: Recipe, device: str) -> str | None:
-    """Why the steps of this run cannot be CUDA graphs."""
+def refusal(device: str, accumulate: int, processes: int) -> str | None:
+    """Why the steps of a run cannot be CUDA graphs; None where they can."""
     if device != "cuda":
         return f"CUDA graphs need a GPU, and the device is {device}"
-    if recipe.accumulate > 1:
-        return "gradients that are replayed do not add up (--accumulate)"
-    if recipe.devices * recipe.nodes > 1:
-        return "processes that share gradients do not replay their steps"
+    if accumulate > 1:
+        return "replayed gradients do not add up (--accumulate)"
+    if processes > 1:
+        return "processes that share gradients cannot replay their steps"
     return None
 
 
 class CudaGraphs:
-    """Around the steps of one training."""
+    """What the trainer calls around the steps of one training."""
 
     def __init__(self) -> None:
-        self._before = _left_out()
+        self._skips_before = _cudagraph_skips()
         self._checked = False
 
     def begin(self) -> None:
-        """Before each forward pass: what the last step gave is over."""
+        """Call before each forward pass: the outputs of the last step may be overwritten."""
         torch.compiler.cudagraph_mark_step_begin()
 
     def check(self) -> None:
-        """After a step; looks once, at the first.
+        """Call after each step; checks the first one only.
 
         Raises:
-            UserError: where the compiler made some of the step without.
+            UserError: if the compiler left parts of the step without a CUDA graph.
         """
-        if not self._checked and (left := _left_out() - self._before):
+        skips = _cudagraph_skips() - self._skips_before
+        if skips and not self._checked:
             raise UserError(
-                f"--compile graphs: {left} compiled parts of a step cannot be CUDA graphs (TORCH_LOGS=cudagraphs says "
-                "why): choose on"
+                f"--compile graphs: {skips} compiled parts of a step cannot be CUDA graphs "
+                "(TORCH_LOGS=cudagraphs says why): choose on"
             )
         self._checked = True
 
 
-def _left_out() -> int:
-    """Compiled parts that were to be CUDA graphs and are not, in this process."""
+def _cudagraph_skips() -> int:
+    """Number of compiled parts in this process that were to be CUDA graphs and are not."""
     from torch._dynamo.utils import counters
 
     return counters["inductor"]["cudagraph_skips"]

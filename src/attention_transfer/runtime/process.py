@@ -1,0 +1,76 @@
+"""Sets up the process, or one of the processes, that a run trains in."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+from typing import Any
+
+import torch
+from lightning.fabric import Fabric
+from lightning.fabric.plugins import MixedPrecision
+
+from .options import RuntimeOptions
+from .resolve import RuntimeConfig
+
+# Constants of glibc's malloc.h.
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+
+
+class AutocastOnly(MixedPrecision):
+    """bfloat16 by autocast alone.
+
+    Lightning's class would also cast the inputs: images, mixed labels, the progress of schedules.
+    """
+
+    def convert_input(self, data: Any) -> Any:
+        return data
+
+
+def make_fabric(options: RuntimeOptions, runtime: RuntimeConfig) -> Fabric:
+    """The launched Fabric of a run: its device, processes and autocast."""
+    for name in ("lightning.fabric", "lightning.pytorch"):  # Fabric logs to either
+        logging.getLogger(name).setLevel(logging.WARNING)
+    # Inductor looks for CUDA's compiler, and warns where there is no GPU either.
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+    precision: dict[str, Any] = {"precision": "32-true"}
+    if runtime.precision == "bf16":
+        precision = {"plugins": [AutocastOnly("bf16-mixed", runtime.device)]}
+    fabric = Fabric(
+        accelerator=runtime.device,
+        devices=options.devices,
+        num_nodes=options.nodes,
+        strategy="ddp" if options.devices * options.nodes > 1 else "auto",
+        **precision,
+    )
+    fabric.launch()
+    return fabric
+
+
+def set_up_process(runtime: RuntimeConfig) -> RuntimeConfig:
+    """Sets threads and allocator of this process; returns `runtime`."""
+    torch.set_num_threads(runtime.threads)
+    keep_malloc_arena()
+    return runtime
+
+
+def local_rank() -> int:
+    """The rank of this process on its node, before and after Fabric has started the others."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def keep_malloc_arena() -> None:
+    """Tells glibc to keep freed memory for the next step; does nothing with other C libraries.
+
+    Returning activations to the system and taking them again costs a training step on a CPU
+    much time in page faults.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError, TypeError):
+        return
+    # Older versions refuse more than 32 MiB. Where both are refused, a higher trim threshold
+    # alone would make things worse.
+    if mallopt(M_MMAP_THRESHOLD, 1 << 30) or mallopt(M_MMAP_THRESHOLD, 1 << 25):
+        mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)

@@ -1,0 +1,51 @@
+"""What a run prints before its first step."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..apply.inference import as_input
+from ..runtime.resolve import RuntimeConfig
+from .assemble import RunComponents
+from .optimizer import describe_rates
+from .trainer import Trainer
+
+if TYPE_CHECKING:
+    from ..config import Recipe
+
+
+def run_title(recipe: Recipe) -> str:
+    """The network, and the method if there is a teacher's guidance."""
+    if recipe.command == "train":
+        return recipe.model
+    return f"{recipe.method} {recipe.model}"
+
+
+def announce(
+    recipe: Recipe, components: RunComponents, runtime: RuntimeConfig, trainer: Trainer
+) -> None:
+    """Says what is trained, on which images, how, and what the method does to each pair."""
+    say, data, transfer = trainer.progress.say, components.data, components.transfer
+    mode = "compiled" if runtime.compile else "eager"
+    if runtime.graphs:
+        mode = "CUDA graphs"
+    say(
+        f"{run_title(recipe)} on {recipe.data}: {len(data.train)} training and "
+        f"{len(data.val)} validation images, {trainer.total_steps} steps; "
+        f"{runtime.device}, {runtime.precision}, {mode}, {runtime.threads} threads; "
+        f"{trainer.loader.describe(trainer.batch_size)}"
+    )
+    for note in data.notes:
+        say(note)
+    if data.skipped:
+        say(f"warning: {data.skipped} unreadable images were left out")
+    rates = describe_rates(recipe, recipe.batch_size, trainer.optimizer)
+    for line in (*components.notes, *rates):
+        say(f"  {line}")
+    x = as_input(data.train.batch(slice(0, 2)).to(trainer.fabric.device))
+    student_features, teacher_features = transfer.features(x)
+    for method in transfer.methods:
+        for line in method.describe(transfer.pairs, student_features, teacher_features):
+            say(f"  {line}")
+        for warning in method.warnings(trainer.total_steps):
+            say(f"warning: {warning}")

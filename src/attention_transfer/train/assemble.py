@@ -1,0 +1,208 @@
+"""From a recipe to the components of a run, and from them to its trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning.fabric import Fabric
+from torch import Tensor, nn
+
+from ..apply.evaluate import EVALUATION_BATCH, evaluate
+from ..apply.inference import InferenceModel, as_input
+from ..data import (
+    VAL_RESIZE,
+    Augment,
+    Dataset,
+    Images,
+    ImageSet,
+    Stream,
+    default_workers,
+    make_transform,
+    memory_budget,
+    open_data,
+)
+from ..data.options import AugmentOptions
+from ..errors import UserError
+from ..methods import create_methods
+from ..models import Network, check_network, load_network, start_network
+from ..run_folder import RunFolder
+from ..runtime.cuda_graphs import CudaGraphs
+from ..runtime.process import local_rank
+from ..runtime.resolve import RuntimeConfig, count_flops
+from ..taps import parse_pairs
+from ..transfer import Transfer
+from .progress import ProgressBar
+from .regularize import make_average, make_mix
+from .trainer import Trainer
+
+if TYPE_CHECKING:
+    from ..config import Recipe
+
+# Share of the GPU's free memory for resident images; training needs the rest.
+GPU_SHARE = 0.4
+
+
+@dataclass
+class RunComponents:
+    """The data and networks of a run, checked before anything is written."""
+
+    data: Dataset
+    student: Network
+    teacher: Network | None
+    transfer: Transfer
+    example: Tensor  # a batch as the student sees it
+    notes: Sequence[str] = ()  # where the student's weights come from
+    average: Any = None
+
+    @property
+    def trained(self) -> nn.Module:
+        """The module that is validated and kept: the student, or the average of its weights."""
+        if self.average is None:
+            return self.student.module
+        module: nn.Module = self.average.module
+        return module
+
+    @property
+    def needs_gradient(self) -> bool:
+        """Whether a method needs second derivatives."""
+        return any(method.needs_gradient for method in self.transfer.methods)
+
+    def inference(self, runtime: RuntimeConfig) -> InferenceModel:
+        """The trained module with its preprocessing."""
+        return InferenceModel(self.trained, self.student.preprocess, runtime.precision)
+
+
+def assemble(recipe: Recipe, streamed: bool | None = None, jobs: int = 1) -> RunComponents:
+    """Opens the data, makes the networks and joins them in a `Transfer`.
+
+    Args:
+        streamed: of a run that continues, whether its images were streamed.
+        jobs: number of runs that share this machine.
+
+    Raises:
+        UserError: for data, networks or layers that do not exist or do not fit together.
+    """
+    data = _open(recipe, streamed, jobs)
+    methods = create_methods(recipe)
+    classes = data.classes, data.mean, data.std
+    teacher = None
+    if recipe.teacher is not None and any(m.needs_teacher for m in methods):
+        teacher = load_network(recipe.teacher, *classes, recipe.teacher_weights)
+    torch.manual_seed(recipe.seed)
+    student, notes = start_network(recipe.model, *classes, recipe.student_weights)
+    student_module = student.module.to(memory_format=torch.channels_last)
+    # A copy of the student, so it must be made before the Transfer adds hooks.
+    average = make_average(recipe, student_module)
+    example = as_input(data.train.batch(slice(0, 2)))
+    check_network(student, example, f"the student {recipe.model}")
+    teacher_module = teacher_transform = None
+    if teacher is not None:
+        check_network(teacher, example, f"the teacher {recipe.teacher}")
+        teacher_module = teacher.module.to(memory_format=torch.channels_last)
+        teacher_transform = teacher.preprocess
+    transfer = Transfer(
+        student_module,
+        teacher_module,
+        methods,
+        parse_pairs(recipe.pairs),
+        example,
+        student_transform=student.preprocess,
+        teacher_transform=teacher_transform,
+        label_smoothing=recipe.label_smoothing,
+    )
+    student_example = student.preprocess(example)
+    return RunComponents(data, student, teacher, transfer, student_example, notes, average)
+
+
+def _open(recipe: Recipe, streamed: bool | None, jobs: int) -> Dataset:
+    stream: str = recipe.stream
+    if stream == "auto":
+        if streamed is not None:
+            stream = "on" if streamed else "off"
+        elif recipe.augment == "imagenet":
+            stream = "on"
+    on_gpu = recipe.device in ("auto", "cuda") and torch.cuda.is_available()
+    processes = recipe.devices * jobs
+    workers = recipe.workers
+    if workers is None:
+        workers = default_workers(on_cpu=not on_gpu, processes=processes)
+    memory = []
+    if on_gpu:
+        free, _ = torch.cuda.mem_get_info(local_rank())
+        memory.append(int(GPU_SHARE * free) // jobs)
+    if (share := memory_budget()) is not None:
+        memory.append(share // processes)
+    return open_data(
+        recipe,
+        seed=recipe.seed,
+        stream=stream,
+        workers=workers,
+        val_resize=VAL_RESIZE if recipe.augment == "imagenet" else 1.0,
+        memory=min(memory, default=None),
+    )
+
+
+def training_flops(recipe: Recipe, components: RunComponents) -> float:
+    """FLOPs of the whole run; the backward pass of the student costs two forward passes."""
+    example = as_input(components.data.train.batch(slice(0, 1)))
+    images = recipe.epochs * len(components.data.train)
+    if recipe.max_steps is not None:
+        images = min(images, recipe.max_steps * recipe.batch_size)
+    student, teacher = components.student, components.teacher
+    per_image = 3 * count_flops(student.module.eval(), student.preprocess(example))
+    if components.transfer.teacher is not None and teacher is not None:
+        per_image += count_flops(components.transfer.teacher, teacher.preprocess(example))
+    return float(per_image * images)
+
+
+def make_trainer(
+    recipe: Recipe,
+    folder: RunFolder,
+    fabric: Fabric,
+    components: RunComponents,
+    runtime: RuntimeConfig,
+    progress: ProgressBar,
+) -> Trainer:
+    """The trainer of a run, its networks on the device and compiled if `runtime` says so."""
+    streamed = torch.tensor(float(components.data.streamed), device=fabric.device)
+    if fabric.all_reduce(streamed, reduce_op="sum") not in (0, fabric.world_size):
+        raise UserError("the images fit in memory on some ranks only: pass --stream on")
+    val = components.data.val.to(fabric.device)
+    loader = _make_loader(recipe, fabric, components.data.train)
+    network: nn.Module = components.inference(runtime)
+    transfer = components.transfer.to(fabric.device)
+    components.trained.to(fabric.device)
+    if runtime.compile:
+        # The compiler limits recompilations per function, and counts earlier runs of this process.
+        torch.compiler.reset()
+        transfer.compile(**runtime.compile_options())
+        network = torch.compile(network, dynamic=False)  # type: ignore[assignment]
+
+    def validate() -> dict[str, float]:
+        return evaluate(network, val, EVALUATION_BATCH, fabric.device)
+
+    return Trainer(
+        recipe,
+        recipe,
+        folder,
+        fabric,
+        transfer,
+        loader,
+        validate,
+        progress,
+        example=components.example.to(fabric.device),
+        mix=make_mix(recipe, len(components.data.classes)),
+        average=components.average,
+        graphs=CudaGraphs() if runtime.graphs else None,
+    )
+
+
+def _make_loader(options: AugmentOptions, fabric: Fabric, images: Images) -> Augment | Stream:
+    """What makes the training batches: from memory, or decoded while training."""
+    if isinstance(images, ImageSet):
+        return Augment(images.to(fabric.device), options.crop_padding, options.flip)
+    transform = make_transform(options, images.size)
+    return Stream(images, transform, fabric.device, fabric.global_rank, fabric.world_size)

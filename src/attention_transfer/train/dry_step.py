@@ -1,0 +1,67 @@
+"""The dry step before the first one: a run's `preflight`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import Tensor
+
+from ..apply.inference import as_input
+from ..checks.preflight import DRY_IMAGES, preflight
+from ..checks.teacher import TEACHER_IMAGES
+from ..data import Images, balanced_subset
+from ..errors import UserError
+from ..models import Network
+from ..run_folder import RunFolder
+from .assemble import RunComponents
+from .regularize import training_mode
+from .trainer import Trainer
+
+BATCH = 100
+
+
+def dry_step(components: RunComponents, trainer: Trainer) -> None:
+    """Says what `preflight` finds.
+
+    Raises:
+        UserError: for a finding that makes training pointless.
+    """
+    data, device = components.data, trainer.fabric.device
+    index = balanced_subset(data.train.labels, DRY_IMAGES, seed=0)
+    training_mode(components.transfer, trainer.options.freeze_bn)
+    with trainer.fabric.autocast():
+        findings = preflight(
+            components.transfer,
+            as_input(data.train.batch(index).to(device)),
+            data.train.labels[index].to(device),
+            images=_validation_batches(data.val),
+            teacher_accuracy=_recorded_accuracy(components.teacher),
+        )
+    errors = []
+    for finding in findings:
+        if finding.level == "error":
+            errors.append(finding.text)
+        else:
+            trainer.progress.say(f"{finding.level}: {finding.text}")
+    if errors:
+        raise UserError("; ".join(errors))
+
+
+def _validation_batches(images: Images) -> Iterator[tuple[Tensor, Tensor]]:
+    """Images balanced over the classes, and over the batches as far as possible."""
+    index = balanced_subset(images.labels, TEACHER_IMAGES, seed=0)
+    count = -(-len(index) // BATCH)
+    for k in range(count):
+        part = images.subset(index[k::count])
+        yield as_input(part.batch(slice(None))), part.labels
+
+
+def _recorded_accuracy(teacher: Network | None) -> float | None:
+    """The teacher's validation accuracy at the end of its own run, if that is known."""
+    if teacher is None or not teacher.folder:
+        return None
+    summary = RunFolder(teacher.folder).summary()
+    if summary is None:
+        return None
+    accuracy: float | None = summary["final"].get("val_accuracy")
+    return accuracy

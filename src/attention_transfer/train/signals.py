@@ -1,0 +1,55 @@
+"""Ctrl-C and SIGTERM: a run finishes its step, saves its state and stops."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from lightning.fabric import Fabric
+
+
+class Interrupted(KeyboardInterrupt):
+    """Raised after Ctrl-C or SIGTERM, once the state is saved."""
+
+    def __init__(self) -> None:
+        super().__init__("the state is saved; run the same command again to continue")
+
+
+@contextmanager
+def signal_handlers(handler: Any, *numbers: signal.Signals) -> Iterator[None]:
+    """Sets `handler` for these signals and restores the earlier handlers at the end."""
+    try:
+        earlier = {number: signal.signal(number, handler) for number in numbers}
+    except ValueError:  # Python sets handlers in the main thread only
+        earlier = {}
+    try:
+        yield
+    finally:
+        for number, before in earlier.items():
+            signal.signal(number, before)
+
+
+class StopRequest:
+    """A signal handler that asks the trainer to stop; a second Ctrl-C interrupts at once."""
+
+    def __init__(self, say: Callable[[str], None]):
+        self.say = say
+        self.received = False
+
+    def __call__(self, number: int, frame: Any) -> None:
+        if not self.received:
+            self.received = True
+            self.say("stopping after this step; the state is saved first")
+        elif number == signal.SIGINT:
+            raise KeyboardInterrupt
+        # SIGTERM may arrive twice: sent to the whole process group, and passed on by a parent.
+
+    def on_any_rank(self, fabric: Fabric) -> bool:
+        """Whether any rank received a signal; all ranks must call this at the same step."""
+        if fabric.world_size == 1:
+            return self.received
+        received = torch.tensor(float(self.received), device=fabric.device)
+        return bool(fabric.all_reduce(received, reduce_op="sum"))
