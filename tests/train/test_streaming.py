@@ -149,7 +149,10 @@ def test_what_is_cut_off_is_said(images, tmp_path):
             {"augment": "imagenet", "crop_scale": "a"},
             "crop_scale is 'a': expected LOW,HIGH",
         ),
-        ({"augment": "imagenet", "crop_ratio": [2, 1]}, r"crop_ratio is \(2.0, 1.0\): expected LOW,HIGH"),
+        (
+            {"augment": "imagenet", "crop_ratio": [2, 1]},
+            r"crop_ratio is \(2.0, 1.0\): expected LOW,HIGH",
+        ),
         ({"augment": "imagenet", "stream": "off"}, "leave --stream off out"),
     ],
 )

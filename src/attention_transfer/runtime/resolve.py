@@ -62,7 +62,7 @@ def resolve_runtime(
         UserError: for a device, or for CUDA graphs, that this machine or this run cannot have.
     """
     earlier = earlier or {}
-    device = options.device
+    device: str = options.device
     if device == "auto":
         device = earlier.get("device") or _best_device()
     _check_available(device)
