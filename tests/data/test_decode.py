@@ -16,7 +16,7 @@ def encode(image, kind="PNG", **options):
 
 def decoded(*encoded, size=8, on_bad_image="error"):
     out = np.zeros((len(encoded), size, size, 3), dtype=np.uint8)
-    return out, decode.decode_into(out, encoded, lambda i: f"image {i}", on_bad_image)
+    return out, decode.decode_into(out, encoded.__getitem__, lambda i: f"image {i}", on_bad_image)
 
 
 def grey(values):

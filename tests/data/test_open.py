@@ -106,7 +106,7 @@ def test_too_large_a_set_is_refused_before_decoding(make_folder, monkeypatch):
     root = make_folder()
     monkeypatch.setattr("attention_transfer.data.decode.available_memory", lambda: 10**6)
     monkeypatch.setattr(
-        "attention_transfer.data.reader.decode_into", lambda *_: pytest.fail("decoded")
+        "attention_transfer.data.stream.decode_into", lambda *_: pytest.fail("decoded")
     )
     with pytest.raises(
         UserError, match=r"12 images of 224x224 take 0.00 GiB.*lower image_size.*--stream on"

@@ -48,7 +48,7 @@ def predict_files(
         batch = files[start : start + BATCH]
         names = [str(file) for file in batch]
         images = np.zeros((len(batch), size, size, 3), dtype=np.uint8)
-        sizes = decode_into(images, batch, names.__getitem__, "skip", shorter)
+        sizes = decode_into(images, batch.__getitem__, names.__getitem__, "skip", shorter)
         bad += [name for name, (width, _) in zip(names, sizes, strict=True) if not width]
         if bad:
             continue  # the rest is only searched for other unreadable files

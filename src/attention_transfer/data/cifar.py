@@ -15,7 +15,7 @@ import torch
 from ..errors import UserError, first_line
 from .images import ImageSet
 from .options import DataOptions
-from .source import Source, Split
+from .source import Source
 from .spec import existing_folder
 from .tables import open_parquet, parquet_folder
 
@@ -56,9 +56,10 @@ def open_cifar(kind: str, place: str, options: DataOptions) -> Source:
             f"{kind} alone to download it"
         )
     source = open_parquet(path, replace(options, image_size=SIZE), label=LABEL_COLUMN[kind])
-    if len(source.classes) != CLASSES[kind]:
+    count = len(source.train.classes)
+    if count != CLASSES[kind]:
         raise UserError(
-            f"data {kind}: {path} has {len(source.classes)} classes, expected {CLASSES[kind]}; "
+            f"data {kind}: {path} has {count} classes, expected {CLASSES[kind]}; "
             f"check the path, or write parquet:{path}"
         )
     return replace(source, statistics=STATISTICS.get(kind))
@@ -112,5 +113,5 @@ def _open_torchvision(kind: str, root: Path, base_folder: str, options: DataOpti
 
     train, val = split(True), None
     if options.val_split is None:
-        val = Split.from_images(split(False))
-    return Source(train.classes, SIZE, Split.from_images(train), val, STATISTICS.get(kind))
+        val = split(False)
+    return Source(train, val, STATISTICS.get(kind))

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .images import ImageSet, Triple
+from .images import Triple
+from .source import Images as Images
 from .stream import StreamSet
 
-Images = ImageSet | StreamSet
 STATISTICS_IMAGES = 1024
 
 

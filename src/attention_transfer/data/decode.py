@@ -7,7 +7,7 @@ import io
 import os
 import struct
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,7 +31,7 @@ Encoded = Path | bytes | None
 
 def decode_into(
     out: NDArray[np.uint8],
-    encoded: Sequence[Encoded],
+    read: Callable[[int], Encoded],
     name: Callable[[int], str],
     on_bad_image: str,
     short_side: int | None = None,
@@ -42,18 +42,18 @@ def decode_into(
     center-cropped. Returns upright widths and heights (N, 2), 0 0 for a bad image.
 
     Args:
-        name: from the index of an image to its location.
+        read, name: from the index of an image to its bytes or file, and to its location.
         on_bad_image: "error" or "skip".
 
     Raises:
         UserError: for the first bad image, unless they are skipped.
     """
-    sizes = np.zeros((len(encoded), 2), dtype=np.int64)
+    sizes = np.zeros((len(out), 2), dtype=np.int64)
 
     def work(start: int) -> None:
-        for i in range(start, min(start + _CHUNK, len(encoded))):
+        for i in range(start, min(start + _CHUNK, len(out))):
             try:
-                sizes[i] = decode_center(out[i], encoded[i], short_side)
+                sizes[i] = decode_center(out[i], read(i), short_side)
             except MemoryError:
                 raise
             except Exception as error:
@@ -64,7 +64,7 @@ def decode_into(
     # Threads suffice, because Pillow decodes and resizes without the interpreter lock.
     pool = ThreadPoolExecutor(max_workers=os.cpu_count())
     try:
-        for _ in pool.map(work, range(0, len(encoded), _CHUNK)):
+        for _ in pool.map(work, range(0, len(out), _CHUNK)):
             pass
     finally:
         pool.shutdown(cancel_futures=True)
@@ -192,20 +192,15 @@ def fit_boxes(
     return fitted
 
 
-def default_size(encoded: Sequence[Encoded]) -> int:
-    """Image size in pixels if none is given, from the headers of at most 1,000 images.
-
-    The size of the images if they are square and all of one size; otherwise 64 or 224, by the
-    median of their shorter sides.
-    """
+def default_size(encoded: Iterable[Encoded]) -> int:
+    """The size of square images of one size; 64 or 224 by the median short side of others."""
     from PIL import Image
 
     sizes = []
-    sample = encoded[:: max(1, len(encoded) // 1000)]
-    for i in range(len(sample)):
+    for data in encoded:
         # A damaged image is named when it is decoded.
         bad_image = contextlib.suppress(OSError, ValueError, Image.DecompressionBombError)
-        with bad_image, open_image(sample[i]) as image:
+        with bad_image, open_image(data) as image:
             sizes.append(image.size)
     if len(set(sizes)) == 1 and sizes[0][0] == sizes[0][1]:
         return int(sizes[0][0])

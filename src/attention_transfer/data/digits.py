@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .images import ImageSet, stratified_split
-from .source import Source, Split
+from .source import Source
 
 SCENE = 32
 DIGIT = 14
@@ -37,7 +37,7 @@ def open_digits() -> Source:
             digits[sources.numpy()], labels[sources].numpy(), count, SCENES_SEED + k
         )
         sets.append(ImageSet(images, targets, classes, boxes))
-    return Source(classes, SCENE, Split.from_images(sets[0]), Split.from_images(sets[1]))
+    return Source(train=sets[0], val=sets[1])
 
 
 def source_digits() -> tuple[NDArray[np.float32], Tensor]:

@@ -71,6 +71,8 @@ class ImageSet:
         images, labels = self.images.index_select(0, indices), self.labels.index_select(0, indices)
         return replace(self, images=images, labels=labels, boxes=boxes, files=files)
 
+    select = subset  # the name of what a `StreamSet` does without decoding
+
     def to(self, device: torch.device | str) -> ImageSet:
         """The same set with its tensors on `device`."""
         boxes = None if self.boxes is None else self.boxes.to(device)
@@ -83,6 +85,25 @@ class ImageSet:
             return self.images[indices].permute(0, 3, 1, 2)
         rows = torch.as_tensor(indices, dtype=torch.int64, device=self.images.device)
         return self.images.index_select(0, rows).permute(0, 3, 1, 2)
+
+
+def resize_images(images: ImageSet, size: int) -> ImageSet:
+    """Square images resized to (N, size, size, 3), bilinear with antialiasing.
+
+    Boxes grow outwards to whole pixels.
+    """
+    old = images.image_size[0]
+    resized = []
+    for piece in torch.split(images.images, 1024):
+        nchw = torch.nn.functional.interpolate(
+            piece.permute(0, 3, 1, 2), size=(size, size), mode="bilinear", antialias=True
+        )
+        resized.append(nchw.permute(0, 2, 3, 1))
+    boxes = images.boxes
+    if boxes is not None:
+        low, high = boxes[:, :2] * size // old, (boxes[:, 2:] * size + old - 1) // old
+        boxes = torch.cat([low, high], dim=1)
+    return replace(images, images=torch.cat(resized), boxes=boxes)
 
 
 def _wrong_tensor(name: str, expected: str, tensor: Tensor) -> UserError:

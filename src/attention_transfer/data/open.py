@@ -12,10 +12,17 @@ from ..errors import UserError, nearest
 from ..options import from_mapping, subset
 from .dataset import STATISTICS_IMAGES, Dataset
 from .decode import check_memory, memory_budget
-from .images import ImageSet, balanced_subset, channel_statistics, stratified_split
+from .images import (
+    ImageSet,
+    balanced_subset,
+    channel_statistics,
+    resize_images,
+    stratified_split,
+)
 from .options import DATA_SPECS, DataOptions
-from .source import Source, Split
+from .source import Images, Source
 from .spec import existing_folder, split_columns
+from .stream import StreamSet
 
 VAL_SPLIT = 0.1
 
@@ -50,30 +57,36 @@ def open_data(
     spec = options.data
 
     source = _open_source(options)
-    train, val = source.train, source.val
-    notes = [*source.notes, *_untrained_class_notes(source)]
-    if val is None or options.val_split is not None:
-        train, val, split_notes = _cut_validation(spec, train, options.val_split, seed)
-        notes += split_notes
-    train = _limited(train, options.limit_train, seed)
-    val = _limited(val.with_resize(val_resize), options.limit_val, 0)
+    train, val, notes = _select(source, options, seed)
+    size = options.image_size or train.image_size[0]
+    # Data of one known size is decoded at that size, and resized later.
+    streamable = isinstance(train, StreamSet) and train.size == size
+    if streamable and isinstance(val, StreamSet) and val_resize != 1:
+        val = replace(val, short_side=round(size * val_resize))
+    count = len(train) + len(val)
+    if not _is_streamed(options, streamable, count * size**2 * 3, memory):
+        check_memory(spec, count, size)
+        return _resident(spec, source, train, val, notes, size)
+    assert isinstance(train, StreamSet), "it is streamable"
+    assert isinstance(val, StreamSet), "it is from the same kind of files"
+    sample = train.select(balanced_subset(train.labels, STATISTICS_IMAGES, 0))
+    mean, std = channel_statistics(_decode(spec, "training", sample, size)[0].images)
+    workers = options.workers or 0
+    train, val = replace(train, workers=workers), replace(val, workers=workers)
+    return Dataset(spec, train, val, mean, std, source.skipped, notes)
 
-    count = len(train.labels) + len(val.labels)
-    if _is_streamed(options, train, count * source.size**2 * 3, memory):
-        assert train.stream is not None, "checked by `_is_streamed`"
-        assert val.stream is not None, "the same files, or the same kind of files, as train"
-        sample = train.select(balanced_subset(train.labels, STATISTICS_IMAGES, 0))
-        mean, std = channel_statistics(_load(spec, "training", sample)[0].images)
-        workers = options.workers or 0
-        train_set = replace(train.stream, workers=workers)
-        val_set = replace(val.stream, workers=workers)
-        return Dataset(spec, train_set, val_set, mean, std, source.skipped, tuple(notes))
-    check_memory(spec, count, source.size)
-    train_images, train_skipped = _load(spec, "training", train)
-    val_images, val_skipped = _load(spec, "validation", val)
-    mean, std = source.statistics or channel_statistics(train_images.images)
+
+def _resident(
+    spec: str, source: Source, train: Images, val: Images, notes: tuple[str, ...], size: int
+) -> Dataset:
+    train_images, train_skipped = _decode(spec, "training", train, size)
+    val_images, val_skipped = _decode(spec, "validation", val, size)
+    if source.statistics is not None and train.image_size[0] == size:
+        mean, std = source.statistics
+    else:  # resizing smooths, which lowers the standard deviation
+        mean, std = channel_statistics(train_images.images)
     skipped = source.skipped + train_skipped + val_skipped
-    return Dataset(spec, train_images, val_images, mean, std, skipped, tuple(notes))
+    return Dataset(spec, train_images, val_images, mean, std, skipped, notes)
 
 
 def prepare_data(spec: str) -> None:
@@ -102,11 +115,11 @@ def _open_source(options: DataOptions) -> Source:
             raise UserError(f"data {spec!r}: digits is built in and takes no folder; write digits")
         from .digits import open_digits
 
-        return open_digits().resized(options.image_size)
+        return open_digits()
     if kind in ("cifar10", "cifar100"):
         from .cifar import open_cifar
 
-        return open_cifar(kind, place, options).resized(options.image_size)
+        return open_cifar(kind, place, options)
     if kind not in ("folder", "parquet", "wds", "hub"):
         raise _unknown_kind(spec, kind)
 
@@ -144,23 +157,38 @@ def _unknown_kind(spec: str, kind: str) -> UserError:
 
 def _untrained_class_notes(source: Source) -> list[str]:
     """A warning about classes without training images."""
-    counts = torch.bincount(source.train.labels, minlength=len(source.classes))
+    classes = source.train.classes
+    counts = torch.bincount(source.train.labels, minlength=len(classes))
     empty = (counts == 0).nonzero().flatten().tolist()
     if not empty:
         return []
-    names = [source.classes[label] for label in empty[:3]]
+    names = [classes[label] for label in empty[:3]]
     if len(empty) > 3:
         names.append("…")
     verb = "has" if len(empty) == 1 else "have"
     return [
-        f"warning: {len(empty):,} of {len(source.classes):,} classes {verb} no training image: "
+        f"warning: {len(empty):,} of {len(classes):,} classes {verb} no training image: "
         f"{', '.join(names)}"
     ]
 
 
+def _select(
+    source: Source, options: DataOptions, seed: int
+) -> tuple[Images, Images, tuple[str, ...]]:
+    """Training and validation images as the options limit and split them, and notes."""
+    notes = [*source.notes, *_untrained_class_notes(source)]
+    train, val = source.train, source.val
+    if val is None or options.val_split is not None:
+        train, val, split_notes = _cut_validation(options.data, train, options.val_split, seed)
+        notes += split_notes
+    train = _limited(train, options.limit_train, seed)
+    val = _limited(val, options.limit_val, 0)
+    return train, val, tuple(notes)
+
+
 def _cut_validation(
-    spec: str, train: Split, val_split: float | None, seed: int
-) -> tuple[Split, Split, list[str]]:
+    spec: str, train: Images, val_split: float | None, seed: int
+) -> tuple[Images, Images, list[str]]:
     """The rest of the training images, the validation images cut from them, and notes."""
     notes = []
     share = val_split or VAL_SPLIT
@@ -179,7 +207,7 @@ def _cut_validation(
         )
     if val_split is None:
         notes.append(
-            f"{spec} has no validation images: {len(cut)} of its {len(train.labels)} training "
+            f"{spec} has no validation images: {len(cut)} of its {len(train)} training "
             f"images ({share:.0%} of each class, the same for every seed) validate instead; "
             "--val-split sets the share"
         )
@@ -192,30 +220,35 @@ def _cut_validation(
     return train.select(rest), train.select(cut), notes
 
 
-def _limited(split: Split, limit: int | None, seed: int) -> Split:
-    if limit is None or limit >= len(split.labels):
-        return split
-    return split.select(balanced_subset(split.labels, limit, seed))
+def _limited(images: Images, limit: int | None, seed: int) -> Images:
+    if limit is None or limit >= len(images):
+        return images
+    return images.select(balanced_subset(images.labels, limit, seed))
 
 
-def _is_streamed(options: DataOptions, train: Split, needed: int, memory: int | None) -> bool:
+def _is_streamed(options: DataOptions, streamable: bool, needed: int, memory: int | None) -> bool:
     """Whether to stream; `needed` is the size of all decoded images in bytes."""
-    if options.stream == "on" and train.stream is None:
+    if options.stream == "on" and not streamable:
         raise UserError(
             f"{options.data} is in memory as it is read and cannot be streamed: expected images in "
             "files; leave --stream (and --augment imagenet) out"
         )
-    if options.stream != "auto" or train.stream is None:
+    if options.stream != "auto" or not streamable:
         return options.stream == "on"
     limits = [limit for limit in (memory_budget(), memory) if limit is not None]
     return bool(limits) and needed > min(limits)
 
 
-def _load(spec: str, name: str, split: Split) -> tuple[ImageSet, int]:
-    images, skipped = split.load(torch.arange(len(split.labels)))
+def _decode(spec: str, name: str, images: Images, size: int) -> tuple[ImageSet, int]:
+    """All images at `size`, and the number of bad ones that were left out."""
+    skipped = 0
+    if isinstance(images, StreamSet):
+        images, skipped = images.load(torch.arange(len(images)))
     if not len(images):
         raise UserError(
             f"{spec}: none of the {skipped} {name} images can be read; expected some; "
             "check the files"
         )
+    if images.image_size[0] != size:
+        images = resize_images(images, size)
     return images, skipped

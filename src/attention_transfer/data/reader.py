@@ -5,17 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import overload
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from .decode import Encoded, decode_into, default_size, fit_boxes
-from .images import ImageSet
-
-HEADERS = 1000
+from .decode import Encoded, default_size
 
 
 class Reader:
@@ -42,28 +36,9 @@ class Reader:
         raise NotImplementedError
 
     def default_size(self) -> int:
-        """Image size in pixels if none is given, from the headers of some of the images."""
-        every = max(1, len(self) // HEADERS)
-        return default_size(ReaderSubset(self, range(0, len(self), every)))
-
-
-class ReaderSubset(Sequence[Encoded]):
-    """The images of a reader at some rows, each read on access."""
-
-    def __init__(self, reader: Reader, rows: Sequence[int]) -> None:
-        self.reader, self.rows = reader, rows
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    @overload
-    def __getitem__(self, k: int) -> Encoded: ...
-    @overload
-    def __getitem__(self, k: slice) -> ReaderSubset: ...
-    def __getitem__(self, k: int | slice) -> Encoded | ReaderSubset:
-        if isinstance(k, slice):
-            return ReaderSubset(self.reader, self.rows[k])
-        return self.reader.encoded(self.rows[k])
+        """Image size in pixels if none is given, from the headers of about 1,000 images."""
+        every = max(1, len(self) // 1000)
+        return default_size(self.encoded(i) for i in range(0, len(self), every))
 
 
 class PackedStrings(Sequence[str]):
@@ -111,40 +86,3 @@ class FileReader(Reader):
 
     def location(self, i: int) -> str:
         return str(self.root / self._files[i])
-
-
-def decode_rows(
-    reader: Reader,
-    rows: Tensor,
-    labels: Tensor,
-    classes: tuple[str, ...],
-    size: int,
-    on_bad_image: str,
-    short_side: int | None = None,
-) -> tuple[ImageSet, NDArray[np.int64]]:
-    """Decodes the images at `rows` (M,).
-
-    Each is resized to `short_side` pixels on its shorter side (default: `size`) and center-cropped
-    to `size` x `size`. Also returns the upright widths and heights (M, 2), 0 0 for a bad image.
-    """
-    numbers = rows.tolist()
-    out = np.zeros((len(numbers), size, size, 3), dtype=np.uint8)
-    encoded = ReaderSubset(reader, numbers)
-    sizes = decode_into(
-        out, encoded, lambda k: reader.location(numbers[k]), on_bad_image, short_side
-    )
-    boxes = None
-    if reader.boxes is not None:
-        upright = reader.boxes[numbers].reshape(-1, 4)
-        boxes = torch.from_numpy(fit_boxes(upright, sizes, size, short_side))
-    files = tuple(reader.file(i) for i in numbers)
-    return ImageSet(torch.from_numpy(out), labels, classes, boxes, files), sizes
-
-
-def drop_bad(images: ImageSet, sizes: NDArray[np.int64]) -> tuple[ImageSet, int]:
-    """The images whose decoded `sizes` (N, 2) are not 0, and the number of the others."""
-    good = torch.from_numpy(np.flatnonzero(sizes[:, 0]))
-    skipped = len(images) - len(good)
-    if skipped:
-        images = images.subset(good)
-    return images, skipped

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from ..errors import RunError, UserError, first_line
 from .augment import EpochPlan, check_step, draw_epoch
-from .decode import unreadable_message
+from .decode import decode_into, fit_boxes, unreadable_message
 from .images import ImageSet, make_generator
-from .reader import Reader, decode_rows, drop_bad
+from .reader import Reader
 from .transforms import AugmentDraw, CenterCrop, Transform
 
 MAX_WORKERS = 16
@@ -71,7 +71,12 @@ class StreamSet:
 
     def load(self, indices: Tensor) -> tuple[ImageSet, int]:
         """Like `subset`, and the number of unreadable images that were left out."""
-        return drop_bad(*self._decode(indices.cpu()))
+        images, sizes = self._decode(indices.cpu())
+        good = torch.from_numpy(np.flatnonzero(sizes[:, 0]))
+        skipped = len(images) - len(good)
+        if skipped:
+            images = images.subset(good)
+        return images, skipped
 
     def select(self, indices: Tensor) -> StreamSet:
         """The images at `indices` (M,); nothing is decoded."""
@@ -85,15 +90,23 @@ class StreamSet:
         return images.images.permute(0, 3, 1, 2)
 
     def _decode(self, indices: Tensor) -> tuple[ImageSet, NDArray[np.int64]]:
-        return decode_rows(
-            self.reader,
-            self.rows[indices],
-            self.labels[indices],
-            self.classes,
-            self.size,
+        """Images, black where they are unreadable, and upright widths and heights, 0 0 there."""
+        reader, rows = self.reader, self.rows[indices].tolist()
+        out = np.zeros((len(rows), self.size, self.size, 3), dtype=np.uint8)
+        sizes = decode_into(
+            out,
+            lambda k: reader.encoded(rows[k]),
+            lambda k: reader.location(rows[k]),
             self.on_bad_image,
             self.short_side,
         )
+        boxes = None
+        if reader.boxes is not None:
+            upright = reader.boxes[rows].reshape(-1, 4)
+            boxes = torch.from_numpy(fit_boxes(upright, sizes, self.size, self.short_side))
+        files = tuple(reader.file(row) for row in rows)
+        labels = self.labels[indices]
+        return ImageSet(torch.from_numpy(out), labels, self.classes, boxes, files), sizes
 
     def to(self, device: torch.device | str) -> StreamSet:
         """The same set, as its images move to a device batch by batch."""

@@ -29,16 +29,17 @@ from .source import Labelled, Source, source_in_files
 VAL_SPLITS = ("validation", "val", "test")
 IMAGE_NAMES = ("image", "img")
 LABEL_NAMES = ("label", "labels", "fine_label", "class", "target", "category")
+EXPECTED = {"image": "images as {bytes, path} or bytes", "label": "whole numbers or words"}
 IN_MEMORY_BYTES = 512 << 20
 
 
 @dataclass(frozen=True)
 class Columns:
-    """The columns to read; `classes` is empty if the table does not name them."""
+    """The columns to read, their kinds, and the names of the classes (empty if there are none)."""
 
     image: str
     label: str
-    label_is_word: bool
+    kinds: Mapping[str, str]
     classes: tuple[str, ...]
 
 
@@ -47,11 +48,8 @@ def open_parquet(
 ) -> Source:
     """Images and labels of train-*.parquet and validation-* or test-*.parquet.
 
-    Args:
-        image, label: the columns; by default those with the usual types and names.
-
-    Raises:
-        UserError: for missing files or columns, damaged files and labels out of range.
+    `image` and `label` name the columns. Raises `UserError` for missing files or columns, damaged
+    files and labels out of range.
     """
     folder = parquet_folder(path)
     if folder is None:
@@ -72,14 +70,10 @@ def open_parquet(
 def open_hub(
     place: str, options: DataOptions, image: str | None = None, label: str | None = None
 ) -> Source:
-    """A data set of the Hugging Face hub, which `datasets` downloads once into its cache.
+    """OWNER/NAME or OWNER/NAME:CONFIGURATION, which `datasets` downloads once into its cache.
 
-    Args:
-        place: OWNER/NAME or OWNER/NAME:CONFIGURATION.
-        image, label: the columns; by default those with the usual types and names.
-
-    Raises:
-        UserError: if there is no such data set, network or column, or a label is out of range.
+    `image` and `label` name the columns. Raises `UserError` if there is no such data set, network
+    or column, or a label is out of range.
     """
     name, _, configuration = place.partition(":")
     splits = _download(name, configuration or None)
@@ -135,51 +129,46 @@ def find_columns(
 
     Args:
         schema: a `pyarrow.Schema`.
-        where, spec: what the errors call the table, and the data spec to add #image=COLUMN to.
+        where, spec: the table, and the data spec to add #image=COLUMN to, for the errors.
 
     Raises:
         UserError: if there is no such column, or more than one.
     """
     features = _hugging_face_features(schema.metadata)
-    images = [name for name in schema.names if features.get(name, {}).get("_type") == "Image"]
-    if not images:
-        images = [field.name for field in schema if _is_image(field.type)]
-    numbers = [field.name for field in schema if _is_number(field.type)]
-    words = [field.name for field in schema if _is_word(field.type)]
-    class_labels = [n for n in numbers if features.get(n, {}).get("_type") == "ClassLabel"]
+    feature_types = {name: features.get(name, {}).get("_type") for name in schema.names}
+    kinds = {field.name: _kind(field.type) for field in schema}
+    images = [name for name in kinds if feature_types[name] == "Image"]
+    images = images or [name for name in kinds if kinds[name] == "image"]
+    numbers = [name for name in kinds if kinds[name] == "number"]
+    words = [name for name in kinds if kinds[name] == "word"]
+    class_labels = [name for name in numbers if feature_types[name] == "ClassLabel"]
     all_columns = ", ".join(f"{field.name} ({field.type})" for field in schema)
 
-    def choose(
-        kind: str, given: str | None, candidates: list[str], guess: str | None, expected: str
-    ) -> str:
-        if given in candidates or (given is None and guess is not None):
-            return str(given or guess)
+    def choose(role: str, given: str | None, candidates: list[str], guess: str | None) -> str:
+        name = given or guess
+        if name in candidates:
+            return str(name)
         if given is not None:
-            raise UserError(
-                f"{where} has no {kind} column {given!r} (its columns: {all_columns}): "
-                f"expected {expected}; check it{nearest(given, candidates)}"
-            )
-        if not candidates:
-            raise UserError(
-                f"{where} has no {kind} column (its columns: {all_columns}): "
-                f"expected {expected}; check it"
-            )
+            problem, remedy = f"no {role} column {given!r}", f"check it{nearest(given, candidates)}"
+        elif not candidates:
+            problem, remedy = f"no {role} column", "check it"
+        else:
+            problem = f"several {role} columns ({', '.join(candidates)})"
+            remedy = f"name one, {spec}#{role}={candidates[0]}"
         raise UserError(
-            f"{where} has several {kind} columns ({', '.join(candidates)}): expected one, or one "
-            f"called {kind}; name it, {spec}#{kind}={candidates[0]}"
+            f"{where} has {problem} (its columns: {all_columns}): expected {EXPECTED[role]}; {remedy}"
         )
 
-    image_guess = _single_or_usual(images, IMAGE_NAMES)
     label_guess = (
         _single_or_usual(class_labels, LABEL_NAMES)
         or _single_or_usual([*numbers, *words], LABEL_NAMES)
         or _single_or_usual(numbers)
         or _single_or_usual(words)
     )
-    image = choose("image", image, images, image_guess, "images as {bytes, path} or bytes")
-    label = choose("label", label, [*numbers, *words], label_guess, "whole numbers or words")
+    image = choose("image", image, images, _single_or_usual(images, IMAGE_NAMES))
+    label = choose("label", label, [*numbers, *words], label_guess)
     names = features.get(label, {}).get("names") or ()
-    return Columns(image, label, label in words, tuple(str(name) for name in names))
+    return Columns(image, label, kinds, tuple(str(name) for name in names))
 
 
 def _single_or_usual(names: Sequence[str], usual: Sequence[str] = ()) -> str | None:
@@ -197,26 +186,21 @@ def _hugging_face_features(metadata: dict[bytes, bytes] | None) -> dict[str, dic
     return {name: feature for name, feature in features.items() if isinstance(feature, dict)}
 
 
-def _is_image(kind: Any) -> bool:
+def _kind(arrow_type: Any) -> str:
+    """What a column can be: "image", "number" or "word"; "" for anything else."""
     from pyarrow import types
 
-    if types.is_struct(kind):
-        return kind.get_field_index("bytes") >= 0 and _is_image(kind.field("bytes").type)
-    return bool(types.is_binary(kind) or types.is_large_binary(kind))
-
-
-def _is_number(kind: Any) -> bool:
-    from pyarrow import types
-
-    return bool(types.is_integer(kind) or types.is_boolean(kind))
-
-
-def _is_word(kind: Any) -> bool:
-    from pyarrow import types
-
-    if types.is_dictionary(kind):
-        kind = kind.value_type
-    return bool(types.is_string(kind) or types.is_large_string(kind))
+    if types.is_dictionary(arrow_type):
+        arrow_type = arrow_type.value_type
+    if types.is_struct(arrow_type) and arrow_type.get_field_index("bytes") >= 0:
+        arrow_type = arrow_type.field("bytes").type
+    if types.is_binary(arrow_type) or types.is_large_binary(arrow_type):
+        return "image"
+    if types.is_integer(arrow_type) or types.is_boolean(arrow_type):
+        return "number"
+    if types.is_string(arrow_type) or types.is_large_string(arrow_type):
+        return "word"
+    return ""
 
 
 def _open_file(file: Path) -> Any:
@@ -264,24 +248,18 @@ def _read_parquet(files: Sequence[Path], columns: Columns) -> Labelled:
 
 def _check_columns(schema: Any, columns: Columns, file: Path) -> None:
     """Raises `UserError` unless a file has the columns of the first one, of the same kinds."""
-    is_label = _is_number
-    if columns.label_is_word:
-        is_label = _is_word
+    kinds = {field.name: _kind(field.type) for field in schema}
     for name in (columns.label, columns.image):
-        present = name in schema.names
-        if not present or (name == columns.label and not is_label(schema.field(name).type)):
+        if kinds.get(name) != columns.kinds[name]:
             raise UserError(
-                f"{file} has no such column {name!r} as train (its columns: "
-                f"{', '.join(schema.names)}): expected the same; check it"
+                f"{file} has no such column {name!r} as train (its columns: {', '.join(kinds)}): "
+                "expected the same; check it"
             )
 
 
 def _as_labels(label_columns: Sequence[Any], columns: Columns) -> Labels:
-    if columns.label_is_word:
-        words: list[str | None] = []
-        for column in label_columns:
-            words += column.cast("string").to_pylist()
-        return words
+    if columns.kinds[columns.label] == "word":
+        return [word for column in label_columns for word in column.cast("string").to_pylist()]
     # A missing label becomes -1, which Hugging Face writes for unlabelled images.
     numbers = [column.cast("int64").fill_null(-1).to_numpy() for column in label_columns]
     return np.concatenate(numbers)
