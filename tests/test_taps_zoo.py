@@ -14,7 +14,7 @@ import attention_transfer as at
 
 LAYERS = ["layer1", "layer2", "layer3", "layer4"]
 FOUR = ["stages.0", "stages.1", "stages.2", "stages.3"]
-# What must be found on 64×64 images, at strides 2, 4, 8, 16 and 32 unless said.
+# What must be listed on 64×64 images, at strides 2, 4, 8, 16 and 32 unless said.
 CONVOLUTIONAL = {
     "timm/resnet18": ["act1", *LAYERS],
     "timm/resnet26d": ["act1", *LAYERS],  # a stem of three convolutions
@@ -95,43 +95,43 @@ def empty(name: str) -> nn.Module:
         return torchvision.models.get_model(rest, num_classes=5, **extra)
 
 
-def listed(name: str, size: int) -> list[at.Stage]:
+def list_stages(name: str, size: int) -> list[at.Stage]:
     model = empty(name)
     return at.stages(model, torch.zeros(2, 3, size, size, device=next(model.parameters()).device))
 
 
 @pytest.mark.parametrize("name", CONVOLUTIONAL)
 def test_convolutional(name):
-    found = listed(name, 64)
-    assert [s.name for s in found] == CONVOLUTIONAL[name]
-    assert [s.stride for s in found] == [2, 4, 8, 16, 32]
-    assert [len(s.shape) for s in found] == [4] * 5 and [s.shape[2:] for s in found] == [
-        s.size for s in found
+    listed = list_stages(name, 64)
+    assert [s.name for s in listed] == CONVOLUTIONAL[name]
+    assert [s.stride for s in listed] == [2, 4, 8, 16, 32]
+    assert [len(s.shape) for s in listed] == [4] * 5 and [s.shape[2:] for s in listed] == [
+        s.size for s in listed
     ]
-    depths = [s.depth for s in found]
+    depths = [s.depth for s in listed]
     assert depths == sorted(set(depths))
 
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_others(name):
     size, expected = OTHERS[name]
-    found = listed(name, size)
-    assert [(s.name, pytest.approx(s.stride)) for s in found] == expected
+    listed = list_stages(name, size)
+    assert [(s.name, pytest.approx(s.stride)) for s in listed] == expected
 
 
 @pytest.mark.parametrize("source", ["timm", "torchvision"])
 def test_inception(source):
-    found = listed(f"{source}/inception_v3", 299)
-    assert [s.name for s in found] == INCEPTION
-    assert [s.size for s in found] == [(n, n) for n in (147, 71, 35, 17, 8)]
-    assert [s.channels for s in found] == [64, 192, 288, 768, 2048]
+    listed = list_stages(f"{source}/inception_v3", 299)
+    assert [s.name for s in listed] == INCEPTION
+    assert [s.size for s in listed] == [(n, n) for n in (147, 71, 35, 17, 8)]
+    assert [s.channels for s in listed] == [64, 192, 288, 768, 2048]
 
 
 def test_depth_counts_the_layers_with_weights():
     """ResNet-18: the stem, four a stage, and one in each shortcut from the second stage on."""
-    assert [s.depth for s in listed("torchvision/resnet18", 64)] == [1, 5, 10, 15, 20]
+    assert [s.depth for s in list_stages("torchvision/resnet18", 64)] == [1, 5, 10, 15, 20]
     # Patches, then qkv, projection and two of the MLP a block.
-    assert [s.depth for s in listed("timm/vit_tiny_patch16_224", 224)] == [1 + 12 * 4]
+    assert [s.depth for s in list_stages("timm/vit_tiny_patch16_224", 224)] == [1 + 12 * 4]
 
 
 @pytest.mark.parametrize(
@@ -139,17 +139,17 @@ def test_depth_counts_the_layers_with_weights():
 )
 def test_channels_and_strides_are_those_timm_says(name):
     model = empty(f"timm/{name}")
-    found = at.stages(model, torch.zeros(2, 3, 224, 224, device="meta"))
-    said = [(e["num_chs"], e["reduction"]) for e in model.feature_info]
-    assert [(s.channels, s.stride) for s in found] == said
+    listed = at.stages(model, torch.zeros(2, 3, 224, 224, device="meta"))
+    stated = [(e["num_chs"], e["reduction"]) for e in model.feature_info]
+    assert [(s.channels, s.stride) for s in listed] == stated
 
 
 def intermediate(model: nn.Module, x: Tensor, block: int) -> Tensor:
     """timm's own (N, C, h, w) of one block."""
-    (found,) = model.forward_intermediates(
+    (output,) = model.forward_intermediates(
         x, indices=[block], intermediates_only=True, output_fmt="NCHW"
     )
-    return found
+    return output
 
 
 SMALL = {"embed_dim": 12, "num_heads": 2, "num_classes": 3}
@@ -223,8 +223,8 @@ def test_swin_as_timm_gives_it(size):
     x = torch.randn(2, 3, size, size)
     with torch.no_grad():
         features = at.tap(model, ["layers.0", "layers.1"])(x)[1]
-        for k, found in enumerate(features.values()):
-            torch.testing.assert_close(found, intermediate(model, x, k))
+        for k, output in enumerate(features.values()):
+            torch.testing.assert_close(output, intermediate(model, x, k))
 
 
 def test_torchvisions_swin():

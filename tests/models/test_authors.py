@@ -69,14 +69,14 @@ class TestCifar:
         assert_same_network(run.model, wrn(x, student), x)
         assert_same_network(run.teacher, wrn(x, teacher), x)
 
-    def test_in_the_format_before_zip(self, tmp_path):
+    def test_the_legacy_format(self, tmp_path):
         params, x = wrn_params(10, 1), torch.randn(1, 3, 8, 8)
         folder = write_run(tmp_path / "r", params)
         saved = {"params": params, "optimizer": {}, "epoch": 1}
         torch.save(saved, folder / "model.pt7", _use_new_zipfile_serialization=False)
         assert_same_network(load_authors_run(folder).model, wrn(x, params), x)
 
-    def test_the_recipes_normalisation(self, tmp_path):
+    def test_normalisation_of_the_script(self, tmp_path):
         network = load_trained(write_run(tmp_path / "r", wrn_params(10, 1)))
         x = torch.rand(2, 3, 32, 32)
         mean, std = (
@@ -120,7 +120,7 @@ class TestImageNet:
             at.pair_stages(run.model, run.teacher, x)
         )
 
-    def test_its_normalisation(self, tmp_path):
+    def test_normalisation_of_the_script(self, tmp_path):
         network = load_trained(write_run(tmp_path / "r", resnet_params([2, 2, 2, 2])))
         assert network.preprocess.mean.flatten().tolist() == pytest.approx([0.485, 0.456, 0.406])
         assert network.preprocess.std.flatten().tolist() == pytest.approx([0.229, 0.224, 0.225])
@@ -151,7 +151,7 @@ class TestLog:
             'parsed options: {}\njson_stats: {"depth": 10, "train_loss": NaN}\n',
         ],
     )
-    def test_what_the_tensors_say_is_enough(self, folder, text):
+    def test_the_tensors_suffice(self, folder, text):
         (folder / "log.txt").write_text(text)
         run = load_authors_run(folder)
         assert (run.name, run.num_classes) == ("wrn-10-1", 10)
@@ -219,14 +219,14 @@ class TestDamage:
         broken(folder, 'holds no "params"')
 
     @pytest.mark.parametrize(
-        ("value", "what"),
+        ("value", "kind"),
         [(3, "type int"), (torch.zeros(2, dtype=torch.int64), "type torch.int64")],
     )
-    def test_no_numbers(self, tmp_path, value, what):
+    def test_values_that_are_no_floating_point_tensors(self, tmp_path, value, kind):
         broken(
             write_run(tmp_path / "r", wrn_params(10, 1) | {"bn.weight": value}),
             "params['bn.weight']",
-            what,
+            kind,
         )
 
     @pytest.mark.parametrize(
@@ -306,7 +306,7 @@ class TestTeacher:
         )
         assert_same_network(network.module, wrn(x, params), x)
 
-    def test_of_a_distillation_it_is_the_student(self, tmp_path):
+    def test_the_student_of_a_distillation(self, tmp_path):
         folder = write_run(tmp_path / "r", params := wrn_params(10, 1), wrn_params(16, 1))
         x = torch.randn(2, 3, 16, 16)
         assert_same_network(load_network(str(folder), CLASSES, *IMAGES).module, wrn(x, params), x)

@@ -47,6 +47,7 @@ def grid(num_classes): return Net(num_classes, lambda y, x: x)
 def ten(): return Net(10)
 def late(num_classes):
     return Net(num_classes, lambda y, x: y.nosuch)
+def positional(num_classes, /): return Net(num_classes)
 def torchs(num_classes):
     return nn.Conv2d("3", 4, 3)
 """
@@ -82,6 +83,7 @@ class TestFactories:
                 "other",
                 "mine.py:other cannot be called, missing a required argument: 'classes': exp",
             ),
+            ("positional", "mine.py:positional cannot be called, .*num_classes"),
             (
                 "more",
                 "mine.py:more cannot be called, missing a required argument: 'width': expected",
@@ -90,14 +92,14 @@ class TestFactories:
                 "nothing",
                 "returned a NoneType: expected a torch.nn.Module: does it lack its return?",
             ),
-            ("torchs", "mine.py, line 33: TypeError: "),
+            ("torchs", "mine.py, line 34: TypeError: "),
         ],
     )
-    def test_one_that_cannot_be_used(self, mine, factory, words):
+    def test_unusable_factories(self, mine, factory, words):
         with pytest.raises(UserError, match=words):
             create_model(f"{mine}:{factory}", 5)
 
-    def test_a_file_that_is_not_there(self, mine):
+    def test_a_missing_file(self, mine):
         with pytest.raises(
             UserError,
             match="no model file .*mne.py: expected .* function make; did you mean mine.py",
@@ -113,7 +115,7 @@ class TestFactories:
         with pytest.raises(UserError, match=r"or FILE.py:FACTORY$"):
             create_model(str(mine.parent / "none.py"), 5)
 
-    def test_its_neighbours_can_be_imported_and_are_named_where_they_fail(self, tmp_path):
+    def test_neighbours_can_be_imported_and_their_errors_located(self, tmp_path):
         (tmp_path / "neighbour_of_it.py").write_text("def f():\n    raise OSError('one\\n two')\n")
         (tmp_path / "net.py").write_text(
             "from neighbour_of_it import f\ndef make(num_classes): return f()\n"
@@ -156,7 +158,7 @@ class TestCheck:
             ),
         ],
     )
-    def test_what_is_no_classifier_of_these_classes(self, mine, factory, words):
+    def test_other_outputs_than_logits(self, mine, factory, words):
         with pytest.raises(UserError, match=words):
             check_network(network(f"{mine}:{factory}"), torch.rand(2, 3, 8, 8), "the student x")
 
@@ -182,7 +184,7 @@ class TestNames:
             ("wrn-16", "wrn-16-2 or wrn-16-1"),
         ],
     )
-    def test_what_is_meant(self, name, meant):
+    def test_suggestions(self, name, meant):
         with pytest.raises(
             UserError, match=rf"unknown model '{name}': expected wrn-.*; did you mean {meant}\?$"
         ):
@@ -208,7 +210,7 @@ class TestPretrained:
         ):
             create_model("torchvision/resnet18:pretrained", 5)
 
-    def test_none_exist(self):
+    def test_no_pretrained_weights(self):
         bare = next(n for n in timm.list_models("resnet*") if not timm.is_model_pretrained(n))
         with pytest.raises(UserError, match=f"timm has no trained weights of '{bare}'"):
             create_model(f"timm/{bare}:pretrained", 5)

@@ -211,7 +211,7 @@ class TestWeights:
         "prefix", ["", "module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."]
     )
     @pytest.mark.parametrize("entry", [None, "state_dict", "model"])
-    def test_wrappings_are_seen_through(self, tmp_path, prefix, entry):
+    def test_entries_are_opened_and_prefixes_removed(self, tmp_path, prefix, entry):
         a, b = create_model("wrn-10-1", 3), create_model("wrn-10-1", 3)
         state = {prefix + k: v for k, v in a.state_dict().items()}
         torch.save({entry: state, "epoch": 3, "best": 0.5} if entry else state, tmp_path / "w.pt")
@@ -226,7 +226,7 @@ class TestWeights:
         load_weights(b, tmp_path / "w.pt")
         assert same(a, b)
 
-    def test_what_does_not_fit_is_counted_and_named(self, tmp_path):
+    def test_misfits_are_counted_and_named(self, tmp_path):
         state = create_model("wrn-10-1", 3).state_dict()
         state["extra"] = state.pop("conv0.weight")
         state["fc.bias"] = torch.zeros(5)
@@ -326,7 +326,7 @@ class TestStudent:
         with pytest.raises(ValueError, match="damaged"):
             load_student(run.path)
 
-    def test_somebody_elses(self, run):
+    def test_a_file_of_another_program(self, run):
         from safetensors.torch import save_file
 
         save_file({"w": torch.zeros(1)}, run.student_file)
@@ -387,7 +387,7 @@ class TestTeacher:
         ):
             load_network("wrn-10-1", [*CLASSES, "fox"], MEAN, STD, str(run.student_file))
 
-    def test_nothing_there(self, tmp_path):
+    def test_a_missing_folder(self, tmp_path):
         with pytest.raises(ValueError, match="no teacher at .*expected a run folder"):
             load_network(str(tmp_path / "none"), CLASSES, MEAN, STD)
         with pytest.raises(ValueError, match="is not a run folder: it has no config.yaml"):

@@ -21,7 +21,7 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(v, b[k]) for k, v in a.items())
 
 
-class TestWrappings:
+class TestWrappers:
     @pytest.mark.parametrize("entry", ENTRIES)
     def test_entries(self, tmp_path, entry):
         a, b = create_model("wrn-10-1", 3), create_model("wrn-10-1", 3)
@@ -76,7 +76,7 @@ class TestWrappings:
 
 
 class TestOtherClasses:
-    def test_it_is_said_how_many_the_file_has(self, tmp_path):
+    def test_the_error_has_both_numbers_of_classes(self, tmp_path):
         save_file(create_model("wrn-10-1", 7).state_dict(), tmp_path / "w.safetensors")
         with pytest.raises(
             UserError,
@@ -100,7 +100,7 @@ class TestOtherClasses:
         head = [k for k, v in before.items() if v.shape != source.state_dict()[k].shape]
         assert ", ".join(head[:3]) in line and len(head) == (2 if name == "wrn-10-1" else 6)
 
-    def test_as_many_but_others(self):
+    def test_an_equal_number_of_other_classes(self):
         source, model = create_model("wrn-10-1", 3), create_model("wrn-10-1", 3)
         before = {k: v.clone() for k, v in model.state_dict().items()}
         assert load_backbone(model, source.state_dict(), "run") is None
@@ -118,7 +118,7 @@ class TestOtherClasses:
         ]
         assert {"fc.weight", "fc.bias"} <= set(kept) and "conv0.weight" not in kept
 
-    def test_what_differs_elsewhere_is_an_error(self):
+    def test_other_differences_are_errors(self):
         with pytest.raises(
             UserError, match=r"w.pt does not fit WideResNet: .*of another shape"
         ) as error:
@@ -156,13 +156,13 @@ class TestHead:
             head_parameters(nn.Linear(3, 2), 7)
 
 
-def test_a_factory_file_that_leaves(tmp_path):
+def test_a_factory_file_that_exits(tmp_path):
     (tmp_path / "net.py").write_text("import sys\nsys.exit('no weights here')\n")
     with pytest.raises(UserError, match=r"net.py, line 2: SystemExit: no weights here"):
         create_model(f"{tmp_path / 'net.py'}:make", 3)
 
 
-class TestFilesThatAreNone:
+class TestBadFiles:
     """What is wrong, and what to do; torch only says `101` or `[Errno 22] Invalid argument`."""
 
     @pytest.mark.parametrize("name", ["w.pt", "w.safetensors"])
@@ -176,7 +176,7 @@ class TestFilesThatAreNone:
             read_state_dict(file)
 
     @pytest.mark.parametrize("content", [b"hello", b"<html>404</html>", bytes(range(200, 256))])
-    def test_something_else(self, tmp_path, content):
+    def test_another_format(self, tmp_path, content):
         (tmp_path / "w.pt").write_bytes(content)
         with pytest.raises(
             UserError, match=r"w.pt cannot be read as weights: expected what torch.save writes"
@@ -188,7 +188,7 @@ class TestFilesThatAreNone:
         with pytest.raises(UserError, match="w.pt is damaged: it is empty"):
             read_state_dict(tmp_path / "w.pt")
 
-    def test_a_folder_and_a_name_misspelt(self, tmp_path):
+    def test_a_folder_and_a_misspelt_name(self, tmp_path):
         with pytest.raises(UserError, match="is a folder: expected a file of weights"):
             read_state_dict(tmp_path)
         (tmp_path / "weights.pt").touch()
@@ -198,14 +198,14 @@ class TestFilesThatAreNone:
             read_state_dict(tmp_path / "wieghts.pt")
 
     @pytest.mark.filterwarnings("error")
-    def test_a_pickle_is_named_and_nothing_else_is_said(self, tmp_path):
+    def test_a_pickle_gives_one_error_and_no_warning(self, tmp_path):
         (tmp_path / "w.pt").write_bytes(pickle.dumps(pathlib.PurePosixPath.joinpath, protocol=4))
         with pytest.raises(
             UserError, match=r"holds more than tensors.*pickles are not executed.*if you trust it"
         ):
             read_state_dict(tmp_path / "w.pt")
 
-    def test_another_networks(self, tmp_path):
+    def test_weights_of_another_network(self, tmp_path):
         torch.save({"x.y": torch.zeros(1), "z": torch.zeros(1)}, tmp_path / "w.pt")
         with pytest.raises(
             UserError,
@@ -219,7 +219,7 @@ class TestFilesThatAreNone:
         with pytest.raises(UserError, match="missing"):
             load_weights(create_model("wrn-10-1", 3), tmp_path / "w.pt")
 
-    def test_what_a_file_without_a_state_dict_has(self, tmp_path):
+    def test_the_error_lists_other_entries(self, tmp_path):
         torch.save({"mine": {"w": torch.zeros(1)}, "epoch": 3}, tmp_path / "w.pt")
         with pytest.raises(UserError, match=r"holds no state dict: .*; it has mine, epoch$"):
             read_state_dict(tmp_path / "w.pt")

@@ -60,7 +60,7 @@ class TestPairs:
         assert match_stages(stages, stages[:1]) == [("a", "a")]
         assert match_stages(stages, [at.Stage("c", (1, 8, 2, 2), 18.0)]) == [("b", "c")]
 
-    def test_the_reason(self):
+    def test_explain(self):
         square, other = at.Stage("a", (1, 8, 14, 14), 16.0), at.Stage("b", (1, 8, 17, 17), 299 / 17)
         assert explain(square, square) == "stride 16 in both"
         assert (
@@ -71,7 +71,7 @@ class TestPairs:
         assert tokens.size == (14, 14) and tokens.channels == 8
         assert explain(tokens, square) == "stride 16 in both"
 
-    def test_what_is_left_out_and_why(self):
+    def test_unpaired_stages(self):
         student = [
             at.Stage("a", (1, 8, 8, 8), 4.0),
             at.Stage("b", (1, 8, 3, 3), 40 / 3),

@@ -54,8 +54,8 @@ class TestStages:
     @pytest.mark.parametrize("name", ["wrn-10-1", "wrn-10-2", "wrn-16-1"])
     def test_wrn(self, name):
         width = int(name[-1])
-        found = at.stages(at.create_model(name, 10), images(32))
-        assert [(s.name, s.shape, s.stride) for s in found] == [
+        listed = at.stages(at.create_model(name, 10), images(32))
+        assert [(s.name, s.shape, s.stride) for s in listed] == [
             ("group0", (2, 16 * width, 32, 32), 1),
             ("group1", (2, 32 * width, 16, 16), 2),
             ("group2", (2, 64 * width, 8, 8), 4),
@@ -65,10 +65,10 @@ class TestStages:
         "name", ["torchvision/resnet18", "torchvision/resnet50", "timm/resnet18"]
     )
     def test_resnet(self, name):
-        found = at.stages(at.create_model(name, 10), images(64))
-        assert [s.name for s in found[-4:]] == ["layer1", "layer2", "layer3", "layer4"]
-        assert [s.size for s in found[-4:]] == [(16, 16), (8, 8), (4, 4), (2, 2)]
-        assert len(found) == 5 and found[0].size == (
+        listed = at.stages(at.create_model(name, 10), images(64))
+        assert [s.name for s in listed[-4:]] == ["layer1", "layer2", "layer3", "layer4"]
+        assert [s.size for s in listed[-4:]] == [(16, 16), (8, 8), (4, 4), (2, 2)]
+        assert len(listed) == 5 and listed[0].size == (
             32,
             32,
         )  # the stem, which is a stage of its own
@@ -84,8 +84,8 @@ class TestStages:
     def test_vgg(self, bn, last):
         """Without the head, whose 120 million weights would take a second to draw."""
         model = nn.Sequential(vgg.make_layers(vgg.cfgs["A"], bn), nn.AdaptiveAvgPool2d(1))
-        found = names(model, 64)
-        assert found[:5] == [f"0.{i}" for i in last]
+        listed = names(model, 64)
+        assert listed[:5] == [f"0.{i}" for i in last]
 
     @pytest.mark.parametrize("bn", [False, True])
     def test_nin_with_the_pooling_inside_its_blocks(self, bn):
@@ -161,17 +161,17 @@ class TestStages:
     )
     def test_every_stage_can_be_tapped(self, model):
         network = at.create_model(model, 4).eval()
-        found = at.stages(network, images(64))
+        listed = at.stages(network, images(64))
         with torch.no_grad():
-            _, features = at.tap(network, [s.name for s in found])(images(64))
-        assert [tuple(f.shape) for f in features.values()] == [s.shape for s in found]
-        strides = [s.stride for s in found]
-        assert strides == sorted(strides) and len({s.size for s in found}) == len(found)
-        assert all(s.size != (1, 1) for s in found)
+            _, features = at.tap(network, [s.name for s in listed])(images(64))
+        assert [tuple(f.shape) for f in features.values()] == [s.shape for s in listed]
+        strides = [s.stride for s in listed]
+        assert strides == sorted(strides) and len({s.size for s in listed}) == len(listed)
+        assert all(s.size != (1, 1) for s in listed)
 
-    def test_oblong_images(self):
-        found = at.stages(Small(), torch.randn(1, 3, 8, 24))
-        assert [(s.size, s.stride) for s in found] == [((8, 24), 1), ((4, 12), 2)]
+    def test_images_that_are_not_square(self):
+        listed = at.stages(Small(), torch.randn(1, 3, 8, 24))
+        assert [(s.size, s.stride) for s in listed] == [((8, 24), 1), ((4, 12), 2)]
 
     def test_no_stage(self):
         with pytest.raises(
@@ -191,7 +191,7 @@ class TestStages:
         block = nn.Sequential(conv(8, 8), conv(8, 8), nn.Conv2d(8, 16, 3, 2, 1))
         assert names(nn.Sequential(conv(3, 8), block, conv(16, 16), *HEAD)) == ["1.1", "2"]
 
-    def test_what_goes_on_inside_at_other_sizes_comes_back(self):
+    def test_a_block_that_restores_its_resolution(self):
         class Hourglass(nn.Module):
             def __init__(self) -> None:
                 super().__init__()
@@ -220,11 +220,11 @@ class TestStages:
         assert names(nn.Sequential(*layers, *HEAD)) == ["1", "3"]
 
     def test_depth(self):
-        found = at.stages(
+        listed = at.stages(
             nn.Sequential(conv(3, 8), nn.Sequential(conv(8, 8), conv(8, 16, stride=2)), *HEAD),
             images(),
         )
-        assert [(s.name, s.depth) for s in found] == [("1.0", 2), ("1.1", 3)]
+        assert [(s.name, s.depth) for s in listed] == [("1.0", 2), ("1.1", 3)]
 
     @pytest.mark.parametrize("size", [(32, 32), (16, 32)])
     def test_a_transformer_has_one_stage_its_last_block(self, size):

@@ -5,14 +5,20 @@ pre-activation's BN-ReLU belongs to the next stage; outputs of 1×1 do not count
 """
 
 from .capture import Tap, call_uncompiled, evaluating, tap, unwrap
-from .pairs import describe, explain, match_stages, pair_stages, parse_pairs, resolve_pairs, unpaired_stages
+from .pairs import (
+    explain,
+    match_stages,
+    pair_stages,
+    parse_pairs,
+    resolve_pairs,
+    unpaired_stages,
+)
 from .stages import Stage, stages, try_stages
 
 __all__ = [
     "Stage",
     "Tap",
     "call_uncompiled",
-    "describe",
     "evaluating",
     "explain",
     "match_stages",
