@@ -10,7 +10,7 @@ from attention_transfer.errors import UserError
 from attention_transfer.report import group_runs, read_run
 from attention_transfer.report.curves import series
 from attention_transfer.report.formats import short_label
-from attention_transfer.report.load_run import LoadedRun, finite_number
+from attention_transfer.report.load_run import LoadedRun
 from attention_transfer.report.summary_text import caveats, sentence, title
 from attention_transfer.run_folder import RunFolder
 
@@ -165,7 +165,7 @@ def test_series_holds_mean_and_range_over_seeds():
     second = [{"epoch": 1}, {"epoch": 2, "val_loss": 3.0}, {"epoch": 3, "val_loss": None}]
     line = series(
         [LoadedRun(Path("a"), {}, first), LoadedRun(Path("b"), {}, second)],
-        lambda row: finite_number(row.get("val_loss")),
+        "val_loss",
     )
     assert (line.epochs, line.mean, line.low, line.high) == (
         [1, 2],

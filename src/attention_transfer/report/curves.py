@@ -7,14 +7,15 @@ import io
 import math
 import re
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import chain, zip_longest
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .formats import option_value, short_label
 from .load_run import LoadedRun, finite_number, get_nested
-from .rows import SettingRow, error_percent
+from .rows import SettingRow
 from .summary_text import absent_teachers, error_digits
 
 if TYPE_CHECKING:
@@ -22,67 +23,36 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 WIDTH = 9.4  # inches, of every chart
-COLOURS = 8
-INK, SOFT, GRID, PAPER = "#0a0c00", "#0a0c01", "#0a0c02", "#0a0c03"
-DASHES = ((), (1.2, 1.4), (7, 1.6, 1.2, 1.6))
-TEACHER_DASH = (5, 2)
 SPIKE = 4  # a loss this many times the chart's median would flatten everything else
 
-# matplotlib knows no CSS variables: it draws in these colours, and `_svg` replaces them.
+# matplotlib knows no CSS variables: it draws in stand-in colours, and `_svg` replaces them.
+INK, SOFT, GRID, PAPER = "#0a0c00", "#0a0c01", "#0a0c02", "#0a0c03"
+SETTING_COLOURS = [f"#0a0b{index:02x}" for index in range(8)]
 CSS_VARIABLES = {INK: "--ink", SOFT: "--soft", GRID: "--grid", PAPER: "--paper"}
-CSS_VARIABLES |= {f"#0a0b{i:02x}": f"--c{i}" for i in range(COLOURS)}
+CSS_VARIABLES |= {colour: f"--c{index}" for index, colour in enumerate(SETTING_COLOURS)}
 
-CHART_SETTINGS: dict[Any, Any] = {
-    "svg.fonttype": "none",  # text stays text
-    "svg.hashsalt": "attention-transfer",  # the same runs make the same page
-    "font.size": 9.5,
-    "font.family": "DejaVu Sans",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": GRID,
-    "axes.facecolor": "none",
-    "axes.labelcolor": SOFT,
-    "axes.titlecolor": INK,
-    "axes.titlelocation": "left",
-    "axes.titlesize": 10.5,
-    "axes.axisbelow": True,
-    "figure.constrained_layout.use": True,
-    "figure.constrained_layout.w_pad": 0.08,  # inches
-    "figure.constrained_layout.h_pad": 0.08,
-    "grid.color": GRID,
-    "lines.solid_capstyle": "round",
-    "xtick.color": SOFT,
-    "ytick.color": SOFT,
-    "text.color": INK,
-    "text.parse_math": False,  # a setting may be called `$x`
-    "savefig.transparent": True,
-}
+# Lengths of dashes and gaps for a line of width 2.
+TEACHER_DASH = (10, 4)
+DASHES = ((), (2.4, 2.8), (14, 3.2, 2.4, 3.2))
 
 
 @dataclass(frozen=True)
 class Style:
-    """How charts and legends draw a setting: its colour in the page, and its dash pattern."""
+    """How charts and legends draw a setting: the index of its colour, and its dash pattern."""
 
     index: int
     dash: tuple[float, ...] = ()
 
     @property
     def colour(self) -> str:
-        return f"#0a0b{self.index:02x}"
-
-    @property
-    def variable(self) -> str:
-        """The CSS variable of the colour."""
-        return f"--c{self.index}"
+        return SETTING_COLOURS[self.index]
 
     @property
     def linestyle(self) -> Any:
-        return (0, self.dash) if self.dash else "-"
-
-    @property
-    def dash_array(self) -> str:
-        """The dash pattern as SVG writes it, for a legend."""
-        return " ".join(str(2 * length) for length in self.dash) or "none"
+        if not self.dash:
+            return "-"
+        # matplotlib scales dashes by the width of the line.
+        return 0, [length / 2 for length in self.dash]
 
 
 @dataclass(frozen=True)
@@ -104,6 +74,11 @@ class Series:
     low: list[float]
     high: list[float]
 
+    def as_error(self) -> Series:
+        """Accuracies in [0, 1] as errors in percent."""
+        mean, low, high = ([100 * (1 - v) for v in vs] for vs in (self.mean, self.low, self.high))
+        return Series(self.epochs, mean, low=high, high=low)
+
     @property
     def varies(self) -> bool:
         low, high = min(self.low), max(self.high)
@@ -121,21 +96,22 @@ def make_styles(rows: list[SettingRow]) -> dict[SettingRow, Style]:
             styles[row] = Style(1)
         else:
             # Once every colour is used, the colours start again with another dash.
-            dash, colour = divmod(others, COLOURS - 2)
+            dash, colour = divmod(others, len(SETTING_COLOURS) - 2)
             styles[row] = Style(2 + colour, DASHES[dash % len(DASHES)])
             others += 1
     return styles
 
 
-def series(runs: list[LoadedRun], read: Callable[[dict[str, Any]], float | None]) -> Series | None:
-    """What `read` gives for the lines of metrics.jsonl; None if it gives nothing.
+def series(runs: list[LoadedRun], *keys: str) -> Series | None:
+    """The metric at `keys` of metrics.jsonl by epoch; None if no run has it.
 
     Unfinished runs count only where no run is finished.
     """
     values: dict[float, list[float]] = {}
     for run in [run for run in runs if run.finished] or runs:
         for metrics in run.metrics:
-            epoch, value = finite_number(metrics.get("epoch")), read(metrics)
+            epoch = finite_number(metrics.get("epoch"))
+            value = finite_number(get_nested(metrics, *keys))
             if epoch is not None and value is not None:
                 values.setdefault(epoch, []).append(value)
     if not values:
@@ -147,32 +123,17 @@ def series(runs: list[LoadedRun], read: Callable[[dict[str, Any]], float | None]
     return Series(epochs, means, lows, highs)
 
 
-def series_by_row(
-    rows: list[SettingRow], read: Callable[[dict[str, Any]], float | None]
-) -> dict[SettingRow, Series]:
-    """The series of each row that has one."""
-    lines = {}
-    for row in rows:
-        line = series(row.runs, read)
-        if line is not None:
-            lines[row] = line
-    return lines
-
-
-def _metric(*keys: str) -> Callable[[dict[str, Any]], float | None]:
-    """Reads the number at `keys` of a line of metrics.jsonl."""
-    return lambda metrics: finite_number(get_nested(metrics, *keys))
-
-
-def _val_error(metrics: dict[str, Any]) -> float | None:
-    return error_percent(finite_number(metrics.get("val_accuracy")))
+def series_by_row(rows: list[SettingRow], *keys: str) -> dict[SettingRow, Series]:
+    """The metric at `keys` of each row that has it."""
+    all_series = {row: series(row.runs, *keys) for row in rows}
+    return {row: line for row, line in all_series.items() if line is not None}
 
 
 def chart_settings() -> contextlib.AbstractContextManager[None]:
     """matplotlib's settings for charts, in effect within a `with` block."""
     import matplotlib
 
-    return matplotlib.rc_context(CHART_SETTINGS)
+    return matplotlib.rc_context(fname=Path(__file__).with_name("charts.mplstyle"))
 
 
 def spread_chart(rows: list[SettingRow], styles: dict[SettingRow, Style]) -> Chart | None:
@@ -216,7 +177,8 @@ def curve_charts(rows: list[SettingRow], styles: dict[SettingRow, Style]) -> lis
 
 
 def _error_chart(rows: list[SettingRow], styles: dict[SettingRow, Style]) -> Chart | None:
-    lines = series_by_row(rows, _val_error)
+    accuracies = series_by_row(rows, "val_accuracy")
+    lines = {row: accuracy.as_error() for row, accuracy in accuracies.items()}
     if not lines:
         return None
     figure, (axes,) = _draw_panels([Panel("", lines)], styles, 4.0)
@@ -227,7 +189,7 @@ def _error_chart(rows: list[SettingRow], styles: dict[SettingRow, Style]) -> Cha
         descriptions.append(f"{row.label} ends at {line.mean[-1]:.1f} %")
     levels = []
     for name, error, _ in absent_teachers(rows):
-        axes.axhline(error, color=SOFT, ls=(0, TEACHER_DASH), lw=1.3)
+        axes.axhline(error, color=SOFT, ls=Style(0, TEACHER_DASH).linestyle, lw=1.3)
         ends.append((error, short_label(f"{name} teacher"), SOFT))
         levels.append(Series([0], [error], [error], [error]))
     _set_limits(axes, [*lines.values(), *levels])
@@ -237,8 +199,8 @@ def _error_chart(rows: list[SettingRow], styles: dict[SettingRow, Style]) -> Cha
 
 
 def _loss_chart(rows: list[SettingRow], styles: dict[SettingRow, Style]) -> Chart | None:
-    training = Panel("training", series_by_row(rows, _metric("train_loss")))
-    validation = Panel("validation", series_by_row(rows, _metric("val_loss")))
+    training = Panel("training", series_by_row(rows, "train_loss"))
+    validation = Panel("validation", series_by_row(rows, "val_loss"))
     lines = [*training.lines.values(), *validation.lines.values()]
     if not lines:
         return None
@@ -258,10 +220,10 @@ def _parts_chart(rows: list[SettingRow], styles: dict[SettingRow, Style]) -> Cha
     students = [row for row in rows if row.role != "teacher"]
     panels, constant = [], []
     for name in _names(students, "parts"):
-        lines = series_by_row(students, _metric("parts", name))
+        lines = series_by_row(students, "parts", name)
         panels.append(Panel(_symbol(name), lines))
     for name in _names(students, "weights"):
-        lines = series_by_row(students, _metric("weights", name))
+        lines = series_by_row(students, "weights", name)
         varying = {row: line for row, line in lines.items() if line.varies}
         panels.append(Panel(f"weight {_symbol(name)}", varying, is_weight=True))
         for row, line in lines.items():
@@ -337,8 +299,7 @@ def _draw_panels(
         axes.set_title(panel.title)
         axes.set_xlabel("epoch")
         axes.grid(axis="y")
-        axes.margins(x=0.015)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8, min_n_ticks=1))
     return figure, list(grid)
 
 
@@ -359,7 +320,7 @@ def _draw_lines(axes: Axes, panel: Panel, styles: dict[SettingRow, Style]) -> No
         # A line of one or two points is hard to see without markers.
         marker = "o" if len(line.epochs) < 3 else ""
         stroke = {"color": style.colour, "ls": style.linestyle, "lw": width}
-        axes.plot(line.epochs, line.mean, marker=marker, ms=4, **stroke)
+        axes.plot(line.epochs, line.mean, marker=marker, **stroke)
 
 
 def _set_limits(axes: Axes, lines: Iterable[Series], cut_spikes: bool = True) -> None:

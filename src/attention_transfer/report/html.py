@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -50,7 +49,8 @@ def _render(rows: list[SettingRow], title: str | None) -> str:
         spread, curves = spread_chart(rows, styles), curve_charts(rows, styles)
     return templates.get_template("template.html.j2").render(
         title=title or summary_text.title(rows),
-        facts=_facts(rows, with_data=title is not None),
+        # A title of the user's own may not name the data.
+        data_names=summary_text.data_names(rows) if title else [],
         rows=rows,
         styles=styles,
         columns=columns(rows),
@@ -65,30 +65,14 @@ def _render(rows: list[SettingRow], title: str | None) -> str:
     )
 
 
-def _facts(rows: list[SettingRow], with_data: bool) -> list[str]:
-    """The line below the title: data (unless the title names it), settings, runs, epochs."""
-    runs = list(chain.from_iterable(row.runs for row in rows))
-    count = plural(len(runs), "run")
-    unfinished = sum(not run.finished for run in runs)
-    if unfinished:
-        count += f", {unfinished} unfinished"
-    facts = [plural(len(rows), "setting"), count]
-    if with_data:
-        facts = summary_text.data_names(rows) + facts
-    epochs = {run.config.get("epochs") for run in runs} - {None}
-    if len(epochs) == 1:
-        facts.append(f"{option_value(epochs.pop())} epochs")
-    return facts
-
-
 def _environments(rows: list[SettingRow]) -> list[dict[str, Any]]:
     """The machines and versions, each once, with the labels and commands of their rows."""
     environments: dict[str, dict[str, Any]] = {}
     for row in rows:
         for run in row.runs:
+            facts = {k: v for k, v in run.environment.items() if k not in ("command", "argv")}
             if not run.environment:
                 continue
-            facts = list(_flatten(run.environment))
             new = {"facts": facts, "labels": [], "commands": []}
             environment = environments.setdefault(repr(facts), new)
             # The seeds of a row differ in little: the first one's command stands for all.
@@ -103,12 +87,3 @@ def _command(command: Any) -> str:
     if isinstance(command, list):
         return shlex.join(map(str, command))
     return str(command or "")
-
-
-def _flatten(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """(`outer inner`, text) for each value of a nested dictionary, without the command."""
-    for key, value in tree.items():
-        if isinstance(value, dict) and value:
-            yield from _flatten(value, f"{prefix}{key} ")
-        elif value is not None and key not in ("command", "argv"):
-            yield f"{prefix}{key}", option_value(value)
