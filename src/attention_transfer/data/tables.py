@@ -35,11 +35,11 @@ IN_MEMORY_BYTES = 512 << 20
 
 @dataclass(frozen=True)
 class Columns:
-    """The columns to read, their kinds, and the names of the classes (empty if there are none)."""
+    """The columns to read, whether labels are a "number" or a "word", and the names of classes."""
 
     image: str
     label: str
-    kinds: Mapping[str, str]
+    label_kind: str
     classes: tuple[str, ...]
 
 
@@ -156,7 +156,8 @@ def find_columns(
             problem = f"several {role} columns ({', '.join(candidates)})"
             remedy = f"name one, {spec}#{role}={candidates[0]}"
         raise UserError(
-            f"{where} has {problem} (its columns: {all_columns}): expected {EXPECTED[role]}; {remedy}"
+            f"{where} has {problem} (its columns: {all_columns}): "
+            f"expected {EXPECTED[role]}; {remedy}"
         )
 
     label_guess = (
@@ -168,7 +169,7 @@ def find_columns(
     image = choose("image", image, images, _single_or_usual(images, IMAGE_NAMES))
     label = choose("label", label, [*numbers, *words], label_guess)
     names = features.get(label, {}).get("names") or ()
-    return Columns(image, label, kinds, tuple(str(name) for name in names))
+    return Columns(image, label, kinds[label], tuple(str(name) for name in names))
 
 
 def _single_or_usual(names: Sequence[str], usual: Sequence[str] = ()) -> str | None:
@@ -247,10 +248,11 @@ def _read_parquet(files: Sequence[Path], columns: Columns) -> Labelled:
 
 
 def _check_columns(schema: Any, columns: Columns, file: Path) -> None:
-    """Raises `UserError` unless a file has the columns of the first one, of the same kinds."""
+    """Raises `UserError` unless a file has the columns of the first one, and labels of its kind."""
     kinds = {field.name: _kind(field.type) for field in schema}
     for name in (columns.label, columns.image):
-        if kinds.get(name) != columns.kinds[name]:
+        same = name == columns.image or kinds.get(name) == columns.label_kind
+        if name not in kinds or not same:
             raise UserError(
                 f"{file} has no such column {name!r} as train (its columns: {', '.join(kinds)}): "
                 "expected the same; check it"
@@ -258,7 +260,7 @@ def _check_columns(schema: Any, columns: Columns, file: Path) -> None:
 
 
 def _as_labels(label_columns: Sequence[Any], columns: Columns) -> Labels:
-    if columns.kinds[columns.label] == "word":
+    if columns.label_kind == "word":
         return [word for column in label_columns for word in column.cast("string").to_pylist()]
     # A missing label becomes -1, which Hugging Face writes for unlabelled images.
     numbers = [column.cast("int64").fill_null(-1).to_numpy() for column in label_columns]
