@@ -26,7 +26,7 @@ lint: $(READY)  ## formatting, style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(READY)  ## measure speed: ratios to the authors' step, in one run; rewrites results/bench and the tables
+bench: $(READY)  ## measure speed as ratios to the authors' step; rewrites results/bench and the tables
 	$(BIN)/attention-transfer bench step --json results/bench/step.json
 	$(BIN)/attention-transfer bench epoch --rounds 5 --json results/bench/epoch.json
 	$(BIN)/attention-transfer bench gradient --rounds 7 --steps 2 --json results/bench/gradient.json
@@ -34,11 +34,13 @@ bench: $(READY)  ## measure speed: ratios to the authors' step, in one run; rewr
 	$(BIN)/attention-transfer bench teacher --rounds 7 --json results/bench/teacher.json
 	$(BIN)/attention-transfer bench data --rounds 5 --json results/bench/data.json
 	$(BIN)/attention-transfer bench compile --steps 300 --json results/bench/compile.json
-	$(BIN)/attention-transfer bench parts --rounds 7 --steps 6 --json results/bench/parts.json
-	$(BIN)/attention-transfer bench scale --rounds 5 --steps 4 --json results/bench/scale.json --plot docs/scale.png
+	$(BIN)/python bench/ablation.py --rounds 7 --steps 6 --json results/bench/ablation.json
+	$(BIN)/python bench/sweep.py --rounds 5 --steps 4 --json results/bench/sweep.json
+	$(BIN)/python bench/sweep_plot.py results/bench/sweep.json docs/scale.png
+	$(BIN)/python bench/decoders.py --rounds 5 --json results/bench/decoders.json
 	$(BIN)/python -m pip install --quiet --editable '.[peers]'
-	$(BIN)/attention-transfer bench peer --rounds 5 --steps 5 --json results/bench/peer.json
-	$(BIN)/python -m attention_transfer.bench.tables results/bench.md results/gradient.md
+	$(BIN)/python bench/peer_torchdistill.py --rounds 5 --steps 5 --json results/bench/peer.json
+	$(BIN)/python bench/tables.py results/bench.md results/gradient.md
 
 clean:  ## remove the environment and what tests and tools left
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .mypy_cache

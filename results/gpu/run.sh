@@ -18,14 +18,16 @@ case ${1:-} in
 tests) $PYTHON -m pytest -q -rs 2>&1 | tee "$OUT/tests.txt" ;;
 bench)
   rm -f "$OUT/bench.md"
-  for name in step epoch loss teacher gradient parts compile; do
-    [ -f "$OUT/$name-gpu.json" ] || $AT bench $name --json "$OUT/$name-gpu.json" 2>&1 | tee "$OUT/bench-$name.txt"
-    printf '## %s\n\n`attention-transfer bench %s --json %s`\n\n| |\n\n' $name $name "$OUT/$name-gpu.json" >> "$OUT/bench.md"
-    $PYTHON -m attention_transfer.bench.tables "$OUT/bench.md"
-  done ;;
+  measure() {  # NAME COMMAND: once, and a table on the page
+    [ -f "$OUT/$1-gpu.json" ] || $2 --json "$OUT/$1-gpu.json" 2>&1 | tee "$OUT/bench-$1.txt"
+    printf '## %s\n\n`%s --json %s`\n\n| |\n\n' "$1" "${2/"$PYTHON"/python}" "$OUT/$1-gpu.json" >> "$OUT/bench.md"
+    $PYTHON bench/tables.py "$OUT/bench.md"
+  }
+  for name in step epoch loss teacher gradient compile; do measure $name "$AT bench $name"; done
+  measure ablation "$PYTHON bench/ablation.py" ;;
 crowd)
   share
-  $AT bench scale --compile on --steps 100 --json "$OUT/scale-gpu-mps${MPS:-0}.json" 2>&1 | tee "$OUT/scale-mps${MPS:-0}.txt" ;;
+  $PYTHON bench/sweep.py --compile on --steps 100 --json "$OUT/sweep-gpu-mps${MPS:-0}.json" 2>&1 | tee "$OUT/sweep-mps${MPS:-0}.txt" ;;
 teacher) limited $AT train $paper --model wrn-16-2 --out "$OUT/teacher" ;;
 table1)
   methods="none at full kd at+kd"
@@ -39,7 +41,7 @@ table1)
   share
   export TORCHINDUCTOR_COMPILE_THREADS=1
   for method in $methods; do
-    distill $method --seeds "$SEEDS" --at-once "$SEEDS" --out "$OUT/$method" >> "$OUT/$method.log" 2>&1 &
+    distill $method --seeds "$SEEDS" --jobs "$SEEDS" --out "$OUT/$method" >> "$OUT/$method.log" 2>&1 &
   done
   wait
   tail -n 1 "$OUT"/*.log

@@ -35,10 +35,7 @@ def run_bench(
         UserError: for an unknown name and for wrong options.
     """
     options = bench_options(name, given)
-    module = importlib.import_module(
-        {"step": ".speed", "epoch": ".speed"}.get(name, f".{name}"), __name__
-    )
-    getattr(module, f"bench_{name}")(options, console, json_file)
+    importlib.import_module(f".{name}", __name__).run(options, console, json_file)
 
 
 def bench_options(name: str, given: Mapping[str, Any]) -> BenchOptions:
@@ -48,6 +45,10 @@ def bench_options(name: str, given: Mapping[str, Any]) -> BenchOptions:
     if "data" in given and name != "data":
         raise UserError(f"--data is an option of bench data: bench {name} has none, leave it out")
     options = from_mapping(BenchOptions, DEFAULTS.get(name, {}) | given)
+    if name in ("epoch", "data", "compile") and options.images < options.batch_size:
+        raise UserError(
+            f"--images is {options.images}: expected at least one batch of {options.batch_size}"
+        )
     if name != "gradient":
         for role, network in (("student", options.student), ("teacher", options.teacher)):
             if not network.startswith("wrn-"):

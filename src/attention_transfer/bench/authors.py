@@ -1,15 +1,14 @@
-"""The authors' CIFAR-10 training step, written plainly: the yardstick of the benches.
+"""The authors' CIFAR-10 training step, written plainly: the baseline of the benches.
 
-Their arithmetic (szagoruyko/attention-transfer, cifar.py): float32, eager, a functional WRN over a dictionary of
-tensors, `F.normalize(x.pow(2).mean(1))`, KL + CE, SGD with momentum. It runs in a process of its own, whose allocator
-and threads nobody has tuned.
+Their arithmetic (szagoruyko/attention-transfer, cifar.py): float32, eager, a functional WRN over a
+dictionary of tensors, `F.normalize(x.pow(2).mean(1))`, KL + CE, SGD with momentum.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
-from multiprocessing.connection import Connection
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,17 +16,23 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from ..models import create_model
+from .in_subprocess import in_subprocess
+from .measure import Measure
+from .options import BenchOptions
+
 Params = dict[str, Tensor]
+Images = tuple[Any, Any]  # images (N, 32, 32, 3) uint8 and labels (N,), as NumPy arrays
+MEAN, STD = [0.49, 0.48, 0.45], [0.25, 0.24, 0.26]  # of CIFAR-10, as in their script
 
 
 def network(x: Tensor, params: Params, depth: int, training: bool) -> tuple[Tensor, list[Tensor]]:
-    """Logits and the three groups' outputs."""
+    """Logits (N, K) and the outputs of the three groups."""
 
     def bn(x: Tensor, name: str) -> Tensor:
-        w, b, m, v = (
-            params[f"{name}.{k}"] for k in ("weight", "bias", "running_mean", "running_var")
-        )
-        return F.batch_norm(x, m, v, w, b, training)
+        mean, variance = params[f"{name}.running_mean"], params[f"{name}.running_var"]
+        weight, bias = params[f"{name}.weight"], params[f"{name}.bias"]
+        return F.batch_norm(x, mean, variance, weight, bias, training)
 
     x = F.conv2d(x, params["conv0.weight"], padding=1)
     groups = []
@@ -38,8 +43,10 @@ def network(x: Tensor, params: Params, depth: int, training: bool) -> tuple[Tens
             o = F.relu(bn(x, f"{base}.bn0"))
             z = F.conv2d(o, params[f"{base}.conv0.weight"], stride=stride, padding=1)
             z = F.conv2d(F.relu(bn(z, f"{base}.bn1")), params[f"{base}.conv1.weight"], padding=1)
-            key = f"{base}.convdim.weight"
-            x = z + (F.conv2d(o, params[key], stride=stride) if key in params else x)
+            shortcut = params.get(f"{base}.convdim.weight")
+            if shortcut is not None:
+                x = F.conv2d(o, shortcut, stride=stride)
+            x = z + x
         groups.append(x)
     o = F.relu(bn(x, "bn"))
     o = F.avg_pool2d(o, o.shape[-1], 1, 0).view(len(o), -1)
@@ -59,69 +66,64 @@ def distillation(
     return l_kl * alpha + F.cross_entropy(y, labels) * (1.0 - alpha)
 
 
-class AuthorsStep:
-    """One AT+KD step on batches (N, 3, 32, 32) float32."""
-
-    def __init__(self, student: str, teacher: str, classes: int = 10):
-        from ..models import create_model
-
-        torch.manual_seed(0)
-        self.depths = [int(name.split("-")[1]) for name in (student, teacher)]
-        self.student = dict(create_model(student, classes).state_dict())
-        self.teacher = dict(create_model(teacher, classes).state_dict())
-        learned = [
-            p.requires_grad_() for k, p in self.student.items() if k.endswith(("weight", "bias"))
-        ]
-        self.optimizer = torch.optim.SGD(learned, 0.1, momentum=0.9, weight_decay=5e-4)
-
-    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
-        with torch.no_grad():
-            y_t, g_t = network(x, self.teacher, self.depths[1], training=False)
-        y_s, g_s = network(x, self.student, self.depths[0], training=True)
-        loss = distillation(y_s, y_t, y, 4, 0.9)
-        loss = loss + 1e3 * sum(
-            (at(s) - at(t)).pow(2).mean() for s, t in zip(g_s, g_t, strict=True)
-        )
-        self.optimizer.zero_grad()
-        loss.backward()
-        self.optimizer.step()
-        return loss
-
-    def to(self, device: str) -> AuthorsStep:
-        _move((self.student, self.teacher), device)
-        return self
-
-
 class AuthorsInference:
-    """The teacher alone: logits and the groups' outputs of batches (N, 3, 32, 32) float32, without gradients.
+    """The teacher alone: logits and group outputs of (N, 3, 32, 32) float32, without gradients."""
 
-    `state` is that of a `WideResNet` of this name, or None for random weights.
-    """
-
-    def __init__(self, teacher: str, classes: int = 10, state: Params | None = None):
-        from ..models import create_model
-
+    def __init__(self, teacher: str):
         torch.manual_seed(0)
-        self.depth = int(teacher.split("-")[1])
-        self.teacher = dict(create_model(teacher, classes).state_dict() if state is None else state)
+        self.depth = _depth(teacher)
+        self.params: Params = dict(create_model(teacher, 10).state_dict())
 
     def __call__(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, list[Tensor]]:
         with torch.no_grad():
-            return network(x, self.teacher, self.depth, training=False)
+            return network(x, self.params, self.depth, training=False)
 
     def to(self, device: str) -> AuthorsInference:
-        _move((self.teacher,), device)
+        _move(self.params, device)
         return self
 
 
-def _move(networks: tuple[Params, ...], device: str) -> None:
-    for params in networks:
-        for tensor in params.values():
-            tensor.data = tensor.data.to(device)
+class AuthorsStep:
+    """One AT+KD step on batches (N, 3, 32, 32) float32; `reads_loss`: as their meters do."""
+
+    def __init__(self, student: str, teacher: str, reads_loss: bool = False):
+        self.teacher = AuthorsInference(teacher)
+        self.depth, self.reads_loss = _depth(student), reads_loss
+        self.student: Params = dict(create_model(student, 10).state_dict())
+        names = [name for name in self.student if name.endswith(("weight", "bias"))]
+        learned = [self.student[name].requires_grad_() for name in names]
+        self.optimizer = torch.optim.SGD(learned, 0.1, momentum=0.9, weight_decay=5e-4)
+
+    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
+        y_t, g_t = self.teacher(x)
+        y_s, g_s = network(x, self.student, self.depth, training=True)
+        loss = distillation(y_s, y_t, y, 4, 0.9)
+        for s, t in zip(g_s, g_t, strict=True):
+            loss = loss + 1e3 * (at(s) - at(t)).pow(2).mean()
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        if self.reads_loss:
+            loss.item()
+        return loss
+
+    def to(self, device: str) -> AuthorsStep:
+        self.teacher.to(device)
+        _move(self.student, device)
+        return self
+
+
+def _depth(name: str) -> int:
+    return int(name.split("-")[1])
+
+
+def _move(params: Params, device: str) -> None:
+    for tensor in params.values():
+        tensor.data = tensor.data.to(device)
 
 
 class AuthorsImages(Dataset[tuple[Tensor, int]]):
-    """Images (N, 32, 32, 3) uint8, transformed one at a time by PIL as in the authors' script."""
+    """Images that PIL transforms one at a time, as in the authors' script."""
 
     def __init__(self, images: Any, labels: Any):
         from torchvision import transforms as T
@@ -133,7 +135,7 @@ class AuthorsImages(Dataset[tuple[Tensor, int]]):
                 T.RandomHorizontalFlip(),
                 T.RandomCrop(32),
                 T.ToTensor(),
-                T.Normalize([0.49, 0.48, 0.45], [0.25, 0.24, 0.26]),
+                T.Normalize(MEAN, STD),
             ]
         )
 
@@ -147,12 +149,13 @@ class AuthorsImages(Dataset[tuple[Tensor, int]]):
 
 
 def authors_loader(
-    images: Any, labels: Any, batch_size: int, workers: int
+    data: Images, batch_size: int, workers: int | None = None
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Endless batches as the authors' loader makes them: PIL transforms, image by image, in worker processes."""
-    dataset = AuthorsImages(images, labels)
+    """Endless batches by the authors' loader; without `workers` one for each thread."""
+    if workers is None:
+        workers = torch.get_num_threads()
     loader = DataLoader(
-        dataset,
+        AuthorsImages(*data),
         batch_size,
         shuffle=True,
         num_workers=workers,
@@ -163,37 +166,12 @@ def authors_loader(
         yield from loader
 
 
-def serve(
-    pipe: Connection,
-    make: Callable[[], Any],
-    batch_size: int,
-    device: str,
-    data: tuple[Any, Any] | None,
-    size: int = 32,
-) -> None:
-    """The process: answers each number of steps with the seconds they took; with `data`, loading included.
-
-    `make` gives what is timed: a call with a batch (N, 3, size, size) and its labels, and `to(device)`.
-    """
-    torch.backends.cudnn.benchmark = True  # as in their script
-    step = make().to(device)
-    if data is None:
-        torch.manual_seed(1)
-        fixed = (
-            torch.randn(batch_size, 3, size, size, device=device),
-            torch.randint(10, (batch_size,), device=device),
-        )
-        batches: Iterator[tuple[Tensor, Tensor]] = iter(lambda: fixed, None)
-    else:
-        batches = authors_loader(*data, batch_size, torch.get_num_threads())
-    total = 0.0
-    while (steps := pipe.recv()) is not None:
-        start = time.perf_counter()
-        for _ in range(steps):
-            x, y = next(batches)
-            out = step(x.to(device), y.to(device))
-            if data is not None:
-                total += out.item()  # their meters read every step's loss
-        if device == "cuda":
-            torch.cuda.synchronize()
-        pipe.send(time.perf_counter() - start)
+def authors_step(
+    options: BenchOptions, device: torch.device | str, data: Images | None = None, size: int = 32
+) -> AbstractContextManager[Measure]:
+    """Measures their step in a subprocess; with `data`, (images, labels), their loader too."""
+    loader = None
+    if data is not None:
+        loader = partial(authors_loader, data, options.batch_size)
+    make = partial(AuthorsStep, options.student, options.teacher, reads_loss=data is not None)
+    return in_subprocess(make, options, device, loader, size)

@@ -1,205 +1,225 @@
-"""`bench data`: images/s of augmentation in memory, and of decoding JPEGs and cutting 224 px from them.
+"""`bench data`: images/s of augmentation in memory, and of JPEGs decoded and cropped to 224 px.
 
-In memory: `authors` is their PIL loop on CIFAR's size, `resident` ours, both to normalised float batches. From JPEGs:
-decoding, a random resized crop of 224, a flip, to uint8; `authors 224` is torchvision's transforms on PIL images, as
-their ImageNet script has them. All on one core, but the rows `loader`, which have a worker (with DALI a thread) for
-every core; `per_core` is the rate over the cores at work. Ratios of the rows from JPEGs are to `authors 224`. A library
-that is not installed has no row and is named below the table.
+In memory: `authors` is their PIL loop on images of CIFAR's size, `resident` is ours; both make
+normalised float batches. From JPEGs: decoding, a random resized crop of 224 px and a flip, to
+uint8. `authors 224` is torchvision's transforms on PIL images, as in their ImageNet script, and the
+baseline of the rows from JPEGs. All run on one core, except the rows `loader`, which have a worker
+for every core; `per_core` is the rate over the cores at work.
 """
 
 from __future__ import annotations
 
+import io
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from importlib.util import find_spec
-from itertools import islice
+from itertools import cycle, islice
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from rich.console import Console
-from torch.utils.data import DataLoader
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from ..apply.inference import as_input
 from ..data import Augment, ImageSet, Stream, StreamSet, make_transform, open_data
 from ..data.options import AugmentOptions
 from ..data.reader import FileReader
+from ..data.transforms import AugmentDraw
 from ..errors import UserError
 from ..models import Preprocess
-from ..runtime.process import set_up_process
-from ..runtime.resolve import resolve_runtime
-from .authors import AuthorsImages
-from .decoders import AUTHORS, SIZE, AuthorsFiles, dali_pipeline, decoders, is_simd
-from .measure import Timed, interleave, report
-from .speed import Settings, about, recipe_of
+from .authors import MEAN, STD, authors_loader
+from .measure import Measure, interleave, report, timed
+from .options import BenchOptions
+from .workload import start
 
-JPEGS = (".jpg", ".jpeg")
-MADE = 24  # JPEGs where no folder is given
-STARTING, TIMED = (
-    2,
-    4,
-)  # batches a worker: those that pass until all are at work, and those that are timed
+SIZE = 224
+AUGMENT = AugmentOptions(augment="imagenet")
+SCALE, RATIO = AUGMENT.crop_scale, AUGMENT.crop_ratio  # torchvision's defaults
+AUTHORS = "authors 224"
+PHOTOGRAPHS = 24  # JPEGs that are made where no folder is given
+# Batches of each worker: the first ones pass until every worker is at work, the rest is timed.
+WARM_UP_BATCHES, TIMED_BATCHES = 2, 4
+
+Decode = Callable[[bytes], Any]  # a JPEG's bytes -> (224, 224, 3) uint8
 
 
-def bench_data(settings: Settings, console: Console, file: Path | None) -> None:
-    """Every way, interleaved; `--steps` batches a measurement in memory, a sixteenth of their images from JPEGs."""
-    if settings.images < settings.batch_size:
-        raise UserError(
-            f"--images is {settings.images}: expected at least one batch of {settings.batch_size}"
-        )
-    runtime = set_up_process(resolve_runtime(recipe_of(settings, "none")))
-    threads, cores = torch.get_num_threads(), cores_here()
-    with _jpegs(settings.data) as files:
-        images = open_data("digits", limit_train=settings.images, limit_val=10).train
-        assert isinstance(images, ImageSet), "the digits are in memory"
-        timed: dict[str, Timed] = {
-            "authors": _authors(images, settings),
-            "resident": _resident(images, settings),
+def run(options: BenchOptions, console: Console, json_file: Path | None) -> None:
+    """`--steps` batches a measurement in memory, and a sixteenth of their images from JPEGs."""
+    runtime, _ = start(options)
+    images = open_data("digits", limit_train=options.images, limit_val=10).train
+    assert isinstance(images, ImageSet), "the digits are in memory"
+    count, batch = jpeg_batch(options)
+    cores = available_cores()
+    with jpeg_files(options.data) as files, one_thread():
+        measures = {
+            "authors": _authors(images, options),
+            "resident": _resident(images, options),
+            AUTHORS: decoding(decode_with_pillow(), files, count),
+            "torchvision 224": decoding(decode_with_torchvision(), files, count),
+            "loader authors 224": loading(partial(_authors_batches, files, batch), batch, cores),
+            "loader torchvision 224": loading(partial(_stream_batches, files, batch), batch, cores),
         }
-        count = max(1, settings.steps * settings.batch_size // 16)
-        found, absent = decoders()
-        for name, decode in found.items():
-            timed[name] = _each(decode, files, count)
-        batch = max(1, count // TIMED)
-        timed["loader authors 224"] = _loader(partial(_theirs, files, batch), batch, cores)
-        timed["loader torchvision 224"] = _loader(partial(_stream, files, batch), batch, cores)
-        if find_spec("nvidia") is not None and find_spec("nvidia.dali") is not None:
-            timed["loader dali 224"] = _loader(partial(_dali, files, batch), batch, cores)
-        else:
-            absent.append("loader dali 224")
-        torch.set_num_threads(1)
-        try:
-            for run in timed.values():
-                run()
-            rows = interleave(
-                timed, settings.rounds, {name: AUTHORS for name in timed if name.endswith("224")}
-            )
-        finally:
-            torch.set_num_threads(threads)
+        baselines = {name: AUTHORS for name in measures if name.endswith("224")}
+        rows = interleave(measures, options.rounds, baselines)
     for row in rows:
-        row.more["per_core"] = row.to_dict()["median"] / (
-            cores if row.name.startswith("loader") else 1
-        )
-    more = {"files": len(files), "cores": cores, "pillow_simd": is_simd()}
-    report(
-        "data",
-        rows,
-        about(settings, runtime) | more,
-        console,
-        file,
-        [f"{n}: not installed" for n in absent],
-    )
+        row.extra["per_core"] = row.median / (cores if row.name.startswith("loader") else 1)
+    notes = [f"{len(files)} JPEGs, {cores} cores"]
+    report("data", rows, options, runtime, console, json_file, notes)
 
 
-def cores_here() -> int:
+def jpeg_batch(options: BenchOptions) -> tuple[int, int]:
+    """The number of JPEGs a measurement, and the size of a loader's batch."""
+    count = max(1, options.steps * options.batch_size // 16)
+    return count, max(1, count // TIMED_BATCHES)
+
+
+def available_cores() -> int:
     """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 @contextmanager
-def _jpegs(folder: str | None) -> Iterator[list[Path]]:
-    """The JPEGs below a folder, or some that are cut from scikit-learn's two photographs."""
-    if folder is not None:
-        if not Path(folder).is_dir():
-            raise UserError(f"--data is {folder!r}: expected a folder of JPEGs")
-        files = sorted(f for f in Path(folder).rglob("*") if f.suffix.lower() in JPEGS)
-        if not files:
-            raise UserError(
-                f"--data is {folder!r}, which has no JPEG in it: expected files ending in .jpg or .jpeg"
-            )
-        yield files
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@contextmanager
+def jpeg_files(folder: str | None) -> Iterator[list[Path]]:
+    """The JPEGs below a folder; without one, crops of scikit-learn's two photographs.
+
+    Raises:
+        UserError: for a folder without JPEGs.
+    """
+    if folder is None:
+        with tempfile.TemporaryDirectory() as temporary:
+            yield _crop_photographs(Path(temporary))
         return
+    files = [f for f in sorted(Path(folder).rglob("*")) if f.suffix.lower() in (".jpg", ".jpeg")]
+    if not files:
+        raise UserError(
+            f"--data is {folder!r}: expected a folder with JPEGs, files ending in .jpg or .jpeg"
+        )
+    yield files
+
+
+def _crop_photographs(folder: Path) -> list[Path]:
     from PIL import Image
     from sklearn.datasets import load_sample_images
 
-    photographs = [Image.fromarray(p) for p in load_sample_images().images]
-    with tempfile.TemporaryDirectory() as temporary:
-        files = []
-        for k in range(MADE):
-            photograph = photographs[k % len(photographs)]
-            x, y = 5 * k, 2 * k
-            files.append(Path(temporary) / f"{k:02d}.jpg")
-            # 500×375 is the commonest size in ImageNet.
-            photograph.crop((x, y, x + 500, y + 375)).save(files[-1], quality=90)
-        yield files
+    photographs = cycle([Image.fromarray(pixels) for pixels in load_sample_images().images])
+    files = []
+    for k, photograph in zip(range(PHOTOGRAPHS), photographs, strict=False):
+        x, y = 5 * k, 2 * k
+        files.append(folder / f"{k:02d}.jpg")
+        # 500×375 is the commonest size in ImageNet.
+        photograph.crop((x, y, x + 500, y + 375)).save(files[-1], quality=90)
+    return files
 
 
-def _authors(images: ImageSet, settings: Settings) -> Timed:
-    theirs = AuthorsImages(images.images.numpy(), images.labels.numpy())
-    loader = DataLoader(theirs, settings.batch_size, shuffle=True, drop_last=True)
-    steps = min(settings.steps, len(loader))
+def _authors(images: ImageSet, options: BenchOptions) -> Measure:
+    data = (images.images.numpy(), images.labels.numpy())
+    batches = authors_loader(data, options.batch_size, workers=0)
+    return timed(lambda: next(batches), options.steps, options.batch_size)
 
-    def rate() -> float:
-        start = time.perf_counter()
-        for _ in islice(loader, steps):
+
+def _resident(images: ImageSet, options: BenchOptions) -> Measure:
+    augment, normalise = Augment(images), Preprocess(MEAN, STD)
+    plan = augment.epoch(0, 0, options.batch_size)
+    steps = cycle(range(len(plan)))
+
+    def make_batch() -> None:
+        normalise(as_input(augment.batch(plan, next(steps))[0]))
+
+    return timed(make_batch, options.steps, options.batch_size)
+
+
+def decoding(decode: Decode, files: Sequence[Path], count: int) -> Measure:
+    """Measures `count` images, one after the other."""
+    encoded = [file.read_bytes() for file in files]
+
+    def decode_all() -> None:
+        torch.manual_seed(0)  # the same crops in every row
+        for data in islice(cycle(encoded), count):
+            decode(data)
+
+    return timed(decode_all, 1, count)
+
+
+def decode_with_pillow() -> Decode:
+    from PIL import Image
+    from torchvision import transforms as T
+
+    transform = T.Compose([T.RandomResizedCrop(SIZE, SCALE, RATIO), T.RandomHorizontalFlip()])
+    return lambda data: np.asarray(transform(Image.open(io.BytesIO(data)).convert("RGB")))
+
+
+def decode_with_torchvision() -> Decode:
+    """As the workers of a stream do."""
+    transform = make_transform(AUGMENT, SIZE)
+
+    def decode(data: bytes) -> NDArray[np.uint8]:
+        out = np.empty((SIZE, SIZE, 3), dtype=np.uint8)
+        transform(out, data, AugmentDraw(noise=int(torch.randint(1 << 31, ()))))
+        return out
+
+    return decode
+
+
+def loading(load: Callable[[int, int], Iterator[object]], batch: int, workers: int) -> Measure:
+    """Measures `load(number of batches, workers)` from the moment when every worker is at work."""
+
+    def measure() -> float:
+        first, rest = WARM_UP_BATCHES * workers, TIMED_BATCHES * workers
+        batches = load(first + rest, workers)
+        for _ in islice(batches, first):
             pass
-        return steps * settings.batch_size / (time.perf_counter() - start)
-
-    return rate
-
-
-def _resident(images: ImageSet, settings: Settings) -> Timed:
-    augment = Augment(images)
-    normalise = Preprocess([0.49, 0.48, 0.45], [0.25, 0.24, 0.26])
-    plan = augment.epoch(0, 0, settings.batch_size)
-
-    def rate() -> float:
         start = time.perf_counter()
-        for step in range(settings.steps):
-            normalise(as_input(augment.batch(plan, step % len(plan))[0]))
-        return settings.steps * settings.batch_size / (time.perf_counter() - start)
-
-    return rate
-
-
-def _each(decode: Callable[[bytes], object], files: list[Path], count: int) -> Timed:
-    encoded = [f.read_bytes() for f in files]
-
-    def rate() -> float:
-        torch.manual_seed(0)  # the same crops for all
-        start = time.perf_counter()
-        for k in range(count):
-            decode(encoded[k % len(encoded)])
-        return count / (time.perf_counter() - start)
-
-    return rate
-
-
-def _loader(make: Callable[[int, int], Iterator[object]], batch: int, cores: int) -> Timed:
-    """Batches made by workers, from the moment on when each of them is at work."""
-
-    def rate() -> float:
-        begun, timed = STARTING * cores, TIMED * cores
-        batches = make(begun + timed, cores)
-        for _ in islice(batches, begun):
+        # To the end: a worker that is left would slow the next row.
+        for _ in batches:
             pass
-        start = time.perf_counter()
-        for _ in batches:  # to the end, so that no worker is left that would slow the next row
-            pass
-        return timed * batch / (time.perf_counter() - start)
+        return rest * batch / (time.perf_counter() - start)
 
-    return rate
+    return measure
 
 
-def _theirs(files: list[Path], batch: int, count: int, cores: int) -> Iterator[object]:
-    return iter(DataLoader(AuthorsFiles(files, count * batch), batch, num_workers=cores))
+class _AuthorsFiles(Dataset[Tensor]):
+    """`count` images of their ImageNet loader."""
+
+    def __init__(self, files: Sequence[Path], count: int):
+        self.files, self.count = files, count
+        self.decode = decode_with_pillow()
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, i: int) -> Tensor:
+        return torch.from_numpy(self.decode(self.files[i % len(self.files)].read_bytes()).copy())
 
 
-def _stream(files: list[Path], batch: int, count: int, cores: int) -> Iterator[object]:
-    reader = FileReader(
-        files[0].parent if len(files) == 1 else Path(os.path.commonpath(files)), files
-    )
+def _authors_batches(files: list[Path], batch: int, count: int, workers: int) -> Iterator[object]:
+    return iter(DataLoader(_AuthorsFiles(files, count * batch), batch, num_workers=workers))
+
+
+def _stream_batches(files: list[Path], batch: int, count: int, workers: int) -> Iterator[object]:
+    """Batches of a run's stream."""
+    reader = FileReader(Path(os.path.commonpath([file.parent for file in files])), files)
     labels = torch.zeros(len(files), dtype=torch.int64)
     rows = torch.arange(count * batch) % len(files)
-    images = StreamSet(reader, rows, labels[rows], ("any",), SIZE, workers=cores)
-    stream = Stream(images, make_transform(AugmentOptions(augment="imagenet"), SIZE))
+    images = StreamSet(reader, rows, labels[rows], ("any",), SIZE, workers=workers)
+    stream = Stream(images, make_transform(AUGMENT, SIZE))
     plan = stream.epoch(0, 0, batch)
     return (stream.batch(plan, step) for step in range(count))
-
-
-def _dali(files: list[Path], batch: int, count: int, cores: int) -> Iterator[object]:
-    pipeline = dali_pipeline(files, batch, cores)
-    return (pipeline.run() for _ in range(count))

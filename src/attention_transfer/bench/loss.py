@@ -1,14 +1,14 @@
-"""`bench loss`: the activation loss alone, forward and backward, on the shapes of a ResNet's four stages.
+"""`bench loss`: the activation loss alone, forward and backward, on the stages of a ResNet.
 
-`authors` is their formula in eager PyTorch; `floor` is what memory alone asks for: student and teacher read once
-forward, the student read and its gradient written once backward. A row's name says dtype and memory format.
+`authors` is their formula in eager PyTorch. `floor` is the memory traffic alone: the forward reads
+student and teacher, the backward reads the student and writes its gradient. A row's name has the
+dtype and the memory format.
 """
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,51 +17,57 @@ from rich.console import Console
 from torch import Tensor
 
 from ..maps import at_loss
-from ..runtime.process import make_fabric, set_up_process
-from ..runtime.resolve import resolve_runtime
-from .measure import Timed, interleave, report
-from .speed import Settings, about, recipe_of
+from .measure import Measure, interleave, median_ratio, report, timed
+from .options import BenchOptions
+from .workload import start
 
-SHAPES = ((64, 56), (128, 28), (256, 14), (512, 7))
+SHAPES = ((64, 56), (128, 28), (256, 14), (512, 7))  # (C, H = W) of the stages at 224 px
 BATCH = 64
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 Features = list[Tensor]
+ForwardBackward = Callable[[Features, Features], object]
 
 
-def bench_loss(settings: Settings, console: Console, file: Path | None) -> None:
-    """Every way in every dtype and memory format, interleaved; images/s of all four pairs together."""
-    recipe = recipe_of(settings, "none")
-    runtime = set_up_process(resolve_runtime(recipe))
-    fabric = make_fabric(recipe, runtime)
-    torch.compiler.reset()
-    batch = min(BATCH, settings.batch_size)
-    timed: dict[str, Timed] = {}
-    for dtype_name, dtype in DTYPES.items():
-        for format_name, memory_format in FORMATS.items():
-            student, teacher = _features(batch, dtype, memory_format, fabric.device)
-            ways: dict[str, Callable[[Features, Features], object]] = {
-                "authors": lambda s, t: authors_loss(s, t).backward(),
-                "ours": lambda s, t: at_loss(s, t).backward(),
-                "floor": floor,
-            }
-            if settings.compile == "on":
-                compiled = torch.compile(lambda s, t: at_loss(s, t), dynamic=False)
-                ways["ours compiled"] = lambda s, t, f=compiled: f(s, t).backward()  # type: ignore[misc]
-            for name, way in ways.items():
-                full = "authors" if not timed else f"{name} {dtype_name} {format_name}"
-                timed[full] = _rate(way, student, teacher, settings.steps)
-                timed[full]()
-    rows = interleave(timed, settings.rounds)
-    by_name = {r.name: r for r in rows}
+def run(options: BenchOptions, console: Console, json_file: Path | None) -> None:
+    """Every candidate in every dtype and memory format; images/s of the four pairs together."""
+    runtime, fabric = start(options)
+    batch = min(BATCH, options.batch_size)
+    measures: dict[str, Measure] = {}
+    floors: dict[str, str] = {}  # the row of the floor on the same tensors
+    for dtype in DTYPES:
+        for memory_format in FORMATS:
+            kind = f"{dtype} {memory_format}"
+            student, teacher = make_features(batch, kind, fabric.device)
+            for candidate, function in _candidates(options.compile == "on").items():
+                name = f"{candidate} {kind}" if measures else "authors"
+                step = partial(_step, function, student, teacher)
+                measures[name] = timed(step, options.steps, batch, fabric.device)
+                floors[name] = f"floor {kind}"
+    rows = interleave(measures, options.rounds)
+    by_name = {row.name: row for row in rows}
     for row in rows:
-        kind = "fp32 contiguous" if row.name == "authors" else " ".join(row.name.split()[-2:])
-        bound = by_name[f"floor {kind}"].rates
-        row.more = {
-            "times_floor": statistics.median(f / r for f, r in zip(bound, row.rates, strict=True))
-        }
-    report("loss", rows, about(settings, runtime), console, file)
+        row.extra["times_floor"] = median_ratio(by_name[floors[row.name]], row)
+    report("loss", rows, options, runtime, console, json_file)
+
+
+def _candidates(compiled: bool) -> dict[str, ForwardBackward]:
+    candidates: dict[str, ForwardBackward] = {
+        "authors": lambda student, teacher: authors_loss(student, teacher).backward(),
+        "ours": lambda student, teacher: at_loss(student, teacher).backward(),
+        "floor": floor,
+    }
+    if compiled:
+        loss = torch.compile(lambda student, teacher: at_loss(student, teacher), dynamic=False)
+        candidates["ours compiled"] = lambda student, teacher: loss(student, teacher).backward()
+    return candidates
+
+
+def _step(function: ForwardBackward, student: Features, teacher: Features) -> None:
+    for s in student:
+        s.grad = None
+    function(student, teacher)
 
 
 def authors_loss(student: Features, teacher: Features) -> Tensor:
@@ -75,38 +81,19 @@ def authors_loss(student: Features, teacher: Features) -> Tensor:
 
 
 def floor(student: Features, teacher: Features) -> None:
-    """Reads and writes what has to be: no arithmetic to speak of."""
+    """The reads and writes of a loss and its gradient, with hardly any arithmetic."""
     with torch.no_grad():
         for s, t in zip(student, teacher, strict=True):
             s.sum(), t.sum()
             s.grad = s * 2
 
 
-def _features(
-    batch: int, dtype: torch.dtype, memory_format: torch.memory_format, device: torch.device
-) -> tuple[Features, Features]:
-    def make() -> Features:
-        torch.manual_seed(0)
-        shapes = [(batch, c, size, size) for c, size in SHAPES]
-        return [
-            torch.randn(s, device=device, dtype=dtype).to(memory_format=memory_format)
-            for s in shapes
-        ]
-
-    return [f.requires_grad_() for f in make()], [f.neg() for f in make()]
-
-
-def _rate(
-    way: Callable[[Features, Features], object], student: Features, teacher: Features, steps: int
-) -> Timed:
-    def rate() -> float:
-        start = time.perf_counter()
-        for _ in range(steps):
-            for s in student:
-                s.grad = None
-            way(student, teacher)
-        if student[0].device.type == "cuda":
-            torch.cuda.synchronize()
-        return steps * len(student[0]) / (time.perf_counter() - start)
-
-    return rate
+def make_features(batch: int, kind: str, device: torch.device) -> tuple[Features, Features]:
+    """Features of student and teacher; `kind` is a dtype and a memory format."""
+    dtype, memory_format = kind.split()
+    torch.manual_seed(0)
+    student = []
+    for channels, size in SHAPES:
+        features = torch.randn(batch, channels, size, size, device=device, dtype=DTYPES[dtype])
+        student.append(features.to(memory_format=FORMATS[memory_format]).requires_grad_())
+    return student, [s.detach().neg() for s in student]

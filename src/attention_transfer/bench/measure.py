@@ -1,110 +1,152 @@
-"""Interleaved timing of several things, and the table and JSON that come of it."""
+"""Interleaved timing of several candidates, and the table and JSON of the result."""
 
 from __future__ import annotations
 
 import statistics
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
-Timed = Callable[[], float]
+from ..run_folder import write_json
+from ..runtime.environment import environment
+from ..runtime.resolve import RuntimeConfig
+from .options import BenchOptions
+
+Measure = Callable[[], float]  # runs once and returns images/s
+CPU = torch.device("cpu")
+HEADINGS = {"name": "", "median": "images/s", "times_authors": "× authors"}
 
 
 @dataclass
-class Row:
-    """One thing's images/s over the rounds, and its ratio to the authors' in the same round."""
+class BenchRow:
+    """Images/s of one candidate, a value a round, and their ratios to the baseline's."""
 
     name: str
     rates: list[float]
     ratios: list[float]
-    more: dict[str, Any] = field(default_factory=dict)
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.rates)
 
     def to_dict(self) -> dict[str, Any]:
-        low, high = _percentile(self.rates, 0.1), _percentile(self.rates, 0.9)
+        ordered = sorted(self.rates)
+        last = len(ordered) - 1
         return {
             "name": self.name,
-            "median": statistics.median(self.rates),
-            "p10": low,
-            "p90": high,
+            "median": self.median,
+            "p10": ordered[round(0.1 * last)],
+            "p90": ordered[round(0.9 * last)],
             "times_authors": statistics.median(self.ratios),
-            **self.more,
+            **self.extra,
         }
 
 
 def interleave(
-    timed: dict[str, Timed], rounds: int, against: Mapping[str, str] | None = None
-) -> list[Row]:
-    """Times each in turn, round after round, so that a machine whose speed drifts drifts for all alike.
+    measures: Mapping[str, Measure],
+    rounds: int,
+    baselines: Mapping[str, str] | None = None,
+    warm_up: bool = True,
+) -> list[BenchRow]:
+    """Measures each candidate in turn, round after round.
 
-    Each of `timed` runs once and returns images/s. The ratios are to `authors`, which is among them, or to what
-    `against` names for a row.
+    The speed of a machine drifts; interleaved, it drifts for all candidates alike. `baselines` has
+    the name of a row's baseline where that is not `authors`. With `warm_up` each candidate runs
+    once before the first round, which compiles it.
     """
-    rates: dict[str, list[float]] = {name: [] for name in timed}
+    if warm_up:
+        for measure in measures.values():
+            measure()
+    rates: dict[str, list[float]] = {name: [] for name in measures}
     for _ in range(rounds):
-        for name, run in timed.items():
-            rates[name].append(run())
-    base = {name: rates[(against or {}).get(name, "authors")] for name in rates}
-    return [Row(n, r, ratios(r, base[n])) for n, r in rates.items()]
+        for name, measure in measures.items():
+            rates[name].append(measure())
+    rows = []
+    for name, values in rates.items():
+        baseline = rates[(baselines or {}).get(name, "authors")]
+        rows.append(BenchRow(name, values, ratios(values, baseline)))
+    return rows
 
 
-def ratios(rates: Sequence[float], base: Sequence[float]) -> list[float]:
-    """Round by round."""
-    return [a / b for a, b in zip(rates, base, strict=True)]
+def ratios(rates: Sequence[float], baseline: Sequence[float]) -> list[float]:
+    """Ratios within each round."""
+    return [rate / base for rate, base in zip(rates, baseline, strict=True)]
+
+
+def median_ratio(row: BenchRow, baseline: BenchRow) -> float:
+    return statistics.median(ratios(row.rates, baseline.rates))
+
+
+def timed(
+    run: Callable[[], object], calls: int, images: int, device: torch.device = CPU
+) -> Measure:
+    """Measures `calls` calls of `run`, each of which works on `images` images."""
+
+    def measure() -> float:
+        start = time.perf_counter()
+        for _ in range(calls):
+            run()
+        synchronize(device)
+        return calls * images / (time.perf_counter() - start)
+
+    return measure
+
+
+def synchronize(device: torch.device) -> None:
+    """Waits for the kernels of a GPU, which run on after their calls have returned."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
 
 
 def report(
     bench: str,
-    rows: list[Row],
-    about: dict[str, Any],
+    rows: Sequence[BenchRow],
+    options: BenchOptions,
+    runtime: RuntimeConfig,
     console: Console,
-    file: Path | None,
-    said: Sequence[str] = (),
-    hidden: Sequence[str] = (),
+    json_file: Path | None,
+    notes: Sequence[str] = (),
 ) -> None:
-    """Prints the table, without the columns `hidden`, and what else is said; writes `{"bench", "hardware", "rows"}`
-    where a file is named."""
-    from ..run_folder import write_json
-
+    """Prints the table with the notes below it, and writes both to `json_file`, if given."""
+    records = [row.to_dict() for row in rows]
+    # The rows of a bench may differ in their extra columns.
+    keys = list(dict.fromkeys(key for record in records for key in record))
     table = Table(title=f"bench {bench}", title_justify="left")
-    more = list(dict.fromkeys(key for row in rows for key in row.more if key not in hidden))
-    for heading in (
-        "",
-        "images/s",
-        "p10",
-        "p90",
-        "× authors",
-        *(name.replace("_", " ") for name in more),
-    ):
-        table.add_column(heading, justify="left" if not heading else "right")
-    for row in rows:
-        d = row.to_dict()
-        numbers = [f"{d[k]:,.0f}" for k in ("median", "p10", "p90")]
-        table.add_row(d["name"], *numbers, *(_number(d.get(k)) for k in ("times_authors", *more)))
+    for key in keys:
+        heading = HEADINGS.get(key, key.replace("_", " "))
+        table.add_column(heading, justify="left" if key == "name" else "right")
+    for record in records:
+        table.add_row(*(_cell(key, record.get(key)) for key in keys))
     console.print(table)
-    for line in said:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
-    if file is not None:
-        found = {
-            "bench": bench,
-            "date": date.today().isoformat(),
-            **about,
-            "rows": [r.to_dict() for r in rows],
-        }
-        write_json(file, found | ({"said": list(said)} if said else {}))
-        console.print(f"written: {file}", markup=False, highlight=False, soft_wrap=True)
+    for note in notes:
+        console.out(note, highlight=False)
+    if json_file is None:
+        return
+    result = {
+        "bench": bench,
+        "date": date.today().isoformat(),
+        **environment(runtime),
+        "settings": vars(options),
+        "rows": records,
+        "notes": list(notes),
+    }
+    write_json(json_file, result)
+    console.out(f"written: {json_file}", highlight=False)
 
 
-def _number(value: Any) -> str:
+def _cell(key: str, value: Any) -> str:
     if value is None or isinstance(value, str):
         return value or ""
-    return f"{value:.2f}" if value == 0 or abs(value) >= 0.1 else f"{value:.1e}"
-
-
-def _percentile(values: list[float], q: float) -> float:
-    ordered = sorted(values)
-    return ordered[round(q * (len(ordered) - 1))]
+    if key in ("median", "p10", "p90"):
+        return f"{value:,.0f}"
+    if value == 0 or abs(value) >= 0.1:
+        return f"{value:.2f}"
+    return f"{value:.1e}"

@@ -1,4 +1,4 @@
-"""The pages of results say what the files beside them hold."""
+"""The tables on the pages of results agree with the JSON files."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
+import tables
 
-from attention_transfer.bench import tables
 from attention_transfer.errors import UserError
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 PAGE = """# Speed
 
 before
@@ -40,23 +40,23 @@ def write(folder, **more):
             "axis": "x",
         },
     ]
-    found = {
+    result = {
         "date": "2026-01-02",
         "commit": "abc",
-        "command": ["__main__.py", "bench", "step", "--rounds", "3", "--json", "r.json"],
+        "command": ["attention-transfer", "bench", "step", "--rounds", "3", "--json", "r.json"],
         "settings": {"rounds": 3},
         "hardware": {"cpu": "some CPU", "cores": 4, "gpu": None},
         "versions": {"torch": "2.99"},
         "rows": rows,
     }
-    (folder / "r.json").write_text(json.dumps(found | more))
+    (folder / "r.json").write_text(json.dumps(result | more))
 
 
 def test_the_table_and_its_line_are_written_again(tmp_path):
     write(tmp_path)
     assert tables.rewrite(PAGE, tmp_path).splitlines()[4:] == [
-        "`attention-transfer bench step --rounds 3 --json r.json` · 2026-01-02 · commit abc · 3 rounds · "
-        "4 cores of some CPU, torch 2.99",
+        "`attention-transfer bench step --rounds 3 --json r.json` · 2026-01-02 · commit abc · "
+        "3 rounds · 4 cores of some CPU, torch 2.99",
         "",
         "![a picture](x.png)",
         "",
@@ -79,8 +79,23 @@ def test_the_command_rewrites_a_file(tmp_path, monkeypatch):
     assert "1 round · some GPU, torch 2.99\n" in (tmp_path / "page.md").read_text()
 
 
+def test_the_command_of_a_script():
+    result = {
+        "date": "2026-01-02",
+        "commit": "abc",
+        "command": ["sweep.py", "--json", "r.json"],
+        "settings": {"rounds": 1},
+        "hardware": {"cpu": "c", "cores": 1, "gpu": None},
+        "versions": {"torch": "2.99"},
+    }
+    line = tables.heading(result)
+    assert line.startswith("`python bench/sweep.py --json r.json` · ") and tables.LINE.match(line)
+    result["command"] = ["__main__.py", "bench", "step", "--json", "r.json"]
+    assert tables.heading(result).startswith("`attention-transfer bench step --json r.json` · ")
+
+
 @pytest.mark.parametrize(
-    ("page", "content", "words"),
+    ("page", "content", "message"),
     [
         (PAGE, None, "cannot read .*r.json"),
         (PAGE, "no JSON", "cannot read .*r.json"),
@@ -88,17 +103,17 @@ def test_the_command_rewrites_a_file(tmp_path, monkeypatch):
         (PAGE.replace("|", ""), "", "no table follows .*bench step"),
     ],
 )
-def test_what_is_wrong_is_said(tmp_path, page, content, words):
+def test_errors_name_the_file_or_the_line(tmp_path, page, content, message):
     if content == "":
         write(tmp_path)
     elif content is not None:
         (tmp_path / "r.json").write_text(content)
-    with pytest.raises(UserError, match=words):
+    with pytest.raises(UserError, match=message):
         tables.rewrite(page, tmp_path)
 
 
 @pytest.mark.parametrize("name", ["bench.md", "gradient.md"])
-def test_the_pages_are_what_was_measured(name):
+def test_the_pages_agree_with_the_files(name):
     page = (ROOT / "results" / name).read_text()
     assert page.count("--json results/bench/") >= 1
     assert tables.rewrite(page, ROOT) == page

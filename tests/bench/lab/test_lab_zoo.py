@@ -1,28 +1,29 @@
-"""`bench zoo` on three networks; failures, and networks that end or hang their process."""
+"""The zoo on three networks; failures, and networks that end or hang their process."""
 
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
-from hanging import hang_or_end
+import zoo
 from rich.console import Console
+from zoo_hanging import hang_or_end
 
 import attention_transfer as at
-from attention_transfer.bench import zoo
 
 
 def test_three_networks(tmp_path):
     file = tmp_path / "zoo.json"
-    zoo.bench_zoo(Console(quiet=True), file, limit=3)
-    found = json.loads(file.read_text())
-    assert found["bench"] == "zoo" and found["hardware"]["cores"] and found["failures"] == []
-    *families, total = found["rows"]
+    zoo.run(3, Console(quiet=True), file)
+    result = json.loads(file.read_text())
+    assert result["bench"] == "zoo" and result["hardware"]["cores"] and result["failures"] == []
+    *families, total = result["rows"]
     assert [total[k] for k in ("name", "models", "traced", "read", "paired")] == ["all", 3, 3, 3, 3]
     assert sum(row["models"] for row in families) == 3
     page = file.with_suffix(".md").read_text()
     assert (
-        f"3 of the {found['of']}" in page
+        f"3 of {result['of']}, at equal" in page
         and "| all | 3 | 3 | 3 | 3 |" in page
         and "Nothing." in page
     )
@@ -43,12 +44,12 @@ def test_a_failure_has_its_reason():
 
 def test_a_network_that_hangs_or_ends_its_process(monkeypatch):
     monkeypatch.setattr(zoo, "_serve", hang_or_end)
-    with zoo._Worker(seconds=1.0) as worker:
-        assert worker.examine("hangs")["reason"] == "took longer than 1 s"
-    with zoo._Worker(seconds=30.0) as worker:
+    with zoo.Examiner(seconds=1.0) as examiner:
+        assert examiner.examine("hangs")["reason"] == "took longer than 1 s"
+    with zoo.Examiner(seconds=30.0) as examiner:
         for _ in range(2):  # a new process each time
-            assert worker.examine("ends")["reason"] == "ended its process (status 7)"
-        assert worker.process is None
+            assert examiner.examine("ends")["reason"] == "ended its process (status 7)"
+        assert examiner.process is None
 
 
 def test_the_table():
@@ -63,10 +64,16 @@ def test_the_table():
             "reason": reason,
         }
 
-    rows = zoo.summary(
+    *rows, _ = zoo.summarize(
         [row("vit", 1, 1), row("cnn", 4, 4), row("cnn", 5, 4), row("cnn", 0, 0, "why")]
     )
     assert [zoo._cells(r) for r in rows] == [
         ["cnn", "3", "2", "2", "2", "4–5", "4"],
         ["vit", "1", "1", "1", "1", "1", "1"],
     ]
+
+
+def test_the_page_agrees_with_the_file():
+    results = Path(zoo.__file__).parents[1] / "results"
+    result = json.loads((results / "zoo.json").read_text())
+    assert (results / "zoo.md").read_text() == zoo.markdown(result)
