@@ -14,7 +14,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from attention_transfer.runtime.process import keep_malloc_arena, make_fabric
 from harness import main
 from rich.console import Console
 from torch import Tensor
@@ -25,6 +24,7 @@ from attention_transfer.bench.in_subprocess import in_subprocess
 from attention_transfer.bench.measure import interleave, median_ratio, report
 from attention_transfer.bench.workload import make_transfer, start
 from attention_transfer.runtime.options import RuntimeOptions
+from attention_transfer.runtime.process import keep_malloc_arena, make_fabric
 from attention_transfer.runtime.resolve import resolve_runtime
 from attention_transfer.train.optimizer import make_optimizer
 from attention_transfer.train.options import OptimizerOptions

@@ -20,13 +20,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from attention_transfer.runtime.environment import environment
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
 from attention_transfer.errors import UserError
 from attention_transfer.run_folder import replacing, write_json
+from attention_transfer.runtime.environment import environment
 from attention_transfer.runtime.options import RuntimeOptions
 from attention_transfer.runtime.resolve import resolve_runtime
 from attention_transfer.taps import Stage, match_stages, stages, tap
