@@ -32,11 +32,8 @@ def wrn_params(depth: int, width: int, classes: int = 10) -> Params:
     params = {"conv0": convolution(3, 16, 3)}
     for g in range(3):
         for b in range((depth - 4) // 6):
-            base, inputs, outputs = (
-                f"group{g}.block{b}",
-                widths[g] if b == 0 else widths[g + 1],
-                widths[g + 1],
-            )
+            base, outputs = f"group{g}.block{b}", widths[g + 1]
+            inputs = widths[g] if b == 0 else outputs
             params[f"{base}.conv0"] = convolution(inputs, outputs, 3)
             params[f"{base}.conv1"] = convolution(outputs, outputs, 3)
             params |= normalisation(f"{base}.bn0", inputs) | normalisation(f"{base}.bn1", outputs)
@@ -59,19 +56,11 @@ def wrn(x: Tensor, params: Params) -> tuple[Tensor, list[Tensor]]:
         while (base := f"group{g}.block{b}") + ".conv0" in params:
             stride = 2 if g > 0 and b == 0 else 1
             o = F.relu(bn(x, params, f"{base}.bn0"))
-            z = F.relu(
-                bn(
-                    F.conv2d(o, params[f"{base}.conv0"], stride=stride, padding=1),
-                    params,
-                    f"{base}.bn1",
-                )
-            )
-            z = F.conv2d(z, params[f"{base}.conv1"], padding=1)
-            x = z + (
-                F.conv2d(o, params[f"{base}.convdim"], stride=stride)
-                if f"{base}.convdim" in params
-                else x
-            )
+            z = F.conv2d(o, params[f"{base}.conv0"], stride=stride, padding=1)
+            z = F.conv2d(F.relu(bn(z, params, f"{base}.bn1")), params[f"{base}.conv1"], padding=1)
+            if f"{base}.convdim" in params:
+                x = F.conv2d(o, params[f"{base}.convdim"], stride=stride)
+            x = z + x
             b += 1
         groups.append(x)
     o = F.relu(bn(x, params, "bn"))

@@ -52,11 +52,8 @@ class TestCifar:
         params, x = wrn_params(depth, width, classes), torch.randn(2, 3, 16, 16)
         run = load_authors_run(write_run(tmp_path / "r", params, num_classes=classes))
         assert isinstance(run.model, WideResNet) and run.teacher is None
-        assert (run.name, run.num_classes, run.options["lr"]) == (
-            f"wrn-{depth}-{width}",
-            classes,
-            0.1,
-        )
+        assert (run.name, run.num_classes) == (f"wrn-{depth}-{width}", classes)
+        assert run.options["lr"] == 0.1
         assert_same_network(run.model, wrn(x, params), x)
 
     def test_a_distillation(self, tmp_path):
@@ -104,14 +101,10 @@ class TestImageNet:
         assert_same_network(run.model, resnet(x, params), x, [*GROUPS, "group3"])
 
     def test_a_distillation(self, tmp_path):
-        student, teacher = (
-            resnet_params([2, 2, 2, 2]),
-            resnet_params([3, 4, 6, 3], width=6, folded=True),
-        )
-        run, x = (
-            load_authors_run(write_run(tmp_path / "r", student, teacher)),
-            torch.randn(2, 3, 64, 64),
-        )
+        student = resnet_params([2, 2, 2, 2])
+        teacher = resnet_params([3, 4, 6, 3], width=6, folded=True)
+        run = load_authors_run(write_run(tmp_path / "r", student, teacher))
+        x = torch.randn(2, 3, 64, 64)
         assert (run.name, run.teacher_name) == ("resnet-18", "resnet-34")
         assert_same_network(run.model, resnet(x, student), x, [*GROUPS, "group3"])
         assert_same_network(run.teacher, resnet(x, teacher), x, [*GROUPS, "group3"])
@@ -202,10 +195,8 @@ class TestDamage:
         broken(folder, "model.pt7")
 
     def test_a_pickle_is_never_executed(self, tmp_path):
-        folder, proof = (
-            write_run(tmp_path / "r", params := wrn_params(10, 1)),
-            tmp_path / "executed",
-        )
+        folder = write_run(tmp_path / "r", params := wrn_params(10, 1))
+        proof = tmp_path / "executed"
         for zipped in (True, False):
             saved = {"params": params, "optimizer": Explosive(proof)}
             torch.save(saved, folder / "model.pt7", _use_new_zipfile_serialization=zipped)
@@ -296,14 +287,10 @@ class TestTeacher:
         params, x = wrn_params(10, 2), torch.randn(2, 3, 16, 16)
         folder = write_run(tmp_path / "r", params)
         network = load_network(str(folder), CLASSES, *IMAGES)
-        assert (network.name, network.classes, network.folder) == (
-            "wrn-10-2",
-            tuple(CLASSES),
-            str(folder),
-        )
-        assert (
-            network.fingerprint == hashlib.sha256((folder / "model.pt7").read_bytes()).hexdigest()
-        )
+        assert (network.name, network.classes) == ("wrn-10-2", tuple(CLASSES))
+        assert network.folder == str(folder)
+        digest = hashlib.sha256((folder / "model.pt7").read_bytes()).hexdigest()
+        assert network.fingerprint == digest
         assert_same_network(network.module, wrn(x, params), x)
 
     def test_the_student_of_a_distillation(self, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -54,12 +55,8 @@ class TestWideResNet:
 
     @pytest.mark.parametrize(("name", "groups"), [("wrn-10-1", "12"), ("wrn-10-2", "012")])
     def test_a_shortcut_where_the_width_changes(self, name, groups):
-        have = [
-            n[5]
-            for n, m in create_model(name, 10).named_modules()
-            if n.endswith("convdim") and m is not None
-        ]
-        assert "".join(have) == groups
+        names = [n for n, _ in create_model(name, 10).named_modules() if n.endswith("convdim")]
+        assert [name[5] for name in names] == list(groups)
 
     def test_forward_by_hand(self):
         """BN-ReLU feeds the convolutions and the 1×1 shortcut; the identity takes the input."""
@@ -83,15 +80,10 @@ class TestWideResNet:
                 fan_in = module.weight[0].numel()
                 assert module.weight.std().item() == pytest.approx((2 / fan_in) ** 0.5, rel=0.05)
             if isinstance(module, nn.BatchNorm2d):
-                assert (
-                    module.weight.min() >= 0
-                    and module.weight.max() <= 1
-                    and (module.bias == 0).all()
-                )
-        assert (
-            model.fc.weight.std().item() == pytest.approx((2 / 256) ** 0.5, rel=0.05)
-            and (model.fc.bias == 0).all()
-        )
+                assert module.weight.min() >= 0 and module.weight.max() <= 1
+                assert (module.bias == 0).all()
+        assert model.fc.weight.std().item() == pytest.approx((2 / 256) ** 0.5, rel=0.05)
+        assert (model.fc.bias == 0).all()
         assert model.group2.block0.bn1.weight.mean().item() == pytest.approx(0.5, abs=0.1)
 
     @pytest.mark.parametrize(
@@ -219,9 +211,8 @@ class TestWeights:
         assert same(a, b)
 
     def test_a_networks_own_child_named_module(self, tmp_path):
-        a, b = (
-            nn.ModuleDict({"module": nn.Linear(2, 2), "model": nn.Linear(2, 2)}) for _ in range(2)
-        )
+        a = nn.ModuleDict({"module": nn.Linear(2, 2), "model": nn.Linear(2, 2)})
+        b = nn.ModuleDict({"module": nn.Linear(2, 2), "model": nn.Linear(2, 2)})
         torch.save(a.state_dict(), tmp_path / "w.pt")
         load_weights(b, tmp_path / "w.pt")
         assert same(a, b)
@@ -246,13 +237,11 @@ class TestWeights:
     @pytest.mark.parametrize("wrap", [False, True])
     def test_a_pickle_is_never_executed(self, tmp_path, wrap):
         proof = tmp_path / "executed"
-        found = (
-            {"state_dict": {"w": torch.zeros(1)}, "hook": Explosive(proof)}
-            if wrap
-            else Explosive(proof)
-        )
-        torch.save(found, tmp_path / "w.pt")
-        (tmp_path / "raw.pth").write_bytes(pickle.dumps(found, protocol=2))
+        content: Any = Explosive(proof)
+        if wrap:
+            content = {"state_dict": {"w": torch.zeros(1)}, "hook": content}
+        torch.save(content, tmp_path / "w.pt")
+        (tmp_path / "raw.pth").write_bytes(pickle.dumps(content, protocol=2))
         for file in ("w.pt", "raw.pth"):
             with pytest.raises(ValueError, match="pickles are not executed|cannot be read"):
                 load_weights(nn.Linear(1, 1), tmp_path / file)
@@ -301,9 +290,8 @@ def run(tmp_path: Path) -> RunFolder:
 class TestStudent:
     def test_round_trip(self, run):
         student = load_student(run.path)
-        assert (
-            same(student, run.module) and not student.training and student.classes == tuple(CLASSES)
-        )
+        assert same(student, run.module) and not student.training
+        assert student.classes == tuple(CLASSES)
         x = torch.rand(2, 3, 16, 16)
         mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (MEAN, STD))
         torch.testing.assert_close(student.preprocess(x), (x - mean) / std)
@@ -352,11 +340,8 @@ class TestStudent:
 class TestTeacher:
     def test_a_run(self, run):
         network = load_network(str(run.path), CLASSES, MEAN, STD)
-        assert (
-            same(network.module, run.module)
-            and network.name == "wrn-10-1"
-            and network.classes == tuple(CLASSES)
-        )
+        assert same(network.module, run.module)
+        assert (network.name, network.classes) == ("wrn-10-1", tuple(CLASSES))
         assert network.fingerprint == load_network(str(run.path), CLASSES, MEAN, STD).fingerprint
         assert not network.module.training
 

@@ -186,9 +186,8 @@ class TestTap:
         del tapped
         gc.collect()
         assert hooks(model) == before
-        with pytest.raises(
-            RuntimeError
-        ) as kept:  # which keeps the frames alive, and the tap in them
+        # The traceback keeps the frames alive, and the tap in them.
+        with pytest.raises(RuntimeError) as kept:
             at.tap(model, ["one"], x[:, :1])
         assert hooks(model) == before and kept
         at.stages(model, x)
@@ -305,9 +304,8 @@ class TestLayouts:
         assert tapped(torch.randn(2, 3, 16, 32))[1]["block"].shape == (2, 6, 4, 8)
         assert tapped(images(16))[1]["block"].shape == (2, 16, 6)
 
-    @pytest.mark.parametrize(
-        "size", [(32, 32), (16, 40), (24, 24)]
-    )  # of 24 the shape is a cube: 6×6×6
+    # At 24×24 the output is a cube, 6×6×6.
+    @pytest.mark.parametrize("size", [(32, 32), (16, 40), (24, 24)])
     def test_channels_last(self, size):
         model, x = ChannelsLast(), torch.randn(2, 3, *size)
         features = at.tap(model, ["block", "patches"])(x)[1]

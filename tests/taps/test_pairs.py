@@ -30,9 +30,9 @@ class TestPairs:
         ]
 
     def test_strides_are_rounded_to_octaves(self):
-        unpadded = nn.Sequential(
-            nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 16, 3, 2), nn.ReLU(), *HEAD
-        )  # 30, 14
+        # Without padding: 30 and 14.
+        layers = nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 16, 3, 2), nn.ReLU()
+        unpadded = nn.Sequential(*layers, *HEAD)
         assert at.pair_stages(unpadded, Small(), images(32)) == [("1", "one"), ("3", "two")]
 
     def test_no_pair_shows_both_tables(self):

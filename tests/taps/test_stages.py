@@ -68,15 +68,12 @@ class TestStages:
         listed = at.stages(at.create_model(name, 10), images(64))
         assert [s.name for s in listed[-4:]] == ["layer1", "layer2", "layer3", "layer4"]
         assert [s.size for s in listed[-4:]] == [(16, 16), (8, 8), (4, 4), (2, 2)]
-        assert len(listed) == 5 and listed[0].size == (
-            32,
-            32,
-        )  # the stem, which is a stage of its own
+        # The stem is a stage of its own.
+        assert len(listed) == 5 and listed[0].size == (32, 32)
 
     def test_small_images_end_early(self):
-        assert (
-            names(at.create_model("torchvision/resnet18", 10), 32)[-1] == "layer3"
-        )  # layer4 puts out 1×1
+        # Of 32×32 images, layer4 makes 1×1.
+        assert names(at.create_model("torchvision/resnet18", 10), 32)[-1] == "layer3"
 
     @pytest.mark.parametrize(
         ("bn", "last"), [(False, [1, 4, 9, 14, 19]), (True, [2, 6, 13, 20, 27])]
@@ -204,10 +201,8 @@ class TestStages:
             def forward(self, x: Tensor) -> Tensor:
                 return x + self.up(self.work(self.down(x)))
 
-        assert names(nn.Sequential(conv(3, 8), Hourglass(), conv(8, 16, stride=2), *HEAD)) == [
-            "1",
-            "2",
-        ]
+        model = nn.Sequential(conv(3, 8), Hourglass(), conv(8, 16, stride=2), *HEAD)
+        assert names(model) == ["1", "2"]
 
     def test_the_norm_after_a_convolution_of_its_own_belongs_to_it(self):
         """A stem of several convolutions, then BN-ReLU: no pre-activation."""
