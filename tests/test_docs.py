@@ -1,50 +1,81 @@
-"""The examples in the documents run as they stand."""
+"""The documents: their examples run, their links lead somewhere, their commands and flags exist."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from toys import Net, batch
 
+from attention_transfer.commands import COMMANDS
 from attention_transfer.methods import METHODS
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
-EXAMPLES = [
-    pytest.param(code, id=f"{page.name}-{j}")
-    for page in [ROOT / "README.md", *PAGES]
-    for j, code in enumerate(
-        re.findall(r"^```python\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
-    )
-]
+TEXTS = [*sorted(ROOT.glob("*.md")), *PAGES, *sorted((ROOT / "results").glob("*.md"))]
+RECIPES = sorted((ROOT / "src/attention_transfer/recipes").glob("*.yaml"))
+COMMAND = r"(?:attention-transfer|-m attention_transfer) +([a-z]+)([^`\n]*)"
 
 
-def test_every_method_has_a_page_with_an_example():
-    assert {p.stem for p in PAGES} >= set(METHODS)
-    assert {p.id.rpartition("-")[0] for p in EXAMPLES} >= {f"{name}.md" for name in METHODS} | {
-        "README.md"
-    }
+def examples() -> list[Any]:
+    """The Python code of the pages that users read."""
+    params = []
+    for page in [ROOT / "README.md", *PAGES]:
+        blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+        params += [pytest.param(code, id=f"{page.name}-{j}") for j, code in enumerate(blocks)]
+    return params
+
+
+EXAMPLES = examples()
+
+
+def test_readme_and_every_method_have_an_example():
+    pages = {example.id.rpartition("-")[0] for example in EXAMPLES}
+    assert pages >= {"README.md", *(f"{name}.md" for name in METHODS)}
 
 
 @pytest.mark.parametrize("code", EXAMPLES)
-def test_examples_run(code, capsys):
+def test_examples_run(code):
     x, y = batch()
     names = {"student": Net(), "teacher": Net(8, seed=1), "x": x, "y": y, "torch": torch}
     exec(code, names)
-    if "transfer" in names:
-        assert "loss.backward()" not in code or any(
-            p.grad is not None for p in names["student"].parameters()
-        )
+    if "loss.backward()" in code:
+        assert any(p.grad is not None for p in names["student"].parameters())
 
 
-@pytest.mark.parametrize(
-    "page",
-    [ROOT / "README.md", *PAGES, *sorted((ROOT / "results").glob("*.md"))],
-    ids=lambda p: p.name,
-)
+@pytest.mark.parametrize("page", TEXTS, ids=lambda page: page.name)
 def test_links_lead_somewhere(page):
-    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text()):
-        assert target.startswith("http") or (page.parent / target).exists(), target
+    for target, anchor in re.findall(r"\]\(([^)#]+)#?([^)]*)\)", page.read_text()):
+        if target.startswith("http"):
+            continue
+        assert (page.parent / target).exists(), target
+        if anchor:
+            assert anchor in anchors(page.parent / target), f"{target}#{anchor}"
+
+
+def anchors(page: Path) -> list[str]:
+    """The anchors that GitHub makes of a page's headings."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return [re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings]
+
+
+@pytest.mark.parametrize("page", [*TEXTS, *RECIPES], ids=lambda page: page.name)
+def test_commands_and_flags_exist(page):
+    text = re.sub(r"\\\n[# ]*", "", page.read_text())  # lines that go on
+    for command, words in re.findall(COMMAND, text):
+        assert command in COMMANDS, command
+        for flag in re.findall(r"--[a-z][a-z-]*", words):
+            assert flag in flags_of(command), f"{command} {flag}"
+    for script in re.findall(r"python (bench/\w+\.py)", text):
+        assert (ROOT / script).exists(), script
+
+
+def flags_of(command: str) -> set[str]:
+    flags = {"--help"}
+    for specs in COMMANDS[command].groups().values():
+        for spec in specs:
+            flags.update(spec.flags)
+    return flags
