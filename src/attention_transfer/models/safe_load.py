@@ -19,11 +19,9 @@ OPTION_TYPES: list[Any] = [argparse.Namespace, pathlib.PosixPath, pathlib.PurePo
 
 
 def safe_load(file: Path, to_save: str) -> Any:
-    """The content of a file of `torch.save` or safetensors, on the CPU.
+    """The content of a file of `torch.save`, or of a `.safetensors` file, on the CPU.
 
-    Args:
-        file: a path; the suffix `.safetensors` selects that format.
-        to_save: what the user should save instead of a file with more than tensors, for the error.
+    `to_save` tells the user of a file with more than tensors what to save instead.
 
     Raises:
         UserError: for a damaged file, another format, and a file that would execute code.

@@ -18,7 +18,7 @@ from torch import nn
 from ..errors import UserError, nearest
 
 MODULE_PREFIX = "attention_transfer_user_"  # of the names in sys.modules
-PACKAGE = Path(__file__).resolve().parent
+THIS_FOLDER = Path(__file__).resolve().parent
 T = TypeVar("T")
 
 
@@ -146,7 +146,7 @@ def _location(error: BaseException, folder: Path) -> tuple[Path, int | None] | N
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         file = Path(frame.filename).resolve()
         # A user's folder may hold this package, or an environment with installed ones.
-        installed = file.parent == PACKAGE or "site-packages" in file.parts
+        installed = file.parent == THIS_FOLDER or "site-packages" in file.parts
         if file.is_relative_to(folder) and not installed:
             return file, frame.lineno
     return None

@@ -22,13 +22,10 @@ State = Mapping[str, Tensor]
 
 
 def read_state_dict(file: str | Path, names: Container[str] = ()) -> dict[str, Tensor]:
-    """The tensors of a weights file, or of the authors' `model.pt7`, by the names of a network.
+    """The tensors of a weights file, or of the authors' `model.pt7`, by name.
 
-    Entries such as `state_dict` or `model` are opened, and prefixes of wrappers removed.
-
-    Args:
-        file: `.safetensors`, `.pt`, `.pth`, `.th` and the like.
-        names: the names in the network's own `state_dict`.
+    Entries such as `state_dict` or `model` are opened, and prefixes removed that wrappers put
+    before a network's `names`.
 
     Raises:
         UserError: for a missing or damaged file, another format, and one that would execute code.
@@ -122,10 +119,8 @@ def load_state(model: nn.Module, state: State, source: str) -> None:
         mismatch = head_mismatch(expected, state)
         reason = ""
         if mismatch and not missing and not unexpected:
-            reason = (
-                f"; its head has {mismatch.classes} classes, the network's "
-                f"{mismatch.expected_classes}"
-            )
+            numbers = f"{mismatch.classes} classes, the network's {mismatch.expected_classes}"
+            reason = f"; its head has {numbers}"
         elif not expected.keys() & state.keys():
             reason = "; no name is the network's own: they are another network's weights"
         raise UserError(
@@ -137,35 +132,26 @@ def load_state(model: nn.Module, state: State, source: str) -> None:
 def load_backbone(
     model: nn.Module, state: State, source: str, new_head: bool = False
 ) -> str | None:
-    """Loads `state` into `model`, but not into a head of another number of classes.
+    """As `load_state`, but a head of another number of classes keeps its present weights.
 
-    Args:
-        model: the network; its head keeps its present weights.
-        state: tensors by name.
-        source: the name of the tensors in an error.
-        new_head: keep the head in any case, since the classes are others.
-
-    Returns:
-        A sentence on the head, or None if it was loaded.
-
-    Raises:
-        UserError: as `load_weights`, for everything but the head.
+    With `new_head` it keeps them in any case, since the classes are others. Returns a sentence on
+    such a head, or None if it was loaded.
     """
-    own = model.state_dict()
-    mismatch = head_mismatch(own, state)
+    present = model.state_dict()
+    mismatch = head_mismatch(present, state)
     if mismatch is not None:
         head = mismatch.names
         reason = f"has {mismatch.classes} classes, the data has {mismatch.expected_classes}"
     elif new_head:
         # Buffers belong to it as well, such as the statistics of its normalisation.
         layers = {name.rpartition(".")[0] + "." for name in head_parameters(model, None)}
-        head = [name for name in own if name.startswith(tuple(layers))]
+        head = [name for name in present if name.startswith(tuple(layers))]
         reason = "has other classes than the data"
     else:
         load_state(model, state, source)
         return None
-    # The head's own tensors stand in, so that all others have to fit.
-    load_state(model, {**state, **{name: own[name] for name in head}}, source)
+    # The head's present tensors stand in, so that all others have to fit.
+    load_state(model, {**state, **{name: present[name] for name in head}}, source)
     return f"{source}: its head {reason}, so {first_few(head)} start anew"
 
 

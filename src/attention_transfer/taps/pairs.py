@@ -18,11 +18,8 @@ _AUTOMATIC = re.compile(r"auto|last[1-9]\d*")
 def pair_stages(student: nn.Module, teacher: nn.Module, example: Example) -> list[tuple[str, str]]:
     """Pairs (student layer, teacher layer) of equal stride from the input, by round(log2 stride).
 
-    Args:
-        student: any network.
-        teacher: any network.
-        example: images (N, C, H, W) for both, or (the student's, the teacher's) if their inputs
-            differ in size; strides are then relative to each network's own input.
+    `example` is images (N, C, H, W) for both, or (the student's, the teacher's) if their inputs
+    differ in size; strides are then relative to each network's input.
 
     Raises:
         UserError: if the two have no stride in common; the message has both lists of stages.
