@@ -100,7 +100,7 @@ def test_the_page_can_be_read_without_seeing_it(html):
     assert '<html lang="en">' in html
 
 
-def test_the_page_says_what_the_runs_say(html):
+def test_the_page_shows_the_results_of_the_runs(html):
     text = Page(html).text
     for expected in (
         "WRN-16-2 → WRN-16-1 on cifar10",
@@ -139,7 +139,7 @@ def test_hostile_names_are_escaped(tmp_path, make_run):
     "left",
     ["config.yaml", "config.yaml metrics.jsonl", "config.yaml metrics.jsonl maps.npz", "all"],
 )
-def test_whatever_a_run_left_makes_a_page(tmp_path, left, make_run):
+def test_an_incomplete_run_folder_makes_a_page(tmp_path, left, make_run):
     folder = make_run(tmp_path, "at", "at", 0, 30, finished=left == "all" or "maps.npz" in left)
     for file in folder.path.iterdir():
         if left != "all" and file.name not in left.split():
@@ -170,7 +170,7 @@ def test_an_odd_old_run_makes_a_page(tmp_path):
     assert "timm/resnet34:pretrained → FILE.py:net" in Page((tmp_path / "r.html").read_text()).text
 
 
-def test_what_cannot_be_written_is_said_in_one_line(runs, tmp_path):
+def test_write_report_refuses_no_runs_and_a_folder(runs, tmp_path):
     with pytest.raises(UserError, match="no runs"):
         write_report([], tmp_path / "r.html")
     with pytest.raises(UserError, match="is a folder"):
@@ -198,7 +198,7 @@ def test_the_terminal_shows_every_row_and_number(runs, width):
     assert max(map(len, tables.splitlines())) <= width
 
 
-def test_the_terminal_says_unfinished(tmp_path, make_run):
+def test_the_terminal_shows_an_unfinished_run(tmp_path, make_run):
     out = io.StringIO()
     print_table(
         group_runs([read_run(make_run(tmp_path, "at", "at", 0, 30, finished=False))]),
@@ -208,13 +208,29 @@ def test_the_terminal_says_unfinished(tmp_path, make_run):
     assert "epoch 5 of 12" in out.getvalue()
 
 
-def test_top5_is_shown_where_known(tmp_path, make_run):
+def test_top5_has_a_column_if_a_run_has_it(tmp_path, make_run):
     run = read_run(make_run(tmp_path, "at", "at", 0, 30))
     run.summary["final"]["val_top5"] = 0.95
     out = io.StringIO()
     print_table(group_runs([run]), Console(file=out, width=200))
     assert "top-5" in out.getvalue()
     assert "5.0" in out.getvalue()
+
+
+def test_charts_keep_the_digits_of_tick_labels(tmp_path, make_run):
+    run = read_run(make_run(tmp_path, "alone", "none", 0, 30))
+    run.metrics = [{"epoch": epoch, "train_loss": 0.1 + epoch / 1e4} for epoch in range(1, 9)]
+    write_report([run], tmp_path / "r.html")
+    assert re.search(r">0\.10\d\d</text>", (tmp_path / "r.html").read_text())
+
+
+def test_the_axis_of_a_single_epoch_has_whole_numbers(tmp_path, make_run):
+    run = read_run(make_run(tmp_path, "alone", "none", 0, 30))
+    run.metrics = [{"epoch": 1, "val_accuracy": 0.5}]
+    write_report([run], tmp_path / "r.html")
+    ticks = re.findall(r">([\d.]+)</text>", (tmp_path / "r.html").read_text())
+    assert "1" in ticks
+    assert not any(tick.startswith(("0.9", "1.0")) for tick in ticks)
 
 
 def test_images_on_which_the_settings_disagree_come_first():

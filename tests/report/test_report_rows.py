@@ -9,7 +9,7 @@ import pytest
 from attention_transfer.errors import UserError
 from attention_transfer.report import group_runs, read_run
 from attention_transfer.report.curves import series
-from attention_transfer.report.formats import short_label
+from attention_transfer.report.formats import count, minutes, rate, short_label, signed
 from attention_transfer.report.load_run import LoadedRun
 from attention_transfer.report.summary_text import caveats, sentence, title
 from attention_transfer.run_folder import RunFolder
@@ -64,7 +64,7 @@ def test_delta_is_negative_where_the_method_helps(runs):
     assert row_of(runs, "WRN-16-2 teacher").delta is None
 
 
-def test_plain_words_say_which_way_and_whether_ranges_overlap(tmp_path, runs, make_run):
+def test_a_sentence_states_direction_and_overlap(tmp_path, runs, make_run):
     expected = (
         "AT+KD: 25.7 % error, 8.9 points below the student alone "
         "(2 seeds; the ranges do not overlap)"
@@ -149,7 +149,14 @@ def test_a_broken_file_is_named_in_one_line(tmp_path, name, make_run):
     assert "\n" not in str(caught.value)
 
 
-def test_broken_maps_are_named_when_they_are_asked_for(tmp_path, make_run):
+def test_metrics_that_are_no_text_are_named(tmp_path, make_run):
+    folder = make_run(tmp_path, "at", "at", 0, 30)
+    folder.metrics_file.write_bytes(b"\xff\xfe")
+    with pytest.raises(UserError, match=r"metrics\.jsonl cannot be read"):
+        read_run(folder)
+
+
+def test_broken_maps_are_named_when_they_are_read(tmp_path, make_run):
     run = read_run(make_run(tmp_path, "at", "at", 0, 30))
     (run.folder / "maps.npz").write_bytes(b"not a zip")
     with pytest.raises(UserError, match=r"maps\.npz"):
@@ -186,3 +193,25 @@ def test_series_holds_mean_and_range_over_seeds():
 )
 def test_labels_fit_the_margin_of_a_plot(label, expected):
     assert short_label(label) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (count(999), "999"),
+        (count(41_234), "41.2 k"),
+        (count(175_066), "0.18 M"),
+        (count(1.234e9), "1.23 G"),
+        (rate(3.21), "3.2"),
+        (rate(350.4), "350"),
+        (rate(25_340), "25.3 k"),
+        (minutes(3), "0.05"),
+        (minutes(66), "1.1"),
+        (minutes(7440), "124"),
+        (signed(-8.94, 1), "−8.9"),
+        (signed(0.3, 1), "+0.3"),
+        (signed(-0.04, 1), "0.0"),
+    ],
+)
+def test_numbers_are_short(text, expected):
+    assert text == expected

@@ -76,8 +76,10 @@ class Series:
 
     def as_error(self) -> Series:
         """Accuracies in [0, 1] as errors in percent."""
-        mean, low, high = ([100 * (1 - v) for v in vs] for vs in (self.mean, self.low, self.high))
-        return Series(self.epochs, mean, low=high, high=low)
+        mean = [100 * (1 - accuracy) for accuracy in self.mean]
+        low = [100 * (1 - accuracy) for accuracy in self.high]
+        high = [100 * (1 - accuracy) for accuracy in self.low]
+        return Series(self.epochs, mean, low, high)
 
     @property
     def varies(self) -> bool:
@@ -240,7 +242,8 @@ def _parts_chart(rows: list[SettingRow], styles: dict[SettingRow, Style]) -> Cha
         title += ", and the weights in effect"
     if constant:
         caption += f" Constant weights: {'; '.join(constant)}."
-    alt = "Parts of the loss and weights by epoch: " + ", ".join(panel.title for panel in panels)
+    names = ", ".join(panel.title for panel in panels)
+    alt = f"Parts of the loss and weights by epoch: {names}"
     return Chart(title, _svg(figure, "parts"), alt, caption)
 
 
@@ -270,17 +273,17 @@ def _band_caption(rows: list[SettingRow]) -> str:
 
 @dataclass(frozen=True)
 class Panel:
-    """The lines of one of a chart's axes."""
+    """A line for each row in one of a chart's axes."""
 
     title: str
     lines: dict[SettingRow, Series]
-    is_weight: bool = False
+    is_weight: bool = False  # a weight of the loss, not a part of it
 
 
 def _draw_panels(
     panels: list[Panel], styles: dict[SettingRow, Style], height: float
 ) -> tuple[Figure, list[Axes]]:
-    """A figure with axes for each panel, `height` inches a row, and its axes."""
+    """A figure with axes for each panel, in rows of `height` inches, and these axes."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
@@ -385,7 +388,7 @@ def _svg(figure: Figure, name: str) -> str:
     head = f'<svg viewBox="0 0 {width:g} {height:g}" aria-hidden="true" focusable="false">'
     # Every figure has a `figure_1`; in a page ids must be unique.
     content = content.replace("xlink:href", "href")
-    content = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", content)
+    content = re.sub(r'(\bid="|\bhref="#|url\(#)', rf"\g<1>{name}-", content)
     for colour, variable in CSS_VARIABLES.items():
         content = content.replace(colour, f"var({variable})")
     return head + re.sub(r"\s*\n\s*", "\n", content)

@@ -70,9 +70,9 @@ def _environments(rows: list[SettingRow]) -> list[dict[str, Any]]:
     environments: dict[str, dict[str, Any]] = {}
     for row in rows:
         for run in row.runs:
-            facts = {k: v for k, v in run.environment.items() if k not in ("command", "argv")}
             if not run.environment:
                 continue
+            facts = {k: v for k, v in run.environment.items() if k not in ("command", "argv")}
             new = {"facts": facts, "labels": [], "commands": []}
             environment = environments.setdefault(repr(facts), new)
             # The seeds of a row differ in little: the first one's command stands for all.
