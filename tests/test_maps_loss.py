@@ -210,8 +210,9 @@ class TestSizes:
         as_grid = tokens.transpose(1, 2).reshape(2, 5, 4, 4)
         close(at_loss(grid, tokens, resize=resize), at_loss(grid, as_grid, resize=resize))
         close(at_loss(tokens, grid, resize=resize), at_loss(as_grid, grid, resize=resize))
-        close(at_loss(tokens, draw(2, 9, 4, seed=2), resize=resize),
-              at_loss(as_grid, draw(2, 9, 4, seed=2).transpose(1, 2).reshape(2, 4, 3, 3), resize=resize))  # fmt: skip
+        fewer = draw(2, 9, 4, seed=2)
+        fewer_as_grid = fewer.transpose(1, 2).reshape(2, 4, 3, 3)
+        close(at_loss(tokens, fewer, resize=resize), at_loss(as_grid, fewer_as_grid, resize=resize))
 
     def test_tokens_of_one_length_need_no_grid(self):
         s, t = draw(2, 14, 5), draw(2, 14, 7, seed=1)

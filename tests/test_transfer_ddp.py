@@ -1,5 +1,7 @@
-"""Networks wrapped in DistributedDataParallel, and a Transfer trained in one (`tests/methods/test_contract.py` has two
-processes)."""
+"""Networks in DistributedDataParallel, and a Transfer trained in it, in one process.
+
+`tests/methods/test_contract.py` has two processes.
+"""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ CLASSES = 5
 
 
 class Net(nn.Module):
-    """Three stages and no batch statistics: a sample's terms do not depend on the rest of its batch."""
+    """Three stages and no batch statistics: samples do not depend on one another."""
 
     def __init__(self, width: int = 4, seed: int = 0, classes: int = CLASSES):
         super().__init__()
@@ -76,7 +76,7 @@ def draw(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tens
 
 
 def away(*shape: int, seed: int = 0) -> Tensor:
-    """Signed, at least 0.3 from 0, no two magnitudes alike: nothing kinks within a finite difference."""
+    """Signed, at least 0.3 from 0, no two magnitudes alike: no kink within a finite difference."""
     size = math.prod(shape)
     generator = torch.Generator().manual_seed(seed)
     magnitudes = 0.3 + torch.arange(size, dtype=torch.float64) / size

@@ -47,7 +47,7 @@ def attention_map(
     Raises:
         UserError: (a ValueError) for a wrong shape, dtype, kind, p or axis.
     """
-    options = _checked_options(MapOptions, kind, p, axis)
+    options = make_options(MapOptions, kind, p, axis)
     q = _raw_map(validated(features, "features"), options)
     if not normalize:
         return q
@@ -89,7 +89,7 @@ def at_loss(
     Raises:
         UserError: (a ValueError) for features that do not pair, and for wrong options.
     """
-    options = loss_options(kind, p, axis, convention, resize, norm)
+    options = make_options(LossOptions, kind, p, axis, convention, resize, norm)
     return map_loss(student, teacher, options, weights)
 
 
@@ -108,19 +108,12 @@ def map_loss(
     return total
 
 
-def loss_options(
-    kind: str, p: float, axis: str, convention: str, resize: str, norm: float
-) -> LossOptions:
-    """The options of `at_loss`, checked.
+def make_options(cls: type[Options], *values: Any) -> Options:
+    """Checked options from the values of their fields.
 
     Raises:
         UserError: for a wrong value.
     """
-    return _checked_options(LossOptions, kind, p, axis, convention, resize, norm)
-
-
-def _checked_options(cls: type[Options], *values: Any) -> Options:
-    """The options in the order of their fields, checked."""
     if not torch.compiler.is_compiling():
         try:
             return _cached_options(cls, *values)  # type: ignore[arg-type]  # python/mypy#11470

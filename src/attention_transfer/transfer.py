@@ -35,6 +35,14 @@ class Output(NamedTuple):
     parts: dict[str, Tensor]
 
 
+class TeacherOutput(NamedTuple):
+    """The teacher's logits, features of the pairs and J, as far as the methods need them."""
+
+    logits: Tensor | None = None
+    features: Sequence[Tensor] = ()
+    gradient: Tensor | None = None
+
+
 class Transfer(nn.Module):
     """A student under a teacher's guidance: `transfer(x, y)` runs both and gives the loss.
 
@@ -44,21 +52,16 @@ class Transfer(nn.Module):
     Args:
         student: images (N, C, H, W) -> logits (N, K). A compiled or wrapped one is unwrapped.
         teacher: the same, trained; None where no method needs one.
-        methods: `ActivationTransfer`, `KnowledgeDistillation`, …; without any, training on labels
-            alone.
+        methods: `ActivationTransfer`, `KnowledgeDistillation`, …; by default labels alone.
         pairs: [(student layer, teacher layer)], or "auto": the stages of equal stride (needs
             `example`); "last2": the last two of these, and so on.
-        example: a batch like those to come, (N, C, H, W); the networks run on it once, in eval
-            mode.
-        student_transform, teacher_transform: each network's preprocessing of the batch, such as its
-            normalisation.
-        label_smoothing: of the cross-entropy, in [0, 1); input gradients take the labels as they
-            are.
+        example: a batch like those to come, (N, C, H, W); the networks run on it in eval mode.
+        student_transform, teacher_transform: each network's preprocessing, such as normalisation.
+        label_smoothing: of the cross-entropy, in [0, 1); input gradients take the plain labels.
 
     Raises:
         UserError: (a ValueError) where a teacher or an example that a method needs is missing, two
-            methods have the same name, a layer does not exist, or the features of a pair do not fit
-            together.
+            methods have one name, a layer does not exist, or features of a pair do not fit.
     """
 
     def __init__(
@@ -119,7 +122,7 @@ class Transfer(nn.Module):
             self._checked_first_batch = True
             if text := self.batch_dependence_warning():
                 warnings.warn(text, BatchStatisticsWarning, stacklevel=2)
-        return self._student_step(x, y, progress, *self.run_teacher(x, y))
+        return self._student_step(x, y, progress, self.run_teacher(x, y))
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compiles this module in place."""
@@ -127,17 +130,15 @@ class Transfer(nn.Module):
         for name in ("run_teacher", "_student_step"):
             setattr(self, name, torch.compile(getattr(self, name), *args, **kwargs))
 
-    def run_teacher(
-        self, x: Tensor, y: Tensor | None = None
-    ) -> tuple[Tensor | None, list[Tensor], Tensor | None]:
-        """Logits, features of the pairs and, given the labels, J where a method needs it."""
+    def run_teacher(self, x: Tensor, y: Tensor | None = None) -> TeacherOutput:
+        """The teacher on a batch; J only where the labels are given and a method needs it."""
         if not self._frozen:
-            return None, [], None
+            return TeacherOutput()
         if y is not None and any(m.needs_teacher for m in self._gradient_methods):
             j, logits, features = logits_and_input_gradient(self._read_teacher, x, y, False)
-            return logits, features, j
+            return TeacherOutput(logits, features, j)
         with torch.no_grad():
-            return *self._read_teacher(x), None
+            return TeacherOutput(*self._read_teacher(x))
 
     def _read_teacher(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         teacher, transform = self._frozen
@@ -148,19 +149,13 @@ class Transfer(nn.Module):
         return _read(self.student, self._student_tap, x, [s for s, _ in self.pairs])
 
     def _student_step(
-        self,
-        x: Tensor,
-        y: Tensor,
-        progress: TrainingFraction,
-        teacher_logits: Tensor | None,
-        teacher_features: list[Tensor],
-        teacher_gradient: Tensor | None,
+        self, x: Tensor, y: Tensor, progress: TrainingFraction, teacher: TeacherOutput
     ) -> Output:
         step = StepInputs(
             y,
-            teacher_logits=teacher_logits,
-            teacher_features=teacher_features,
-            teacher_gradient=teacher_gradient,
+            teacher_logits=teacher.logits,
+            teacher_features=teacher.features,
+            teacher_gradient=teacher.gradient,
         )
         if self._gradient_methods:
             logits = self._read_with_gradients(x, step)
@@ -237,9 +232,9 @@ class Transfer(nn.Module):
     def features(self, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """(The student's, the teacher's) features of the pairs, in eval mode, without gradients."""
         with evaluating(self.student):
-            # By the class: the instance's may be compiled, for another batch size.
-            _, teacher_features, _ = Transfer.run_teacher(self, x)
-            return self._read_student(x)[1], teacher_features
+            # By the class: the instance's method may be compiled, for another batch size.
+            teacher = Transfer.run_teacher(self, x)
+            return self._read_student(x)[1], list(teacher.features)
 
     def close(self) -> None:
         """Takes the hooks off the student; they also go with this object."""

@@ -1,4 +1,4 @@
-"""Two runs of the authors' script: logits, attention maps and losses as their code returned them, in float32."""
+"""Two runs of the authors' script: the logits, maps and losses of their code, in float32."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_the_teacher_and_the_losses_of_a_distillation() -> None:
 
 @pytest.mark.parametrize("run", RUNS)
 def test_the_log(run: str) -> None:
-    """Options come from the first line; n_parameters counts the trained network's running statistics too."""
+    """Options are in the first line; n_parameters includes the running statistics."""
     options = at.load_authors_run(HERE / run).options
     first = json.loads(
         (HERE / run / "log.txt").read_text().splitlines()[0].removeprefix("json_stats: ")

@@ -181,8 +181,10 @@ def averaged(a: dict[str, Tensor], b: dict[str, Tensor]) -> dict[str, Tensor]:
 
 @pytest.mark.filterwarnings("ignore:.*layers of the student normalise")
 def test_one_process_against_two(tmp_path):
-    """The mean of the ranks' parts and the gradients are those of the global batch; with batch normalisation, which
-    each rank takes over its own half, those of the two halves averaged."""
+    """The mean over the ranks is that of the global batch, for the parts and the gradients.
+
+    Batch normalisation takes statistics over each rank's half: then it is the mean of the halves.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

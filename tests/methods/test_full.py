@@ -1,4 +1,4 @@
-"""Full-activation transfer, its learned adapters, and runs of it and of the gradient methods by the command."""
+"""Full-activation transfer, its learned adapters, and runs of it and of the gradient methods."""
 
 from __future__ import annotations
 
@@ -182,7 +182,7 @@ class TestAdapters:
 
     @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
     def test_networks_of_another_precision(self, dtype):
-        """The adapters are float32 where they are made, whatever the networks, and follow `Transfer.to`."""
+        """New adapters are float32, whatever the networks, and follow `Transfer.to`."""
         x, y = batch(dtype=dtype)
         student, teacher = Net().to(dtype), Net(8, seed=1).to(dtype)
         wide = torch.promote_types(dtype, torch.float32)
@@ -364,9 +364,9 @@ class TestRuns:
 
     def test_a_sum_by_the_command(self, command, teacher_run, tmp_path):
         student = write_factory(tmp_path)
-        line = f"distill --teacher {teacher_run} --student {student} --method at+kd+symmetry --out run {FLAGS}"
         said = command(
-            f"{line} --beta at=10,symmetry=2 --decay at=linear,kd=warm-up+linear --lr 0.05"
+            f"distill --teacher {teacher_run} --student {student} --out run {FLAGS} --lr 0.05 "
+            "--method at+kd+symmetry --beta at=10,symmetry=2 --decay at=linear,kd=warm-up+linear"
         )
         assert said.status == 0, said.err
         found = rows(tmp_path / "run")

@@ -1,4 +1,4 @@
-"""The activation loss's written-out backward: by hand, against the float64 oracle and finite differences."""
+"""The written backward of the activation loss: by hand, by the oracle, by finite differences."""
 
 from __future__ import annotations
 
@@ -31,9 +31,10 @@ DISTANCES = [
 ]
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
 
-# One sample of 1×3 positions; rows are channels. Every teacher has Y = (0, 3, 4)/5, all students but the last
-# Y = (1, 2, 2)/3, so D = (5, 1, −2)/15 and, with g = D under `caffe`, ⟨Y, g⟩ = (5 + 2 − 4)/45 = 1/15 and
-# g − Y/15 = (14, 1, −8)/45. ∂L/∂A = (14, 1, −8)/(45·r) · p·|A|^{p−1}·sign A.
+# One sample of 1×3 positions; rows are channels. Every teacher has Y = (0, 3, 4)/5, all students
+# but the last Y = (1, 2, 2)/3, so D = (5, 1, −2)/15. With g = D under `caffe`,
+# ⟨Y, g⟩ = (5 + 2 − 4)/45 = 1/15 and g − Y/15 = (14, 1, −8)/45:
+# ∂L/∂A = (14, 1, −8)/(45·r) · p·|A|^{p−1}·sign A.
 BY_HAND = {
     # Q = (1, 2, 2), r = 3; sign A
     ("sum", 1): (
@@ -63,7 +64,8 @@ BY_HAND = {
         [[14, -1, 0], [0, 0, 8]],
         45 * 3,
     ),
-    # Q = (1, 2, 2), r = 3 from |A| = (1, √2, √2); teacher (0, 3, 4) from (0, √3, 2); 2A at the arg-max
+    # Q = (1, 2, 2), r = 3 from |A| = (1, √2, √2); teacher (0, 3, 4) from (0, √3, 2); 2A at the
+    # arg-max
     ("max", 2): (
         [[1, -(2**0.5), 1], [0, 1, -(2**0.5)]],
         [[0, -(3**0.5), 1], [0, 1, 2]],
@@ -333,7 +335,7 @@ class TestPrecision:
     @pytest.mark.parametrize("mode", ["eager", "formula", "compiled"])
     @pytest.mark.parametrize("kind", KINDS)
     def test_squares_of_a_large_map_do_not_overflow(self, mode, kind):
-        """|6e4|⁴ = 1.3e19, whose square float32 does not hold; beside it a zero and a small sample."""
+        """The square of |6e4|⁴ = 1.3e19 is no float32; there is a zero and a small sample too."""
         torch.compiler.reset()
         student, teacher = (draw(3, 8, 4, 4, seed=s, dtype=torch.float32) for s in (0, 1))
         student *= torch.tensor([6e4, 0.0, 1e-2]).view(3, 1, 1, 1)
@@ -357,7 +359,7 @@ class TestPrecision:
             assert np.abs(ours.numpy() - exact).max() <= 1e-5 * np.abs(exact).max()
 
     def test_normalized_rows_of_any_size_and_sign(self):
-        """By the Function and by the formula: of zeros, below the bound, and where float32 has no squares."""
+        """Zeros, tiny norms, and squares beyond float32, by the Function and by the formula."""
         q, v = draw(5, 6), draw(5, 6, seed=1)
         q[1], q[2], q[3], q[4] = 0, q[2] * 1e-13, q[3] * 1e30, -q[4].abs() * 1e30
         expected = q / q.norm(dim=1, keepdim=True).clamp_min(1e-12)

@@ -180,7 +180,7 @@ def test_bfloat16_autocast():
 
 @pytest.mark.filterwarnings("ignore:Using backward")
 def test_a_users_own_graph_has_the_weights():
-    """Outside of the pass of inputs alone, create_graph=True gives every gradient, and each can go on."""
+    """Outside a pass for inputs alone, create_graph=True gives every gradient its graph."""
     model, x = make_small(), draw(2, 3, 16, 16)
     found = []
     for own in (True, False):
@@ -206,7 +206,7 @@ def test_a_users_own_graph_has_the_weights():
 
 
 def test_a_weight_that_is_computed_from_the_input():
-    """A dynamic convolution: the gradient with respect to the input goes through the weight and the bias too."""
+    """A dynamic convolution: the input's gradient goes through the weight and the bias too."""
     experts, x = draw(2, 6, 3, 3, 3).requires_grad_(), draw(1, 3, 8, 8, seed=1)
 
     def dynamic(x, experts):

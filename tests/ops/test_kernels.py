@@ -19,7 +19,7 @@ from attention_transfer.ops import activation_loss, kernels
 
 DTYPES = [torch.float32, torch.bfloat16]
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
-# One of everything; vectors with a rest; rows beyond a run; columns beyond a strip; the fixed widths.
+# One of each; vectors with a rest; rows beyond a run; columns beyond a strip; the fixed widths.
 SHAPES = [
     (1, 1, 1, 1),
     (2, 1, 3, 5),
@@ -74,7 +74,7 @@ class TestValues:
         with torch.no_grad():
             found = kernels.power_grad(features, p, dims, g)
         assert found.dtype == features.dtype and found.stride() == features.stride()
-        # To the last bit: the products in the formula's order, rounded to bfloat16 as PyTorch rounds.
+        # To the last bit: products in the formula's order, rounded to bfloat16 as by PyTorch.
         assert torch.equal(
             found, activation_loss.power_grad(features.float(), p, g).to(features.dtype)
         )

@@ -3,7 +3,8 @@
 Y = Q / r with r = max(‖Q‖₂, 1e-12). With g = ∂L/∂Y:
     ∂L/∂Q   = (g − Y·⟨Y, g⟩) / r      (without the projection where ‖Q‖₂ is below the bound)
     ∂L/∂A_c = ∂L/∂Q · p·|A_c|^{p−1}·sign(A_c)      for `sum`; for `max` at the arg-max channel only
-A resized map is R_h·Q·R_wᵀ with the matrices of `pooling` or `interpolation`, so its gradient is R_hᵀ·(∂L/∂Q)·R_w.
+A resized map is R_h·Q·R_wᵀ with the matrices of `pooling` or `interpolation`. Its gradient is
+R_hᵀ·(∂L/∂Q)·R_w.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ def attention(
     rows: Array | None = None,
     columns: Array | None = None,
 ) -> tuple[Array, Array]:
-    """Q and Y, both (N, H·W), of activations (N, C, H, W) in float64; `axis="channel"`: (N, C). Resized by matrices."""
+    """Q and Y, both (N, H·W), or (N, C) with `axis="channel"`, of activations (N, C, H, W)."""
     power = np.abs(a.astype(np.float64)) ** p
     over = (1,) if axis == "space" else (2, 3)
     q = power.sum(over) if kind == "sum" else power.max(over)
@@ -61,7 +62,7 @@ def attention_gradient(
 
 
 def distance(d: Array, convention: str = "authors", norm: float = 2.0) -> tuple[float, Array]:
-    """The loss of D = Y_student − Y_teacher, (N, M), and ∂L/∂D (0 where a row of D is 0, under `paper`)."""
+    """The loss of D = Y_student − Y_teacher, (N, M), and ∂L/∂D (under `paper` 0 for a zero row)."""
     if convention == "authors":
         return float((d**2).mean()), 2 * d / d.size
     if convention == "caffe":
@@ -101,7 +102,7 @@ def at_loss_gradient(
 
 
 def pooling(before: int, after: int) -> Array:
-    """Adaptive average pooling of one dimension, (after, before): cell i averages ⌊i·b/a⌋ to ⌈(i+1)·b/a⌉."""
+    """Adaptive average pooling, (after, before): cell i averages ⌊i·b/a⌋ to ⌈(i+1)·b/a⌉."""
     matrix = np.zeros((after, before))
     for i in range(after):
         first, last = i * before // after, -(-(i + 1) * before // after)
@@ -110,7 +111,7 @@ def pooling(before: int, after: int) -> Array:
 
 
 def interpolation(before: int, after: int) -> Array:
-    """Bilinear reduction of one dimension, (after, before): a triangle as wide as the ratio, pixel centres at ½."""
+    """Bilinear reduction, (after, before): a triangle as wide as the ratio, pixel centres at ½."""
     ratio = before / after
     centres, pixels = ratio * (np.arange(after) + 0.5), np.arange(before) + 0.5
     matrix = np.maximum(1 - np.abs(pixels - centres[:, None]) / ratio, 0)
@@ -159,10 +160,11 @@ def _compare(
 def linear_gradient_norm(
     w: Array, b: Array, x: Array, labels: Array, target: Array | None = None
 ) -> tuple[float, Array, Array, Array]:
-    """½ · mean_n ‖J_n − target_n‖² of the classifier z = W·x + b, J (N, D), and the loss's ∂/∂W (K, D) and ∂/∂b (K,).
+    """L = ½ · mean_n ‖J_n − target_n‖² of the classifier z = W·x + b, J (N, D), ∂L/∂W and ∂L/∂b.
 
-    With p = softmax(z) and r = p − onehot(y): ∂ℓ/∂z = r, so J = Wᵀr. With v = ∂L/∂J = (J − target)/N the loss changes
-    with W by d⟨J, v⟩ = rᵀ·dW·v + (W·v)ᵀ·dr, and dr = S·dz with S = diag(p) − p·pᵀ (symmetric), dz = dW·x + db. So
+    With p = softmax(z) and r = p − onehot(y): ∂ℓ/∂z = r, so J = Wᵀr. With v = ∂L/∂J, which is
+    (J − target)/N, the loss changes with W by d⟨J, v⟩ = rᵀ·dW·v + (W·v)ᵀ·dr, where dr = S·dz,
+    S = diag(p) − p·pᵀ (symmetric) and dz = dW·x + db. So
         ∂L/∂W = Σ_n r·vᵀ + (S·W·v)·xᵀ,   ∂L/∂b = Σ_n S·W·v
     """
     z = x @ w.T + b

@@ -1,4 +1,4 @@
-"""Weight gradients of a loss on input gradients by forward over reverse, without double backward."""
+"""Weight gradients of a loss on input gradients, without double backward."""
 
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from .. import maps
 from ..errors import UserError
+from ..map_options import LossOptions
 from .base import BetaMethod, Pairs, StepInputs, check_weight, schedule_factor
 
 # In shares of the number of steps. A β above the first (under `authors`, its mean over a schedule)
@@ -51,7 +52,7 @@ class ActivationTransfer(BetaMethod):
         decay: str = "constant",
     ):
         super().__init__(beta, decay)
-        self.options = maps.loss_options(kind, p, axis, convention, resize, norm)
+        self.options = maps.make_options(LossOptions, kind, p, axis, convention, resize, norm)
         self.pair_weights: list[float] | None = None
         if weights is not None:
             if isinstance(weights, (str, Mapping)) or not isinstance(weights, Iterable):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -34,8 +34,8 @@ class StepInputs:
     labels: Tensor
     student_logits: Tensor | None = None
     teacher_logits: Tensor | None = None
-    student_features: list[Tensor] = field(default_factory=list)
-    teacher_features: list[Tensor] = field(default_factory=list)
+    student_features: Sequence[Tensor] = ()
+    teacher_features: Sequence[Tensor] = ()
     student_gradient: Tensor | None = None
     teacher_gradient: Tensor | None = None
     flipped_gradient: Tensor | None = None
