@@ -17,7 +17,7 @@ from preflight_toys import (
     labelled_batches,
     make_at_kd,
 )
-from small_runs import carry_out, contents, distilled, rows, stop_after
+from small_runs import carry_out, contents, distilled, request_stop, rows, stop_after
 from torch import nn
 from toys import CLASSES, Net, assert_same, batch, count_hooks, make
 
@@ -184,13 +184,15 @@ class TestArguments:
 @pytest.mark.usefixtures("quick_runs")
 class TestInARun:
     def test_a_sound_teacher_changes_nothing(self, student_run, teacher_run, tmp_path, monkeypatch):
-        monkeypatch.setattr("attention_transfer.train.run.preflight", lambda *args, **options: [])
+        monkeypatch.setattr(
+            "attention_transfer.train.dry_step.preflight", lambda *args, **options: []
+        )
         carry_out(distilled(teacher_run), tmp_path / "run")
         assert rows(tmp_path / "run") == rows(student_run)
 
     def test_findings_are_printed_once(self, teacher_run, tmp_path, monkeypatch):
         """The teacher of two epochs is at chance; a run that continues does not say so again."""
-        stop_after(monkeypatch, 5, lambda loop: setattr(loop, "stop_signal", 2))
+        stop_after(monkeypatch, 5, request_stop)
         heard = []
         monkeypatch.setattr(
             "attention_transfer.train.progress.ProgressBar.say",
@@ -203,7 +205,7 @@ class TestInARun:
                 text for text in heard if text.startswith("warning: the teacher is right for")
             ]
             assert len(warnings) == expected, heard
-            stop_after(monkeypatch, 6, lambda loop: setattr(loop, "stop_signal", 2))
+            stop_after(monkeypatch, 6, request_stop)
 
     def test_its_own_accuracy_is_known(self, teacher_run, tmp_path, monkeypatch):
         teacher = tmp_path / "teacher"
@@ -215,7 +217,7 @@ class TestInARun:
         (teacher / "summary.json").write_text(json.dumps(summary))
         given = {}
         monkeypatch.setattr(
-            "attention_transfer.train.run.preflight",
+            "attention_transfer.train.dry_step.preflight",
             lambda *args, **options: given.update(options) or [],
         )
         carry_out(distilled(teacher, epochs=1, max_steps=1), tmp_path / "run")
@@ -242,8 +244,9 @@ class TestInARun:
         }
         save_file(state, dead / "student.safetensors", about)
         line = (
-            "distill --teacher dead --student wrn-10-1 --method at --beta 1 --compile off --device cpu --out run "
-            "--limit-train 128 --limit-val 100 --epochs 2 --batch-size 32"
+            "distill --teacher dead --student wrn-10-1 --method at --beta 1 --out run "
+            "--limit-train 128 --limit-val 100 --epochs 2 --batch-size 32 --device cpu "
+            "--compile off"
         )
         answer = command(line)
         assert answer.status == 2

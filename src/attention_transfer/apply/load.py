@@ -10,7 +10,7 @@ from ..data.image_folder import EXTENSIONS
 from ..errors import UserError
 from ..models import Network, Preprocess, create_model, load_network, load_trained
 from ..models.authors_files import is_authors_run
-from ..options import checked
+from ..options import from_mapping
 from ..run_folder import RunFolder
 from ..runtime.options import RuntimeOptions
 from ..runtime.resolve import resolve_runtime
@@ -27,11 +27,8 @@ def load_inference(run: Path, device: str) -> tuple[Network, InferenceModel]:
     """
     network = load_trained(run)
     precision = (RunFolder(run).environment().get("auto") or {}).get("precision", "fp32")
-    runtime = resolve_runtime(
-        checked(RuntimeOptions(device=device)),  # type: ignore[arg-type]
-        training_flops=0,
-        earlier={"precision": precision, "compile": False},
-    )
+    options = from_mapping(RuntimeOptions, {"device": device})
+    runtime = resolve_runtime(options, earlier={"precision": precision, "compile": False})
     model = InferenceModel(network.module, network.preprocess, runtime.precision)
     model.to(runtime.device).eval()
     return network, model.to(memory_format=torch.channels_last)

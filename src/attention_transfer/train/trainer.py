@@ -13,7 +13,7 @@ import torch
 from lightning.fabric import Fabric
 from torch import Tensor
 
-from ..apply.evaluate import as_input
+from ..apply.inference import as_input
 from ..data import Augment, Stream
 from ..errors import LocalError, RunError, UserError
 from ..run_folder import RunFolder
