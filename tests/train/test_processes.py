@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 
 import pytest
 import torch.distributed
 from small_runs import FLAGS, TIMES, carry_out, rows, small, write_factory
-
-from attention_transfer.bench.scale import free_port, torchrun_words
 
 pytestmark = [
     pytest.mark.usefixtures("quick_runs"),
@@ -33,6 +32,26 @@ sys.argv[0] = "attention-transfer"
 from attention_transfer.cli import main
 main()
 """
+
+
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def torchrun_environment(rank, port):
+    """The variables that torchrun sets for one of two processes, and Fabric reads."""
+    return {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+        "GROUP_RANK": "0",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "TORCHELASTIC_RUN_ID": "test",
+    }
 
 
 def test_two_processes_against_one(tmp_path):
@@ -77,7 +96,7 @@ def test_a_signal_to_one_of_two_stops_both_within_the_epoch(tmp_path, request):
                 str(request.config.rootpath / "tests"),
                 str(int(number)),
             ]
-            environment = os.environ | torchrun_words(rank, 2, port) | {"OMP_NUM_THREADS": "1"}
+            environment = os.environ | torchrun_environment(rank, port) | {"OMP_NUM_THREADS": "1"}
             pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
             processes.append(
                 subprocess.Popen([*words, *line.split()], cwd=tmp_path, env=environment, **pipes)
