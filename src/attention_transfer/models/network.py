@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import UserError
+from ..numerics import at_least_float32
 from ..run_folder import RunFolder, replacing
 from .authors import load_authors_run
 from .authors_files import MODEL_FILE, is_authors_run
@@ -41,7 +42,7 @@ class Preprocess(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.size is not None and tuple(x.shape[-2:]) != tuple(self.size):
             # Training hands in bfloat16, for which the CPU has no antialiased kernel.
-            x = x if x.dtype == torch.float64 else x.float()
+            x = at_least_float32(x)
             x = F.interpolate(x, self.size, mode="bilinear", align_corners=False, antialias=True)
         return (x - self.mean.to(x.dtype)) / self.std.to(x.dtype)
 
@@ -74,7 +75,9 @@ def fixed_size(module: nn.Module) -> tuple[int, int] | None:
     if isinstance(config, dict) and config.get("fixed_input_size"):
         return tuple(config["input_size"][-2:])
     size = getattr(module, "image_size", None)  # torchvision's transformers
-    return (size, size) if isinstance(size, int) else None
+    if isinstance(size, int):
+        return size, size
+    return None
 
 
 def save_student(

@@ -41,7 +41,9 @@ def safe_load(file: Path, to_save: str) -> Any:
             ) from error
         if isinstance(error, pickle.UnpicklingError):
             types = re.findall(r"(?:GLOBAL |global )['\"`]?([\w.]+)", str(error))
-            content = f" ({', '.join(dict.fromkeys(types))})" if types else ", or is damaged"
+            content = ", or is damaged"
+            if types:
+                content = f" ({', '.join(dict.fromkeys(types))})"
             raise UserError(
                 f"{file} holds more than tensors{content}, and pickles are not executed here: "
                 f"if you trust it, load it yourself and save {to_save}"
