@@ -18,7 +18,6 @@ from .rows import SettingRow
 
 if TYPE_CHECKING:
     import numpy as np
-    from matplotlib.figure import Figure
 
 # Lengths in pixels.
 TILE = 96  # about the longer side of an image
@@ -244,72 +243,52 @@ def save_maps_figure(columns: list[MapColumn], images: np.ndarray, out: Path) ->
             is too large.
     """
     import numpy as np
+    from matplotlib.figure import Figure
 
     images = np.asarray(images)
     _check_columns(columns, images)
     tile_height, tile_width = tile_size(*images.shape[1:3])
-    widths = [tile_width]
+    margin, header, column_gap, row_gap = 12, 46, 17, 8
+    if any(column.predictions for column in columns):
+        row_gap = 28  # room for a line of text
+    right = margin + tile_width
+    spans = []
     for column in columns:
+        left = right + column_gap
         stages = max(1, len(column.maps))  # a network without maps leaves the space of one
-        widths.append(stages * (tile_width + STAGE_GAP) - STAGE_GAP)
-    caption = 20 if any(column.predictions for column in columns) else 0
-    figure, axes = _pixel_grid(len(images), tile_height, widths, row_gap=8 + caption)
-
-    # A class may be called `$5`, which is no formula.
-    small: dict[str, Any] = {"fontsize": 7, "color": INK, "parse_math": False}
-    axes[0, 0].text(0, -10, "image", **small)
-    for k, image in enumerate(images):
-        tile = make_tile(image)
-        axes[k, 0].imshow(tile, interpolation="nearest", aspect="auto")
-        for column, cell, room in zip(columns, axes[k, 1:], widths[1:], strict=True):
-            if not column.maps:
-                continue
-            pixels = strip(tile, [maps[k] for maps in column.maps.values()], 255)
-            cell.imshow(pixels, interpolation="nearest", aspect="auto")
-            if column.predictions is not None:
-                text = truncate(str(column.predictions[k]), room // 6)  # 6 pixels per letter
-                cell.text(0, tile_height + 13, text, **small)
-    for column, cell, room in zip(columns, axes[0, 1:], widths[1:], strict=True):
-        title = {"fontsize": 9, "fontweight": "bold"}
-        cell.text(0, -27, truncate(column.title, room // 8), **small | title)
-        for i, stage in enumerate(column.maps):
-            left = i * (tile_width + STAGE_GAP)
-            cell.text(left, -10, truncate(stage, tile_width // 6), **small)
-    with replacing(Path(out)) as partial:
-        figure.savefig(partial, format="png", dpi=DPI)
-
-
-def _pixel_grid(
-    count: int, tile_height: int, widths: list[int], row_gap: int
-) -> tuple[Figure, np.ndarray]:
-    """A figure with `count` rows of axes of these widths, all in pixels."""
-    from matplotlib.figure import Figure
-
-    margin, header, column_gap = 12, 46, 17
-    width = 2 * margin + sum(widths) + column_gap * (len(widths) - 1)
-    height = header + count * (tile_height + row_gap) + margin
+        right = left + stages * (tile_width + STAGE_GAP) - STAGE_GAP
+        spans.append((left, right))
+    width, height = right + margin, header + len(images) * (tile_height + row_gap) + margin
     if max(width, height) >= 2**16:  # the limit of matplotlib's renderer
         raise UserError(
             f"a figure of {width} x {height} pixels is too large: give fewer images or networks"
         )
     figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI)
-    axes = figure.subplots(
-        count,
-        len(widths),
-        squeeze=False,
-        width_ratios=widths,
-        subplot_kw={"xticks": [], "yticks": [], "frame_on": False},
-    )
-    figure.subplots_adjust(
-        left=margin / width,
-        right=1 - margin / width,
-        top=1 - header / height,
-        bottom=(margin + row_gap) / height,
-        # matplotlib measures gaps in the mean width and height of the axes.
-        wspace=column_gap * len(widths) / sum(widths),
-        hspace=row_gap / tile_height,
-    )
-    return figure, axes
+
+    def write(text: str, x: int, y: int, room: int, size: float = 7, **style: Any) -> None:
+        """Writes text, cut to `room`, at x and y from the top left, all in pixels."""
+        text = truncate(text, int(room / (0.82 * size)))  # the mean width of a letter
+        # A class may be called `$5`, which is no formula.
+        style |= {"fontsize": size, "color": INK, "parse_math": False}
+        figure.text(x / width, 1 - y / height, text, **style)
+
+    write("image", margin, 36, tile_width)
+    for column, (left, right) in zip(columns, spans, strict=True):
+        write(column.title, left, 19, right - left, size=9, fontweight="bold")
+        for i, stage in enumerate(column.maps):
+            write(stage, left + i * (tile_width + STAGE_GAP), 36, tile_width)
+    for k, image in enumerate(images):
+        tile, top = make_tile(image), header + k * (tile_height + row_gap)
+        bottom = height - top - tile_height  # figimage counts from the bottom of the figure
+        figure.figimage(tile, margin, bottom, origin="upper")
+        for column, (left, right) in zip(columns, spans, strict=True):
+            if column.maps:
+                pixels = strip(tile, [maps[k] for maps in column.maps.values()], 255)
+                figure.figimage(pixels, left, bottom, origin="upper")
+            if column.predictions is not None:
+                write(str(column.predictions[k]), left, top + tile_height + 13, right - left)
+    with replacing(Path(out)) as partial:
+        figure.savefig(partial, format="png", dpi=DPI)
 
 
 def _check_columns(columns: list[MapColumn], images: np.ndarray) -> None:
