@@ -152,7 +152,7 @@ def test_the_column_called_label_wins_over_other_numbers(write):
         ),
         (
             {"label": None, "names": None, "a": [1] * 4, "b": [2] * 4},
-            r"several label columns \(a, b\): .*parquet:.*#label=a",
+            r"several label columns \(a, b\) .*parquet:.*#label=a",
         ),
         (
             {"image": None, "names": None, "left": [b"1"] * 4, "right": [b"2"] * 4},
