@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -13,23 +13,15 @@ from .images import ImageSet, make_generator
 
 @dataclass(frozen=True, eq=False)
 class EpochPlan:
-    """All random draws of an epoch; `len(plan)` is its number of batches.
+    """All random draws of an epoch; `len(plan)` is its number of batches."""
 
-    Args:
-        order: int64 (N,), the images in the order of the batches.
-        dy, dx: int64 (N,), top left corner of the crop in the padded image,
-            in [0, 2 * crop_padding].
-        flip: bool (N,).
-        noise: int64 (N,), a seed for the transform of each streamed image.
-    """
-
-    order: Tensor
-    dy: Tensor
-    dx: Tensor
-    flip: Tensor
+    order: Tensor  # int64 (N,), the images in the order of the batches
+    dy: Tensor  # int64 (N,), top of the crop in the padded image, in [0, 2 * crop_padding]
+    dx: Tensor  # int64 (N,), its left
+    flip: Tensor  # bool (N,)
     batch_size: int
     drop_last: bool = True
-    noise: Tensor | None = None
+    noise: Tensor | None = None  # int64 (N,), seeds the transform of each streamed image
 
     def __len__(self) -> int:
         whole, rest = divmod(len(self.order), self.batch_size)
@@ -41,8 +33,7 @@ class EpochPlan:
 class Augment:
     """Reflect-pads, crops at random, and flips left to right with probability one half.
 
-    Raises:
-        UserError: if `crop_padding` is not below the height and width of the images.
+    `crop_padding` must be below the height and width of the images.
     """
 
     # Each process makes whole batches, which costs next to nothing, and trains on its share.
@@ -69,14 +60,8 @@ class Augment:
             len(self.images), self.crop_padding, self.flip, generator, batch_size, drop_last
         )
         device = self.images.images.device
-        return replace(
-            plan,
-            order=plan.order.to(device),
-            dy=plan.dy.to(device),
-            dx=plan.dx.to(device),
-            flip=plan.flip.to(device),
-            noise=None,
-        )
+        order, dy, dx, flip = (t.to(device) for t in (plan.order, plan.dy, plan.dx, plan.flip))
+        return EpochPlan(order, dy, dx, flip, batch_size, drop_last)
 
     def describe(self, batch_size: int) -> str:
         """Where the images are, for the log."""
@@ -119,18 +104,14 @@ def draw_epoch(
     batch_size: int,
     drop_last: bool,
 ) -> EpochPlan:
-    """All random draws of an epoch of `count` images, on the CPU.
-
-    Raises:
-        UserError: for an epoch without images.
-    """
+    """All random draws of an epoch of `count` images, on the CPU."""
     if batch_size < 1:
         raise UserError(
             f"batch_size must be at least 1, got {batch_size}: choose a larger batch_size"
         )
     if not count:
         raise UserError("cannot plan an epoch of a set without images: open data that has some")
-    # The order of these draws is part of what a run continues with.
+    # Another order of these draws would give other numbers, and old runs could not continue.
     order = torch.randperm(count, generator=generator)
     dy = torch.randint(0, 2 * crop_padding + 1, (count,), generator=generator)
     dx = torch.randint(0, 2 * crop_padding + 1, (count,), generator=generator)
@@ -140,10 +121,7 @@ def draw_epoch(
 
 
 def reflected_positions(length: int, padding: int) -> Tensor:
-    """Source positions (2 * padding + 1, length) of a crop at each offset.
-
-    The reflection does not repeat the edge pixel.
-    """
+    """Source positions (2 * padding + 1, length) of a crop at each offset; no edge is repeated."""
     position = torch.arange(2 * padding + 1)[:, None] + torch.arange(length) - padding
     last = length - 1
     return last - (last - position.abs()).abs()

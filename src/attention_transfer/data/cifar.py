@@ -35,14 +35,7 @@ STATISTICS = {
 
 
 def open_cifar(kind: str, place: str, options: DataOptions) -> Source:
-    """CIFAR-10 or CIFAR-100 (fine labels), 32x32.
-
-    Args:
-        place: a folder in either layout; "" downloads into a cache folder.
-
-    Raises:
-        UserError: if the folder has neither layout or the download fails.
-    """
+    """CIFAR-10 or CIFAR-100 (fine labels), 32x32, from a folder; `place` "" downloads them."""
     if not place:
         return _open_torchvision(kind, *download(kind), options)
     path = existing_folder(kind, place, f"the folder that holds {kind}")

@@ -13,22 +13,16 @@ STATISTICS_IMAGES = 1024
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Training and validation images: two `ImageSet`s, or two `StreamSet`s.
-
-    Args:
-        mean, std: by channel of the training images, in [0, 1] units; of streamed images, those of
-            `STATISTICS_IMAGES` of them.
-        skipped: number of unreadable images that were left out (`on_bad_image="skip"`).
-        notes: for the user.
-    """
+    """Training and validation images: two `ImageSet`s, or two `StreamSet`s."""
 
     spec: str
     train: Images
     val: Images
+    # By channel of the training images (if streamed, of 1,024 of them), in [0, 1] units.
     mean: Triple
     std: Triple
-    skipped: int = 0
-    notes: tuple[str, ...] = ()
+    skipped: int = 0  # unreadable images that were left out
+    notes: tuple[str, ...] = ()  # for the user
 
     @property
     def streamed(self) -> bool:

@@ -43,10 +43,7 @@ def decode_into(
 
     Args:
         read, name: from the index of an image to its bytes or file, and to its location.
-        on_bad_image: "error" or "skip".
-
-    Raises:
-        UserError: for the first bad image, unless they are skipped.
+        on_bad_image: "skip", or "error" to raise `UserError` for the first bad image.
     """
     sizes = np.zeros((len(out), 2), dtype=np.int64)
 

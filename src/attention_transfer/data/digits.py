@@ -23,10 +23,7 @@ SCENES_SEED = 2017
 
 
 def open_digits() -> Source:
-    """Scenes (N, 32, 32, 3) of scikit-learn's 8x8 digits.
-
-    Training and validation scenes share no source digit.
-    """
+    """Scenes (N, 32, 32, 3); training and validation scenes share no source digit."""
     digits, labels = source_digits()
     classes = tuple(str(i) for i in range(10))
     sets = []

@@ -26,10 +26,8 @@ def open_folder(path: Path, options: DataOptions) -> Source:
     """Lists the class folders of `path`.
 
     Optional files: `classes.csv` (class folder, readable name) and `boxes.csv` (file, x_min, y_min,
-    x_max, y_max in pixels of the upright image, both ends inside the box).
-
-    Raises:
-        UserError: for missing, empty or unequal folders and for malformed CSV files.
+    x_max, y_max in pixels of the upright image, both ends inside the box). Raises `UserError` for
+    missing, empty or unequal folders and for malformed CSV files.
     """
     val_folders = [name for name in VAL_FOLDERS if (path / name).is_dir()]
     train_folder = "train"

@@ -16,23 +16,13 @@ Triple = tuple[float, float, float]
 
 @dataclass(frozen=True, eq=False)
 class ImageSet:
-    """Decoded images with their labels.
+    """Decoded images with their labels. Raises `UserError` for wrong shapes or dtypes."""
 
-    Args:
-        images: uint8 (N, H, W, 3).
-        labels: int64 (N,).
-        boxes: int64 (N, 4) in pixels as x0, y0, x1, y1 (half-open); 0 0 0 0 if a box is not known.
-        files: the name of each image within its data set.
-
-    Raises:
-        UserError: for other shapes or dtypes.
-    """
-
-    images: Tensor
-    labels: Tensor
+    images: Tensor  # uint8 (N, H, W, 3)
+    labels: Tensor  # int64 (N,)
     classes: tuple[str, ...]
-    boxes: Tensor | None = None
-    files: tuple[str, ...] | None = None
+    boxes: Tensor | None = None  # int64 (N, 4), x0 y0 x1 y1 half-open; 0 0 0 0 if not known
+    files: tuple[str, ...] | None = None  # the name of each image within its data set
     # Bad images are left out during decoding; a `StreamSet` finds its bad images later.
     bad: ClassVar[frozenset[int]] = frozenset()
 
@@ -88,10 +78,7 @@ class ImageSet:
 
 
 def resize_images(images: ImageSet, size: int) -> ImageSet:
-    """Square images resized to (N, size, size, 3), bilinear with antialiasing.
-
-    Boxes grow outwards to whole pixels.
-    """
+    """Square images resized to `size`, bilinear with antialiasing; boxes grow to whole pixels."""
     old = images.image_size[0]
     resized = []
     for piece in torch.split(images.images, 1024):
@@ -115,10 +102,7 @@ def _wrong_tensor(name: str, expected: str, tensor: Tensor) -> UserError:
 def balanced_subset(labels: Tensor, n: int, seed: int) -> Tensor:
     """Sorted indices (min(n, N),) int64 of a random subset of `labels` (N,), even over the classes.
 
-    If a class has too few images, the others fill in.
-
-    Raises:
-        UserError: for n < 1.
+    If a class has too few images, the others fill in. Raises `UserError` for n < 1.
     """
     if n < 1:
         raise UserError(f"a subset needs at least 1 image, got {n}: ask for 1 or more")

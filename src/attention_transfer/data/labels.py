@@ -22,11 +22,7 @@ def class_names(labels: Labels) -> tuple[str, ...]:
 
 
 def encode_labels(reader: Reader, labels: Labels, classes: tuple[str, ...]) -> Tensor:
-    """Labels as int64 (N,) in the order of the reader's images.
-
-    Raises:
-        UserError: for a label that is no class, with its location.
-    """
+    """Labels as int64 (N,); a label that is no class is an error with its location."""
     if isinstance(labels, list):
         index: dict[str | None, int] = {name: i for i, name in enumerate(classes)}
         encoded = np.array([index.get(word, -1) for word in labels], dtype=np.int64)

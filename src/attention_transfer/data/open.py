@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ..errors import UserError, nearest
+from ..errors import UserError, first_few, nearest
 from ..options import from_mapping, subset
 from .dataset import STATISTICS_IMAGES, Dataset
 from .decode import check_memory, memory_budget
@@ -90,11 +90,7 @@ def _resident(
 
 
 def prepare_data(spec: str) -> None:
-    """Downloads once what several processes are about to open; Hugging Face's library locks.
-
-    Raises:
-        UserError: if a download fails.
-    """
+    """Downloads data once, before several processes open it. (For the hub, its library locks.)"""
     kind, _, place = spec.partition(":")
     if kind in ("cifar10", "cifar100") and not place:
         from .cifar import download
@@ -127,7 +123,7 @@ def _open_source(options: DataOptions) -> Source:
     if kind in ("parquet", "hub"):
         place, columns = split_columns(spec, place)
     if not place:
-        expected = next(known for known in DATA_SPECS if known.startswith(kind))
+        expected = next(s for s in DATA_SPECS if s.startswith(kind))
         raise UserError(f"data {spec!r} names no place: expected {expected}; add it")
     if kind == "wds":
         from .wds import open_wds
@@ -148,7 +144,7 @@ def _open_source(options: DataOptions) -> Source:
 
 
 def _unknown_kind(spec: str, kind: str) -> UserError:
-    kinds = [known.partition("[")[0].partition(":")[0] for known in DATA_SPECS]
+    kinds = [s.partition("[")[0].partition(":")[0] for s in DATA_SPECS]
     hint = nearest(kind, kinds)
     if not hint and Path(spec).expanduser().is_dir():
         hint = f"; did you mean folder:{spec}?"
@@ -159,17 +155,12 @@ def _untrained_class_notes(source: Source) -> list[str]:
     """A warning about classes without training images."""
     classes = source.train.classes
     counts = torch.bincount(source.train.labels, minlength=len(classes))
-    empty = (counts == 0).nonzero().flatten().tolist()
+    empty = [classes[label] for label in (counts == 0).nonzero().flatten().tolist()]
     if not empty:
         return []
-    names = [classes[label] for label in empty[:3]]
-    if len(empty) > 3:
-        names.append("…")
+    share = f"{len(empty):,} of {len(classes):,} classes"
     verb = "has" if len(empty) == 1 else "have"
-    return [
-        f"warning: {len(empty):,} of {len(classes):,} classes {verb} no training image: "
-        f"{', '.join(names)}"
-    ]
+    return [f"warning: {share} {verb} no training image: {first_few(empty)}"]
 
 
 def _select(

@@ -18,20 +18,13 @@ Labelled = tuple[Reader, Labels]
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """The images of a data spec, before any are selected.
-
-    Args:
-        val: None if the data has no validation images, or --val-split replaces them.
-        statistics: mean and standard deviation by channel, where they are published.
-        skipped: number of images that could not be listed.
-        notes: for the user.
-    """
+    """The images of a data spec, before any are selected."""
 
     train: Images
-    val: Images | None
-    statistics: tuple[Triple, Triple] | None = None
-    skipped: int = 0
-    notes: tuple[str, ...] = ()
+    val: Images | None  # None if there are none, or --val-split replaces them
+    statistics: tuple[Triple, Triple] | None = None  # mean and std by channel, if published
+    skipped: int = 0  # images that could not be listed
+    notes: tuple[str, ...] = ()  # for the user
 
 
 def source_in_files(
@@ -43,11 +36,7 @@ def source_in_files(
     skipped: int = 0,
     notes: tuple[str, ...] = (),
 ) -> Source:
-    """A source of images that stay in their files.
-
-    Raises:
-        UserError: for a label that is none of `classes`.
-    """
+    """A source of images that stay in their files; labels must be of `classes`."""
     size = options.image_size or train[0].default_size()
 
     def stream(reader: Reader, labels: Labels) -> StreamSet:

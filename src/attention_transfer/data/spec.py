@@ -12,11 +12,7 @@ COLUMNS = ("image", "label")
 
 
 def existing_folder(spec: str, place: str, expected: str) -> Path:
-    """The folder that `place` names.
-
-    Raises:
-        UserError: if it is not a folder; `expected` says what should be there.
-    """
+    """The folder that `place` names; an error says that `expected` should be there."""
     path = Path(place).expanduser()
     if path.is_dir():
         return path
@@ -49,9 +45,6 @@ def split_columns(spec: str, place: str) -> tuple[str, dict[str, str]]:
     """`PATH#image=COLUMN,label=COLUMN` -> (PATH, {"image": COLUMN, …}).
 
     A path that exists is taken as it is, even with a # in it.
-
-    Raises:
-        UserError: for other words after the #.
     """
     path, mark, words = place.rpartition("#")
     if not mark or Path(place).expanduser().exists():

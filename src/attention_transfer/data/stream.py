@@ -32,23 +32,17 @@ class StreamSet:
 
     `boxes` are in pixels of the files and only tell which boxes are known; those of a `subset` are
     in pixels of its images.
-
-    Args:
-        rows: int64 (N,), the number of each image in `reader`.
-        size: height and width of the images in pixels.
-        short_side: of the resized image before the center crop, `size` by default.
-        bad: the images of 0 to N - 1 that were unreadable so far.
     """
 
     reader: Reader
-    rows: Tensor
+    rows: Tensor  # int64 (N,), the number of each image in `reader`
     labels: Tensor
     classes: tuple[str, ...]
-    size: int
-    short_side: int | None = None
+    size: int  # height and width in pixels
+    short_side: int | None = None  # of the image before the center crop, `size` by default
     on_bad_image: str = "error"
     workers: int = 0
-    bad: set[int] = field(default_factory=set)
+    bad: set[int] = field(default_factory=set)  # the images of 0 to N - 1 unreadable so far
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -125,11 +119,7 @@ class StreamSet:
             yield batch.images.permute(0, 3, 1, 2)
 
     def record_bad(self, batch: Batch) -> None:
-        """Adds a batch's unreadable images to `bad`.
-
-        Raises:
-            UserError: unless they are to be skipped and the batch has others.
-        """
+        """Adds unreadable images to `bad`; an error unless they are skipped and others are good."""
         if not batch.bad:
             return
         # A readable substitute has the number of another image; without any, all numbers are bad.

@@ -41,10 +41,7 @@ class AugmentDraw:
 
 
 class Transform(Protocol):
-    """Writes one image into `out` (size, size, 3) uint8.
-
-    `padding` and `flip` determine what an epoch draws for it.
-    """
+    """Writes one image into `out` (size, size, 3) uint8; an epoch draws by `padding` and `flip`."""
 
     padding: int
     flip: bool
@@ -82,10 +79,7 @@ class PadCrop:
 
 
 class RandomResizedCrop:
-    """torchvision's: a random share of the image's area and a random aspect ratio, resized.
-
-    An image smaller than `size` is enlarged, as in torchvision.
-    """
+    """torchvision's: a random part of the image, by area and aspect ratio, brought to `size`."""
 
     padding = 0
 
@@ -117,11 +111,7 @@ def make_transform(options: AugmentOptions, size: int) -> Transform:
 
 
 def decode(encoded: Encoded) -> Tensor:
-    """Any image upright as RGB uint8 (H, W, 3), of several frames the first.
-
-    Raises:
-        Exception: whatever its decoder raises.
-    """
+    """Any image upright as RGB uint8 (H, W, 3), of several frames the first."""
     data = encoded.read_bytes() if isinstance(encoded, Path) else encoded
     with open_image(data) as image:
         # torchvision reads other cases differently: CMYK, 16 bits, palettes, frames.

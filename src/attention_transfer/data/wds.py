@@ -48,17 +48,12 @@ class Sample(NamedTuple):
 
 
 def open_wds(place: str, options: DataOptions) -> Source:
-    """Lists the samples of all shards; an image is read later, at its offset.
+    """Lists the samples of the shards at `place` (see `find_shards`).
 
     Labels are `.cls` files, or `.json` files with a key like `cls` or `label`. If some are words,
     all are, and the classes are in alphabetical order. A file `classes.txt` beside the shards names
-    the classes, one a line.
-
-    Args:
-        place: a folder, a pattern, or a URL; see `find_shards`.
-
-    Raises:
-        UserError: for missing or damaged shards, incomplete samples and labels out of range.
+    the classes, one a line. Raises `UserError` for missing or damaged shards, incomplete samples
+    and labels out of range.
     """
     train_shards, val_shards = find_shards(place)
     train, skipped = read_shards(train_shards, options.on_bad_image)
@@ -189,10 +184,9 @@ def _read_class_names(folder: Path) -> tuple[str, ...]:
 
 
 def read_shards(shards: Sequence[Path], on_bad_image: str) -> tuple[list[Sample], int]:
-    """The samples of all shards in order, and the number of skipped samples and damaged shards.
+    """All samples in order, and the number of incomplete samples and damaged shards.
 
-    Raises:
-        UserError: for a damaged shard or an incomplete sample, unless `on_bad_image` is "skip".
+    Either is an error unless `on_bad_image` is "skip".
     """
     samples: list[Sample] = []
     skipped = 0
@@ -205,7 +199,12 @@ def read_shards(shards: Sequence[Path], on_bad_image: str) -> tuple[list[Sample]
                 elif images or label_files:  # anything else is a file about the data set
                     skipped += 1
                     if on_bad_image != "skip":
-                        raise _incomplete(shard, name, "label" if images else "image")
+                        missing = "label" if images else "image"
+                        raise UserError(
+                            f"{shard}, sample {name}, has no {missing}: expected an image and, "
+                            "next to it, its label (.cls, or .json with cls or label); correct it, or "
+                            "leave it out with --on-bad-image skip"
+                        )
         except (tarfile.TarError, OSError, EOFError) as error:
             skipped += 1
             if on_bad_image != "skip":
@@ -220,14 +219,6 @@ def read_shards(shards: Sequence[Path], on_bad_image: str) -> tuple[list[Sample]
             "check the shards"
         )
     return samples, skipped
-
-
-def _incomplete(shard: Path, name: str, missing: str) -> UserError:
-    return UserError(
-        f"{shard}, sample {name}, has no {missing}: expected an image and, right after or before "
-        "it, its label (.cls, or .json with cls or label); correct it, or leave it out with "
-        "--on-bad-image skip"
-    )
 
 
 def _grouped_members(shard: Path) -> Iterator[tuple[str, list[tuple[int, int]], dict[str, bytes]]]:
@@ -273,11 +264,12 @@ def _parse_label(files: dict[str, bytes]) -> int | str | None:
         except ValueError:
             return None
         if isinstance(value, dict):
-            keys = [key for key in LABEL_KEYS if key in value]
-            value = value[keys[0]] if keys else None
+            value = next((value[key] for key in LABEL_KEYS if key in value), None)
     if isinstance(value, str) and not re.fullmatch(r"-?\d+", value):
         return value or None
-    return int(value) if isinstance(value, int | str) else None
+    if isinstance(value, int | str):
+        return int(value)
+    return None
 
 
 def _mixed_label_notes(shards: Sequence[Path], samples: Sequence[Sample]) -> tuple[str, ...]:
