@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..data import VAL_RESIZE, Dataset, Images, StreamSet, default_workers, open_data
+from ..data import Dataset, Images, StreamSet, default_workers, open_data, val_resize
 from ..errors import UserError, first_few
 from ..models import Network
 from ..run_folder import RunFolder
@@ -65,13 +65,8 @@ def _open_val(
         seed=config.get("seed", 0),
         on_bad_image=config.get("on_bad_image", "error"),
         workers=default_workers(on_cpu=device == "cpu"),
-        val_resize=val_resize(config),
+        val_resize=val_resize(config.get("augment", "crop")),
     )
-
-
-def val_resize(config: Mapping[str, Any]) -> float:
-    """The size that a run resizes validation images to, relative to the centre that it crops."""
-    return VAL_RESIZE if config.get("augment") == "imagenet" else 1.0
 
 
 def evaluate(
@@ -101,25 +96,16 @@ def evaluate(
 def predict_logits(
     forward: Forward, images: Images, batch_size: int, device: torch.device | str
 ) -> Tensor:
-    """Logits (N, K), float32, on the device."""
-    return torch.cat([forward(x)[:n].float() for x, n in _batches(images, batch_size, device)])
-
-
-def _batches(
-    images: Images, batch_size: int, device: torch.device | str
-) -> Iterator[tuple[Tensor, int]]:
-    """Batches (batch_size, 3, H, W) in [0, 1], channels_last, and how many images of each count.
-
-    The set's first images fill up the last batch, so that a compiled network sees one shape only.
-    """
+    """Logits (N, K), float32, on the device; `forward` takes images (B, 3, H, W) in [0, 1]."""
     count = len(images)
     batch_size = min(batch_size, count)
+    # The first images fill up the last batch, so that a compiled network sees one shape only.
+    batches: Iterable[Tensor]
     if isinstance(images, StreamSet):
         batch_size = min(batch_size, STREAMED_BATCH)
-        on_cuda = torch.device(device).type == "cuda"
-        for k, x in enumerate(images.batches(batch_size, pin=on_cuda)):
-            yield as_input(x.to(device, non_blocking=True)), min(batch_size, count - k * batch_size)
-        return
-    for start in range(0, count, batch_size):
-        index = torch.arange(start, start + batch_size, device=images.images.device) % count
-        yield as_input(images.batch(index).to(device)), min(batch_size, count - start)
+        batches = images.batches(batch_size, pin=torch.device(device).type == "cuda")
+    else:
+        order = torch.arange(-(-count // batch_size) * batch_size, device=images.images.device)
+        batches = (images.batch(index) for index in (order % count).split(batch_size))
+    logits = [forward(as_input(x.to(device, non_blocking=True))).float() for x in batches]
+    return torch.cat(logits)[:count]

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..data import val_resize
 from ..data.decode import decode_into
 from ..errors import UserError, first_few
 from ..run_folder import RunFolder
-from .evaluate import val_resize
 from .inference import as_input
 from .load import image_files, load_inference
 
@@ -39,7 +39,8 @@ def predict_files(
     network, model = load_inference(run, device)
     assert network.preprocess.size is not None, "a trained network knows its size"
     size = network.preprocess.size[0]
-    shorter = round(size * val_resize(RunFolder(run).config()))
+    # As the run prepared its validation images.
+    shorter = round(size * val_resize(RunFolder(run).config().get("augment", "crop")))
     # dict.fromkeys: a file that is named twice counts once.
     files = list(dict.fromkeys(file for path in paths for file in image_files(path)))
     rows: list[dict[str, Any]] = []

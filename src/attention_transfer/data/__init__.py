@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from .stream import Stream as Stream
     from .stream import StreamSet as StreamSet
     from .stream import default_workers as default_workers
-    from .transforms import VAL_RESIZE as VAL_RESIZE
     from .transforms import make_transform as make_transform
+    from .transforms import val_resize as val_resize
 
 __getattr__, __dir__, __all__ = attach(
     __name__,
@@ -31,6 +31,6 @@ __getattr__, __dir__, __all__ = attach(
         "images": ["ImageSet", "balanced_subset"],
         "open": ["open_data", "prepare_data"],
         "stream": ["Stream", "StreamSet", "default_workers"],
-        "transforms": ["VAL_RESIZE", "make_transform"],
+        "transforms": ["make_transform", "val_resize"],
     },
 )

@@ -26,8 +26,10 @@ from .decode import (
 )
 from .options import AugmentOptions
 
-# With --augment imagenet, validation images are resized by this factor before the center crop.
-VAL_RESIZE = 256 / 224
+
+def val_resize(augment: str) -> float:
+    """The factor by which validation images are resized before the center crop."""
+    return 256 / 224 if augment == "imagenet" else 1.0
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from ..apply.evaluate import EVALUATION_BATCH, evaluate
 from ..apply.inference import InferenceModel, as_input
 from ..data import (
-    VAL_RESIZE,
     Augment,
     Dataset,
     Images,
@@ -23,6 +22,7 @@ from ..data import (
     make_transform,
     memory_budget,
     open_data,
+    val_resize,
 )
 from ..data.options import AugmentOptions
 from ..errors import UserError
@@ -140,7 +140,7 @@ def _open(recipe: Recipe, streamed: bool | None, jobs: int) -> Dataset:
         seed=recipe.seed,
         stream=stream,
         workers=workers,
-        val_resize=VAL_RESIZE if recipe.augment == "imagenet" else 1.0,
+        val_resize=val_resize(recipe.augment),
         memory=min(memory, default=None),
     )
 
