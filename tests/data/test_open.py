@@ -2,7 +2,8 @@ import pytest
 import torch
 
 import attention_transfer.data.open as opening
-from attention_transfer.data import open_data
+from attention_transfer.data import open_data, prepare_data
+from attention_transfer.data.options import DataOptions
 from attention_transfer.errors import UserError
 
 
@@ -136,3 +137,20 @@ def test_known_specs_open_themselves():
     assert [spec.partition(":")[0].partition("[")[0] for spec in opening.DATA_SPECS] == [
         "digits", "cifar10", "cifar100", "folder", "parquet", "wds", "hub"
     ]  # fmt: skip
+
+
+def test_options_as_one_object(make_folder):
+    options = DataOptions(f"folder:{make_folder()}", limit_train=3, stream="on", workers=None)
+    data = open_data(options, limit_val=2)
+    assert (len(data.train), len(data.val), data.train.workers) == (3, 2, 0)
+    with pytest.raises(UserError, match="unknown option 'limit_trian'; did you mean limit_train"):
+        open_data(options, limit_trian=2)
+
+
+def test_data_is_downloaded_before_several_processes_open_it(monkeypatch):
+    downloads = []
+    monkeypatch.setattr("attention_transfer.data.cifar.download", downloads.append)
+    monkeypatch.setattr("attention_transfer.data.wds.find_shards", downloads.append)
+    for spec in ("cifar10", "cifar100:FOLDER", "digits", "wds:http://a/{0..1}.tar", "hub:a/b"):
+        prepare_data(spec)
+    assert downloads == ["cifar10", "http://a/{0..1}.tar"]

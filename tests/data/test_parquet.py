@@ -304,6 +304,7 @@ def test_readers_can_be_sent_to_another_process(write):
     assert [copy.encoded(i) for i in range(4)] == [reader.encoded(i) for i in range(4)]
 
 
+@pytest.mark.parametrize("image_storage", ["copied"], indirect=True)
 def test_large_sets_are_copied_once_and_again_when_files_change(
     write, image_storage, picture, capfd, monkeypatch
 ):
@@ -311,9 +312,6 @@ def test_large_sets_are_copied_once_and_again_when_files_change(
     open_data(f"parquet:{root}")
     told = capfd.readouterr()
     assert told.out == ""
-    if image_storage == "in memory":
-        assert told.err == ""
-        return
     cache = datasets.config.HF_DATASETS_CACHE
     assert told.err.count(f"copying the images of {root} to {cache}") == 2
     assert len(told.err.splitlines()) == 2, "no progress bars"
@@ -327,15 +325,19 @@ def test_large_sets_are_copied_once_and_again_when_files_change(
     assert np.array_equal(data.train.images[0].numpy(), np.asarray(picture(seed=70)))
 
 
+def test_small_sets_are_not_copied(write, image_storage, capfd):
+    root = write("train-0.parquet", labels=[0, 1] * 10)
+    open_data(f"parquet:{root}")
+    assert ("copying the images" in capfd.readouterr().err) == (image_storage == "copied")
+
+
+@pytest.mark.parametrize("image_storage", ["copied"], indirect=True)
 def test_no_room_for_the_copy_is_named(write, image_storage, monkeypatch):
     def fail(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
     root = write("train-0.parquet")
     monkeypatch.setattr("datasets.load_dataset_builder", fail)
-    if image_storage == "in memory":
-        assert len(open_data(f"parquet:{root}", val_split=0.5).train) == 3
-        return
     with pytest.raises(UserError, match=r"cannot copy .*No space left.*HF_DATASETS_CACHE$"):
         open_data(f"parquet:{root}")
 
@@ -346,9 +348,8 @@ def copy_in_another_process(root, barrier):
     assert open_data(f"parquet:{root}").train.labels.tolist() == [0, 1, 2, 0]
 
 
+@pytest.mark.parametrize("image_storage", ["copied"], indirect=True)
 def test_two_processes_copy_at_once(write, image_storage):
-    if image_storage == "in memory":
-        return
     root = write("train-0.parquet")
     write("val-0.parquet")
     context = multiprocessing.get_context("spawn")

@@ -191,34 +191,43 @@ def read_shards(shards: Sequence[Path], on_bad_image: str) -> tuple[list[Sample]
     samples: list[Sample] = []
     skipped = 0
     for number, shard in enumerate(shards):
-        try:
-            for name, images, label_files in _grouped_members(shard):
-                label = _parse_label(label_files)
-                if images and label is not None:
-                    samples.append(Sample(number, *images[0], name, label))
-                elif images or label_files:  # anything else is a file about the data set
-                    skipped += 1
-                    if on_bad_image != "skip":
-                        missing = "label" if images else "image"
-                        raise UserError(
-                            f"{shard}, sample {name}, has no {missing}: expected an image and, "
-                            "next to it, its label (.cls, or .json with cls or label); correct it, or "
-                            "leave it out with --on-bad-image skip"
-                        )
-        except (tarfile.TarError, OSError, EOFError) as error:
-            skipped += 1
-            if on_bad_image != "skip":
-                raise UserError(
-                    f"cannot read the shard {shard} ({first_line(error)}): expected a whole tar "
-                    "file, not compressed; fetch it again, or leave out what cannot be read with "
-                    "--on-bad-image skip"
-                ) from error
+        for sample in _read_shard(number, shard):
+            if isinstance(sample, Sample):
+                samples.append(sample)
+            elif on_bad_image == "skip":
+                skipped += 1
+            else:
+                raise UserError(f"{sample}, or leave it out with --on-bad-image skip")
     if not samples:
         raise UserError(
             f"{shards[0]} has no samples: expected members like 0001.jpg and 0001.cls; "
             "check the shards"
         )
     return samples, skipped
+
+
+def _read_shard(number: int, shard: Path) -> Iterator[Sample | str]:
+    """The samples of a shard; in place of an incomplete or damaged one, an error text."""
+    try:
+        for name, images, label_files in _grouped_members(shard):
+            label = _parse_label(label_files)
+            if images and label is not None:
+                yield Sample(number, *images[0], name, label)
+            elif images:
+                yield (
+                    f"{shard}, sample {name}, has no label (.cls, or .json with cls or label): "
+                    "expected it next to the image; correct it"
+                )
+            elif label_files:  # a member with neither is a file about the data set
+                yield (
+                    f"{shard}, sample {name}, has no image: expected it next to the label; "
+                    "correct it"
+                )
+    except (tarfile.TarError, OSError, EOFError) as error:
+        yield (
+            f"cannot read the shard {shard} ({first_line(error)}): expected a whole tar file, "
+            "not compressed; fetch it again"
+        )
 
 
 def _grouped_members(shard: Path) -> Iterator[tuple[str, list[tuple[int, int]], dict[str, bytes]]]:
