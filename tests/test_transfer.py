@@ -241,10 +241,11 @@ class TestTeacher:
 
     def test_its_transform_moves_too(self):
         transfer = make_all(teacher_transform=nn.BatchNorm2d(3, momentum=0.5)).train()
-        before = copy.deepcopy(transfer._frozen[1].state_dict())
+        frozen = transfer._frozen[0].transform
+        before = copy.deepcopy(frozen.state_dict())
         transfer(*batch())
-        assert all(torch.equal(v, before[k]) for k, v in transfer._frozen[1].state_dict().items())
-        assert transfer.double()._frozen[1].weight.dtype == torch.float64
+        assert all(torch.equal(v, before[k]) for k, v in frozen.state_dict().items())
+        assert transfer.double()._frozen[0].transform.weight.dtype == torch.float64
         assert not any("transform" in k for k in transfer.state_dict())
 
     def test_no_gradient_is_kept_for_it(self):

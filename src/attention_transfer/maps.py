@@ -100,7 +100,7 @@ def map_loss(
     total: Tensor | None = None
     for name, s, t, weight in _pairs(student, teacher, weights):
         term = map_distance(*paired_maps(s, t, options, name), options)
-        if weight != 1.0:
+        if weight != 1.0:  # the default costs no operation
             term = term * weight
         total = term if total is None else total + term
     if total is None:
@@ -144,6 +144,7 @@ def paired_maps(
             f"{name}: the student's batch is {student.shape[0]}, the teacher's {teacher.shape[0]}: "
             "expected the same images"
         )
+    # Channels have no grid: a map over them is compared at any H×W.
     size = None
     if options.axis != "channel" and _grid(student) != _grid(teacher):
         size = common_grid(student, teacher, name)
@@ -279,21 +280,7 @@ def _raw_map(features: Tensor, options: MapOptions) -> Tensor:
     """Q in at least float32: (N, H·W) or (N, L); with `axis="channel"` (N, C) or (N, D)."""
     if not _is_traced():
         return activation_loss.raw_map(features, options.kind, options.p, options.axis)
-    features = at_least_float32(features)
-    dim = 2
-    if options.axis == "channel":
-        if features.ndim == 4:
-            features = features.flatten(2)
-        else:
-            dim = 1
-    elif options.axis != "space":
-        raise UserError(f"unknown axis {options.axis!r}")
-    elif features.ndim == 4:
-        # In the order of their memory, or a compiler copies the gradient into that order.
-        if features.is_contiguous():
-            dim = 1
-        else:
-            dim, features = 3, features.permute(0, 2, 3, 1)
+    features, dim = activation_loss.reduction_view(at_least_float32(features), options.axis)
     if options.kind == "sum":
         return power(features, options.p).sum(dim).flatten(1)
     if options.kind == "max":

@@ -86,6 +86,7 @@ def _by_double_backward(
         with convolutions if create_graph else nullcontext():
             logits, features = forward(x)
         total = _cross_entropy_sum(logits, y)
+        # The gradients of the weights are not asked for: convolutions need not prepare them.
         convolutions.inputs_only = True
         with torch.autocast(x.device.type, enabled=False):
             (j,) = torch.autograd.grad(total, x, create_graph=create_graph)
@@ -102,6 +103,7 @@ def _by_torch_func(
         logits, features = forward(x)
         return _cross_entropy_sum(logits, y), (logits, features)
 
+    # `torch.func.grad` takes its own derivative inside no_grad; that only drops the outer graph.
     with nullcontext() if create_graph else torch.no_grad():
         j, (logits, features) = torch.func.grad(loss, has_aux=True)(x)
     return j, logits, features
@@ -153,6 +155,7 @@ def defer_batch_norm_counters(model: nn.Module) -> Iterator[None]:
     finally:
         for layer, count in zip(layers, counts, strict=True):
             layer.num_batches_tracked = count
+    # After an error nothing is counted.
     for count in counts:
         count.add_(1)  # type: ignore[union-attr]
 
@@ -163,6 +166,7 @@ def batch_dependent_layers(model: nn.Module) -> list[str]:
     for name, module in model.named_modules():
         if not isinstance(module, nn.modules.batchnorm._BatchNorm):
             continue
+        # Without running statistics, eval mode too takes those of the batch.
         if module.training or module.running_mean is None:
             names.append(name)
     return names

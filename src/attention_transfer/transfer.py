@@ -84,14 +84,11 @@ class Transfer(nn.Module):
         self.student = unwrap(student)
         self.methods = cast(Sequence[Method], nn.ModuleList(methods))
         self.student_transform = nn.Identity() if student_transform is None else student_transform
-        # The teacher and its transform, or nothing. A tuple keeps them out of modules(),
-        # parameters() and state_dict(); `_apply` moves them all the same.
-        self._frozen: tuple[nn.Module, ...] = ()
+        # A tuple of one or none keeps the teacher out of modules(), parameters() and state_dict();
+        # `_apply` moves it all the same.
+        self._frozen: tuple[_FrozenTeacher, ...] = ()
         if teacher is not None and any(m.needs_teacher for m in methods):
-            self._frozen = (
-                _frozen_copy(unwrap(teacher)),
-                _frozen_copy(_as_module(teacher_transform)),
-            )
+            self._frozen = (_FrozenTeacher(teacher, teacher_transform),)
         self.pairs: Pairs = []
         self._student_tap: Tap | None = None
         self._teacher_tap: Tap | None = None
@@ -107,7 +104,7 @@ class Transfer(nn.Module):
     @property
     def teacher(self) -> nn.Module | None:
         """The frozen copy of the teacher."""
-        return self._frozen[0] if self._frozen else None
+        return self._frozen[0].network if self._frozen else None
 
     def forward(self, x: Tensor, y: Tensor, progress: TrainingFraction = None) -> Output:
         """The loss of one batch.
@@ -119,6 +116,7 @@ class Transfer(nn.Module):
                 float or a 0-d tensor.
         """
         if not self._checked_first_batch and self.training and not torch.compiler.is_compiling():
+            # Once, and only now: the caller may set the student's mode after the construction.
             self._checked_first_batch = True
             if text := self.batch_dependence_warning():
                 warnings.warn(text, BatchStatisticsWarning, stacklevel=2)
@@ -127,6 +125,7 @@ class Transfer(nn.Module):
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compiles this module in place."""
         # In two regions: a single one mixes the kernels of both networks and runs slower.
+        # The instance's attributes hide the methods of the class.
         for name in ("run_teacher", "_student_step"):
             setattr(self, name, torch.compile(getattr(self, name), *args, **kwargs))
 
@@ -141,8 +140,9 @@ class Transfer(nn.Module):
             return TeacherOutput(*self._read_teacher(x))
 
     def _read_teacher(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-        teacher, transform = self._frozen
-        return _read(teacher, self._teacher_tap, transform(x), [t for _, t in self.pairs])
+        (teacher,) = self._frozen
+        x = teacher.transform(x)
+        return _read(teacher.network, self._teacher_tap, x, [t for _, t in self.pairs])
 
     def _read_student(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         x = self.student_transform(x)
@@ -162,8 +162,9 @@ class Transfer(nn.Module):
         else:
             logits, step.student_features = self._read_student(x)
         step.student_logits = logits
-        # The losses are in float32 whatever the autocast.
+        # The losses are in float32 whatever the autocast: small differences vanish in bfloat16.
         with torch.autocast(x.device.type, enabled=False):
+            # Each method leaves a share of the cross-entropy, such as 1 − α.
             share: float | Tensor = 1.0
             for method in self.methods:
                 share = share * method.cross_entropy_share(progress)
@@ -244,27 +245,37 @@ class Transfer(nn.Module):
 
     def train(self, mode: bool = True) -> Transfer:
         super().train(mode)
-        for module in self._frozen:
-            module.eval()
+        for teacher in self._frozen:
+            teacher.eval()
         return self
 
     def _apply(self, fn: Any, recurse: bool = True) -> Transfer:
         super()._apply(fn, recurse)
-        for module in self._frozen:
-            module._apply(fn)
+        for teacher in self._frozen:
+            teacher._apply(fn)
         return self
 
     def _tap_pairs(self, pairs: str | Sequence[tuple[str, str]], example: Tensor | None) -> None:
         """Finds the pairs and taps the two networks at their layers."""
-        teacher, transform = self._frozen
+        (teacher,) = self._frozen
         xs = xt = None
         if example is not None:
             with torch.no_grad():
-                xs, xt = self.student_transform(example), transform(example)
-        self.pairs = resolve_pairs(pairs, self.student, teacher, xs, xt)
+                xs, xt = self.student_transform(example), teacher.transform(example)
+        self.pairs = resolve_pairs(pairs, self.student, teacher.network, xs, xt)
         if self.pairs:
             self._student_tap = Tap(self.student, [s for s, _ in self.pairs], xs)
-            self._teacher_tap = Tap(teacher, [t for _, t in self.pairs], xt)
+            self._teacher_tap = Tap(teacher.network, [t for _, t in self.pairs], xt)
+
+
+class _FrozenTeacher(nn.Module):
+    """A copy of the teacher and its transform, in eval mode and without gradients."""
+
+    def __init__(self, network: nn.Module, transform: Transform | None):
+        super().__init__()
+        self.network = copy.deepcopy(unwrap(network))
+        self.transform = nn.Identity() if transform is None else copy.deepcopy(transform)
+        self.eval().requires_grad_(False)
 
 
 def _read(
@@ -294,27 +305,3 @@ def _check_methods(
             raise UserError(
                 f"{name} needs example=, a batch of images (N, C, H, W), to know its sizes by"
             )
-
-
-def _as_module(transform: Transform | None) -> nn.Module:
-    if transform is None:
-        return nn.Identity()
-    if isinstance(transform, nn.Module):
-        return transform
-    return _Function(transform)
-
-
-class _Function(nn.Module):
-    def __init__(self, function: Transform):
-        super().__init__()
-        self.function = function
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.function(x)
-
-
-def _frozen_copy(module: nn.Module) -> nn.Module:
-    frozen = copy.deepcopy(module).eval()
-    for parameter in frozen.parameters():
-        parameter.requires_grad_(False)
-    return frozen

@@ -95,9 +95,11 @@ class ActivationTransfer(BetaMethod):
         return lines
 
     def warnings(self, steps: int) -> list[str]:
+        # The mean of β over the schedule, at 21 points.
         factors = [float(schedule_factor(self.decay, k / 20)) for k in range(21)]
         mean = self.beta * sum(factors) / len(factors)
         if self.options.convention != "authors" or mean <= HEAVY_BETA * steps:
             return []
+        # One significant digit: the advice is no more exact than that.
         good = float(f"{GOOD_BETA * steps:.1g}")
         return [f"β = {self.beta:g} is likely too heavy for {steps} steps: try --beta {good:g}"]

@@ -137,6 +137,7 @@ def schedule_factor(decay: str, progress: TrainingFraction) -> float | Tensor:
     if fall == decay:
         return factor
     rise = progress / WARM_UP
+    # A tensor stays one: the progress of a compiled step is data, not a constant of the graph.
     if isinstance(rise, Tensor):
         return rise.clamp(max=1) * factor
     return min(rise, 1.0) * factor

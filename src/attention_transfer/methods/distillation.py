@@ -41,8 +41,10 @@ def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float =
         )
     if not isinstance(temperature, (int, float)) or not 0 < temperature < math.inf:
         raise UserError(f"temperature is {temperature!r}: expected a number > 0")
+    # Both as logarithms: the softmax of a far class underflows to 0.
     log_p = F.log_softmax(at_least_float32(student_logits) / temperature, 1)
     log_q = F.log_softmax(at_least_float32(teacher_logits) / temperature, 1)
+    # Gradients of the softened logits shrink by 1/T²; the factor keeps α's meaning at every T.
     return F.kl_div(log_p, log_q, reduction="batchmean", log_target=True) * temperature**2
 
 

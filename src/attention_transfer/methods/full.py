@@ -95,7 +95,7 @@ class FullActivationTransfer(BetaMethod):
                 adapter = nn.Conv2d(in_channels, out_channels, 1, bias=False, device=s.device)
             self.adapters.append(adapter)
         # A dry step: features that do not fit together raise.
-        labels = torch.empty(0)
+        labels = torch.empty(0)  # not read
         self(StepInputs(labels, student_features=list(student), teacher_features=list(teacher)))
 
     def describe(

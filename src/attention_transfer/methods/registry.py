@@ -89,6 +89,7 @@ def method_arguments(options: MethodOptions) -> dict[str, dict[str, Any]]:
     }
     arguments: dict[str, dict[str, Any]] = {name: {} for name in parameters}
     for name, accepted in parameters.items():
+        # Defaults of the combination first, so that an option that is given replaces them.
         for other, defaults in METHODS[name].defaults_with.items():
             if other in parameters:
                 arguments[name].update(defaults)
@@ -97,7 +98,7 @@ def method_arguments(options: MethodOptions) -> dict[str, dict[str, Any]]:
                 arguments[name][key] = getattr(options, key)
     for key in PER_METHOD:
         for name, value in _by_method(options, key, parameters).items():
-            if value is not None:
+            if value is not None:  # as in {"at": None}: the method's default
                 arguments[name][key] = value
     for key in _SHARED:
         used = any(key in accepted for accepted in parameters.values())

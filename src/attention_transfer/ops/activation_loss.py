@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..errors import UserError
 from ..numerics import EPS, at_least_float32, power
 from . import kernels
 
@@ -25,18 +26,7 @@ def raw_map(features: Tensor, kind: str, p: float, axis: str) -> Tensor:
     if kind == "sum":
         return PowerSum.apply(features, p, axis).flatten(1)
     # A at its arg-max is N×M in size, and the gradient of `gather` goes to these elements alone.
-    dim = 2
-    if axis == "channel":
-        if features.ndim == 4:
-            features = features.flatten(2)
-        else:
-            dim = 1
-    elif features.ndim == 4:
-        if features.stride(1) == 1:
-            # In this view, the contiguous gradient of `gather` has the layout of the features.
-            dim, features = 3, features.permute(0, 2, 3, 1)
-        else:
-            dim = 1
+    features, dim = reduction_view(features, axis)
     index = features.detach().abs().max(dim, keepdim=True).indices
     return power(at_least_float32(features.gather(dim, index)), p).flatten(1)
 
@@ -54,6 +44,7 @@ class PowerSum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, features: Tensor, p: float, axis: str) -> Tensor:
         ctx.p, ctx.dims = p, summed_dims(features, axis)
+        # The features as they came: other tensors would cost as much memory again.
         ctx.save_for_backward(features)
         ctx.save_for_forward(features)
         q = kernels.power_sum(features, p, ctx.dims)
@@ -107,6 +98,24 @@ class Normalize(torch.autograd.Function):
         return (tangent - y * along) / r, along
 
 
+def reduction_view(features: Tensor, axis: str) -> tuple[Tensor, int]:
+    """(The features as they lie in memory, the one dimension that the map is reduced over).
+
+    A compiler and `gather` write gradients in the order of this view, without a copy afterwards.
+    """
+    if axis == "channel":
+        if features.ndim == 3:
+            return features, 1
+        return features.flatten(2), 2
+    if axis != "space":
+        raise UserError(f"unknown axis {axis!r}")
+    if features.ndim == 3:
+        return features, 2
+    if features.is_contiguous():
+        return features, 1
+    return features.permute(0, 2, 3, 1), 3
+
+
 def summed_dims(features: Tensor, axis: str) -> tuple[int, ...]:
     """The dimensions that the map is summed over."""
     if axis == "space":
@@ -121,5 +130,6 @@ def power_grad(a: Tensor, p: float, factor: Tensor) -> Tensor:
     if p == 2:
         return a * (2 * factor)
     if p % 2 == 0:
+        # An even power needs no sign: a product is cheaper.
         return a * power(a, p - 2) * (p * factor)
     return a.sgn() * power(a, p - 1) * (p * factor)

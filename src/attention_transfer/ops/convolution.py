@@ -39,6 +39,7 @@ class TwiceDifferentiable(TorchFunctionMode):
         arguments = dict(zip(_PARAMETERS, args, strict=False)) | kwargs
         x, w, b = arguments["input"], arguments["weight"], arguments.get("bias")
         dims = w.ndim - 2
+        # padding="same", inputs without a batch and complex numbers are left to PyTorch.
         if isinstance(arguments.get("padding", 0), str) or x.ndim != dims + 2 or x.is_complex():
             return func(*args, **kwargs)
         # A weight that is computed may have been computed from the input.
@@ -49,6 +50,7 @@ class TwiceDifferentiable(TorchFunctionMode):
         defaults = {"stride": 1, "padding": 0, "dilation": 1}
         sizes = [_per_dim(arguments.get(name, value), dims) for name, value in defaults.items()]
         options = (*sizes, arguments.get("groups", 1))
+        # A custom Function is not on autocast's list, so the casts above stand in for it.
         with torch.autocast(device, enabled=False):
             return _Convolution.apply(x, w, b, options, computed, self)
 
@@ -94,7 +96,7 @@ class _InputGradient(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, v: Tensor) -> tuple[Any, ...]:
         g, w = ctx.saved_tensors
-        v = v.to(g.dtype)
+        v = v.to(g.dtype)  # under autocast J is float32, the convolution's g bfloat16
         gg = _convolve(v, w, None, ctx.options)
         gw = _gradients(g, v, w, ctx.options, (False, True, False))[1]
         return gg, gw, None, None

@@ -32,10 +32,13 @@ SMALLEST, SMALLEST_MAPS = 1 << 16, 1 << 11
 
 _SOURCE = Path(__file__).with_suffix(".cpp")
 _FLAGS = ["-O3", "-std=c++17", "-fPIC", "-shared", "-fopenmp"]
+# Without these two, g++ does not vectorise loops with square roots and comparisons.
 _FLAGS += ["-fno-math-errno", "-fno-trapping-math"]
+# g++ prefers vectors of 256 bits unless told.
 _AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mprefer-vector-width=512"]
 # Not `-march=native`: machines of different kinds may share the cache.
 _CAPABILITY_FLAGS = {"AVX2": ["-mavx2", "-mfma"], "AVX512": [*_AVX512, "-mfma"]}
+# Declared, because ctypes passes whole numbers as 32 bits, which cuts pointers.
 _POINTER, _SIZE, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
 _ARGUMENT_TYPES = {
     "power_sum": [_POINTER] * 2 + [_SIZE] * 3 + [_INT] * 4,
@@ -60,12 +63,14 @@ def power_sum(features: Tensor, p: float, dims: tuple[int, ...]) -> Tensor | Non
 
 def power_grad(features: Tensor, p: float, dims: tuple[int, ...], g: Tensor) -> Tensor | None:
     """g · p·|A|^{p−1}·sign(A), like the features; None also where it needs a graph."""
+    # Gradients are enabled in a backward pass that builds a graph, which a kernel cannot.
     if torch.is_grad_enabled() or not _is_dense_storage(g, torch.float32):
         return None
     layout = _layout(features, p, dims)
     if layout is None or (library := _library()) is None:
         return None
     g, out = g.contiguous(), torch.empty_like(features)
+    # The kernel writes in the order of the features' memory.
     if out.stride() != features.stride():
         return None
     library.power_grad(features.data_ptr(), g.data_ptr(), out.data_ptr(), *layout)
@@ -150,6 +155,7 @@ def _library() -> Any:
         key = hashlib.sha256(identity.encode()).hexdigest()[:16]
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         file = cache / "attention-transfer" / "ops" / f"kernels-{key}.so"
+        # The name holds everything that the code depends on, so a file that exists is right.
         if not file.exists():
             _build(command, file)
         library = ctypes.CDLL(str(file))
