@@ -33,12 +33,10 @@ class NetworkIO:
     inputs: dict[str, Tensor] = field(default_factory=dict)
     outputs: dict[str, Tensor] = field(default_factory=dict)
 
-    def classes(self, side: str) -> int | None:
-        """K of the logits (N, K); None if the network gave none."""
-        logits = self.outputs.get(side)
-        if logits is None or logits.ndim != 2:
-            return None
-        return logits.shape[1]
+    @property
+    def classes(self) -> dict[str, int]:
+        """K of the logits (N, K) of each network that gave some."""
+        return {side: y.shape[1] for side, y in self.outputs.items() if y.ndim == 2}
 
 
 def networks(transfer: Transfer) -> list[tuple[str, nn.Module]]:

@@ -92,6 +92,7 @@ def check_range(x: Tensor, io: NetworkIO) -> Iterator[Finding]:
 
 def _is_normalised(x: Tensor, inner: Tensor) -> bool:
     """Whether a network's own preprocessing made `inner` of x by more than resizing."""
+    # Resizing keeps the mean, and lowers the deviation a little; a normalisation moves them more.
     shift, scale = (inner.mean() - x.mean()).abs(), x.std()
     return bool(shift > 0.05 * scale) or bool((inner.std() - scale).abs() > 0.5 * scale)
 
@@ -100,6 +101,7 @@ def check_layers(transfer: Transfer, features: Features, x: Tensor) -> Iterator[
     """Layers whose features carry no information; each once, even if it is in several pairs."""
     attention = [m for m in transfer.methods if isinstance(m, ActivationTransfer)]
     spatial = any(method.options.axis == "space" for method in attention)
+    # Features of equal images are equal, too.
     images_differ = bool((x != x[:1]).any())
     for j, (side, _) in enumerate(networks(transfer)):
         layers = {pair[j]: f for pair, f in zip(transfer.pairs, features[j], strict=True)}

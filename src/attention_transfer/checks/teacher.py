@@ -30,12 +30,12 @@ def check_teacher(
     with evaluating(transfer.teacher), watch_networks(transfer) as io:
         for x, y in _chunks(images):
             transfer.features(x.to(device))
-            student_classes, classes = io.classes("student"), io.classes("teacher") or 0
+            student_classes, classes = io.classes.get("student"), io.classes.get("teacher", 0)
             if classes < 2:
                 return []
             if classes != student_classes:
                 text = f"its logits have {classes} classes, the student's {student_classes}"
-                return [Finding("note", f"the teacher's accuracy is not looked at: {text}")]
+                return [Finding("note", f"the teacher's accuracy is not checked: {text}")]
             correct += int((io.outputs["teacher"].argmax(1) == y.to(device)).sum())
             total += len(y)
             as_good = correct / total >= (expected or 0.0) - TOLERANCE

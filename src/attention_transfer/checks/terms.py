@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..errors import UserError
 from ..methods import Method
 from ..transfer import Transfer
-from .findings import Finding, NetworkIO, networks
+from .findings import Finding, NetworkIO
 
 ROUNDING = 1e-12  # a term this small, before its weight, is 0 up to rounding
 PROGRESS = tuple(k / 10 for k in range(11))
@@ -19,14 +19,11 @@ PROGRESS = tuple(k / 10 for k in range(11))
 
 def check_loss(transfer: Transfer, x: Tensor, y: Tensor, io: NetworkIO) -> list[Finding]:
     """The loss of the batch, each of its terms, and their gradients."""
-    classes = {}
-    for side, _ in networks(transfer):
-        if (count := io.classes(side)) is not None:
-            classes[side] = count
+    classes = io.classes
+    count = classes.get("student")
     lowest, highest = int(y.min()), int(y.max())
-    if "student" in classes and not 0 <= lowest <= highest < classes["student"]:
+    if count is not None and not 0 <= lowest <= highest < count:
         text = f"the labels go from {lowest} to {highest}, but the student's logits have"
-        count = classes["student"]
         return [Finding("error", f"{text} {count} classes: expected 0 to {count - 1}")]
     # Label values do not matter for the checks; clamp them for a teacher with fewer classes.
     y = y.clamp(max=min(classes.values(), default=1 << 62) - 1)
@@ -36,7 +33,7 @@ def check_loss(transfer: Transfer, x: Tensor, y: Tensor, io: NetworkIO) -> list[
     except UserError as error:
         text = f"the loss cannot be taken: {_name_layers(str(error), transfer.pairs)}"
         if len(set(classes.values())) > 1:
-            counts = " and ".join(f"the {s}'s logits have {k}" for s, k in classes.items())
+            counts = " and ".join(f"the {s}'s logits have {k}" for s, k in sorted(classes.items()))
             text = f"{counts} classes, and a method compares them: {error}"
         return [Finding("error", text)]
 
