@@ -22,8 +22,10 @@ INSIDE = [file for file in FILES if file not in ENTRANCES]
 LEAVES = {"data", "models"}
 CORE = {"taps", "methods", "transfer", "maps", "ops", "second_order"}
 # The only files that know the whole recipe.
-KNOW_THE_RECIPE = {"train/run.py", "train/assemble.py", "train/resume.py"}
-LONGEST_FILE, LONGEST_FUNCTION, MOST_IMPORTS = 400, 60, 32
+KNOW_THE_RECIPE = {
+    f"train/{name}.py" for name in ("run", "resume", "assemble", "announce", "finish")
+}
+LONGEST_FILE, LONGEST_FUNCTION, MOST_NAMES_IMPORTED = 400, 60, 27
 
 
 def floors() -> dict[str, int]:
@@ -166,13 +168,9 @@ def test_files_functions_and_lists_of_imports_are_short(file):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             length = node.end_lineno - node.lineno + 1
             assert length <= LONGEST_FUNCTION, f"{node.name} has {length} lines"
-    names = [
-        n
-        for node in tree.body
-        if isinstance(node, (ast.Import, ast.ImportFrom))
-        for n in node.names
-    ]
-    assert file in ENTRANCES or len(names) <= MOST_IMPORTS
+    imported = [node for node in tree.body if isinstance(node, ast.ImportFrom) and node.level]
+    names = sum(len(node.names) for node in imported)
+    assert file in ENTRANCES or names <= MOST_NAMES_IMPORTED
 
 
 def modules_after(statement: str) -> set[str]:
