@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import math
 import re
 import statistics
-from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import chain, zip_longest
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .formats import option_value, short_label
@@ -31,7 +28,7 @@ SETTING_COLOURS = [f"#0a0b{index:02x}" for index in range(8)]
 CSS_VARIABLES = {INK: "--ink", SOFT: "--soft", GRID: "--grid", PAPER: "--paper"}
 CSS_VARIABLES |= {colour: f"--c{index}" for index, colour in enumerate(SETTING_COLOURS)}
 
-# Lengths of dashes and gaps for a line of width 2.
+# Lengths of dashes and gaps in points; an empty pattern is a solid line.
 TEACHER_DASH = (10, 4)
 DASHES = ((), (2.4, 2.8), (14, 3.2, 2.4, 3.2))
 
@@ -46,13 +43,6 @@ class Style:
     @property
     def colour(self) -> str:
         return SETTING_COLOURS[self.index]
-
-    @property
-    def linestyle(self) -> Any:
-        if not self.dash:
-            return "-"
-        # matplotlib scales dashes by the width of the line.
-        return 0, [length / 2 for length in self.dash]
 
 
 @dataclass(frozen=True)
@@ -131,13 +121,6 @@ def series_by_row(rows: list[SettingRow], *keys: str) -> dict[SettingRow, Series
     return {row: line for row, line in all_series.items() if line is not None}
 
 
-def chart_settings() -> contextlib.AbstractContextManager[None]:
-    """matplotlib's settings for charts, in effect within a `with` block."""
-    import matplotlib
-
-    return matplotlib.rc_context(fname=Path(__file__).with_name("charts.mplstyle"))
-
-
 def spread_chart(rows: list[SettingRow], styles: dict[SettingRow, Style]) -> Chart | None:
     """A dot for each seed's error and a bar at the mean; None for fewer than two rows."""
     from matplotlib.figure import Figure
@@ -191,7 +174,7 @@ def _error_chart(rows: list[SettingRow], styles: dict[SettingRow, Style]) -> Cha
         descriptions.append(f"{row.label} ends at {line.mean[-1]:.1f} %")
     levels = []
     for name, error, _ in absent_teachers(rows):
-        axes.axhline(error, color=SOFT, ls=Style(0, TEACHER_DASH).linestyle, lw=1.3)
+        axes.axhline(error, color=SOFT, ls=(0, TEACHER_DASH), lw=1.3)
         ends.append((error, short_label(f"{name} teacher"), SOFT))
         levels.append(Series([0], [error], [error], [error]))
     _set_limits(axes, [*lines.values(), *levels])
@@ -298,10 +281,11 @@ def _draw_panels(
             axes.remove()
             continue
         _draw_lines(axes, panel, styles)
-        _set_limits(axes, panel.lines.values(), cut_spikes=not panel.is_weight)
+        _set_limits(axes, list(panel.lines.values()), cut_spikes=not panel.is_weight)
         axes.set_title(panel.title)
         axes.set_xlabel("epoch")
         axes.grid(axis="y")
+        axes.margins(x=0.015)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8, min_n_ticks=1))
     return figure, list(grid)
 
@@ -322,13 +306,12 @@ def _draw_lines(axes: Axes, panel: Panel, styles: dict[SettingRow, Style]) -> No
             width = 1.6
         # A line of one or two points is hard to see without markers.
         marker = "o" if len(line.epochs) < 3 else ""
-        stroke = {"color": style.colour, "ls": style.linestyle, "lw": width}
+        stroke: dict[str, Any] = {"color": style.colour, "ls": (0, style.dash or None), "lw": width}
         axes.plot(line.epochs, line.mean, marker=marker, **stroke)
 
 
-def _set_limits(axes: Axes, lines: Iterable[Series], cut_spikes: bool = True) -> None:
+def _set_limits(axes: Axes, lines: list[Series], cut_spikes: bool = True) -> None:
     """Sets the limits of y; `cut_spikes` leaves out early epochs and spikes far above the rest."""
-    lines = list(lines)
     if not lines:
         return
     last = max(line.epochs[-1] for line in lines)

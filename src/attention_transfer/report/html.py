@@ -10,12 +10,14 @@ from typing import Any
 from ..errors import UserError
 from ..run_folder import replacing
 from . import summary_text
-from .curves import chart_settings, curve_charts, make_styles, spread_chart
+from .curves import curve_charts, make_styles, spread_chart
 from .formats import option_value, percent, plural
 from .load_run import LoadedRun
 from .overlays import map_grid
 from .rows import PER_RUN_OPTIONS, SettingRow, group_runs
 from .table import columns
+
+FOLDER = Path(__file__).parent
 
 
 def write_report(runs: list[LoadedRun], out: Path, title: str | None = None) -> None:
@@ -34,10 +36,11 @@ def write_report(runs: list[LoadedRun], out: Path, title: str | None = None) -> 
 
 
 def _render(rows: list[SettingRow], title: str | None) -> str:
+    import matplotlib
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     templates = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
+        loader=FileSystemLoader(FOLDER),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -45,7 +48,8 @@ def _render(rows: list[SettingRow], title: str | None) -> str:
     )
     templates.filters |= {"option_value": option_value, "percent": percent, "plural": plural}
     styles = make_styles(rows)
-    with chart_settings():
+    # Instead of the user's own settings, and only while the charts are drawn.
+    with matplotlib.rc_context(fname=FOLDER / "charts.mplstyle"):
         spread, curves = spread_chart(rows, styles), curve_charts(rows, styles)
     return templates.get_template("template.html.j2").render(
         title=title or summary_text.title(rows),
