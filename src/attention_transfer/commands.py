@@ -23,10 +23,23 @@ from .runtime.options import Device, RuntimeOptions
 from .train.options import LabelOptions, LogOptions, OptimizerOptions, TrainingOptions
 
 
+# Arguments that several commands take
+TrainedRun = Annotated[Path, option("A run folder, the authors' too.", positional=True)]
+ComputeDevice = Annotated[Device, option("Where to compute.")]
+JsonFile = Annotated[Path | None, option("Write the numbers to this file.", default_text="no")]
+
+
 def _console() -> Any:
     from rich.console import Console
 
     return Console()
+
+
+def _write_json(file: Path | None, value: Any) -> None:
+    if file is not None:
+        from .run_folder import write_json
+
+        write_json(file, value)
 
 
 # train, distill
@@ -133,7 +146,7 @@ def _distill_groups() -> dict[str, list[OptionSpec]]:
 class EvaluateOptions:
     """What to evaluate, and on which images."""
 
-    run: Annotated[Path, option("A run folder, the authors' too.", positional=True)]
+    run: TrainedRun
     data: Annotated[
         str | None,
         option(f"Other data: {DATA_NAMES}.", default_text="the run's validation images"),
@@ -142,10 +155,8 @@ class EvaluateOptions:
         Int | None,
         option("Number of images, balanced over the classes.", ge=1, default_text="as in the run"),
     ] = None
-    device: Annotated[Device, option("Where to compute.")] = "auto"
-    json: Annotated[Path | None, option("Write the numbers to this file.", default_text="no")] = (
-        None
-    )
+    device: ComputeDevice = "auto"
+    json: JsonFile = None
 
 
 def evaluate(arguments: dict[str, Any]) -> None:
@@ -168,13 +179,11 @@ def evaluate(arguments: dict[str, Any]) -> None:
 class PredictOptions:
     """What to classify."""
 
-    run: Annotated[Path, option("A run folder, the authors' too.", positional=True)]
+    run: TrainedRun
     files: Annotated[tuple[Path, ...], option("Images, or folders of them.", positional=True)]
     top: Annotated[Int, option("Number of classes an image.", ge=1)] = 5
-    device: Annotated[Device, option("Where to compute.")] = "auto"
-    json: Annotated[
-        Path | None, option("Write the probabilities to this file.", default_text="no")
-    ] = None
+    device: ComputeDevice = "auto"
+    json: JsonFile = None
 
 
 def predict(arguments: dict[str, Any]) -> None:
@@ -191,18 +200,11 @@ def predict(arguments: dict[str, Any]) -> None:
     _write_json(options.json, {"run": str(options.run), "images": images})
 
 
-def _write_json(file: Path | None, value: Any) -> None:
-    if file is not None:
-        from .run_folder import write_json
-
-        write_json(file, value)
-
-
 @dataclass(frozen=True)
 class ExportOptions:
     """What to export, and how."""
 
-    run: Annotated[Path, option("A run folder, the authors' too.", positional=True)]
+    run: TrainedRun
     format: Annotated[str, option("safetensors, onnx, pt2 or authors (a folder).")]
     out: Annotated[Path, option("The file, or folder, to write.")]
 
@@ -316,7 +318,7 @@ class BenchCommandOptions:
     """Which bench."""
 
     name: Annotated[str, option(f"{', '.join(BENCHES)}.", positional=True)]
-    json: Annotated[Path | None, option("Write the table to this file.", default_text="no")] = None
+    json: JsonFile = None
 
 
 def bench(arguments: dict[str, Any]) -> None:
