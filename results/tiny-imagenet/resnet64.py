@@ -1,4 +1,4 @@
-"""ResNet-18 and ResNet-34 scaled for 64×64 images: a 3×3 stem of stride 2 without pooling, half the channels."""
+"""ResNet-18 and ResNet-34 for 64×64 images: 3×3 stem of stride 2, no pooling, half the channels."""
 
 from timm.models.resnet import BasicBlock, ResNet
 from torch import nn
