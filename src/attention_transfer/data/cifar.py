@@ -71,7 +71,7 @@ def download(kind: str) -> tuple[Path, str]:
         root.mkdir(parents=True, exist_ok=True)
         if not (root / BASE_FOLDER[kind]).is_dir():
             print(f"downloading {kind} into {root}", file=sys.stderr)
-        # torchvision draws a progress bar on standard error.
+        # torchvision draws a progress bar on standard error, and checks a download that is there.
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             _torchvision_class(kind, BASE_FOLDER[kind])(root=str(root), train=True, download=True)
     except (OSError, RuntimeError) as error:
@@ -85,6 +85,8 @@ def download(kind: str) -> tuple[Path, str]:
 def _torchvision_class(kind: str, base_folder: str) -> Any:
     """torchvision's data set, with a folder of any name."""
     from torchvision import datasets
+
+    # torchvision knows the folder as an attribute of the class only.
 
     original = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[kind]
     return type(original.__name__, (original,), {"base_folder": base_folder})

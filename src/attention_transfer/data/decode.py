@@ -64,6 +64,7 @@ def decode_into(
         for _ in pool.map(work, range(0, len(out), _CHUNK)):
             pass
     finally:
+        # After an error, the images that wait are not decoded.
         pool.shutdown(cancel_futures=True)
     return sizes
 
@@ -160,6 +161,7 @@ def fit(
     The shorter side becomes `short_side` pixels long (default: `size`).
     """
     short, side = min(width, height), short_side or size
+    # Not below `side`: the division rounds down, and a very thin image would lose its width.
     new_width, new_height = max(side, width * side // short), max(side, height * side // short)
     return new_width, new_height, (new_width - size) // 2, (new_height - size) // 2
 

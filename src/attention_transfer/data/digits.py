@@ -10,14 +10,15 @@ from torch import Tensor
 from .images import ImageSet, stratified_split
 from .source import Source
 
+# Sides in pixels.
 SCENE = 32
 DIGIT = 14
-FRAGMENTS = 8
+FRAGMENTS = 8  # of other digits, so that a network must look for the whole one
 FRAGMENT = 7
-NOISE = 0.1
+NOISE = 0.1  # standard deviation, in [0, 1] units
 TRAIN_SCENES = 12_000
 VAL_SCENES = 2_000
-VAL_SOURCES = 0.2
+VAL_SOURCES = 0.2  # share of the source digits
 # The scenes belong to the data set, not to a run: every run has the same ones, whatever its seed.
 SCENES_SEED = 2017
 

@@ -120,6 +120,7 @@ def _read_class_names(path: Path) -> dict[str, str]:
     if not path.is_file():
         return names
     try:
+        # -sig: Excel begins a file with a byte order mark.
         with path.open(newline="", encoding="utf-8-sig") as file:
             for row in csv.reader(file):
                 if len(row) >= 2 and row[1].strip():
@@ -163,5 +164,6 @@ def _parse_boxes(path: Path, reader: csv.DictReader[str]) -> Boxes:
                 "correct or delete it"
             ) from None
         # In the file both ends are inside the box (a whole 64-pixel image is 0 to 63).
+        # Backslashes come from Windows.
         boxes[row["file"].replace("\\", "/")] = (x0, y0, x1 + 1, y1 + 1)
     return boxes

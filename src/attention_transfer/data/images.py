@@ -40,6 +40,7 @@ class ImageSet:
                 f"files must name all {count} images, got {len(self.files)} names: "
                 "give one name an image"
             )
+        # `Augment` reads whole pixels from a flat view.
         object.__setattr__(self, "images", self.images.contiguous())
 
     def __len__(self) -> int:

@@ -24,7 +24,7 @@ from .source import Images, Source
 from .spec import existing_folder, split_columns
 from .stream import StreamSet
 
-VAL_SPLIT = 0.1
+VAL_SPLIT = 0.1  # of each class, if the data has no validation images
 
 
 def open_data(
@@ -173,7 +173,7 @@ def _select(
         train, val, split_notes = _cut_validation(options.data, train, options.val_split, seed)
         notes += split_notes
     train = _limited(train, options.limit_train, seed)
-    val = _limited(val, options.limit_val, 0)
+    val = _limited(val, options.limit_val, 0)  # the same for every seed, so that runs compare
     return train, val, tuple(notes)
 
 

@@ -69,10 +69,8 @@ class PackedStrings(Sequence[str]):
 class FileReader(Reader):
     """Image files below `root`."""
 
-    def __init__(
-        self, root: Path, files: Sequence[Path], boxes: NDArray[np.int64] | None = None
-    ) -> None:
-        self.root, self.boxes = root, boxes
+    def __init__(self, root: Path, files: Sequence[Path]) -> None:
+        self.root = root
         self._files = PackedStrings([file.relative_to(root).as_posix() for file in files])
 
     def __len__(self) -> int:

@@ -285,6 +285,8 @@ def _load(
 ) -> Iterator[Batch]:
     """The requested batches in order, from workers, or from this process if there are none."""
     workers = _limit_workers(images.workers, batch_size * images.size**2 * 3)
+    # The requests take the place of a sampler: the loader sends each to a worker as if it were an
+    # index, and returns the batches in their order.
     loader = torch.utils.data.DataLoader(
         BatchDataset(images, transform),
         batch_size=None,
@@ -312,7 +314,7 @@ def _limit_workers(workers: int, batch_bytes: int) -> int:
     shared_memory = Path("/dev/shm")
     if not workers or not shared_memory.is_dir():
         return workers
-    # Prefetched batches and the one in work; a fifth of the memory is left to others.
+    # Prefetched batches and the one in work; a fifth of the shared memory is left to others.
     worker_bytes = (PREFETCH + 1) * max(1, batch_bytes)
     return min(workers, int(0.8 * shutil.disk_usage(shared_memory).free) // worker_bytes)
 

@@ -30,6 +30,7 @@ VAL_SPLITS = ("validation", "val", "test")
 IMAGE_NAMES = ("image", "img")
 LABEL_NAMES = ("label", "labels", "fine_label", "class", "target", "category")
 EXPECTED = {"image": "images as {bytes, path} or bytes", "label": "whole numbers or words"}
+# Several times CIFAR-10, which opens without a copy and without importing `datasets` (1 to 2 s).
 IN_MEMORY_BYTES = 512 << 20
 
 
@@ -241,6 +242,7 @@ def _read_parquet(files: Sequence[Path], columns: Columns) -> Labelled:
     labels = _as_labels([table.column(columns.label) for table in tables], columns)
     if in_memory:
         images = [table.select([columns.image]) for table in tables]
+        # Permissive: a file whose images all lack a path has another type there.
         table = pyarrow.concat_tables(images, promote_options="permissive")
     else:
         table = _arrow_copy(files, columns.image)
@@ -278,6 +280,7 @@ def _arrow_copy(files: Sequence[Path], column: str) -> Any:
     try:
         builder = datasets.load_dataset_builder(
             "parquet",
+            # The library takes paths as patterns, relative ones to a folder of its own choice.
             data_files=[glob.escape(str(file.resolve())) for file in files],
             columns=[column],
             features=features,
@@ -344,12 +347,13 @@ class TableReader(Reader):
         return int(self._starts[-1])
 
     def encoded(self, i: int) -> Encoded:
+        # Read from the table: a `datasets.Dataset` takes twice as long to format a row.
         value = self._table.column(self._column)[i].as_py()
         if not isinstance(value, dict):
             return value
         if value.get("bytes") is None and value.get("path"):
-            file = self._origin(i)[0].parent / value["path"]
-            return file if file.is_file() else None
+            # Relative to the parquet file; the library has made the hub's paths absolute.
+            return self._origin(i)[0].parent / value["path"]
         return value.get("bytes")
 
     def _origin(self, i: int) -> tuple[Path, int]:

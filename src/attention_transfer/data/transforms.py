@@ -29,7 +29,9 @@ from .options import AugmentOptions
 
 def val_resize(augment: str) -> float:
     """The factor by which validation images are resized before the center crop."""
-    return 256 / 224 if augment == "imagenet" else 1.0
+    if augment == "imagenet":
+        return 256 / 224  # as in torchvision's ImageNet references
+    return 1.0
 
 
 @dataclass(frozen=True)

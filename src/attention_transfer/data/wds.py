@@ -232,11 +232,13 @@ def _read_shard(number: int, shard: Path) -> Iterator[Sample | str]:
 
 def _grouped_members(shard: Path) -> Iterator[tuple[str, list[tuple[int, int]], dict[str, bytes]]]:
     """Name, images as (offset, length) in bytes, and label files by extension of each sample."""
+    # "r:" refuses compressed files, in which an offset is of no use.
     with tarfile.open(shard, "r:") as tar:
         name: str | None = None
         images: list[tuple[int, int]] = []
         labels: dict[str, bytes] = {}
         for member in tar:
+            # macOS adds hidden members such as ._0001.jpg.
             if not member.isfile() or Path(member.name).name.startswith("."):
                 continue
             # The name of a sample ends at the first dot of the file name, folders excluded.
@@ -318,7 +320,8 @@ class TarReader(Reader):
 
     def encoded(self, i: int) -> Encoded:
         shard, offset, length = self._places[i].tolist()
-        # Opened each time: there may be more shards than a process may hold open.
+        # Opened each time, because there may be more shards than a process may hold open; without
+        # a buffer, because one read of known length needs none.
         with open(self.shards[shard], "rb", buffering=0) as file:
             file.seek(offset)
             return file.read(length)
