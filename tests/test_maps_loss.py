@@ -311,6 +311,33 @@ class TestPairs:
         ):
             at_loss(a, a, **{option: value})
 
+    @pytest.mark.parametrize("option", [{"kind": ["sum"]}, {"kind": None}, {"p": True}, {"p": "2"}])
+    def test_values_of_another_type(self, option):
+        a = draw(1, 2, 2, 2)
+        at_loss(a, a, p=1)  # True is not taken for this 1
+        ((name, _),) = option.items()
+        with pytest.raises(ValueError, match=f"{name} is .*: expected"):
+            at_loss(a, a, **option)
+
+    @pytest.mark.parametrize(
+        "option",
+        [
+            {"kind": "summ"},
+            {"axis": "spaces"},
+            {"convention": "author"},
+            {"resize": "maps"},
+            {"p": 0.5},
+            {"norm": 0.5},
+        ],
+    )
+    def test_a_compiled_call_is_refused_too(self, option):
+        """Dynamo cannot trace the check of eager mode; what it traces raises."""
+        torch.compiler.reset()
+        student, teacher = draw(1, 2, 4, 4), draw(1, 2, 2, 2)
+        compiled = torch.compile(at_loss, backend="eager")
+        with pytest.raises(ValueError, match=next(iter(option))):
+            compiled(student, teacher, **option)
+
     def test_p_below_one(self):
         with pytest.raises(ValueError, match="p is 0.5: expected a number ≥ 1"):
             at_loss(draw(1, 2, 2, 2), draw(1, 2, 2, 2), p=0.5)

@@ -7,7 +7,8 @@ from tapped import HEAD, Small, conv, images
 from torch import nn
 
 import attention_transfer as at
-from attention_transfer.taps import explain, match_stages, unpaired_stages
+from attention_transfer.errors import UserError
+from attention_transfer.taps import explain, match_stages, parse_pairs, unpaired_stages
 
 
 class TestPairs:
@@ -85,3 +86,17 @@ class TestPairs:
             ("teacher", "d", "the student has none of stride 2"),
         ]
         assert unpaired_stages(student, student) == []
+
+
+class TestParse:
+    @pytest.mark.parametrize("text", ["auto", "last1", "last12"])
+    def test_automatic_pairs_stay_words(self, text):
+        assert parse_pairs(text) == text
+
+    def test_layers_by_name(self):
+        assert parse_pairs("a=b, c.d = e") == [("a", "b"), ("c.d", "e")]
+
+    @pytest.mark.parametrize("text", ["", "all", "last", "last0", "a=", "=b", "a=b=c", "a=b,"])
+    def test_anything_else_is_refused(self, text):
+        with pytest.raises(UserError, match="--pairs is .*expected auto, last2, or STUDENT_LAYER="):
+            parse_pairs(text)
