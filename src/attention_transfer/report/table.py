@@ -15,19 +15,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-# header: (description, key in summary.json, format, whether to compare with the teacher)
-COSTS: dict[str, tuple[str, str, Callable[[float], str], bool]] = {
-    "parameters": ("of the network", "parameters", count, True),
-    "FLOPs": ("forward, one image, a multiply-add counted as two", "flops", count, True),
-    "inference images/s": (
-        "forward only, in batches", "inference.images_per_second", rate, True),
-    "latency ms": ("forward of one image", "inference.latency_ms", significant, False),
-    "training images/s": ("median over the epochs", "images_per_second", rate, False),
-    "minutes": ("to train one seed", "seconds", minutes, False),
-}  # fmt: skip
-
-# header: description
-RESULTS = {
+# What each column holds, in the order of the columns.
+DESCRIPTIONS = {
     "seeds": "finished runs",
     "error %": "validation error, mean ± sample standard deviation",
     "median": "median error over the seeds, %",
@@ -35,6 +24,22 @@ RESULTS = {
     "Δ alone": "points of error against the student alone; below zero is better",
     "top-5 error %": "validation top-5 error",
     "in box %": "share of the last stage's attention inside the object's box",
+    "parameters": "of the network",
+    "FLOPs": "forward, one image, a multiply-add counted as two",
+    "inference images/s": "forward only, in batches",
+    "latency ms": "forward of one image",
+    "training images/s": "median over the epochs",
+    "minutes": "to train one seed",
+}
+
+# Costs by header: the keys in summary.json, the format, and whether to compare with the teacher.
+COSTS: dict[str, tuple[tuple[str, ...], Callable[[float], str], bool]] = {
+    "parameters": (("parameters",), count, True),
+    "FLOPs": (("flops",), count, True),
+    "inference images/s": (("inference", "images_per_second"), rate, True),
+    "latency ms": (("inference", "latency_ms"), significant, False),
+    "training images/s": (("images_per_second",), rate, False),
+    "minutes": (("seconds",), minutes, False),
 }
 
 
@@ -64,12 +69,11 @@ class Column:
 def columns(rows: list[SettingRow]) -> list[Column]:
     """The columns in which at least one row has a value."""
     digits = error_digits(rows)
-    cells = [_result_cells(row, digits) | _cost_cells(row) for row in rows]
-    descriptions = RESULTS | {header: description for header, (description, *_) in COSTS.items()}
+    cells_by_header = [_result_cells(row, digits) | _cost_cells(row) for row in rows]
     columns = []
-    for header, description in descriptions.items():
-        if any(header in row_cells for row_cells in cells):
-            column = [row_cells.get(header, Cell()) for row_cells in cells]
+    for header, description in DESCRIPTIONS.items():
+        if any(header in cells for cells in cells_by_header):
+            column = [cells.get(header, Cell()) for cells in cells_by_header]
             columns.append(Column(header, description, column, is_cost=header in COSTS))
     return columns
 
@@ -130,8 +134,7 @@ def _mean_and_sd(spread: Spread, digits: int) -> str:
 def _cost_cells(row: SettingRow) -> dict[str, Cell]:
     """The costs that the row's runs measured, by header, with their ratios to the teacher's."""
     cells = {}
-    for header, (_, key, write, compare) in COSTS.items():
-        keys = key.split(".")
+    for header, (keys, write, compare) in COSTS.items():
         value, ratio = row.median(*keys), row.times_teacher(*keys)
         if value is None:
             continue
