@@ -22,7 +22,6 @@ from .options import Int, OptionSpec, from_mapping, option, option_specs, own_op
 from .runtime.options import Device, RuntimeOptions
 from .train.options import LabelOptions, LogOptions, OptimizerOptions, TrainingOptions
 
-
 # Arguments that several commands take
 TrainedRun = Annotated[Path, option("A run folder, the authors' too.", positional=True)]
 ComputeDevice = Annotated[Device, option("Where to compute.")]

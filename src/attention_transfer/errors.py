@@ -15,7 +15,7 @@ class LocalError(UserError):
 
 
 class RunError(RuntimeError):
-    """The run failed, such as by a full disk or a non-finite loss; the command exits with status 1."""
+    """The run failed, by a full disk or a non-finite loss; the command exits with status 1."""
 
 
 def check_choice(what: str, value: object, valid: Iterable[str]) -> None:
