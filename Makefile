@@ -35,6 +35,7 @@ bench: $(READY)  ## measure speed as ratios to the authors' step; rewrites resul
 	$(BIN)/attention-transfer bench data --rounds 5 --json results/bench/data.json
 	$(BIN)/attention-transfer bench compile --steps 300 --json results/bench/compile.json
 	$(BIN)/python bench/ablation.py --rounds 7 --steps 6 --json results/bench/ablation.json
+	$(BIN)/python bench/double_backward.py --rounds 7 --steps 2 --json results/bench/double_backward.json
 	$(BIN)/python bench/sweep.py --rounds 5 --steps 4 --json results/bench/sweep.json
 	$(BIN)/python bench/sweep_plot.py results/bench/sweep.json docs/scale.png
 	$(BIN)/python bench/decoders.py --rounds 5 --json results/bench/decoders.json

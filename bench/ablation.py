@@ -91,7 +91,7 @@ class AblationStep:
         if ablation.compiled and ablation.two_regions:
             transfer.compile(dynamic=False)
         elif ablation.compiled:
-            transfer.forward = torch.compile(transfer.forward, dynamic=False)
+            transfer.forward = torch.compile(transfer.forward, dynamic=False)  # type: ignore[method-assign]
         optimizer = make_optimizer(OptimizerOptions(lr=0.01), transfer)
         self.transfer, self.optimizer = self.fabric.setup(transfer, optimizer)
         return self

@@ -2,10 +2,10 @@
 
     python bench/decoders.py --rounds 5 --data FOLDER --json results/bench/decoders.json
 
-All run on one core, except the loader of DALI, which has a thread for every core; `per_core` is the
-rate over the cores at work. `authors 224` is the baseline. A library that is not installed has no
-row, and a note. pillow-simd takes the place of Pillow in an environment, so that one run measures
-only one of the two.
+`authors 224`, torchvision's transforms on PIL images, is the baseline. All run on one core, except
+the rows `loader`, which have a worker (with DALI a thread) for every core; `per_core` is the rate
+over the cores at work. A library that is not installed has no row, and a note. pillow-simd takes
+the place of Pillow in an environment, so that one run measures only one of the two.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from importlib.util import find_spec
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -25,29 +26,34 @@ from torch import Tensor
 
 from attention_transfer.bench import BenchOptions
 from attention_transfer.bench.data import (
-    AUTHORS,
+    AUGMENT,
     RATIO,
     SCALE,
     SIZE,
+    TIMED_BATCHES,
     Decode,
+    authors_batches,
     available_cores,
     decode_with_pillow,
-    decode_with_torchvision,
-    decoding,
-    jpeg_batch,
     jpeg_files,
+    loader_batch,
     loading,
     one_thread,
+    stream_batches,
 )
-from attention_transfer.bench.measure import interleave, report
+from attention_transfer.bench.measure import Measure, interleave, report, timed
 from attention_transfer.bench.workload import start
+from attention_transfer.data import make_transform
+from attention_transfer.data.transforms import AugmentDraw
+
+BASELINE = "authors 224"
 
 
 def run(options: BenchOptions, console: Console, json_file: Path | None) -> None:
     """Each library that is installed; images are a sixteenth of `--steps` batches."""
     runtime, _ = start(options)
-    count, batch = jpeg_batch(options)
-    cores = available_cores()
+    batch, cores = loader_batch(options), available_cores()
+    count = TIMED_BATCHES * batch
     notes = []
     with jpeg_files(options.data) as files, one_thread():
         measures = {}
@@ -56,15 +62,31 @@ def run(options: BenchOptions, console: Console, json_file: Path | None) -> None
                 notes.append(f"{name}: not installed")
             else:
                 measures[name] = decoding(make(), files, count)
+        loaders = {"authors": authors_batches, "torchvision": stream_batches}
+        for name, load in loaders.items():
+            measures[f"loader {name} 224"] = loading(partial(load, files, batch), batch, cores)
         if find_spec("nvidia") is None or find_spec("nvidia.dali") is None:
             notes.append("loader dali 224: not installed")
         else:
             measures["loader dali 224"] = loading(partial(dali_batches, files, batch), batch, cores)
-        rows = interleave(measures, options.rounds, dict.fromkeys(measures, AUTHORS))
+        rows = interleave(measures, options.rounds, dict.fromkeys(measures, BASELINE))
     for row in rows:
-        row.extra["per_core"] = row.median / (cores if row.name.startswith("loader") else 1)
+        workers = cores if row.name.startswith("loader") else 1
+        row.extra["per_core"] = row.median / workers
     notes.append(f"pillow-simd: {'yes' if is_pillow_simd() else 'not installed'}")
     report("decoders", rows, options, runtime, console, json_file, notes)
+
+
+def decoding(decode: Decode, files: Sequence[Path], count: int) -> Measure:
+    """Measures `count` images, one after the other."""
+    encoded = [file.read_bytes() for file in files]
+
+    def decode_all() -> None:
+        torch.manual_seed(0)  # the same crops in every row
+        for data in islice(cycle(encoded), count):
+            decode(data)
+
+    return timed(decode_all, 1, count)
 
 
 def is_pillow_simd() -> bool:
@@ -72,6 +94,18 @@ def is_pillow_simd() -> bool:
     import PIL
 
     return ".post" in PIL.__version__
+
+
+def decode_with_torchvision() -> Decode:
+    """As the workers of a stream do."""
+    transform = make_transform(AUGMENT, SIZE)
+
+    def decode(data: bytes) -> NDArray[np.uint8]:
+        out = np.empty((SIZE, SIZE, 3), dtype=np.uint8)
+        transform(out, data, AugmentDraw(noise=int(torch.randint(1 << 31, ()))))
+        return out
+
+    return decode
 
 
 def decode_with_simplejpeg() -> Decode:
@@ -114,7 +148,7 @@ def decode_with_opencv() -> Decode:
 
 # The name of a row, the module that it needs, and what makes its decoder.
 DECODERS: dict[str, tuple[str, Callable[[], Decode]]] = {
-    AUTHORS: ("PIL", decode_with_pillow),
+    BASELINE: ("PIL", decode_with_pillow),
     "torchvision 224": ("torchvision", decode_with_torchvision),
     "simplejpeg 224": ("simplejpeg", decode_with_simplejpeg),
     "opencv 224": ("cv2", decode_with_opencv),

@@ -1,13 +1,10 @@
 """The baselines compute what ours compute: otherwise the ratios would compare different work."""
 
-import pytest
 import torch
-from lightning.fabric import Fabric
 
 import attention_transfer as at
-from attention_transfer.bench import gradient, loss
+from attention_transfer.bench import loss
 from attention_transfer.bench.authors import AuthorsInference, AuthorsStep
-from attention_transfer.methods import METHODS
 
 
 def test_the_authors_step_equals_ours():
@@ -49,17 +46,3 @@ def test_the_authors_loss_equals_ours():
     student, teacher = ([f.detach().double() for f in fs] for fs in (student, teacher))
     theirs = loss.authors_loss(student, teacher)
     torch.testing.assert_close(theirs, at.at_loss(student, teacher), rtol=1e-10, atol=0)
-
-
-@pytest.mark.parametrize("method", ["none", "min-l2", "symmetry", "gradient"])
-def test_the_plain_double_backward_equals_ours(method):
-    torch.manual_seed(0)
-    x, y = torch.rand(4, 3, 32, 32), torch.arange(4)
-    plain, student, teacher = (at.create_model("nin-thin-no-bn", 10) for _ in range(3))
-    student.load_state_dict(plain.state_dict())
-    fabric = Fabric(accelerator="cpu", devices=1)
-    gradient.plain_step(method, plain, teacher, (x, y), fabric)()
-    methods = [] if method == "none" else [METHODS[method]()]
-    at.Transfer(student, teacher, methods, example=x)(x, y).loss.backward()
-    for a, b in zip(plain.parameters(), student.parameters(), strict=True):
-        torch.testing.assert_close(a.grad, b.grad, rtol=1e-3, atol=1e-5)

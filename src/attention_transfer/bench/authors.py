@@ -43,6 +43,7 @@ def network(x: Tensor, params: Params, depth: int, training: bool) -> tuple[Tens
             o = F.relu(bn(x, f"{base}.bn0"))
             z = F.conv2d(o, params[f"{base}.conv0.weight"], stride=stride, padding=1)
             z = F.conv2d(F.relu(bn(z, f"{base}.bn1")), params[f"{base}.conv1.weight"], padding=1)
+            # Only where the number of channels changes; else the block adds its input.
             shortcut = params.get(f"{base}.convdim.weight")
             if shortcut is not None:
                 x = F.conv2d(o, shortcut, stride=stride)
@@ -90,6 +91,7 @@ class AuthorsStep:
         self.teacher = AuthorsInference(teacher)
         self.depth, self.reads_loss = _depth(student), reads_loss
         self.student: Params = dict(create_model(student, 10).state_dict())
+        # Their weight decay covers norms and biases too.
         names = [name for name in self.student if name.endswith(("weight", "bias"))]
         learned = [self.student[name].requires_grad_() for name in names]
         self.optimizer = torch.optim.SGD(learned, 0.1, momentum=0.9, weight_decay=5e-4)
@@ -97,6 +99,7 @@ class AuthorsStep:
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:
         y_t, g_t = self.teacher(x)
         y_s, g_s = network(x, self.student, self.depth, training=True)
+        # Temperature, α and β are those of their AT+KD runs.
         loss = distillation(y_s, y_t, y, 4, 0.9)
         for s, t in zip(g_s, g_t, strict=True):
             loss = loss + 1e3 * (at(s) - at(t)).pow(2).mean()
@@ -119,6 +122,7 @@ def _depth(name: str) -> int:
 
 def _move(params: Params, device: str) -> None:
     for tensor in params.values():
+        # In place: the optimiser holds these tensors.
         tensor.data = tensor.data.to(device)
 
 
@@ -159,7 +163,7 @@ def authors_loader(
         batch_size,
         shuffle=True,
         num_workers=workers,
-        drop_last=True,
+        drop_last=True,  # every step has the same number of images
         persistent_workers=workers > 0,
     )
     while True:

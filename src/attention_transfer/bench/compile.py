@@ -62,6 +62,7 @@ class CompileCase:
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
         seconds = time.perf_counter() - start
         if done.returncode:
+            # The command ends with its message.
             lines = done.stderr.strip().splitlines() or [f"status {done.returncode}"]
             raise RunError(f"a run with --compile {self.compile} failed: {lines[-1]}")
         self.built = max(self.built, count_machine_code(self.cache) - files)
@@ -113,27 +114,16 @@ def measure_runs(
 
 def command_arguments(options: BenchOptions, compile: str, work: Path) -> list[str]:
     """The arguments of `attention-transfer` for one run, without --out."""
-    flags = {
-        "student": options.student,
-        "teacher": options.teacher,
-        "teacher-weights": work / "teacher.pt",
-        "method": "at+kd",
-        "data": "digits",
-        "limit-train": options.images,
-        "limit-val": min(VALIDATION_IMAGES, options.images),
-        "batch-size": options.batch_size,
-        "epochs": -(-options.steps // max(1, options.images // options.batch_size)),
-        "max-steps": options.steps,
-        "lr": 0.01,
-        "schedule": "constant",
-        "device": options.device,
-        "precision": options.precision,
-        "compile": compile,
-    }
-    arguments = ["distill"]
-    for flag, value in flags.items():
-        arguments += [f"--{flag}", str(value)]
-    return arguments
+    epochs = -(-options.steps // (options.images // options.batch_size))
+    flags = f"""
+        --student {options.student} --teacher {options.teacher} --method at+kd --data digits
+        --limit-train {options.images} --limit-val {min(VALIDATION_IMAGES, options.images)}
+        --batch-size {options.batch_size} --epochs {epochs} --max-steps {options.steps}
+        --lr 0.01 --schedule constant --device {options.device} --precision {options.precision}
+        --compile {compile}
+    """
+    # The path may contain spaces.
+    return ["distill", "--teacher-weights", str(work / "teacher.pt"), *flags.split()]
 
 
 def measure_authors(options: BenchOptions, device: str) -> float:

@@ -1,10 +1,10 @@
 """`bench data`: images/s of augmentation in memory, and of JPEGs decoded and cropped to 224 px.
 
-In memory: `authors` is their PIL loop on images of CIFAR's size, `resident` is ours; both make
-normalised float batches. From JPEGs: decoding, a random resized crop of 224 px and a flip, to
-uint8. `authors 224` is torchvision's transforms on PIL images, as in their ImageNet script, and the
-baseline of the rows from JPEGs. All run on one core, except the rows `loader`, which have a worker
-for every core; `per_core` is the rate over the cores at work.
+In memory, on one core: `authors` is their PIL loop on images of CIFAR's size, `resident` is ours;
+both make normalised float batches. From JPEGs, with a worker for every core: decoding, a random
+resized crop of 224 px and a flip, to uint8. `loader authors 224` is torchvision's transforms on PIL
+images, as in their ImageNet script; it is the baseline of ours. `per_core` is the rate over the
+cores at work.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from rich.console import Console
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -31,7 +30,6 @@ from ..apply.inference import as_input
 from ..data import Augment, ImageSet, Stream, StreamSet, make_transform, open_data
 from ..data.options import AugmentOptions
 from ..data.reader import FileReader
-from ..data.transforms import AugmentDraw
 from ..errors import UserError
 from ..models import Preprocess
 from .authors import MEAN, STD, authors_loader
@@ -42,7 +40,7 @@ from .workload import start
 SIZE = 224
 AUGMENT = AugmentOptions(augment="imagenet")
 SCALE, RATIO = AUGMENT.crop_scale, AUGMENT.crop_ratio  # torchvision's defaults
-AUTHORS = "authors 224"
+AUTHORS = "loader authors 224"
 PHOTOGRAPHS = 24  # JPEGs that are made where no folder is given
 # Batches of each worker: the first ones pass until every worker is at work, the rest is timed.
 WARM_UP_BATCHES, TIMED_BATCHES = 2, 4
@@ -51,33 +49,32 @@ Decode = Callable[[bytes], Any]  # a JPEG's bytes -> (224, 224, 3) uint8
 
 
 def run(options: BenchOptions, console: Console, json_file: Path | None) -> None:
-    """`--steps` batches a measurement in memory, and a sixteenth of their images from JPEGs."""
+    """`--steps` batches a measurement in memory, and a sixteenth of their images a worker."""
     runtime, _ = start(options)
     images = open_data("digits", limit_train=options.images, limit_val=10).train
     assert isinstance(images, ImageSet), "the digits are in memory"
-    count, batch = jpeg_batch(options)
+    batch = loader_batch(options)
     cores = available_cores()
+    # One thread a process: libraries differ in how many they would take.
     with jpeg_files(options.data) as files, one_thread():
         measures = {
             "authors": _authors(images, options),
             "resident": _resident(images, options),
-            AUTHORS: decoding(decode_with_pillow(), files, count),
-            "torchvision 224": decoding(decode_with_torchvision(), files, count),
-            "loader authors 224": loading(partial(_authors_batches, files, batch), batch, cores),
-            "loader torchvision 224": loading(partial(_stream_batches, files, batch), batch, cores),
+            AUTHORS: loading(partial(authors_batches, files, batch), batch, cores),
+            "loader torchvision 224": loading(partial(stream_batches, files, batch), batch, cores),
         }
         baselines = {name: AUTHORS for name in measures if name.endswith("224")}
         rows = interleave(measures, options.rounds, baselines)
     for row in rows:
-        row.extra["per_core"] = row.median / (cores if row.name.startswith("loader") else 1)
+        workers = cores if row.name.startswith("loader") else 1
+        row.extra["per_core"] = row.median / workers
     notes = [f"{len(files)} JPEGs, {cores} cores"]
     report("data", rows, options, runtime, console, json_file, notes)
 
 
-def jpeg_batch(options: BenchOptions) -> tuple[int, int]:
-    """The number of JPEGs a measurement, and the size of a loader's batch."""
-    count = max(1, options.steps * options.batch_size // 16)
-    return count, max(1, count // TIMED_BATCHES)
+def loader_batch(options: BenchOptions) -> int:
+    """Images a batch of a loader: large images take some sixteen times as long as small ones."""
+    return max(1, options.steps * options.batch_size // 16 // TIMED_BATCHES)
 
 
 def available_cores() -> int:
@@ -138,6 +135,7 @@ def _authors(images: ImageSet, options: BenchOptions) -> Measure:
 
 def _resident(images: ImageSet, options: BenchOptions) -> Measure:
     augment, normalise = Augment(images), Preprocess(MEAN, STD)
+    # An epoch draws its crops once; its steps repeat when it ends.
     plan = augment.epoch(0, 0, options.batch_size)
     steps = cycle(range(len(plan)))
 
@@ -147,36 +145,12 @@ def _resident(images: ImageSet, options: BenchOptions) -> Measure:
     return timed(make_batch, options.steps, options.batch_size)
 
 
-def decoding(decode: Decode, files: Sequence[Path], count: int) -> Measure:
-    """Measures `count` images, one after the other."""
-    encoded = [file.read_bytes() for file in files]
-
-    def decode_all() -> None:
-        torch.manual_seed(0)  # the same crops in every row
-        for data in islice(cycle(encoded), count):
-            decode(data)
-
-    return timed(decode_all, 1, count)
-
-
 def decode_with_pillow() -> Decode:
     from PIL import Image
     from torchvision import transforms as T
 
     transform = T.Compose([T.RandomResizedCrop(SIZE, SCALE, RATIO), T.RandomHorizontalFlip()])
     return lambda data: np.asarray(transform(Image.open(io.BytesIO(data)).convert("RGB")))
-
-
-def decode_with_torchvision() -> Decode:
-    """As the workers of a stream do."""
-    transform = make_transform(AUGMENT, SIZE)
-
-    def decode(data: bytes) -> NDArray[np.uint8]:
-        out = np.empty((SIZE, SIZE, 3), dtype=np.uint8)
-        transform(out, data, AugmentDraw(noise=int(torch.randint(1 << 31, ()))))
-        return out
-
-    return decode
 
 
 def loading(load: Callable[[int, int], Iterator[object]], batch: int, workers: int) -> Measure:
@@ -207,14 +181,15 @@ class _AuthorsFiles(Dataset[Tensor]):
         return self.count
 
     def __getitem__(self, i: int) -> Tensor:
+        # A copy, since Pillow's array is read-only.
         return torch.from_numpy(self.decode(self.files[i % len(self.files)].read_bytes()).copy())
 
 
-def _authors_batches(files: list[Path], batch: int, count: int, workers: int) -> Iterator[object]:
+def authors_batches(files: list[Path], batch: int, count: int, workers: int) -> Iterator[object]:
     return iter(DataLoader(_AuthorsFiles(files, count * batch), batch, num_workers=workers))
 
 
-def _stream_batches(files: list[Path], batch: int, count: int, workers: int) -> Iterator[object]:
+def stream_batches(files: list[Path], batch: int, count: int, workers: int) -> Iterator[object]:
     """Batches of a run's stream."""
     reader = FileReader(Path(os.path.commonpath([file.parent for file in files])), files)
     labels = torch.zeros(len(files), dtype=torch.int64)

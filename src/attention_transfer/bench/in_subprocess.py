@@ -39,6 +39,7 @@ def in_subprocess(
     Raises:
         RunError: if the process dies.
     """
+    # A Fabric device has an index, which the subprocess need not know.
     device_type = torch.device(device).type
     if loader is None:
         loader = partial(random_batches, options.batch_size, size, device_type)
@@ -61,7 +62,7 @@ def random_batches(batch_size: int, size: int, device: str) -> Batches:
     return repeat((x, torch.randint(10, (batch_size,), device=device)))
 
 
-# The state of the subprocess.
+# The state of the subprocess between two measurements.
 _step: Callable[[Tensor, Tensor], object]
 _batches: Batches
 _device: torch.device

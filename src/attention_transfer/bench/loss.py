@@ -41,6 +41,7 @@ def run(options: BenchOptions, console: Console, json_file: Path | None) -> None
             kind = f"{dtype} {memory_format}"
             student, teacher = make_features(batch, kind, fabric.device)
             for candidate, function in _candidates(options.compile == "on").items():
+                # The first row is the baseline of all.
                 name = f"{candidate} {kind}" if measures else "authors"
                 step = partial(_step, function, student, teacher)
                 measures[name] = timed(step, options.steps, batch, fabric.device)
@@ -84,7 +85,7 @@ def floor(student: Features, teacher: Features) -> None:
     """The reads and writes of a loss and its gradient, with hardly any arithmetic."""
     with torch.no_grad():
         for s, t in zip(student, teacher, strict=True):
-            s.sum(), t.sum()
+            s.sum(), t.sum()  # read everything, write nothing
             s.grad = s * 2
 
 

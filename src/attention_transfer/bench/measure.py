@@ -38,6 +38,7 @@ class BenchRow:
         return statistics.median(self.rates)
 
     def to_dict(self) -> dict[str, Any]:
+        # Percentiles by the nearest rank: there are few rounds.
         ordered = sorted(self.rates)
         last = len(ordered) - 1
         return {
@@ -71,6 +72,7 @@ def interleave(
             rates[name].append(measure())
     rows = []
     for name, values in rates.items():
+        # Ratios within a round: both measurements saw the machine at about the same speed.
         baseline = rates[(baselines or {}).get(name, "authors")]
         rows.append(BenchRow(name, values, ratios(values, baseline)))
     return rows

@@ -32,6 +32,7 @@ def run(options: BenchOptions, console: Console, json_file: Path | None) -> None
             "at+kd": measure("at+kd"),
         }
         if runtime.device == "cuda" and runtime.compile:
+            # `--compile auto` does not choose graphs, so this is a row of its own.
             graphs = replace(runtime, graphs=True)
             measures["at+kd graphs"] = measure_step(options, graphs, fabric, batch, "at+kd")
         rows = interleave(measures, options.rounds)

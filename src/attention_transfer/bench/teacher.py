@@ -24,6 +24,7 @@ def run(options: BenchOptions, console: Console, json_file: Path | None) -> None
     """Every form; `--compile off` leaves the compiled one out."""
     runtime, fabric = start(options)
     x, _ = random_batch(options.batch_size, fabric.device)
+    # Each row has a Fabric of its own, for its autocast.
     fp32 = replace(options, precision="fp32", compile="off")
     bf16 = replace(options, precision="bf16", compile="off")
     make = partial(AuthorsInference, options.teacher)

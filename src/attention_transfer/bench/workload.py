@@ -54,6 +54,7 @@ def make_transfer(
     memory_format: torch.memory_format = torch.channels_last,
 ) -> Transfer:
     """The networks of `options`, with random weights, for batches like `x`."""
+    # The same weights in every row.
     torch.manual_seed(0)
     student = create_network(options.student, memory_format)
     teacher = create_network(options.teacher, memory_format)
@@ -71,6 +72,7 @@ def training_step(
         transfer.compile(**runtime.compile_options())
     optimizer = make_optimizer(OptimizerOptions(lr=0.01), transfer)
     wrapped, wrapped_optimizer = fabric.setup(transfer, optimizer)
+    # A tensor, as in a run: a number would become a constant of the compiled step.
     progress = torch.full((), 0.5, device=fabric.device)
     graphs = CudaGraphs()
 

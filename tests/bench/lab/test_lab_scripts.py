@@ -7,6 +7,7 @@ from pathlib import Path
 
 import ablation
 import decoders
+import double_backward
 import harness
 import numpy as np
 import peer_torchdistill
@@ -14,15 +15,18 @@ import pytest
 import sweep
 import sweep_plot
 import torch
+from lightning.fabric import Fabric
 from PIL import Image
 from rich.console import Console
 
 import attention_transfer as at
+from attention_transfer.bench import gradient
 from attention_transfer.bench.measure import BenchRow
+from attention_transfer.methods import METHODS
 
 QUIET = Console(quiet=True)
 FOLDER = Path(sweep.__file__).parent
-SCRIPTS = ("ablation", "decoders", "peer_torchdistill", "sweep", "zoo")
+SCRIPTS = ("ablation", "decoders", "double_backward", "peer_torchdistill", "sweep", "zoo")
 
 
 @pytest.fixture
@@ -116,6 +120,30 @@ def test_peer_without_the_library_names_the_extra(monkeypatch, small):
     monkeypatch.setattr(peer_torchdistill, "find_spec", lambda name: None)
     with pytest.raises(at.UserError, match=r"pip install 'attention-transfer\[peers\]'"):
         peer_torchdistill.run(small, QUIET, None)
+
+
+@pytest.mark.parametrize("method", double_backward.METHODS)
+def test_the_plain_double_backward_equals_ours(method):
+    torch.manual_seed(0)
+    x, y = torch.rand(4, 3, 32, 32), torch.arange(4)
+    plain, student, teacher = (at.create_model("nin-thin-no-bn", 10) for _ in range(3))
+    student.load_state_dict(plain.state_dict())
+    fabric = Fabric(accelerator="cpu", devices=1)
+    double_backward.double_backward_step(method, plain, teacher, (x, y), fabric)()
+    at.Transfer(student, teacher, [METHODS[method]()], example=x)(x, y).loss.backward()
+    for a, b in zip(plain.parameters(), student.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-3, atol=1e-5)
+
+
+def test_double_backward(tmp_path, monkeypatch, small, read_rows):
+    monkeypatch.setattr(gradient, "peak_memory", lambda make, device: 1.0)
+    options = replace(small, student="nin-thin-no-bn", teacher="nin-thin-no-bn")
+    double_backward.run(options, QUIET, tmp_path / "d.json")
+    rows, _ = read_rows(tmp_path / "d.json", "double_backward")
+    kinds = [
+        f"{m}{kind}" for m in double_backward.METHODS for kind in (" plain", " plain tuned", "")
+    ]
+    assert list(rows) == ["authors", "student", *kinds]
 
 
 def test_sweep(tmp_path, monkeypatch, small, same_process, read_rows):
