@@ -89,6 +89,17 @@ def test_exif_orientation_is_undone(orientation, picture):
     assert np.array_equal(decoded(blob)[0][0], np.asarray(expected))
 
 
+def test_damaged_exif_leaves_the_pixels(picture):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    whole = encode(picture(), "JPEG", exif=exif)
+    start = whole.index(b"MM\x00*") + 4
+    damaged = whole[:start] + b"\xff" * 6 + whole[start + 6 :]
+    upright, turned = decoded(encode(picture(), "JPEG"), whole)[0]
+    assert not np.array_equal(upright, turned)
+    assert np.array_equal(decoded(damaged)[0][0], upright)
+
+
 def test_upright_size_of_a_rotated_image(picture):
     exif = Image.Exif()
     exif[0x0112] = 6
