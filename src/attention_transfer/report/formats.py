@@ -57,16 +57,12 @@ def signed(value: float, digits: int) -> str:
 
 def percent(share: float | None) -> str:
     """A share in [0, 1] in percent, without the unit."""
-    if share is None:
-        return MISSING
-    return f"{100 * share:.1f}"
+    return MISSING if share is None else f"{100 * share:.1f}"
 
 
 def plural(number: int, noun: str) -> str:
     """`1 seed`, `3 seeds`."""
-    if number == 1:
-        return f"1 {noun}"
-    return f"{number} {noun}s"
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def model_name(model: str) -> str:

@@ -87,9 +87,7 @@ class LoadedRun:
             UserError: if maps.npz cannot be read.
         """
         path = RunFolder(self.folder).maps_file
-        if not path.is_file():
-            return None
-        return _read_maps(path)
+        return _read_maps(path) if path.is_file() else None
 
 
 def get_nested(tree: Any, *keys: str) -> Any:

@@ -51,9 +51,8 @@ class Spread:
         values = tuple(value for value in results if value is not None)
         if not values:
             return None
-        mean, median, sd = statistics.fmean(values), statistics.median(values), None
-        if len(values) > 1:
-            sd = statistics.stdev(values)
+        mean, median = statistics.fmean(values), statistics.median(values)
+        sd = statistics.stdev(values) if len(values) > 1 else None
         return cls(values, mean, sd, median, min(values), max(values))
 
     @property
@@ -105,9 +104,7 @@ class SettingRow:
 
     @property
     def baseline_error(self) -> Spread | None:
-        if self.baseline is None:
-            return None
-        return self.baseline.error
+        return None if self.baseline is None else self.baseline.error
 
     @property
     def delta(self) -> float | None:
@@ -148,9 +145,7 @@ class SettingRow:
 
 def error_percent(accuracy: float | None) -> float | None:
     """An accuracy in [0, 1] as an error in percent."""
-    if accuracy is None:
-        return None
-    return 100 * (1 - accuracy)
+    return None if accuracy is None else 100 * (1 - accuracy)
 
 
 def group_runs(runs: Iterable[LoadedRun]) -> list[SettingRow]:
