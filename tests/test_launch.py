@@ -44,10 +44,10 @@ def _one_thread(monkeypatch):
 
 
 @pytest.mark.usefixtures("_one_thread")
-def test_at_once_gives_the_same_runs(command: Command, tmp_path):
+def test_jobs_give_the_same_runs(command: Command, tmp_path):
     line = f"{LINE} --model {write_factory(tmp_path)}"
     assert command(f"{line} --out one").status == 0
-    said = command(f"{line} --out both --at-once 2")
+    said = command(f"{line} --out both --jobs 2")
     assert (said.status, said.err) == (0, "")
     assert {f.name for f in (tmp_path / "both").iterdir()} == {"seed-3", "seed-4", "report.html"}
     for seed in ("seed-3", "seed-4"):
@@ -61,7 +61,7 @@ def test_at_once_gives_the_same_runs(command: Command, tmp_path):
 
 
 def test_each_line_names_its_run(tmp_path):
-    line = f"{LINE} --model {write_factory(tmp_path)} --out run --at-once 2"
+    line = f"{LINE} --model {write_factory(tmp_path)} --out run --jobs 2"
     said = subprocess.run(
         [sys.executable, "-m", "attention_transfer", *shlex.split(line)],
         cwd=tmp_path, capture_output=True, text=True, timeout=120,
@@ -75,7 +75,7 @@ def test_each_line_names_its_run(tmp_path):
 
 def test_what_fails_is_named_and_the_rest_is_kept(command: Command, tmp_path):
     (tmp_path / "picky.py").write_text(PICKY)
-    said = command(f"{LINE} --model picky.py:make --out run --at-once 2")
+    said = command(f"{LINE} --model picky.py:make --out run --jobs 2")
     assert said.status == 2  # found by the dry step, before training
     assert "run/seed-3: the term ce is not finite" in said.err
     assert said.err.count("\n") == 1
@@ -87,7 +87,7 @@ def test_what_fails_is_named_and_the_rest_is_kept(command: Command, tmp_path):
 )
 def test_stopped_it_saves_and_goes_on(tmp_path, number, whole_group):
     """As by `timeout` or a scheduler; as by a stop button."""
-    line = f"{LINE} --model {write_factory(tmp_path)} --epochs 9000 --max-steps 36000 --out run --at-once 2"
+    line = f"{LINE} --model {write_factory(tmp_path)} --epochs 9000 --max-steps 36000 --out run --jobs 2"
     checkpoints = [tmp_path / "run" / seed / "checkpoint.pt" for seed in ("seed-3", "seed-4")]
 
     def stopped_once_both(progressed):
@@ -126,11 +126,11 @@ def test_stopped_it_saves_and_goes_on(tmp_path, number, whole_group):
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        ("--at-once 0", "--at-once is 0: expected at least 1"),
-        ("--at-once 2 --devices 2", "expected 1"),
+        ("--jobs 0", "jobs is 0: expected a whole number ≥ 1"),
+        ("--jobs 2 --devices 2", "expected 1"),
     ],
 )
-def test_what_cannot_be(command: Command, words, expected):
+def test_invalid_jobs(command: Command, words, expected):
     said = command(f"{LINE} --model wrn-10-1 --out run {words}")
     assert said.status == 2
     assert expected in said.err
