@@ -193,7 +193,7 @@ def _quick() -> Iterator[None]:
 
 @pytest.fixture
 def quick_runs() -> Iterator[None]:
-    """Spares what only costs time: drawing the same scenes again, and measuring the speed of networks."""
+    """Saves time: draws the scenes only once, and does not measure the speed of networks."""
     with _quick():
         yield
 

@@ -87,15 +87,20 @@ def test_what_fails_is_named_and_the_rest_is_kept(command: Command, tmp_path):
 )
 def test_stopped_it_saves_and_goes_on(tmp_path, number, whole_group):
     """As by `timeout` or a scheduler; as by a stop button."""
-    line = f"{LINE} --model {write_factory(tmp_path)} --epochs 9000 --max-steps 36000 --out run --jobs 2"
+    model = write_factory(tmp_path)
+    line = f"{LINE} --model {model} --epochs 9000 --max-steps 36000 --out run --jobs 2"
     checkpoints = [tmp_path / "run" / seed / "checkpoint.pt" for seed in ("seed-3", "seed-4")]
 
     def stopped_once_both(progressed):
         """Its standard output, after a signal."""
         process = subprocess.Popen(
             [sys.executable, "-m", "attention_transfer", *shlex.split(line)],
-            cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-        )  # fmt: skip
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
         end = time.monotonic() + 100
         while (
             not all(map(progressed, checkpoints))
@@ -107,8 +112,8 @@ def test_stopped_it_saves_and_goes_on(tmp_path, number, whole_group):
         out, err = process.communicate(timeout=60)
         assert process.returncode == 130, err
         assert (
-            err
-            == "attention-transfer: interrupted: the state is saved; run the same command again to continue\n"
+            err == "attention-transfer: interrupted: the state is saved; "
+            "run the same command again to continue\n"
         )
         return out
 

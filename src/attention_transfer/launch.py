@@ -23,7 +23,7 @@ from .runtime.process import local_rank
 from .train.run import run
 from .train.signals import Interrupted, signal_handlers
 
-POLL_SECONDS = 0.3
+POLL_SECONDS = 0.3  # time between looks for a signal while runs are under way
 
 
 def run_seeds(

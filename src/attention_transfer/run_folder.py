@@ -184,5 +184,5 @@ def find_runs(paths: list[str | os.PathLike[str]]) -> list[RunFolder]:
             )
         for folder in folders:
             if not any(other in folder.parents for other in folders):
-                runs[folder.resolve()] = RunFolder(folder)
+                runs[folder.resolve()] = RunFolder(folder)  # once, however often it is named
     return list(runs.values())

@@ -1,4 +1,4 @@
-"""CUDA graphs: who may have them, that every step of a run begins as one, and that they leave the numbers alone."""
+"""CUDA graphs: which runs may use them, that every step is one, and that numbers stay the same."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run that was stopped or killed ends as one that was left alone, bit for bit; a finished one is left alone."""
+"""An interrupted run ends as an uninterrupted one, bit for bit; a finished run is not redone."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_killed_before_the_first_save_starts_anew(teacher_run, tmp_path):
 
 @pytest.mark.parametrize("between", ["save_checkpoint", "RunFolder.write_metrics"])
 def test_killed_while_saving(teacher_run, tmp_path, between):
-    """Checkpoint and metrics are two files: whichever is written first, no epoch is lost or there twice."""
+    """Checkpoint and metrics are two files; whichever is written first, each epoch has one row."""
     from attention_transfer.run_folder import RunFolder
 
     place, name = (trainer, between) if "." not in between else (RunFolder, between.split(".")[1])
@@ -274,7 +274,7 @@ def test_decisions():
             resolve_runtime(small(device="cuda"), 0.0)
 
 
-# The signals are real: a process of its own sends one to itself at a step, so that no test waits for the right moment.
+# A process that sends a real signal to itself at a given step, so that no test has to wait for it.
 SIGNALLED = """
 import os, sys, torch
 torch.set_num_threads(1)

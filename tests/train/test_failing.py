@@ -147,7 +147,7 @@ def test_a_learning_rate_that_diverges(command, tmp_path):
 
 @pytest.mark.parametrize("factor", [float("nan"), 1e15])
 def test_a_last_step_that_diverges(tmp_path, monkeypatch, factor):
-    """The loss of the last step is finite, what that step leaves is not: weights, or what they make of images."""
+    """The loss of the last step is finite, but not the weights, or their outputs."""
 
     def spoil(trainer):
         with torch.no_grad():

@@ -1,4 +1,4 @@
-"""From trained weights to other classes: the head starts anew, the rest and its normalisation stay."""
+"""Fine-tuning to other classes: a new head; the other weights and the normalisation stay."""
 
 from __future__ import annotations
 
@@ -106,9 +106,10 @@ def test_weights_of_another_network(teacher_run, tmp_path):
 
 
 def test_teacher_and_student_to_other_data(teacher_run, images, command):
-    """The paper's Table 4 in small: the teacher is fine-tuned, then the student; transfer at the last two groups."""
+    """The paper's Table 4 in small: teacher, then student; transfer at the last two groups."""
     common = (
-        f"--recipe finetune --data {images} --student-weights {teacher_run} --image-size 32 --epochs 1 --batch-size 11 "
+        f"--recipe finetune --data {images} --student-weights {teacher_run} "
+        "--image-size 32 --epochs 1 --batch-size 11 "
         "--device cpu --compile off --layer-decay 0.5 --freeze-bn"
     )
     said = command(f"train --model wrn-10-1 {common} --out teacher")
@@ -220,7 +221,7 @@ class TestOwnInputSize:
         assert network.module(network.preprocess(torch.rand(1, 3, 32, 32))).shape == (1, 2)
 
     def test_a_run_from_end_to_end(self, tmp_path, teacher_run):
-        """Images of 32×32, a student of 16×16, a teacher of 32×32; each sees them in its own size."""
+        """Images of 32×32 for a student of 16×16 and a teacher of 32×32."""
         (tmp_path / "fixed.py").write_text(FIXED)
         recipe = distilled(
             teacher_run, method="kd", model=f"{tmp_path / 'fixed.py'}:Fixed", max_steps=2

@@ -1,4 +1,4 @@
-"""`--log`: every epoch once, in a run that is killed and continued too; a logger that fails stops no run."""
+"""`--log`: every epoch once, also in a continued run; a logger that fails stops no run."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_every_epoch_once(tmp_path):
 
 
 def test_continued(tmp_path):
-    """Begun without a logger, killed after its third step of the second epoch, and continued with one."""
+    """Started without a logger, interrupted, and continued with one."""
     recipe = small(epochs=3)
     with pytest.MonkeyPatch.context() as patch:
         stop_after(patch, STEPS_PER_EPOCH + 3, request_stop)
@@ -139,7 +139,10 @@ def test_wrong_words_and_missing_packages(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="unknown logger 'tensorbord'.*did you mean tensorboard"):
         small(log="csv,tensorbord")
     monkeypatch.setattr(loggers, "find_spec", lambda name: None)
-    message = r"--log tensorboard needs the package tensorboard: pip install 'attention-transfer\[tensorboard\]'"
+    message = (
+        r"--log tensorboard needs the package tensorboard: "
+        r"pip install 'attention-transfer\[tensorboard\]'"
+    )
     with pytest.raises(UserError, match=message):
         carry_out(small(log="csv,tensorboard"), tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -120,7 +120,7 @@ class TestRuns:
             assert not torch.equal(y, y.bfloat16().float())
 
     def test_the_average_by_hand(self, tmp_path, monkeypatch):
-        """The average of step t = 1, 2, … keeps min(decay, 1 − t^(−2/3)) of what it was; it is validated and kept."""
+        """At step t = 1, 2, … the average keeps min(decay, 1 − t^(−2/3)) of its value."""
         from attention_transfer.train.trainer import Trainer
 
         original, seen = Trainer.train_step, []

@@ -17,7 +17,7 @@ pytestmark = [
     pytest.mark.usefixtures("quick_runs"),
     pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="needs gloo"),
 ]
-# One of two processes, as torchrun starts them; it sends itself a signal (0 is none) after the first step.
+# One rank of two, as torchrun starts it; it sends itself a signal (0: none) after the first step.
 ONE_OF_TWO = """
 import os, sys, torch
 torch.set_num_threads(1)

@@ -158,7 +158,7 @@ def test_another_image_size_is_kept(tmp_path):
 
 
 def test_the_checkpoint_holds_no_teacher(teacher_run, tmp_path):
-    # A teacher of another width than the student, so that its tensors would be known by their shapes.
+    # The teacher is wider than the student, so that the shapes would show its tensors.
     carry_out(small(model="wrn-10-2", epochs=1, max_steps=1), tmp_path / "wide")
     carry_out(distilled(tmp_path / "wide", epochs=1, max_steps=1), tmp_path / "run")
     state = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)

@@ -1,4 +1,4 @@
-"""Runs whose images are streamed: the same as with resident ones, stopped and continued, evaluated."""
+"""Runs with streamed images: the same numbers as with resident ones, also when continued."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ pytestmark = pytest.mark.usefixtures("quick_runs")
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    return f"folder:{write_folder(tmp_path_factory.mktemp('images') / 'set', classes=3, train=12, val=4)}"
+    folder = tmp_path_factory.mktemp("images") / "set"
+    return f"folder:{write_folder(folder, classes=3, train=12, val=4)}"
 
 
 def streamed(images, **options):
@@ -172,11 +173,16 @@ def test_built_in_images_are_not_streamed(tmp_path):
 def test_an_image_that_one_of_two_processes_cannot_read(tmp_path):
     folder = write_folder(tmp_path / "set", classes=2, train=8, val=4)
     torn = sorted((folder / "train").rglob("*.png"))[5]
-    words = f"train --model {write_factory(tmp_path)} {FLAGS} --data folder:{folder} --stream on --devices 2 --out run"
+    words = f"train --model {write_factory(tmp_path)} {FLAGS} --data folder:{folder} "
+    words += "--stream on --devices 2 --out run"
     torn.write_bytes(torn.read_bytes()[:60])
     said = subprocess.run(
         [sys.executable, "-m", "attention_transfer", *words.split()],
-        cwd=tmp_path, capture_output=True, text=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
     assert said.returncode != 0
     assert str(torn) in said.stderr

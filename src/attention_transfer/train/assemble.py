@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -29,7 +30,6 @@ from ..errors import UserError
 from ..methods import create_methods
 from ..models import Network, check_network, load_network, start_network
 from ..run_folder import RunFolder
-from ..runtime.cuda_graphs import CudaGraphs
 from ..runtime.process import local_rank
 from ..runtime.resolve import RuntimeConfig, count_flops
 from ..taps import parse_pairs
@@ -65,11 +65,6 @@ class RunComponents:
         module: nn.Module = self.average.module
         return module
 
-    @property
-    def needs_gradient(self) -> bool:
-        """Whether a method needs second derivatives."""
-        return any(method.needs_gradient for method in self.transfer.methods)
-
     def inference(self, runtime: RuntimeConfig) -> InferenceModel:
         """The trained module with its preprocessing."""
         return InferenceModel(self.trained, self.student.preprocess, runtime.precision)
@@ -91,6 +86,7 @@ def assemble(recipe: Recipe, streamed: bool | None = None, jobs: int = 1) -> Run
     teacher = None
     if recipe.teacher is not None and any(m.needs_teacher for m in methods):
         teacher = load_network(recipe.teacher, *classes, recipe.teacher_weights)
+    # After the teacher, whose initialisation draws numbers too: the student's depends on the seed.
     torch.manual_seed(recipe.seed)
     student, notes = start_network(recipe.model, *classes, recipe.student_weights)
     student_module = student.module.to(memory_format=torch.channels_last)
@@ -119,19 +115,19 @@ def assemble(recipe: Recipe, streamed: bool | None = None, jobs: int = 1) -> Run
 
 def _open(recipe: Recipe, streamed: bool | None, jobs: int) -> Dataset:
     stream: str = recipe.stream
-    if stream == "auto":
-        if streamed is not None:
-            stream = "on" if streamed else "off"
-        elif recipe.augment == "imagenet":
-            stream = "on"
+    if stream == "auto" and streamed is False:
+        stream = "off"
+    elif stream == "auto" and (streamed or recipe.augment == "imagenet"):
+        stream = "on"
     on_gpu = recipe.device in ("auto", "cuda") and torch.cuda.is_available()
     processes = recipe.devices * jobs
     workers = recipe.workers
     if workers is None:
         workers = default_workers(on_cpu=not on_gpu, processes=processes)
-    memory = []
+    memory = []  # bytes for decoded images, on the GPU and in the machine
     if on_gpu:
         free, _ = torch.cuda.mem_get_info(local_rank())
+        # Each process has a GPU of its own, and shares it with other jobs only.
         memory.append(int(GPU_SHARE * free) // jobs)
     if (share := memory_budget()) is not None:
         memory.append(share // processes)
@@ -153,8 +149,8 @@ def training_flops(recipe: Recipe, components: RunComponents) -> float:
         images = min(images, recipe.max_steps * recipe.batch_size)
     student, teacher = components.student, components.teacher
     per_image = 3 * count_flops(student.module.eval(), student.preprocess(example))
-    if components.transfer.teacher is not None and teacher is not None:
-        per_image += count_flops(components.transfer.teacher, teacher.preprocess(example))
+    if teacher is not None:
+        per_image += count_flops(teacher.module.eval(), teacher.preprocess(example))
     return float(per_image * images)
 
 
@@ -180,10 +176,7 @@ def make_trainer(
         torch.compiler.reset()
         transfer.compile(**runtime.compile_options())
         network = torch.compile(network, dynamic=False)  # type: ignore[assignment]
-
-    def validate() -> dict[str, float]:
-        return evaluate(network, val, EVALUATION_BATCH, fabric.device)
-
+    validate = partial(evaluate, network, val, EVALUATION_BATCH, fabric.device)
     return Trainer(
         recipe,
         recipe,
@@ -196,7 +189,7 @@ def make_trainer(
         example=components.example.to(fabric.device),
         mix=make_mix(recipe, len(components.data.classes)),
         average=components.average,
-        graphs=CudaGraphs() if runtime.graphs else None,
+        graphs=runtime.graphs,
     )
 
 

@@ -22,7 +22,7 @@ def save_checkpoint(file: Path, state: dict[str, Any]) -> None:
         with replacing(file) as partial, open(partial, "wb") as stream:
             torch.save(state, stream)
             stream.flush()
-            os.fsync(stream.fileno())
+            os.fsync(stream.fileno())  # or a power cut could leave an empty file under the name
     except RunError:
         raise
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError

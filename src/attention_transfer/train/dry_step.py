@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from torch import Tensor
@@ -37,12 +38,10 @@ def dry_step(components: RunComponents, trainer: Trainer) -> None:
             images=_validation_batches(data.val),
             teacher_accuracy=_recorded_accuracy(components.teacher),
         )
-    errors = []
     for finding in findings:
-        if finding.level == "error":
-            errors.append(finding.text)
-        else:
+        if finding.level != "error":
             trainer.progress.say(f"{finding.level}: {finding.text}")
+    errors = [finding.text for finding in findings if finding.level == "error"]
     if errors:
         raise UserError("; ".join(errors))
 
@@ -50,7 +49,7 @@ def dry_step(components: RunComponents, trainer: Trainer) -> None:
 def _validation_batches(images: Images) -> Iterator[tuple[Tensor, Tensor]]:
     """Images balanced over the classes, and over the batches as far as possible."""
     index = balanced_subset(images.labels, TEACHER_IMAGES, seed=0)
-    count = -(-len(index) // BATCH)
+    count = math.ceil(len(index) / BATCH)
     for k in range(count):
         part = images.subset(index[k::count])
         yield as_input(part.batch(slice(None))), part.labels
@@ -58,10 +57,8 @@ def _validation_batches(images: Images) -> Iterator[tuple[Tensor, Tensor]]:
 
 def _recorded_accuracy(teacher: Network | None) -> float | None:
     """The teacher's validation accuracy at the end of its own run, if that is known."""
-    if teacher is None or not teacher.folder:
-        return None
-    summary = RunFolder(teacher.folder).summary()
-    if summary is None:
-        return None
-    accuracy: float | None = summary["final"].get("val_accuracy")
-    return accuracy
+    summary = None
+    if teacher is not None and teacher.folder:
+        summary = RunFolder(teacher.folder).summary()
+    final: dict[str, float] = summary["final"] if summary else {}
+    return final.get("val_accuracy")

@@ -66,6 +66,7 @@ def finish(
 def _summarize_teacher(teacher: Network, data: Dataset, runtime: RuntimeConfig) -> dict[str, Any]:
     network = InferenceModel(teacher.module, teacher.preprocess, runtime.precision)
     network = network.to(runtime.device).eval()
+    # Again, because this run may validate on other images than the teacher's own run.
     metrics = evaluate(network, data.val.to(network.device), EVALUATION_BATCH, network.device)
     folder = recorded = None
     if teacher.folder:

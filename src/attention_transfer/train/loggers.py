@@ -10,8 +10,6 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any
 
-from lightning.fabric import Fabric
-
 from ..errors import UserError, first_line
 from ..run_folder import RunFolder, read_json, write_json
 from .options import LogOptions, logger_names
@@ -23,15 +21,17 @@ PACKAGES = {"tensorboard": ("tensorboard", "tensorboardX"), "wandb": ("wandb",)}
 Row = Mapping[str, Any]
 
 
-def check_loggers(options: LogOptions) -> None:
-    """Raises `UserError` for a logger whose package is missing."""
-    for name in logger_names(options):
+def check_loggers(options: LogOptions) -> list[str]:
+    """The loggers by name. Raises `UserError` for one whose package is missing."""
+    names = logger_names(options)
+    for name in names:
         packages = PACKAGES.get(name, ())
         if packages and not any(find_spec(package) for package in packages):
             raise UserError(
                 f"--log {name} needs the package {packages[0]}: "
                 f"pip install 'attention-transfer[{name}]'"
             )
+    return names
 
 
 def flatten_row(row: Row) -> dict[str, float]:
@@ -103,6 +103,12 @@ class Loggers:
                     "without it; metrics.jsonl has every epoch"
                 )
 
+    def __enter__(self) -> Loggers:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.close("success" if kind is None else "failed")
+
     def close(self, status: str) -> None:
         for name, logger in self.loggers.items():
             try:
@@ -113,25 +119,6 @@ class Loggers:
                         logger.experiment.finish()
             except Exception as error:
                 self.say(f"warning: --log {name} did not end well ({first_line(error)})")
-
-
-@contextmanager
-def logging_to(
-    options: LogOptions,
-    folder: RunFolder,
-    config: Mapping[str, Any],
-    say: Callable[[str], None],
-    fabric: Fabric,
-) -> Iterator[Callable[[Sequence[Row]], None]]:
-    """Yields the function that takes all rows of a run so far; it logs on rank 0 only."""
-    names = logger_names(options) if fabric.is_global_zero else []
-    loggers = Loggers(names, folder, config, say)
-    status = "failed"
-    try:
-        yield loggers.write
-        status = "success"
-    finally:
-        loggers.close(status)
 
 
 def _begin(name: str, folder: RunFolder, state: dict[str, Any], config: Mapping[str, Any]) -> Any:
@@ -150,10 +137,10 @@ def _begin(name: str, folder: RunFolder, state: dict[str, Any], config: Mapping[
         from lightning.fabric.loggers import TensorBoardLogger
 
         # TensorBoard then forgets what a killed process had written beyond this step.
-        purge = {"purge_step": state["step"] + 1} if state["step"] else {}
-        logger = TensorBoardLogger(logs, name="tensorboard", version="", **purge)
+        purge_step = state["step"] + 1 if state["step"] else None
+        logger = TensorBoardLogger(logs, "tensorboard", version="", purge_step=purge_step)
     else:
-        from lightning.pytorch.loggers import WandbLogger
+        from lightning.pytorch.loggers import WandbLogger  # Fabric has none of its own
 
         # wandb continues a run by its id.
         state["id"] = state["id"] or uuid.uuid4().hex[:8]

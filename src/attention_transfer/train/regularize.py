@@ -35,6 +35,7 @@ def make_mix(options: LabelOptions, classes: int) -> Mix | None:
 
     def mix(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         x, y = chosen(x, y)
+        # The transforms return the default memory format, and the networks are channels_last.
         return x.contiguous(memory_format=torch.channels_last), y
 
     return mix

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from warnings import catch_warnings, simplefilter
 
 from rich.console import Console
 
@@ -19,7 +19,7 @@ from .announce import announce, run_title
 from .assemble import RunComponents, assemble, make_trainer, training_flops
 from .dry_step import dry_step
 from .finish import describe_summary, finish
-from .loggers import check_loggers, logging_to
+from .loggers import Loggers, check_loggers
 from .progress import ProgressBar
 from .resume import check_folder, check_teacher
 
@@ -42,7 +42,7 @@ def run(recipe: Recipe, out: str | Path, console: Console, jobs: int = 1) -> dic
     """
     folder = RunFolder(out)
     check_folder(folder, recipe)
-    check_loggers(recipe)
+    loggers = check_loggers(recipe)
     if (summary := folder.summary()) is not None:
         if recipe.teacher is not None:
             check_teacher(folder, run_fingerprint(recipe.teacher))
@@ -51,22 +51,13 @@ def run(recipe: Recipe, out: str | Path, console: Console, jobs: int = 1) -> dic
             console.print(text, markup=False, highlight=False, soft_wrap=True)
         return summary
 
-    earlier = folder.environment()
-    components = assemble(recipe, earlier.get("streamed"), jobs)
+    components = assemble(recipe, folder.environment().get("streamed"), jobs)
     if components.teacher is not None:
         check_teacher(folder, components.teacher.fingerprint)
-    runtime = resolve_runtime(
-        recipe,
-        training_flops(recipe, components),
-        earlier.get("auto"),
-        # Second derivatives are cheaper eager, by ops/convolution.py (results/gradient.md).
-        compilable=not components.needs_gradient,
-        accumulate=recipe.accumulate,
-    )
-    set_up_process(runtime)
-    fabric = make_fabric(recipe, runtime)
+    runtime = _resolve(recipe, folder, components)
+    fabric = make_fabric(recipe, set_up_process(runtime))
     if not fabric.is_global_zero:
-        console = Console(quiet=True)
+        console, loggers = Console(quiet=True), []
     progress = ProgressBar(console, run_title(recipe), recipe.epochs)
     trainer = make_trainer(recipe, folder, fabric, components, runtime, progress)
     announce(recipe, components, runtime, trainer)
@@ -76,21 +67,29 @@ def run(recipe: Recipe, out: str | Path, console: Console, jobs: int = 1) -> dic
     if fabric.is_global_zero:
         _record(recipe, folder, components, runtime)
 
-    with (
-        logging_to(recipe, folder, recipe.to_dict(), progress.say, fabric) as trainer.log,
-        warnings.catch_warnings(),
-    ):
-        warnings.simplefilter("ignore", BatchStatisticsWarning)  # the dry step has said it
+    with Loggers(loggers, folder, recipe.to_dict(), progress.say) as logs, catch_warnings():
+        simplefilter("ignore", BatchStatisticsWarning)  # the dry step has said it
+        trainer.log = logs.write
         rows = trainer.train()
     fabric.barrier()
     if not fabric.is_global_zero:
         return {}
-    unreadable = components.data.unreadable_count() - components.data.skipped
-    if unreadable > 0:
-        progress.say(f"warning: {unreadable} unreadable images were met and left out")
+    if (count := components.data.unreadable_count() - components.data.skipped) > 0:
+        progress.say(f"warning: {count} unreadable images were met and left out")
     summary = finish(recipe, folder, components, runtime, rows)
     progress.say(f"{folder}: {describe_summary(summary)}")
     return summary
+
+
+def _resolve(recipe: Recipe, folder: RunFolder, components: RunComponents) -> RuntimeConfig:
+    return resolve_runtime(
+        recipe,
+        training_flops(recipe, components),
+        folder.environment().get("auto"),
+        # Second derivatives are cheaper eager, by ops/convolution.py (results/gradient.md).
+        compilable=not any(method.needs_gradient for method in components.transfer.methods),
+        accumulate=recipe.accumulate,
+    )
 
 
 def _record(
@@ -99,11 +98,12 @@ def _record(
     """Writes config.yaml and environment.json; of a run that continues, a changed runtime only."""
     earlier = folder.environment()
     if earlier and folder.exists and folder.checkpoint_file.is_file():
+        # Versions and command stay those of the start.
         if earlier.get("auto") != asdict(runtime):
             write_json(folder.environment_file, earlier | {"auto": asdict(runtime)})
         return
     folder.write_config(recipe.to_dict())
-    fingerprint = components.teacher.fingerprint if components.teacher else None
-    record = environment(runtime)
-    record |= {"teacher": fingerprint, "streamed": components.data.streamed}
+    record = environment(runtime) | {"teacher": None, "streamed": components.data.streamed}
+    if components.teacher is not None:
+        record["teacher"] = components.teacher.fingerprint
     write_json(folder.environment_file, record)

@@ -41,7 +41,7 @@ class Trainer:
         example: a batch as the student sees it, for learning rates by layer.
         mix: mixes the images and labels of a batch.
         average: keeps the moving average of the student's weights (`make_average`).
-        graphs: if compiled steps are replayed as CUDA graphs.
+        graphs: whether compiled steps are replayed as CUDA graphs.
 
     Raises:
         UserError: if a batch has fewer images than processes or micro-batches.
@@ -61,11 +61,12 @@ class Trainer:
         example: Tensor | None = None,
         mix: Mix | None = None,
         average: Any = None,
-        graphs: CudaGraphs | None = None,
+        graphs: bool = False,
     ):
         self.options, self.folder, self.fabric = options, folder, fabric
         self.loader, self.validate, self.progress = loader, validate, progress
-        self.mix, self.average, self.graphs = mix, average, graphs
+        self.mix, self.average = mix, average
+        self.graphs = CudaGraphs() if graphs else None
         self.batch_size = min(options.batch_size, len(loader.images))
         _check_batch_size(self.batch_size, fabric.world_size, options.accumulate)
         self.steps_per_epoch = len(loader.epoch(options.seed, 0, self.batch_size))
@@ -82,6 +83,7 @@ class Trainer:
         self.update = Update(
             optimizer_options, self.optimizer, transfer.trainable_parameters(), self.steps_per_epoch
         )
+        # State is read from and written to `module`, whose names have no wrapper's prefix.
         self.transfer, self.wrapped_optimizer = fabric.setup(transfer, self.optimizer)
         self.terms = ["ce", *(method.part for method in transfer.methods)]
         self.meter = Meter(self.terms, fabric.device)
@@ -123,17 +125,12 @@ class Trainer:
             self.train_step(x, y)
             self.progress.update(self.step, self.batch_size, self.meter)
             if step + 1 < last and self._shall_stop():
-                self._synchronize()
-                self._add_seconds()
+                self.seconds += self._elapsed()
                 self._save()
                 # Wait for rank 0 to write: torchrun kills all ranks when one has ended.
                 self.fabric.barrier()
                 raise Interrupted
-        self._synchronize()
-        images_per_second = (
-            (last - first) * self.batch_size / (time.perf_counter() - self._epoch_start)
-        )
-        row = self._finish_epoch(epoch, images_per_second)
+        row = self._finish_epoch(epoch, (last - first) * self.batch_size / self._elapsed())
         self.rows.append(row)
         self.meter = Meter(self.terms, self.fabric.device)
         self._save()
@@ -171,10 +168,14 @@ class Trainer:
         All ranks must call this: the sums of the meter are those of all ranks.
         """
         scheduler = self.scheduler.state_dict().items()
-        on_cuda = self.fabric.device.type == "cuda"
+        average = cuda_rng = None
+        if self.average is not None:
+            average = self.average.state_dict()
+        if self.fabric.device.type == "cuda":
+            cuda_rng = torch.cuda.get_rng_state()
         return {
             "transfer": self.module.state_dict(),
-            "average": None if self.average is None else self.average.state_dict(),
+            "average": average,
             "optimizer": self.optimizer.state_dict(),
             # Without the functions that torch's schedulers hold, which weights_only refuses.
             "scheduler": {k: v for k, v in scheduler if isinstance(v, (int, float, list))},
@@ -183,7 +184,7 @@ class Trainer:
             "seconds": self.seconds,
             "lr": self.lr,
             "rng": torch.get_rng_state(),
-            "cuda_rng": torch.cuda.get_rng_state() if on_cuda else None,
+            "cuda_rng": cuda_rng,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -204,8 +205,8 @@ class Trainer:
     def _position(self) -> tuple[int, int]:
         """The epoch, counted from 0, and the first of its steps that is still to do."""
         epoch, first = divmod(self.step, self.steps_per_epoch)
-        recorded = self.rows[-1]["step"] if self.rows else 0
-        if first or self.step == recorded:
+        recorded = [0, *(row["step"] for row in self.rows)]
+        if first or self.step == recorded[-1]:
             return epoch, first
         # An unreadable validation image ended the run after the last step of an epoch.
         if not self.meter.images:
@@ -219,7 +220,7 @@ class Trainer:
         x, y = self.loader.batch(plan, step)
         world, rank = self.fabric.world_size, self.fabric.global_rank
         if world > 1 and not self.loader.is_sharded:
-            even = len(y) // world * world
+            even = len(y) // world * world  # with unequal shares, images would weigh unequally
             x, y = x[rank:even:world], y[rank:even:world]
         return as_input(x), y
 
@@ -228,19 +229,22 @@ class Trainer:
         if self.graphs is not None:
             self.graphs.begin()
         output = self.transfer(x, y, progress)
-        self.fabric.backward(output.loss if share == 1 else output.loss * share)
+        loss = output.loss
+        if share != 1:
+            loss = loss * share
+        self.fabric.backward(loss)
         self.meter.update(output.logits, y, output.parts, self.step + 1)
 
     def _finish_epoch(self, epoch: int, images_per_second: float) -> Row:
         """Validates, and returns the epoch's row."""
         self._check_finite()
         train_loss, train_accuracy, parts = self.meter.means(self.fabric)
-        self.module.eval()
+        self.module.eval()  # until `training_mode` of the next epoch
         with self._saving_on_error():
             val = self.validate()
         if not math.isfinite(val["loss"]):
             raise RunError(f"the validation loss is not finite after step {self.step}; {KEPT}")
-        self._add_seconds()
+        self.seconds += self._elapsed()
         row: Row = {
             "epoch": epoch + 1,
             "step": self.step,
@@ -254,6 +258,7 @@ class Trainer:
             row["val_top5"] = val["top5"]
         return row | {
             "parts": parts,
+            # The weights that the last step used.
             "weights": self.module.weights(min(1.0, (self.step - 1) / self.total_steps)),
             "images_per_second": images_per_second,
             "seconds": self.seconds,
@@ -270,7 +275,7 @@ class Trainer:
                 raise LocalError(str(error)) from error
             if not self.step:
                 raise
-            self._add_seconds()
+            self.seconds += self._elapsed()
             self._save()
             raise UserError(
                 f"{error}; the state is saved: run the command again to continue"
@@ -281,12 +286,11 @@ class Trainer:
             return False
         return self.stop.on_any_rank(self.fabric)
 
-    def _synchronize(self) -> None:
+    def _elapsed(self) -> float:
+        """Seconds since the start of the epoch."""
         if self.fabric.device.type == "cuda":
-            torch.cuda.synchronize()
-
-    def _add_seconds(self) -> None:
-        self.seconds += time.perf_counter() - self._epoch_start
+            torch.cuda.synchronize()  # the last steps may still be running
+        return time.perf_counter() - self._epoch_start
 
     def _save(self) -> None:
         """Writes metrics and checkpoint, each whole or not at all; never a non-finite state."""
@@ -304,6 +308,7 @@ class Trainer:
         if self.average is not None:
             values += self.average.state_dict().values()
         finite = [v.isfinite().all() for v in values if v.is_floating_point()]
+        # Stacked, so that the device is read once.
         if not torch.stack(finite).all():
             raise RunError(f"the weights are not finite after step {self.step}; {KEPT}")
 
@@ -312,7 +317,7 @@ def _check_batch_size(batch_size: int, processes: int, accumulate: int) -> None:
     if batch_size < processes:
         raise UserError(f"a batch of {batch_size} images is too small for {processes} processes")
     if batch_size // processes < accumulate:
-        over = f" over {processes} processes" if processes > 1 else ""
         raise UserError(
-            f"a batch of {batch_size} images{over} cannot be split into {accumulate} micro-batches"
+            f"a batch of {batch_size} images cannot be split into {accumulate} micro-batches "
+            f"in each of {processes} processes"
         )
