@@ -1,8 +1,11 @@
-"""Precision and powers, as the maps, the losses and the methods share them."""
+"""Precision, powers and the cross-entropy, as maps, losses and methods share them."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 EPS = 1e-12
@@ -28,3 +31,11 @@ def power(a: Tensor, p: float) -> Tensor:
     # The second derivative of |a|^p is infinite at 0: take 0 out of what autograd sees.
     zero = a == 0
     return torch.where(zero, 0.0, torch.where(zero, 1.0, a).abs().pow(p))
+
+
+def cross_entropy(logits: Tensor, y: Tensor, **options: Any) -> Tensor:
+    """`F.cross_entropy` in at least float32; y (N,) of class numbers or (N, K) of probabilities."""
+    logits = at_least_float32(logits)
+    if y.is_floating_point():
+        y = y.to(logits.dtype)
+    return F.cross_entropy(logits, y, **options)

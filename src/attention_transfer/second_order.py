@@ -14,11 +14,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .errors import UserError
-from .numerics import at_least_float32
+from .numerics import cross_entropy
 from .ops.convolution import TwiceDifferentiable
 
 # x -> (logits, features)
@@ -129,10 +128,7 @@ def _check_batch(x: Tensor, y: Tensor) -> None:
 def _cross_entropy_sum(logits: Tensor, y: Tensor) -> Tensor:
     """Over the batch, in at least float32 whatever the autocast."""
     with torch.autocast(logits.device.type, enabled=False):
-        logits = at_least_float32(logits)
-        if y.is_floating_point():
-            y = y.to(logits.dtype)
-        return F.cross_entropy(logits, y, reduction="sum")
+        return cross_entropy(logits, y, reduction="sum")
 
 
 @contextmanager

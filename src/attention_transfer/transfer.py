@@ -9,12 +9,11 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .errors import UserError
 from .methods.base import Method, StepInputs, TrainingFraction
-from .numerics import at_least_float32
+from .numerics import cross_entropy
 from .second_order import (
     BatchStatisticsWarning,
     batch_dependence,
@@ -112,8 +111,7 @@ class Transfer(nn.Module):
         Args:
             x: images (N, C, H, W), before any network's own normalisation.
             y: labels (N,), int64, or the probabilities (N, K) of each class for mixed images.
-            progress: the share of the training that is done, in [0, 1], for methods that decay; a
-                float or a 0-d tensor.
+            progress: the share of the training that is done, a float or 0-d tensor in [0, 1].
         """
         if not self._checked_first_batch and self.training and not torch.compiler.is_compiling():
             # Once, and only now: the caller may set the student's mode after the construction.
@@ -168,7 +166,9 @@ class Transfer(nn.Module):
             share: float | Tensor = 1.0
             for method in self.methods:
                 share = share * method.cross_entropy_share(progress)
-            parts = {"ce": self._cross_entropy(logits, y) * share}
+            _check_labels(y, logits)
+            loss = cross_entropy(logits, y, label_smoothing=self.label_smoothing)
+            parts = {"ce": loss * share}
             for method in self.methods:
                 parts[method.part] = method(step) * method.weight(progress)
         return Output(torch.stack(list(parts.values())).sum(), logits, parts)
@@ -190,22 +190,6 @@ class Transfer(nn.Module):
         step.student_features = [f[:n] for f in features]
         return logits[:n]
 
-    def _cross_entropy(self, logits: Tensor, y: Tensor) -> Tensor:
-        logits = at_least_float32(logits)
-        if y.is_floating_point():
-            if y.shape != logits.shape:
-                raise UserError(
-                    f"soft labels {tuple(y.shape)} for logits {tuple(logits.shape)}: "
-                    "expected both (N, K)"
-                )
-            y = y.to(logits.dtype)
-        elif y.dtype != torch.int64 or y.shape != logits.shape[:1]:
-            raise UserError(
-                f"labels {y.dtype} {tuple(y.shape)} for logits {tuple(logits.shape)}: "
-                "expected int64 (N,), or (N, K) of probabilities"
-            )
-        return F.cross_entropy(logits, y, label_smoothing=self.label_smoothing)
-
     def batch_dependence_warning(self) -> str | None:
         """A warning if input gradients of the student, in its present mode, depend on the batch."""
         text = batch_dependence(self.student, "the student")
@@ -221,14 +205,12 @@ class Transfer(nn.Module):
 
     def weights(self, progress: TrainingFraction) -> dict[str, float]:
         """The weights in effect: `beta` and `alpha`; `at.beta`, … if several methods have β."""
-        by_method = [(method.name, method.weights(progress)) for method in self.methods]
-        counts = Counter(key for _, weights in by_method for key in weights)
-        weights_in_effect = {}
-        for name, weights in by_method:
-            for key, value in weights.items():
-                unique = key if counts[key] == 1 else f"{name}.{key}"
-                weights_in_effect[unique] = value
-        return weights_in_effect
+        counts = Counter(key for method in self.methods for key in method.weights(progress))
+        weights = {}
+        for method in self.methods:
+            for key, value in method.weights(progress).items():
+                weights[key if counts[key] == 1 else f"{method.name}.{key}"] = value
+        return weights
 
     def features(self, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """(The student's, the teacher's) features of the pairs, in eval mode, without gradients."""
@@ -288,6 +270,18 @@ def _read(
     return logits, [features[layer] for layer in layers]
 
 
+def _check_labels(y: Tensor, logits: Tensor) -> None:
+    shape, expected = tuple(y.shape), tuple(logits.shape)
+    if y.is_floating_point():
+        if shape != expected:
+            raise UserError(f"soft labels {shape} for logits {expected}: expected both (N, K)")
+    elif y.dtype != torch.int64 or shape != expected[:1]:
+        raise UserError(
+            f"labels {y.dtype} {shape} for logits {expected}: "
+            "expected int64 (N,), or (N, K) of probabilities"
+        )
+
+
 def _check_methods(
     methods: Sequence[Method], teacher: nn.Module | None, example: Tensor | None
 ) -> None:
@@ -302,6 +296,4 @@ def _check_methods(
         if method.needs_teacher and teacher is None:
             raise UserError(f"{name} needs a teacher, and teacher is None")
         if method.needs_example and example is None:
-            raise UserError(
-                f"{name} needs example=, a batch of images (N, C, H, W), to know its sizes by"
-            )
+            raise UserError(f"{name} needs example=, a batch of images (N, C, H, W), for its sizes")

@@ -7,8 +7,10 @@
 
 namespace {
 
-constexpr int64_t STRIP = 2048;  // columns at a time: their sums stay in the nearest cache, and short enough to be exact
-constexpr int64_t RUN = 64;      // rows added up before they join the sum, which keeps float32 exact enough
+// Columns at a time: their sums stay in the nearest cache, and are short enough to be exact.
+constexpr int64_t STRIP = 2048;
+// Rows added up before they join the sum, which keeps float32 exact enough.
+constexpr int64_t RUN = 64;
 
 struct bf16 { uint16_t bits; };
 
@@ -27,12 +29,15 @@ inline void store(bf16& to, float x) {  // to the nearest, ties to even
     to.bits = uint16_t((bits & 0x7fffffff) > 0x7f800000 ? 0x7fc0 : rounded);
 }
 
-template <int P> inline float power(float a) { return P == 1 ? __builtin_fabsf(a) : P == 2 ? a * a : a * a * (a * a); }
+template <int P> inline float power(float a) {
+    return P == 1 ? __builtin_fabsf(a) : P == 2 ? a * a : a * a * (a * a);
+}
 template <int P> inline float slope(float a, float g) {
     return P == 1 ? (a > 0 ? g : a < 0 ? -g : 0 * g) : P == 2 ? a * (2 * g) : a * (a * a) * (4 * g);
 }
 
-// What word k of a row adds to its sum: four bytes, of bfloat16 two values, which are cheaper widened together.
+// The share of word k of a row in its sum. A word has four bytes: of bfloat16 two values, which are
+// cheaper widened together.
 template <int P> inline float word(const float* a, int64_t k) { return power<P>(a[k]); }
 template <int P> inline float word(const bf16* a, int64_t k) {
     uint32_t both;
@@ -60,7 +65,8 @@ template <class T, int P> inline float sum_row(const T* a, int64_t columns) {
     return total;
 }
 
-template <class T, int P> void sum_rows(const T* a, float* q, int64_t rows, int64_t columns, int64_t width) {
+template <class T, int P>
+void sum_rows(const T* a, float* q, int64_t rows, int64_t columns, int64_t width) {
     std::fill(q, q + width, 0.0f);
     for (int64_t start = 0; start < rows; start += RUN) {
         float part[STRIP];
@@ -79,7 +85,8 @@ template <class T, int P> void sum_rows(const T* a, float* q, int64_t rows, int6
     }
 }
 
-template <class T, int P> void sum(const T* a, float* q, int64_t n, int64_t rows, int64_t columns, bool inner, int threads) {
+template <class T, int P>
+void sum(const T* a, float* q, int64_t n, int64_t rows, int64_t columns, bool inner, int threads) {
     if (inner) {
 #pragma omp parallel for schedule(static) num_threads(threads)
         for (int64_t i = 0; i < n * rows; i++) q[i] = sum_row<T, P>(a + i * columns, columns);
@@ -90,12 +97,14 @@ template <class T, int P> void sum(const T* a, float* q, int64_t n, int64_t rows
     for (int64_t i = 0; i < n * strips; i++) {
         int64_t sample = i / strips, start = i % strips * STRIP;
         int64_t width = std::min(STRIP, columns - start);
-        sum_rows<T, P>(a + sample * rows * columns + start, q + sample * columns + start, rows, columns, width);
+        const T* from = a + sample * rows * columns + start;
+        sum_rows<T, P>(from, q + sample * columns + start, rows, columns, width);
     }
 }
 
 template <class T, int P>
-void gradient(const T* a, const float* g, T* __restrict out, int64_t n, int64_t rows, int64_t columns, bool inner, int threads) {
+void gradient(const T* a, const float* g, T* __restrict out, int64_t n, int64_t rows,
+              int64_t columns, bool inner, int threads) {
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (int64_t i = 0; i < n * rows; i++) {
         const T* row = a + i * columns;
@@ -116,7 +125,7 @@ template <class Run> void with_exponent(int p, Run run) {
 
 constexpr float EPS = 1e-12f;
 
-// Σ of what `term` makes of each column: in single precision within a strip, in double from one to the next.
+// Σ of `term` over the columns: in single precision within a strip, in double across strips.
 template <class Term> inline double sum_of(int64_t columns, Term term) {
     double total = 0;
     for (int64_t start = 0; start < columns; start += STRIP) {
@@ -131,36 +140,41 @@ template <class Term> inline double sum_of(int64_t columns, Term term) {
 
 }  // namespace
 
-// Y = Q / r and r = max(‖Q‖₂, 1e-12), row by row of q (n, columns). Scaled, or squares of Q > 1e19 overflow.
-extern "C" void normalize(const float* q, float* y, float* r, int64_t n, int64_t columns, int threads) {
+// Y = Q / r and r = max(‖Q‖₂, 1e-12), row by row of q (n, columns). Scaled, because squares of
+// Q > 1e19 overflow.
+extern "C" void normalize(const float* q, float* y, float* r, int64_t n, int64_t columns,
+                          int threads) {
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (int64_t i = 0; i < n; i++) {
         const float* row = q + i * columns;
         float scale = EPS;
 #pragma omp simd reduction(max : scale)
         for (int64_t j = 0; j < columns; j++) scale = std::max(scale, std::fabs(row[j]));
-        float norm = scale * float(std::sqrt(sum_of(columns, [=](int64_t j) { float x = row[j] / scale; return x * x; })));
+        auto square = [=](int64_t j) { float x = row[j] / scale; return x * x; };
+        float norm = scale * float(std::sqrt(sum_of(columns, square)));
         r[i] = norm < EPS ? EPS : norm;  // a NaN stays one
         for (int64_t j = 0; j < columns; j++) y[i * columns + j] = row[j] / r[i];
     }
 }
 
 // ∂L/∂Q = (g − Y·(⟨Y, g⟩ − r·g_r)) / r, without the projection where r is at its bound.
-extern "C" void normalize_backward(const float* y, const float* r, const float* g, const float* g_r, float* out, int64_t n,
-                                int64_t columns, int threads) {
+extern "C" void normalize_backward(const float* y, const float* r, const float* g,
+                                   const float* g_r, float* out, int64_t n, int64_t columns,
+                                   int threads) {
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (int64_t i = 0; i < n; i++) {
         const float *yi = y + i * columns, *gi = g + i * columns;
-        float along = float(sum_of(columns, [=](int64_t j) { return yi[j] * gi[j]; })) - r[i] * g_r[i];
+        auto product = [=](int64_t j) { return yi[j] * gi[j]; };
+        float along = float(sum_of(columns, product)) - r[i] * g_r[i];
         float factor = r[i] > EPS ? along : 0.0f;
         for (int64_t j = 0; j < columns; j++) out[i * columns + j] = (gi[j] - yi[j] * factor) / r[i];
     }
 }
 
-// Σ |A|^p for p = 1, 2, 4, to q. A is (n, rows, columns), contiguous; `inner` tells which dimension is summed over: columns
-// (a map value a row), else rows (a map value a column). `half`: of bfloat16, else float32.
-extern "C" void power_sum(const void* a, float* q, int64_t n, int64_t rows, int64_t columns, int p, int half, int inner,
-                          int threads) {
+// Σ |A|^p for p = 1, 2, 4, to q. A is (n, rows, columns), contiguous; `inner`: the sum goes over
+// the columns (a map value a row), else over the rows (a map value a column). `half`: bfloat16.
+extern "C" void power_sum(const void* a, float* q, int64_t n, int64_t rows, int64_t columns, int p,
+                          int half, int inner, int threads) {
     auto run = [=](auto exponent) {
         constexpr int P = decltype(exponent)::value;
         if (half) sum<bf16, P>(static_cast<const bf16*>(a), q, n, rows, columns, inner, threads);
@@ -170,12 +184,16 @@ extern "C" void power_sum(const void* a, float* q, int64_t n, int64_t rows, int6
 }
 
 // Its gradient, g · p·|A|^(p−1)·sign(A), to out.
-extern "C" void power_grad(const void* a, const float* g, void* out, int64_t n, int64_t rows, int64_t columns, int p,
-                            int half, int inner, int threads) {
+extern "C" void power_grad(const void* a, const float* g, void* out, int64_t n, int64_t rows,
+                           int64_t columns, int p, int half, int inner, int threads) {
     auto run = [=](auto exponent) {
         constexpr int P = decltype(exponent)::value;
-        if (half) gradient<bf16, P>(static_cast<const bf16*>(a), g, static_cast<bf16*>(out), n, rows, columns, inner, threads);
-        else gradient<float, P>(static_cast<const float*>(a), g, static_cast<float*>(out), n, rows, columns, inner, threads);
+        auto call = [=](auto from, auto to) {
+            using T = std::remove_pointer_t<decltype(to)>;
+            gradient<T, P>(from, g, to, n, rows, columns, inner, threads);
+        };
+        if (half) call(static_cast<const bf16*>(a), static_cast<bf16*>(out));
+        else call(static_cast<const float*>(a), static_cast<float*>(out));
     };
     with_exponent(p, run);
 }
