@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from ..errors import UserError, nearest
-from .layout import Hints, Layout, Size, feature_map, find_layout, read_hints
+from .layout import Hints, Size, feature_map, find_layout, read_hints
 
 _WRAPPERS = ("DataParallel", "DistributedDataParallel", "_FabricModule", "FullyShardedDataParallel")
 
@@ -51,7 +51,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 @dataclass
 class _CaptureState:
-    """What a tap shares with its hooks."""
+    """What a tap shares with its hooks, which do not hold the tap: it would outlive its user."""
 
     active: bool = False  # only while the tap runs the model, not in other calls of it
     image: Size | None = None
@@ -65,6 +65,25 @@ class _CaptureState:
     def changed(self) -> list[str]:
         """The layers whose captured output has been written to since."""
         return [n for n, version in self.versions.items() if self.features[n]._version != version]
+
+    def capture(self, layer: str, hints: Hints, module: nn.Module, args: Any, output: Any) -> None:
+        """The hook of a layer."""
+        if not self.active:
+            return
+        if layer in self.features:
+            raise UserError(
+                f"layer {layer!r} is called more than once in a forward pass: "
+                "tap one that is called once"
+            )
+        features = feature_map(output, layer, self.image, self.batch, hints)
+        # Tensors count the writes to them, except in a traced graph and in inference mode. Without
+        # the count, only an example tells that no copy is needed.
+        has_version = not torch.compiler.is_compiling() and not features.is_inference()
+        if layer in self.copied or not (has_version or self.copied_is_known):
+            features = features.clone()
+        self.features[layer] = features
+        if has_version:
+            self.versions[layer] = features._version
 
 
 class Tap:
@@ -97,14 +116,11 @@ class Tap:
                 hint = f"{nearest(layer, modules)} (stages() lists those to tap)"
                 raise UserError(f"{type(model).__name__} has no layer {layer!r}{hint}")
         self._hints = {layer: read_hints(model, layer) for layer in self.layers}
-        # {layer: (shape, image, layout)} for the example, so that later calls need not search.
-        self._layouts: dict[str, tuple[torch.Size, Size | None, Layout | None]] = {}
-        handles = []
+        hooks = ExitStack()
         for layer, hints in self._hints.items():
-            hook = _capture_hook(layer, self._state, hints)
-            handles.append(modules[layer].register_forward_hook(hook))
-        # The hooks hold the state, not the tap: else the tap would live as long as the model.
-        self._finalizer = weakref.finalize(self, _remove, handles)
+            hook = partial(self._state.capture, layer, hints)
+            hooks.enter_context(modules[layer].register_forward_hook(hook))
+        self._finalizer = weakref.finalize(self, hooks.close)
         try:
             self._detect_inplace(example)
         except BaseException:
@@ -113,16 +129,14 @@ class Tap:
 
     def _detect_inplace(self, example: Tensor | None) -> None:
         """Finds the layers whose outputs are changed in place later on, and so need a copy."""
-        state, modules = self._state, list(self.model.modules())
+        state = self._state
+        modules = list(self.model.modules())
         if example is not None:
             with evaluating(self.model):
                 self._run(example)
             state.copied_is_known = True
             state.copied.update(state.changed())
             state.copied.update(layer for layer in self.layers if layer not in state.versions)
-            for layer, output in state.features.items():
-                layout = self._find_layout(layer, output)
-                self._layouts[layer] = output.shape[1:], state.image, layout
             # Dropout does nothing in eval mode, so that the example does not show its writes.
             modules = [m for m in modules if isinstance(m, nn.modules.dropout._DropoutNd)]
         if any(getattr(module, "inplace", False) for module in modules):
@@ -136,6 +150,7 @@ class Tap:
                 raise UserError(
                     f"layer {layer!r} was not called in this forward pass, so it has no features"
                 )
+        # A traced graph has no versions.
         if not torch.compiler.is_compiling() and (changed := state.changed()):
             raise UserError(
                 f"the output of layer {changed[0]!r} was changed in place after it was read: "
@@ -143,18 +158,12 @@ class Tap:
             )
         features = {}
         for layer in self.layers:
-            tensor = state.features[layer]
-            layout = self._find_layout(layer, tensor)
-            features[layer] = tensor if layout is None else layout.features(tensor)
+            features[layer] = state.features[layer]
+            layout = find_layout(features[layer].shape, state.image, self._hints[layer])
+            if layout is not None:
+                features[layer] = layout.features(features[layer])
         state.features.clear()
         return output, features
-
-    def _find_layout(self, layer: str, output: Tensor) -> Layout | None:
-        if layer in self._layouts:
-            shape, image, layout = self._layouts[layer]
-            if output.shape[1:] == shape and self._state.image == image:
-                return layout
-        return find_layout(output.shape, self._state.image, self._hints[layer])
 
     def _run(self, *args: Any, **kwargs: Any) -> Any:
         state = self._state
@@ -172,7 +181,7 @@ class Tap:
             state.active = False
 
     def close(self) -> None:
-        """Takes the hooks off; the tap can no longer be called."""
+        """Takes the hooks off: the tap can no longer be called."""
         self._finalizer()
 
     def __enter__(self) -> Tap:
@@ -183,30 +192,3 @@ class Tap:
 
 
 tap = Tap
-
-
-def _remove(handles: list[RemovableHandle]) -> None:
-    for handle in handles:
-        handle.remove()
-
-
-def _capture_hook(layer: str, state: _CaptureState, hints: Hints) -> Callable[..., None]:
-    def hook(module: nn.Module, args: Any, output: Any) -> None:
-        if not state.active:
-            return
-        if layer in state.features:
-            raise UserError(
-                f"layer {layer!r} is called more than once in a forward pass: "
-                "tap one that is called once"
-            )
-        features = feature_map(output, layer, state.image, state.batch, hints)
-        # Tensors count the writes to them, except in a traced graph and in inference mode. Without
-        # the count, only an example tells that no copy is needed.
-        has_version = not torch.compiler.is_compiling() and not features.is_inference()
-        if layer in state.copied or not (has_version or state.copied_is_known):
-            features = features.clone()
-        state.features[layer] = features
-        if has_version:
-            state.versions[layer] = features._version
-
-    return hook

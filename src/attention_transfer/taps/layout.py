@@ -7,6 +7,7 @@ network states in its attributes, tells positions from channels.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -55,33 +56,38 @@ class Hints:
 
     @property
     def channels_last(self) -> bool:
-        """For an output with C = h = w, whose shape does not tell."""
+        """For an output with C = h = w, whose shape does not tell.
+
+        The last layer inside whose axes are known decides. Swin's stages end in a linear layer.
+        ConvNeXt's blocks have linear layers as well, but permute back to channels first.
+        """
         if self.axes is not None:
             return self.axes == "NHWC"
-        return _ends_channels_last(self.module)
+        modules = list(self.module.modules())
+        if any(isinstance(inner, nn.modules.batchnorm._BatchNorm) for inner in modules):
+            return False
+        for inner in reversed(modules):
+            if isinstance(inner, (nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase)):
+                return False
+            if type(inner) in (nn.Linear, nn.LayerNorm):
+                return True
+            if type(inner).__name__ == "Permute":  # torchvision's
+                return tuple(getattr(inner, "dims", ())) == (0, 2, 3, 1)
+        return False
 
 
 def read_hints(model: nn.Module, layer: str) -> Hints:
     """What the layer, or else the innermost module around it, states."""
     path = [model]
-    names = layer.split(".") if layer else []
-    for name in names:
+    for name in filter(None, layer.split(".")):  # the model itself is the layer ""
         path.append(getattr(path[-1], name))
-    return Hints(
-        path[-1],
-        _innermost(path, _prefix_tokens),
-        _innermost(path, _patch_size),
-        _innermost(path, _output_axes),
-        _reorder_tokens(path, names),
-    )
 
+    def innermost(read: Callable[[nn.Module], Any]) -> Any:
+        values = map(read, reversed(path))
+        return next((value for value in values if value is not None), None)
 
-def _innermost(path: Sequence[nn.Module], read: Callable[[nn.Module], Any]) -> Any:
-    for module in reversed(path):
-        value = read(module)
-        if value is not None:
-            return value
-    return None
+    prefix, patch, axes = map(innermost, (_prefix_tokens, _patch_size, _output_axes))
+    return Hints(path[-1], prefix, patch, axes, _reorder_tokens(path, layer))
 
 
 def _prefix_tokens(module: nn.Module) -> int | None:
@@ -110,31 +116,13 @@ def _output_axes(module: nn.Module) -> str | None:
     return str(getattr(form, "value", form)).upper()
 
 
-def _reorder_tokens(path: list[nn.Module], names: list[str]) -> Callable[[Tensor], Tensor] | None:
+def _reorder_tokens(path: list[nn.Module], layer: str) -> Callable[[Tensor], Tensor] | None:
     """timm's Hiera keeps its tokens in an order of windows, which its `reroll` undoes by block."""
-    if len(names) < 2 or names[-2] != "blocks" or not hasattr(path[-3], "reroll"):
+    block = re.search(r"(?:^|\.)blocks\.(\d+)$", layer)
+    if block is None or not hasattr(path[-3], "reroll"):
         return None
     reroll: Any = path[-3].reroll
-    return partial(reroll, block_idx=int(names[-1]))
-
-
-def _ends_channels_last(module: nn.Module) -> bool:
-    """Whether the last layer inside whose axes are known works on the last axis.
-
-    Swin's stages end in a linear layer. ConvNeXt's blocks have linear layers as well, but permute
-    back to channels first at their end.
-    """
-    modules = list(module.modules())
-    if any(isinstance(inner, nn.modules.batchnorm._BatchNorm) for inner in modules):
-        return False
-    for inner in reversed(modules):
-        if isinstance(inner, (nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase)):
-            return False
-        if type(inner) in (nn.Linear, nn.LayerNorm):
-            return True
-        if type(inner).__name__ == "Permute":  # torchvision's
-            return tuple(getattr(inner, "dims", ())) == (0, 2, 3, 1)
-    return False
+    return partial(reroll, block_idx=int(block[1]))
 
 
 def find_layout(shape: Sequence[int], image: Size | None, hints: Hints) -> Layout | None:
@@ -199,15 +187,12 @@ def _token_grid(positions: int, image: Size, whole_stride: bool) -> Size | None:
         stride = height // h
         if (height, width) == (stride * h, stride * w):
             return h, w
-        if not whole_stride and _one_stride((h, w), image):
+        # Else one stride s may lead to both sides, rounded up or down: H/(h+1) < s < H/(h−1).
+        low = max(height / (h + 1), width / (w + 1))
+        fits = h <= height and w <= width and low * (h - 1) < height and low * (w - 1) < width
+        if fits and not whole_stride:
             return h, w
     return None
-
-
-def _one_stride(grid: Size, image: Size) -> bool:
-    """Whether one stride s leads to both sides, rounded up or down: H/(h+1) < s < H/(h−1)."""
-    low = max(n / (k + 1) for n, k in zip(image, grid, strict=True))
-    return all(k <= n and low * (k - 1) < n for n, k in zip(image, grid, strict=True))
 
 
 def feature_map(
@@ -225,8 +210,8 @@ def feature_map(
     tensors = dict(_tensors(output))
     maps: list[Tensor] = []
     for tensor in tensors.values():
-        known = any(tensor is other for other in maps)
-        if not known and _is_feature_map(tensor, image, batch, hints):
+        repeated = any(tensor is other for other in maps)
+        if not repeated and _is_feature_map(tensor, image, batch, hints):
             maps.append(tensor)
     if len(maps) == 1:
         return maps[0]
@@ -245,6 +230,7 @@ def feature_map(
 
 
 def _is_feature_map(tensor: Tensor, image: Size | None, batch: int | None, hints: Hints) -> bool:
+    # Swin folds windows into the batch, some attentions their heads: no feature maps of an image.
     if not tensor.is_floating_point() or (batch is not None and tensor.shape[:1] != (batch,)):
         return False
     layout = find_layout(tensor.shape, image, hints)

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from ..errors import UserError
 from .stages import Stage, stages
 
-Example = Tensor | tuple[Tensor, Tensor]
 _AUTOMATIC = re.compile(r"auto|last[1-9]\d*")
 
 
-def pair_stages(student: nn.Module, teacher: nn.Module, example: Example) -> list[tuple[str, str]]:
+def pair_stages(
+    student: nn.Module, teacher: nn.Module, example: Tensor | tuple[Tensor, Tensor]
+) -> list[tuple[str, str]]:
     """Pairs (student layer, teacher layer) of equal stride from the input, by round(log2 stride).
 
     `example` is images (N, C, H, W) for both, or (the student's, the teacher's) if their inputs
@@ -144,7 +145,7 @@ def resolve_pairs(
             f"pairs={pairs!r} needs example=, a batch of images (N, C, H, W), "
             "to find the layers with"
         )
-    matches = match_stages(stages(student, xs), stages(teacher, xt))
+    matches = pair_stages(student, teacher, (xs, xt))
     if pairs == "auto":
         return matches
     count = int(pairs.removeprefix("last"))

@@ -62,16 +62,20 @@ def stages(model: nn.Module, example: Tensor) -> list[Stage]:
     """
     model = unwrap(model)
     root = trace(model, example)
-    size = (example.shape[-2], example.shape[-1])
-    traced = _last_at_each_size(root, size)
+    image = (example.shape[-2], example.shape[-1])
+    traced = _last_at_each_size(root, image)
     calls = _from_feature_info(model, root, traced) or list(traced.values())
-    calls = _without_pooling_only(root, calls)
-    if not calls:
+    candidates = []
+    for call in _without_pooling_only(root, calls):
+        assert call.size is not None
+        stride = math.sqrt(math.prod(image) / math.prod(call.size))
+        candidates.append(Stage(call.name, call.shape, stride, call.depth))
+    if not candidates:
         raise UserError(
             f"no stage in {type(model).__name__}: none of its modules returns a feature map, "
             "(N, C, H, W) or tokens (N, L, D), larger than 1×1"
         )
-    return _last_before_each_drop([_stage(call, size) for call in calls])
+    return _last_before_each_drop(candidates)
 
 
 def try_stages(model: nn.Module, example: Tensor) -> list[Stage]:
@@ -80,13 +84,6 @@ def try_stages(model: nn.Module, example: Tensor) -> list[Stage]:
         return stages(model, example)
     except UserError:
         return []
-
-
-def _stage(call: Call, image: Size) -> Stage:
-    assert call.shape is not None
-    assert call.size is not None
-    stride = math.sqrt(math.prod(image) / math.prod(call.size))
-    return Stage(call.name, call.shape, stride, call.depth)
 
 
 def _last_before_each_drop(candidates: Sequence[Stage]) -> list[Stage]:
@@ -105,15 +102,14 @@ def _without_pooling_only(root: Call, calls: list[Call]) -> list[Call]:
 
     VGG's last pooling returns a resolution of its own, but nothing works at it.
     """
-    first_depth: dict[Size, int] = {}
+    first_depth: dict[Size | None, int] = {}
     for call in root.descendants():
         if call.size is not None and call.has_weights:
-            first_depth[call.size] = min(call.depth, first_depth.get(call.size, call.depth))
+            first_depth.setdefault(call.size, call.depth)
     if not first_depth:
         return calls
     kept = []
     for call in calls:
-        assert call.size is not None
         worked = first_depth.get(call.size, math.inf) <= call.depth
         # NesT's layers work on windows, never on a grid of the image's: the layers inside count.
         if worked or any(inner.has_weights for inner in call.descendants()):
@@ -121,52 +117,37 @@ def _without_pooling_only(root: Call, calls: list[Call]) -> list[Call]:
     return kept
 
 
-def _from_feature_info(model: nn.Module, root: Call, traced: dict[Size, Call]) -> list[Call]:
+def _from_feature_info(model: nn.Module, root: Call, traced: dict[Size | None, Call]) -> list[Call]:
     """The calls that timm's `feature_info` lists, the last at each size; empty if not usable."""
     info: Any = getattr(model, "feature_info", None)
+    modules = dict(model.named_modules())
+    last: dict[Size | None, Call] = {}
     try:
-        layers = [_last_in_list(model, entry["module"]) for entry in info]
-    except (TypeError, KeyError, AttributeError):
+        for layer in [entry["module"] for entry in info]:
+            module = modules.get(layer)
+            if isinstance(module, nn.ModuleList) and len(module):
+                layer = f"{layer}.{len(module) - 1}"  # the list itself is never called
+            (call,) = (call for call in root.descendants() if call.name == layer)
+            if not call.shape:
+                return []
+            last[call.size] = call
+    except (TypeError, KeyError, ValueError):  # no such list, or not one call of a layer
         return []
-    calls: dict[str, list[Call]] = {}
-    for call in root.descendants():
-        calls.setdefault(call.name, []).append(call)
-    last: dict[Size, Call] = {}
-    for layer in layers:
-        matches = calls.get(layer, [])
-        if len(matches) != 1 or matches[0].shape is None:
-            return []
-        if matches[0].size is not None:
-            last[matches[0].size] = matches[0]
-    # DenseNet lists `norm5` last, which is part of what comes next; the stage ends before it.
+    last.pop(None, None)
     for size, call in last.items():
-        if isinstance(call.module, ELEMENTWISE):
-            last[size] = _traced_peer(call, traced)
+        # DenseNet lists `norm5` last, which is part of what comes next; the stage ends before it.
+        peer = traced.get(size, call)
+        if isinstance(call.module, ELEMENTWISE) and peer.depth <= call.depth:
+            last[size] = peer
     return list(last.values())
 
 
-def _traced_peer(call: Call, traced: dict[Size, Call]) -> Call:
-    """The traced call at this size, unless it is a later one."""
-    assert call.size is not None
-    peer = traced.get(call.size, call)
-    return peer if peer.depth <= call.depth else call
-
-
-def _last_in_list(model: nn.Module, layer: str) -> str:
-    """The last layer of a list of layers, since the list itself is never called."""
-    module = model.get_submodule(layer)
-    if isinstance(module, nn.ModuleList) and len(module):
-        return f"{layer}.{len(module) - 1}"
-    return layer
-
-
-def _last_at_each_size(root: Call, size: Size) -> dict[Size, Call]:
-    last: dict[Size, Call] = {}
+def _last_at_each_size(root: Call, size: Size) -> dict[Size | None, Call]:
+    last: dict[Size | None, Call] = {}
     times_called = Counter(call.name for call in root.descendants())
     for call in _units(root, size, seen=set()):
         if times_called[call.name] > 1:
             continue  # one ReLU or pooling for the whole network: a tap cannot tell its calls apart
-        assert call.size is not None
         before = last.get(call.size)
         # BN-ReLU after a block is a pre-activation, part of what comes next: WRN's `bn` after
         # `group2`. After a bare convolution, it is the end of conv-BN-ReLU.
@@ -188,27 +169,23 @@ def _ends_in_weights(call: Call) -> bool:
     return not call.children and call.has_weights
 
 
-def _units(call: Call, size: Size, seen: set[Size]) -> Iterator[Call]:
+def _units(call: Call, size: Size, seen: set[Size | None]) -> Iterator[Call]:
     """The calls inside `call`, in order, as units of one resolution each.
 
     A container of several resolutions, such as a backbone, is opened. `size` is the resolution
     before the call, `seen` are those of all units before it.
     """
     for child in call.children:
-        inner = list(_units(child, size, set(seen)))
-        units = inner
-        if child.size is not None and (not child.children or _is_unit(child, inner, size, seen)):
+        units = list(_units(child, size, set(seen)))
+        if child.size is not None and (not child.children or _is_unit(child, units, size, seen)):
             units = [child]
         yield from units
-        for unit in units:
-            assert unit.size is not None
-            size = unit.size
-            seen.add(size)
-        if child.size is not None:
-            size = child.size
+        seen.update(unit.size for unit in units)
+        for last in (*units, child):
+            size = last.size or size
 
 
-def _is_unit(call: Call, inner: Sequence[Call], size: Size, seen: set[Size]) -> bool:
+def _is_unit(call: Call, inner: Sequence[Call], size: Size, seen: set[Size | None]) -> bool:
     """Whether a container that is fed maps of `size` has one resolution, that of its output."""
     if _ends_in_norm(call):
         return False

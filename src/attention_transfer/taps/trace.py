@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -24,7 +26,7 @@ class Call:
 
     name: str
     module: nn.Module
-    shape: tuple[int, ...] | None = None  # of the features, as `tap` gives them
+    shape: tuple[int, ...] = ()  # of the features, as `tap` gives them; empty if there are none
     size: Size | None = None  # (h, w) of the features; None for 1×1 too
     depth: int = 0  # number of layers with weights that ran before its end
     children: list[Call] = field(default_factory=list)
@@ -61,34 +63,30 @@ def trace(model: nn.Module, example: Tensor) -> Call:
     stack = [root]
     layers_run = 0
     image, batch = (example.shape[-2], example.shape[-1]), example.shape[0]
-    handles = []
-    for name, module in model.named_modules():
-        if name == "":
-            continue
 
-        def enter(m: nn.Module, args: Any, name: str = name) -> None:
-            call = Call(name, m)
-            stack[-1].children.append(call)
-            stack.append(call)
+    def enter(name: str, module: nn.Module, args: Any) -> None:
+        call = Call(name, module)
+        stack[-1].children.append(call)
+        stack.append(call)
 
-        def leave(m: nn.Module, args: Any, output: Any) -> None:
-            nonlocal layers_run
-            call = stack.pop()
-            layers_run += call.has_weights
-            call.depth = layers_run
-            _set_shape(call, model, output, image, batch)
+    def leave(module: nn.Module, args: Any, output: Any) -> None:
+        nonlocal layers_run
+        call = stack.pop()
+        layers_run += call.has_weights
+        call.depth = layers_run
+        _set_shape(call, model, output, image, batch)
 
-        handles += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
-    try:
-        with evaluating(model):
+    with ExitStack() as hooks, evaluating(model):
+        for name, module in model.named_modules():
+            if module is not model:
+                hooks.enter_context(module.register_forward_pre_hook(partial(enter, name)))
+                hooks.enter_context(module.register_forward_hook(leave))
+        try:
             call_uncompiled(model, example)
-    except AssertionError as error:  # timm's and torchvision's transformers assert the image size
-        raise UserError(
-            f"{type(model).__name__} does not take images {tuple(example.shape)}: {error}"
-        ) from error
-    finally:
-        for handle in handles:
-            handle.remove()
+        except AssertionError as error:  # transformers of timm and torchvision assert the size
+            raise UserError(
+                f"{type(model).__name__} does not take images {tuple(example.shape)}: {error}"
+            ) from error
     return root
 
 
