@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -16,25 +16,17 @@ from .weights import load_state
 from .wrn import WideResNet
 
 Triple = tuple[float, float, float]  # of red, green, blue
-Params = Mapping[str, Tensor]
+ImageFormat = tuple[Triple, Triple, tuple[int, int], tuple[str, ...] | None]
+# (mean, std, size, class names). The normalisation is the scripts'; CIFAR's pixels go to 255 there.
+CIFAR: ImageFormat = (
+    (125.3 / 255, 123.0 / 255, 113.9 / 255),
+    (63.0 / 255, 62.1 / 255, 66.7 / 255),
+    (32, 32),
+    None,
+)
+IMAGENET: ImageFormat = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), (224, 224), None)
 # By the numbers of blocks of the groups.
 RESNET_NAMES: dict[tuple[int, ...], str] = {(2, 2, 2, 2): "resnet-18", (3, 4, 6, 3): "resnet-34"}
-
-
-class ImageFormat(NamedTuple):
-    """The images that a network was trained on."""
-
-    mean: Triple
-    std: Triple
-    size: tuple[int, int]
-    classes: tuple[str, ...] | None = None
-
-
-# The normalisation of the scripts, in which CIFAR's pixels go to 255.
-CIFAR = ImageFormat(
-    (125.3 / 255, 123.0 / 255, 113.9 / 255), (63.0 / 255, 62.1 / 255, 66.7 / 255), (32, 32)
-)
-IMAGENET = ImageFormat((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), (224, 224))
 
 
 @dataclass
@@ -65,6 +57,7 @@ def load_authors_run(folder: str | Path) -> AuthorsRun:
             the authors' networks, and another number of classes in the log than in the tensors.
     """
     folder = Path(folder)
+    file = folder / MODEL_FILE
     if not folder.is_dir():
         raise UserError(
             f"{folder} is no folder: expected a run of the authors' script, "
@@ -74,7 +67,6 @@ def load_authors_run(folder: str | Path) -> AuthorsRun:
         if not (folder / name).is_file():
             raise UserError(f"{folder} has no {name}: expected a run of the authors' script")
     options = read_options(folder / LOG_FILE)
-    file = folder / MODEL_FILE
     student_params, teacher_params = read_params(file)
     model, name = _build(student_params, file)
     classes = model.fc.out_features
@@ -92,11 +84,13 @@ def load_authors_run(folder: str | Path) -> AuthorsRun:
             f"{folder}: {LOG_FILE} says num_classes {logged}, the tensors of {MODEL_FILE} have "
             f"{classes}: expected files of one run"
         )
-    images = _image_format(folder, options, model)
+    images = IMAGENET if isinstance(model, AuthorsResNet) else CIFAR
+    if EXTRA_KEY in options:
+        images = _exported_format(folder, options[EXTRA_KEY], classes)
     return AuthorsRun(model, teacher, options, name, teacher_name, classes, *images)
 
 
-def _build(params: Params, file: Path) -> tuple[WideResNet | AuthorsResNet, str]:
+def _build(params: Mapping[str, Tensor], file: Path) -> tuple[WideResNet | AuthorsResNet, str]:
     """The network of these tensors, with its weights, and its name."""
     head = params.get("fc.weight")
     if head is None or head.ndim != 2 or not len(head):
@@ -125,28 +119,22 @@ def _build(params: Params, file: Path) -> tuple[WideResNet | AuthorsResNet, str]
     return model.eval(), name
 
 
-def _image_format(folder: Path, options: Mapping[str, Any], model: nn.Module) -> ImageFormat:
-    """What our export wrote into the log, or else the images of the script's own recipe."""
-    if EXTRA_KEY not in options:
-        return IMAGENET if isinstance(model, AuthorsResNet) else CIFAR
+def _exported_format(folder: Path, entry: Any, outputs: int) -> ImageFormat:
+    """The images as our export described them in the log."""
     try:
-        entry = options[EXTRA_KEY]
         height, width = map(int, entry["image_size"])
+        mean, std = _triple(entry["mean"]), _triple(entry["std"])
         classes = tuple(map(str, entry["classes"]))
-        images = ImageFormat(
-            _triple(entry["mean"]), _triple(entry["std"]), (height, width), classes
-        )
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"{folder / LOG_FILE}: its {EXTRA_KEY} entry lacks classes, mean, std or image_size"
         ) from error
-    outputs = len(model.get_parameter("fc.weight"))
     if len(classes) != outputs:
         raise UserError(
             f"{folder}: {LOG_FILE} names {len(classes)} classes, the tensors of {MODEL_FILE} have "
             f"{outputs}"
         )
-    return images
+    return mean, std, (height, width), classes
 
 
 def _triple(values: Any) -> Triple:

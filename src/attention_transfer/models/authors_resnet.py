@@ -44,19 +44,17 @@ class AuthorsResNet(nn.Module):
         super().__init__()
         self.conv0 = nn.Conv2d(3, width, 7, 2, 3, bias=folded)
         self.bn0 = nn.Identity() if folded else nn.BatchNorm2d(width)
-        inputs = width
-        for g, count in enumerate(blocks):
+        inputs, groups = width, []
+        for g, stride in enumerate((1, 2, 2, 2)):
             group = nn.Sequential()
-            outputs = 2**g * width
-            for b in range(count):
-                stride = 2 if g > 0 and b == 0 else 1
-                group.add_module(f"block{b}", Block(inputs, outputs, stride, folded))
-                inputs = outputs
-            self.add_module(f"group{g}", group)
+            for b in range(blocks[g]):
+                group.add_module(f"block{b}", Block(inputs, 2**g * width, stride, folded))
+                inputs, stride = 2**g * width, 1
+            groups.append(group)
+        self.group0, self.group1, self.group2, self.group3 = groups
         self.fc = nn.Linear(inputs, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.max_pool2d(F.relu(self.bn0(self.conv0(x))), 3, 2, 1)
-        for g in range(4):
-            x = self.get_submodule(f"group{g}")(x)
+        x = self.group3(self.group2(self.group1(self.group0(x))))
         return self.fc(x.mean((2, 3)))

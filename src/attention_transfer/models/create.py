@@ -124,7 +124,8 @@ def _create_torchvision(name: str, num_classes: int, pretrained: bool) -> nn.Mod
     if not pretrained:
         options = {}
         if name in ("googlenet", "inception_v3"):
-            # Their auxiliary heads would make the output a tuple in training.
+            # Their auxiliary heads would make the output a tuple in training. Without
+            # `init_weights`, torchvision warns that it draws them.
             options = {"aux_logits": False, "init_weights": True}
         return models.get_model(name, num_classes=num_classes, **options)
     model: Any = _download(f"torchvision/{name}", lambda: models.get_model(name, weights="DEFAULT"))
@@ -142,17 +143,12 @@ def _create_torchvision(name: str, num_classes: int, pretrained: bool) -> nn.Mod
 
 
 def _download(name: str, make: Callable[[], nn.Module]) -> nn.Module:
-    """A model with weights from the network, or from the library's cache, without log messages."""
-    loggers = [logging.getLogger("huggingface_hub"), logging.getLogger("timm")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)  # they log each retry
+    """A model with weights from the internet, or from the library's cache."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.ERROR)  # timm and huggingface_hub log each retry
     try:
         return make()
-    except (
-        OSError,
-        RuntimeError,
-    ) as error:  # a RuntimeError comes from a truncated or damaged file
+    except (OSError, RuntimeError) as error:  # a RuntimeError: the file is cut short or damaged
         reason = " ".join(str(error).split()[:25]) or type(error).__name__
         raise UserError(
             f"the weights of {name}:pretrained could not be fetched: {reason} (without a network, "
@@ -160,18 +156,14 @@ def _download(name: str, make: Callable[[], nn.Module]) -> nn.Module:
             "--student-weights FILE)"
         ) from error
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        logging.disable(disabled)
 
 
 def _replace_head(model: nn.Module, num_classes: int) -> None:
     """Puts a new head for other classes in the place of the last linear layer or convolution."""
     # In all of torchvision's classifiers, the head is registered last.
-    heads = [n for n, m in model.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
-    head = model.get_submodule(heads[-1])
-    if isinstance(head, nn.Linear):
-        new_head: nn.Module = nn.Linear(head.in_features, num_classes)
-    else:
-        assert isinstance(head, nn.Conv2d)  # SqueezeNet's, of 1×1
-        new_head = nn.Conv2d(head.in_channels, num_classes, 1)
-    model.set_submodule(heads[-1], new_head)
+    for name, head in reversed(list(model.named_modules())):
+        if isinstance(head, nn.Linear):
+            return model.set_submodule(name, nn.Linear(head.in_features, num_classes))
+        if isinstance(head, nn.Conv2d):  # SqueezeNet's, of 1×1
+            return model.set_submodule(name, nn.Conv2d(head.in_channels, num_classes, 1))

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import pathlib
 import pickle
 import re
 import warnings
-from pathlib import Path
+from pathlib import Path, PosixPath, PurePosixPath
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ import torch
 from ..errors import UserError
 
 # The scripts of timm and torchvision save options of these harmless types beside the weights.
-OPTION_TYPES: list[Any] = [argparse.Namespace, pathlib.PosixPath, pathlib.PurePosixPath]
+OPTION_TYPES: list[Any] = [argparse.Namespace, PosixPath, PurePosixPath]
 
 
 def safe_load(file: Path, to_save: str) -> Any:
@@ -35,7 +34,11 @@ def safe_load(file: Path, to_save: str) -> Any:
             warnings.simplefilter("ignore")  # torch warns of pickle protocols other than 2
             return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
-        if file.suffix != ".safetensors" and not _is_torch_file(file):
+        # The files of `torch.save` begin with a zip archive, or a pickle of protocol 2 to 5.
+        with open(file, "rb") as stream:
+            begins = stream.read(2)
+        is_torch_file = re.match(rb"PK|\x80[\x02-\x05]", begins)
+        if file.suffix != ".safetensors" and not is_torch_file:
             raise UserError(
                 f"{file} cannot be read as weights: expected what torch.save writes, or safetensors"
             ) from error
@@ -53,10 +56,3 @@ def safe_load(file: Path, to_save: str) -> Any:
         raise UserError(
             f"{file} is damaged, cut off perhaps ({reason}): copy or download it again"
         ) from error
-
-
-def _is_torch_file(file: Path) -> bool:
-    """Whether a file begins with a zip archive or a pickle, as those of `torch.save` do."""
-    pickles = [bytes([0x80, protocol]) for protocol in range(2, 6)]
-    with open(file, "rb") as stream:
-        return stream.read(2) in (b"PK", *pickles)

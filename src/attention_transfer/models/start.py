@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError, first_few
-from ..run_folder import RunFolder
 from .create import create_model, pretrained_classes
 from .network import Network, Preprocess, file_fingerprint, fixed_size, load_trained
 from .user_file import user_code_location
@@ -36,7 +35,7 @@ def load_network(
     Raises:
         UserError: for a network without trained weights, or with other classes than the data.
     """
-    if _is_folder(spec):
+    if Path(spec).is_dir():
         return _load_teacher_run(spec, classes, weights)
     # A path that does not exist, or else a model's name.
     if "/" in spec and not spec.startswith(LIBRARIES) and ".py:" not in spec:
@@ -68,10 +67,6 @@ def load_network(
     return Network(module.eval(), spec, tuple(classes), preprocess, fingerprint)
 
 
-def _is_folder(spec: str) -> bool:
-    return Path(spec).is_dir() or RunFolder(spec).exists
-
-
 def _load_teacher_run(folder: str, classes: Sequence[str], weights: str | None) -> Network:
     if weights is not None:
         raise UserError(
@@ -94,10 +89,9 @@ def _load_teacher_run(folder: str, classes: Sequence[str], weights: str | None) 
 def _load_teacher_weights(module: nn.Module, spec: str, weights: str, classes: int) -> None:
     expected = module.state_dict()
     state = read_state_dict(weights, expected)
-    mismatch = None
-    if state.keys() == expected.keys():  # otherwise it is another network's head
-        mismatch = head_mismatch(expected, state)
-    if mismatch is not None and mismatch.expected_classes == classes:
+    mismatch = head_mismatch(expected, state)
+    same_names = state.keys() == expected.keys()  # otherwise it is another network's head
+    if mismatch is not None and mismatch.expected_classes == classes and same_names:
         raise UserError(
             f"the teacher's weights {weights} have {mismatch.classes} classes, the data has "
             f"{classes}: fine-tune them first (attention-transfer train --model {spec} "
@@ -140,7 +134,7 @@ def start_network(
         raise UserError(
             f"{spec} starts from its own weights: leave :pretrained or --student-weights out"
         )
-    elif _is_folder(weights):
+    elif Path(weights).is_dir():
         run = load_trained(weights)
         source = f"{weights} ({run.name})"
         new_head = not run.matches_classes(classes)

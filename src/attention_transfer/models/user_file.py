@@ -9,9 +9,10 @@ import importlib.util
 import inspect
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from torch import nn
 
@@ -19,7 +20,6 @@ from ..errors import UserError, nearest
 
 MODULE_PREFIX = "attention_transfer_user_"  # of the names in sys.modules
 THIS_FOLDER = Path(__file__).resolve().parent
-T = TypeVar("T")
 
 
 def create_from_file(file: Path, factory: str, num_classes: int) -> nn.Module:
@@ -40,7 +40,8 @@ def create_from_file(file: Path, factory: str, num_classes: int) -> nn.Module:
     try:
         make = _find_factory(_import_file(file), file, factory)
         arguments = _arguments(make, f"{file}:{factory}", num_classes)
-        model = _run_user_code(file, lambda: make(**arguments))
+        with _user_code(file):
+            model = make(**arguments)
     finally:
         with contextlib.suppress(ValueError):  # the file may have changed the path itself
             sys.path.remove(folder)
@@ -67,13 +68,13 @@ def _import_file(file: Path) -> Any:
     # Two files may have one name. Dataclasses and pickles look their module up in sys.modules.
     digest = hashlib.sha256(str(file.resolve()).encode()).hexdigest()[:8]
     name = f"{MODULE_PREFIX}{file.stem}_{digest}"
-    spec = importlib.util.spec_from_file_location(name, file)
+    loader = SourceFileLoader(name, str(file.absolute()))
+    spec = importlib.util.spec_from_loader(name, loader)
     assert spec is not None
-    assert spec.loader is not None
-    loader, module = spec.loader, importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
+    sys.modules[name] = module = importlib.util.module_from_spec(spec)
     try:
-        _run_user_code(file, lambda: loader.exec_module(module))
+        with _user_code(file):
+            loader.exec_module(module)
     except BaseException:
         del sys.modules[name]
         raise
@@ -113,10 +114,11 @@ def _arguments(make: Callable[..., Any], name: str, num_classes: int) -> dict[st
     return arguments
 
 
-def _run_user_code(file: Path, run: Callable[[], T]) -> T:
-    """Runs a user's code; its own error and the line of it become a `UserError`."""
+@contextlib.contextmanager
+def _user_code(file: Path) -> Iterator[None]:
+    """An error of the user's code inside the block becomes a `UserError` with file and line."""
     try:
-        return run()
+        yield
     except (Exception, SystemExit) as error:  # a file may call sys.exit
         source, line = _location(error, file.resolve().parent) or (file.resolve(), None)
         message = str(error)

@@ -31,7 +31,17 @@ def read_state_dict(file: str | Path, names: Container[str] = ()) -> dict[str, T
         UserError: for a missing or damaged file, another format, and one that would execute code.
     """
     file = Path(file)
-    _check_file(file)
+    if file.is_dir():
+        raise UserError(
+            f"{file} is a folder: expected a file of weights (a run's folder is a teacher itself)"
+        )
+    if not file.is_file():
+        neighbours = [f.name for f in file.parent.glob("*") if f.suffix in SUFFIXES]
+        raise UserError(f"no weights file {file}{nearest(file.name, neighbours)}")
+    if file.suffix not in SUFFIXES:
+        raise UserError(f"{file}: expected a weights file that ends in {', '.join(SUFFIXES)}")
+    if not file.stat().st_size:
+        raise UserError(f"{file} is damaged: it is empty; copy it again")
     if file.suffix == ".pt7":
         return read_params(file)[0]
     state = safe_load(file, "model.state_dict() alone, or as safetensors")
@@ -47,26 +57,17 @@ def read_state_dict(file: str | Path, names: Container[str] = ()) -> dict[str, T
             f"{file} holds no state dict: expected tensors by name, or an entry of them "
             f"({', '.join(ENTRIES)}){content}"
         )
-    return strip_prefixes({str(name): value for name, value in state.items()}, names)
+    return _strip_prefixes({str(name): value for name, value in state.items()}, names)
 
 
-def _check_file(file: Path) -> None:
-    if file.is_dir():
-        raise UserError(
-            f"{file} is a folder: expected a file of weights (a run's folder is a teacher itself)"
-        )
-    if not file.is_file():
-        neighbours = [f.name for f in file.parent.glob("*") if f.suffix in SUFFIXES]
-        raise UserError(f"no weights file {file}{nearest(file.name, neighbours)}")
-    if file.suffix not in SUFFIXES:
-        raise UserError(f"{file}: expected a weights file that ends in {', '.join(SUFFIXES)}")
-    if not file.stat().st_size:
-        raise UserError(f"{file} is damaged: it is empty; copy it again")
-
-
-def strip_prefixes(state: State, names: Container[str]) -> dict[str, Tensor]:
+def _strip_prefixes(state: State, names: Container[str]) -> dict[str, Tensor]:
     """The state without the prefixes that wrappers put before a network's `names`."""
-    unwrapped = {_without_wrapper(name, names): value for name, value in state.items()}
+    unwrapped = {}
+    for name, value in state.items():
+        # A network may have a child of its own named `module`.
+        while name not in names and name.startswith(("module.", "_orig_mod.")):
+            name = name.partition(".")[2]
+        unwrapped[name] = value
     # A prefix that all names share, such as Lightning's `model.` or `backbone.`, goes as well, if
     # the names behind it are the network's.
     inner = unwrapped
@@ -76,13 +77,6 @@ def strip_prefixes(state: State, names: Container[str]) -> dict[str, Tensor]:
             return unwrapped
         inner = {name.partition(".")[2]: value for name, value in inner.items()}
     return inner
-
-
-def _without_wrapper(name: str, names: Container[str]) -> str:
-    """`module._orig_mod.fc.weight` -> `fc.weight`, unless the network has a child of that name."""
-    while name not in names and name.startswith(("module.", "_orig_mod.")):
-        name = name.partition(".")[2]
-    return name
 
 
 def load_weights(model: nn.Module, file: str | Path) -> None:
@@ -99,6 +93,7 @@ def load_state(model: nn.Module, state: State, source: str) -> None:
     """As `load_weights`, from tensors by name; `source` is their name in an error."""
     # All is checked before any tensor is loaded: PyTorch would load those that fit, then raise.
     expected = model.state_dict()
+    unexpected = [name for name in state if name not in expected]
     missing, misshapen = [], []
     for name, value in expected.items():
         if name in state and state[name].shape != value.shape:
@@ -106,13 +101,9 @@ def load_state(model: nn.Module, state: State, source: str) -> None:
         # PyTorch 0.3 and the authors' files lack this counter, which no output depends on.
         elif name not in state and not name.endswith("num_batches_tracked"):
             missing.append(name)
-    unexpected = [name for name in state if name not in expected]
+    names_by_fault = {"missing": missing, "unexpected": unexpected, "of another shape": misshapen}
     faults = []
-    for names, fault in (
-        (missing, "missing"),
-        (unexpected, "unexpected"),
-        (misshapen, "of another shape"),
-    ):
+    for fault, names in names_by_fault.items():
         if names:
             faults.append(f"{len(names)} {fault} ({first_few(names)})")
     if faults:

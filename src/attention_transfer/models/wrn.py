@@ -37,23 +37,26 @@ class Block(nn.Module):
 class WideResNet(nn.Module):
     """WRN-depth-width: images (N, 3, H, W) -> logits (N, num_classes)."""
 
-    group0: nn.Sequential
-    group1: nn.Sequential
-    group2: nn.Sequential
-
     def __init__(self, depth: int, width: int, num_classes: int):
         super().__init__()
-        check_depth(depth, width)
+        if depth < 10 or (depth - 4) % 6:
+            n = max(1, round((depth - 4) / 6))
+            raise UserError(
+                f"wrn-{depth}-{width}: the depth is {depth}, expected 6n + 4; "
+                f"the nearest is wrn-{6 * n + 4}-{width}"
+            )
+        if width < 1:
+            raise UserError(f"wrn-{depth}-{width}: the width is {width}, expected at least 1")
         self.conv0 = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
-        inputs = 16
-        for g in range(3):
+        inputs, groups = 16, []
+        # The first block of a group has its stride: 32×32, 16×16, 8×8.
+        for outputs, stride in ((16 * width, 1), (32 * width, 2), (64 * width, 2)):
             group = nn.Sequential()
-            outputs = 2**g * 16 * width
             for b in range((depth - 4) // 6):
-                stride = 2 if g > 0 and b == 0 else 1  # 32×32, 16×16, 8×8
                 group.add_module(f"block{b}", Block(inputs, outputs, stride))
-                inputs = outputs
-            self.add_module(f"group{g}", group)
+                inputs, stride = outputs, 1
+            groups.append(group)
+        self.group0, self.group1, self.group2 = groups
         self.bn = nn.BatchNorm2d(inputs)
         self.fc = nn.Linear(inputs, num_classes)
         self.apply(_initialise)
@@ -61,18 +64,6 @@ class WideResNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.group2(self.group1(self.group0(self.conv0(x))))
         return self.fc(F.relu(self.bn(x)).mean((2, 3)))
-
-
-def check_depth(depth: int, width: int) -> None:
-    """Raises `UserError` unless depth is 6n + 4 and width at least 1."""
-    if depth < 10 or (depth - 4) % 6:
-        n = max(1, round((depth - 4) / 6))
-        raise UserError(
-            f"wrn-{depth}-{width}: the depth is {depth}, expected 6n + 4; "
-            f"the nearest is wrn-{6 * n + 4}-{width}"
-        )
-    if width < 1:
-        raise UserError(f"wrn-{depth}-{width}: the width is {width}, expected at least 1")
 
 
 def _initialise(module: nn.Module) -> None:
