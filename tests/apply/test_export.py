@@ -128,7 +128,9 @@ class TestGraph:
         runtime = pytest.importorskip("onnxruntime")
         export_run(run, "onnx", out := tmp_path / "net.onnx")
         session = runtime.InferenceSession(out)
-        assert [(i.name, i.shape[1:]) for i in session.get_inputs()] == [("images", [3, 24, 24])]
+        inputs = [(i.name, i.shape) for i in session.get_inputs()]
+        assert inputs == [("images", ["batch", 3, 24, 24])]
+        assert [(o.name, o.shape) for o in session.get_outputs()] == [("logits", ["batch", 3])]
         for count in (1, 2, 5):
             (found,) = session.run(["logits"], {"images": images(count).numpy()})
             torch.testing.assert_close(

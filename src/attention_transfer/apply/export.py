@@ -106,6 +106,7 @@ def _save_onnx(network: Network, about: dict[str, Any], out: Path) -> None:
     graph = _export_graph(network, about["image_size"])
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     names: dict[str, Any] = {"input_names": ["images"], "output_names": ["logits"]}
+    names["dynamic_shapes"] = ({0: "batch"},)  # otherwise the free axis is called s31
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
