@@ -14,6 +14,7 @@ from test_export import CLASSES, MEAN, STD, make_run
 
 import attention_transfer as at
 from attention_transfer.apply.predict import predict_files
+from attention_transfer.data.image_folder import list_files
 
 
 @pytest.fixture
@@ -51,6 +52,21 @@ def test_probabilities(run, tmp_path):
         ]
         given = {p["class"]: p["probability"] for p in row["predictions"]}
         assert [given[c] for c in CLASSES] == pytest.approx(expected.tolist(), rel=1e-4, abs=1e-6)
+
+
+def test_the_images_of_a_folder_are_those_of_folder_data(run, tmp_path):
+    """Files of the system beside the images, and in hidden folders, are no images."""
+    data = tmp_path / "data"
+    picture(data / "dog" / "a.jpg")
+    picture(data / "dog" / "b.PGM")
+    for hidden in ("dog/._a.jpg", ".thumbs/a.jpg"):
+        (data / hidden).parent.mkdir(exist_ok=True)
+        (data / hidden).write_bytes(b"of the system")
+    (data / "folder.png").mkdir()
+    found = [row["file"] for row in predict_files(run, [data])]
+    assert found == [str(data / "dog" / "a.jpg"), str(data / "dog" / "b.PGM")]
+    listed, _ = list_files(tmp_path, "data", ["dog"])
+    assert [str(file) for file in listed] == found
 
 
 def test_other_sizes_are_resized_and_cropped(run, tmp_path):

@@ -4,6 +4,8 @@ import pytest
 
 from attention_transfer.data import open_data
 from attention_transfer.data.spec import nearest_path, split_columns, unique_names
+from attention_transfer.data.tables import split_files
+from attention_transfer.data.wds import find_shards
 from attention_transfer.errors import UserError
 
 
@@ -59,7 +61,18 @@ def test_a_table_that_is_no_text(make_folder, name):
 def test_hidden_files_are_no_images(make_folder):
     root = make_folder(train=3)
     (root / "train" / "cat" / "._0.png").write_bytes(b"of the system")
+    (root / "train" / "cat" / ".thumbs").mkdir()
+    (root / "train" / "cat" / ".thumbs" / "0.png").write_bytes(b"of the system")
     assert len(open_data(f"folder:{root}").train) == 6
+
+
+def test_hidden_files_are_no_shards_or_tables(tmp_path):
+    """`visible_files` serves all kinds of data; Path.glob's * takes a leading dot."""
+    for name in ("train-0.tar", "._train-0.tar", "train/0.parquet", "train/._0.parquet"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert find_shards(str(tmp_path)) == ([tmp_path / "train-0.tar"], [])
+    assert split_files(tmp_path, "train") == [tmp_path / "train" / "0.parquet"]
 
 
 def test_files_where_folders_should_be(make_folder):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from ..data.image_folder import EXTENSIONS
+from ..data.image_folder import EXTENSIONS, find_images
 from ..errors import UserError
 from ..models import Network, Preprocess, create_model, load_network, load_trained
 from ..models.authors_files import is_authors_run
@@ -52,7 +52,7 @@ def load_by_name(name: str) -> Network:
 
 
 def image_files(path: Path) -> list[Path]:
-    """The file itself, or the image files of a folder at any depth, sorted.
+    """The file itself, or the image files of a folder as `folder:` finds them: at any depth, sorted.
 
     Raises:
         UserError: if `path` does not exist, or is a folder without images.
@@ -61,7 +61,7 @@ def image_files(path: Path) -> list[Path]:
         raise UserError(f"{path} does not exist: expected an image, or a folder of images")
     if path.is_file():
         return [path]
-    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in EXTENSIONS)
+    files = find_images(path)
     if not files:
         raise UserError(f"no image in {path}: expected {', '.join(sorted(EXTENSIONS))}")
     return files

@@ -28,6 +28,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..apply.inference import as_input
 from ..data import Augment, ImageSet, Stream, StreamSet, make_transform, open_data
+from ..data.image_folder import find_images
 from ..data.options import AugmentOptions
 from ..data.reader import FileReader
 from ..errors import UserError
@@ -105,7 +106,7 @@ def jpeg_files(folder: str | None) -> Iterator[list[Path]]:
         with tempfile.TemporaryDirectory() as temporary:
             yield _crop_photographs(Path(temporary))
         return
-    files = [f for f in sorted(Path(folder).rglob("*")) if f.suffix.lower() in (".jpg", ".jpeg")]
+    files = [f for f in find_images(Path(folder)) if f.suffix.lower() in (".jpg", ".jpeg")]
     if not files:
         raise UserError(
             f"--data is {folder!r}: expected a folder with JPEGs, files ending in .jpg or .jpeg"

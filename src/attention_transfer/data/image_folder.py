@@ -11,7 +11,7 @@ from ..errors import UserError
 from .options import DataOptions
 from .reader import FileReader
 from .source import Labelled, Source, source_in_files
-from .spec import unique_names
+from .spec import unique_names, visible_files
 
 # torchvision.datasets.folder.IMG_EXTENSIONS
 EXTENSIONS = frozenset((".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"))
@@ -55,12 +55,12 @@ def open_folder(path: Path, options: DataOptions) -> Source:
 
 def _has_class_folders(path: Path) -> bool:
     """Whether folders directly below `path` hold images."""
-    return any(_is_image(file) for file in path.glob("*/*"))
+    return bool(find_images(path, "*/*"))
 
 
-def _is_image(file: Path) -> bool:
-    """Judged by the name; macOS writes hidden files such as ._cat.jpg beside cat.jpg."""
-    return file.suffix.lower() in EXTENSIONS and not file.name.startswith(".")
+def find_images(folder: Path, pattern: str = "**/*") -> list[Path]:
+    """Sorted image files below `folder`, judged by their names; no hidden ones."""
+    return [file for file in visible_files(folder, pattern) if file.suffix.lower() in EXTENSIONS]
 
 
 def class_folders(path: Path, split: str) -> list[str]:
@@ -87,7 +87,7 @@ def list_files(path: Path, split: str, folders: list[str]) -> tuple[list[Path], 
     labels: list[int] = []
     for label, name in enumerate(folders):
         folder = path / split / name
-        images = sorted(file for file in folder.rglob("*") if _is_image(file) and file.is_file())
+        images = find_images(folder)
         if not images:
             raise UserError(
                 f"the class folder {folder} has no images: expected files ending in "

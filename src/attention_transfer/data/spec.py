@@ -24,6 +24,19 @@ def existing_folder(spec: str, place: str, expected: str) -> Path:
     )
 
 
+def visible_files(folder: Path, pattern: str) -> list[Path]:
+    """Sorted files below `folder` that match `pattern`; neither hidden ones nor what they hold.
+
+    macOS writes hidden files such as ._cat.jpg beside cat.jpg, with the same extension.
+    """
+    return sorted(
+        file
+        for file in folder.glob(pattern)
+        if not any(part.startswith(".") for part in file.relative_to(folder).parts)
+        and file.is_file()
+    )
+
+
 def nearest_path(path: Path) -> str:
     """`"; did you mean pets/train?"` for the sibling that a missing path resembles, or ""."""
     if path.exists():

@@ -24,6 +24,7 @@ from .labels import Labels, class_names
 from .options import DataOptions
 from .reader import Reader
 from .source import Labelled, Source, source_in_files
+from .spec import visible_files
 
 # `test` is last, because its labels are often withheld.
 VAL_SPLITS = ("validation", "val", "test")
@@ -55,7 +56,7 @@ def open_parquet(
     folder = parquet_folder(path)
     if folder is None:
         state = "holds no train-*.parquet"
-        others = sorted(path.rglob("*.parquet"))
+        others = visible_files(path, "**/*.parquet")
         if others:
             state = f"holds {others[0].relative_to(path)} but no train-*.parquet"
         raise UserError(
@@ -112,7 +113,7 @@ def _open_splits(
 def split_files(folder: Path, split: str) -> list[Path]:
     """Sorted parquet files of a split: SPLIT-*.parquet, SPLIT.parquet, or all in SPLIT/."""
     patterns = (f"{split}-*.parquet", f"{split}.parquet", f"{split}/*.parquet")
-    return sorted({file for pattern in patterns for file in folder.glob(pattern)})
+    return sorted({file for pattern in patterns for file in visible_files(folder, pattern)})
 
 
 def parquet_folder(path: Path) -> Path | None:

@@ -30,7 +30,7 @@ from .labels import Labels, class_names
 from .options import DataOptions
 from .reader import PackedStrings, Reader
 from .source import Labelled, Source, source_in_files
-from .spec import nearest_path, unique_names
+from .spec import nearest_path, unique_names, visible_files
 
 LABEL_KEYS = ("cls", "label", "class", "target", "class_name", "label_name")
 EXPECTED = "expected a folder with train-*.tar, or a pattern like shards/{train,val}-{000..099}.tar"
@@ -85,9 +85,9 @@ def find_shards(place: str) -> tuple[list[Path], list[Path]]:
         raise UserError(f"wds:{place}: expected files or http(s):// shards; fetch them first")
     folder = Path(place).expanduser()
     if folder.is_dir():
-        train, val = sorted(folder.glob("*train*.tar")), list[Path]()
+        train, val = visible_files(folder, "*train*.tar"), list[Path]()
         for name in VAL_FOLDERS:
-            val = val or sorted(folder.glob(f"*{name}*.tar"))
+            val = val or visible_files(folder, f"*{name}*.tar")
     else:
         train, val = (_matching_files(pattern) for pattern in _split_pattern(str(folder)))
     if not train and folder.is_dir() and any(folder.glob("*.tar.*")):
