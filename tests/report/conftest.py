@@ -106,6 +106,7 @@ def fabricate(
     kind: str,
     seed: int,
     error: float,
+    /,
     finished: bool = True,
     classes: list[str] = CLASSES,
     **config: Any,

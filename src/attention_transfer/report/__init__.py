@@ -2,10 +2,11 @@
 
 # These modules import numpy, matplotlib, jinja2 and rich only within functions: a training run
 # imports this package long before it writes its report.
+from .grouping import group_runs
 from .html import write_report
 from .load_run import LoadedRun, read_run
 from .overlays import MapColumn, save_maps_figure
-from .rows import SettingRow, group_runs
+from .rows import SettingRow
 from .table import print_table
 
 __all__ = [

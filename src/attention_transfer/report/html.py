@@ -12,9 +12,11 @@ from ..run_folder import replacing
 from . import summary_text
 from .curves import curve_charts, make_styles, spread_chart
 from .formats import option_value, percent, plural
+from .grouping import group_runs
 from .load_run import LoadedRun
 from .overlays import map_grid
-from .rows import PER_RUN_OPTIONS, SettingRow, group_runs
+from .rows import SettingRow
+from .settings import PER_RUN_OPTIONS
 from .table import columns
 
 FOLDER = Path(__file__).parent

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from .formats import MINUS, MISSING, count, minutes, percent, rate, signed, significant
+from .labels import setting_columns
 from .load_run import finite_number
 from .rows import SettingRow, Spread
 from .summary_text import caveats, error_digits, sentences
@@ -14,6 +15,8 @@ from .summary_text import caveats, error_digits, sentences
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
+
+Kind = Literal["setting", "result", "cost"]
 
 # What each column holds, in the order of the columns.
 DESCRIPTIONS = {
@@ -58,23 +61,26 @@ class Cell:
 
 @dataclass(frozen=True)
 class Column:
-    """A column with a cell for each row; costs make a second table where space is short."""
+    """A column with a cell for each row; each kind makes a table where space is short."""
 
     header: str
     description: str
     cells: list[Cell]
-    is_cost: bool
+    kind: Kind
 
 
 def columns(rows: list[SettingRow]) -> list[Column]:
-    """The columns in which at least one row has a value."""
+    """What differs between the settings, and the columns in which at least one row has a value."""
     digits = error_digits(rows)
     cells_by_header = [_result_cells(row, digits) | _cost_cells(row) for row in rows]
     columns = []
+    for header, texts in setting_columns(rows).items():
+        columns.append(Column(header, "an option that differs", [*map(Cell, texts)], "setting"))
     for header, description in DESCRIPTIONS.items():
         if any(header in cells for cells in cells_by_header):
             column = [cells.get(header, Cell()) for cells in cells_by_header]
-            columns.append(Column(header, description, column, is_cost=header in COSTS))
+            kind: Kind = "cost" if header in COSTS else "result"
+            columns.append(Column(header, description, column, kind))
     return columns
 
 
@@ -146,44 +152,64 @@ def _cost_cells(row: SettingRow) -> dict[str, Cell]:
 
 
 def print_table(rows: list[SettingRow], console: Console) -> None:
-    """Prints the rows as one table, or as two where one is too wide, then the results in words."""
+    """Prints the rows as one table, or as several where one is too wide, then the results in words.
+
+    Nothing is cut: a column that does not fit goes into the next table.
+    """
     from rich.text import Text
 
-    all_columns = columns(rows)
-    table = _table(rows, all_columns, with_model=True)
-    # Measured against a very wide console: its own width would cap the result.
-    needed = console.measure(table, options=console.options.update(max_width=10_000)).maximum
-    if needed <= console.width:
+    tables, waiting = [], _network_column(rows) + columns(rows)
+    while waiting:
+        fitting = 1
+        while fitting < len(waiting) and _fits(_table(rows, waiting[: fitting + 1]), console):
+            fitting += 1
+        if fitting < len(waiting):
+            fitting = _whole_kinds(waiting, fitting)
+        tables.append(_table(rows, waiting[:fitting]))
+        waiting = waiting[fitting:]
+    for table in tables:
         console.print(table)
-    else:
-        results = [column for column in all_columns if not column.is_cost]
-        costs = [column for column in all_columns if column.is_cost]
-        console.print(_table(rows, results, with_model=False))
-        if costs:
-            console.print(_table(rows, costs, with_model=True))
     for line in sentences(rows) + caveats(rows):
         console.print(Text(line), soft_wrap=True)
 
 
-def _table(rows: list[SettingRow], columns: list[Column], with_model: bool) -> Table:
+def _network_column(rows: list[SettingRow]) -> list[Column]:
+    return [Column("network", "", [Cell(row.model) for row in rows], "setting")]
+
+
+def _fits(table: Table, console: Console) -> bool:
+    # Measured against a very wide console: its own width would cap the result.
+    options = console.options.update(max_width=10_000)
+    return console.measure(table, options=options).maximum <= console.width
+
+
+def _whole_kinds(columns: list[Column], fitting: int) -> int:
+    """At most `fitting`, so that no kind of column begins at the end of a table and goes on."""
+    start = fitting
+    while start and columns[start - 1].kind == columns[fitting].kind:
+        start -= 1
+    return start or fitting
+
+
+def _table(rows: list[SettingRow], columns: list[Column]) -> Table:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    table.add_column("setting")
-    if with_model:
-        table.add_column("network", no_wrap=True)
+    # A word that is longer than its column goes on in the next line.
+    table.add_column("setting", overflow="fold")
     for column in columns:
         header = column.header
         if len(header) > 9:
             header = header.replace(" ", "\n", 1)
-        table.add_column(header, justify="right", no_wrap=True, vertical="top")
+        left = column.kind == "setting"
+        table.add_column(
+            header, justify="left" if left else "right", vertical="top", overflow="fold"
+        )
     colours = {"better": "green", "worse": "red", "warn": "yellow"}
     for i, row in enumerate(rows):
         texts = [Text(row.label, style="bold")]
-        if with_model:
-            texts.append(Text(row.model))
         for cell in (column.cells[i] for column in columns):
             text = Text(cell.text, style=colours.get(cell.tone, ""))
             if cell.subtext:
