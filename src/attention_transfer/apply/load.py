@@ -52,7 +52,7 @@ def load_by_name(name: str) -> Network:
 
 
 def image_files(path: Path) -> list[Path]:
-    """The file itself, or the image files of a folder as `folder:` finds them: at any depth, sorted.
+    """The file itself, or all image files of a folder that `folder:` would find in it, sorted.
 
     Raises:
         UserError: if `path` does not exist, or is a folder without images.

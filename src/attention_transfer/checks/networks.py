@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..errors import first_few
 from ..maps import attention_map
 from ..methods import ActivationTransfer
-from ..taps import try_stages
+from ..taps import depth_share, try_stages, unwrap
 from ..transfer import Transfer
 from .findings import STAGES_HINT, Finding, NetworkIO, networks
 
@@ -152,11 +152,10 @@ class PairEnd:
         positions = math.prod(self.feature.shape[-2:])
         return math.log2(math.prod(self.x.shape[-2:]) / positions) / 2
 
-    @property
+    @cached_property
     def depth(self) -> float:
-        """The share of the network's modules that are defined before the layer."""
-        names = [name for name, _ in self.network.named_modules()]
-        return names.index(self.layer) / max(len(names) - 1, 1)
+        """The share of the network's layers that have run when the layer ends."""
+        return depth_share(unwrap(self.network), self.layer, self.x[:2])
 
     @cached_property
     def stage(self) -> tuple[int, int]:

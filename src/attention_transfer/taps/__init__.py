@@ -14,11 +14,13 @@ from .pairs import (
     unpaired_stages,
 )
 from .stages import Stage, stages, try_stages
+from .trace import depth_share
 
 __all__ = [
     "Stage",
     "Tap",
     "call_uncompiled",
+    "depth_share",
     "evaluating",
     "explain",
     "match_stages",

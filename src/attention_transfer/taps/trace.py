@@ -90,6 +90,19 @@ def trace(model: nn.Module, example: Tensor) -> Call:
     return root
 
 
+def depth_share(model: nn.Module, layer: str, example: Tensor) -> float:
+    """The share of the layers with weights that have run when `layer` ends, for the last time.
+
+    Raises:
+        UserError: as `trace`, and if the model does not call `layer`.
+    """
+    calls = list(trace(model, example).descendants())
+    depths = [call.depth for call in calls if call.name == layer]
+    if not depths:
+        raise UserError(f"{type(model).__name__} does not call its layer {layer}")
+    return max(depths) / max(1, *(call.depth for call in calls))
+
+
 def _set_shape(call: Call, model: nn.Module, output: Any, image: Size, batch: int) -> None:
     """Sets shape and size if the output holds one feature map."""
     if output is None or (isinstance(output, Tensor) and output.ndim not in (3, 4)):
