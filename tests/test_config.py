@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
 import yaml
@@ -98,7 +99,6 @@ class TestWords:
             ("beta", -1),
             ("beta", "much"),
             ("beta", {"at": math.nan}),
-            ("method", None),
             ("method", 5),
             ("model", 5),
             ("model", ""),
@@ -151,6 +151,20 @@ class TestWords:
         for words in ({"method": "at", "teacher": "t"}, {"teacher": "t"}):
             with pytest.raises(UserError, match="train takes one network alone"):
                 make_recipe({"model": "wrn-10-1"}, words)
+
+    def test_the_default_method_learns_from_the_teacher(self):
+        given = {"command": "distill", "model": "wrn-10-1"}
+        recipe = make_recipe(given, {"teacher": "t"})
+        assert recipe.method == recipe.to_dict()["method"] == "at+kd"
+        assert make_recipe(given).method == "none"
+        assert make_recipe(given, {"teacher": "t", "method": None}).method == "at+kd"
+        assert make_recipe({"model": "wrn-10-1"}).method == "none"
+
+    @pytest.mark.parametrize("method", ["none", "symmetry", "min-l2", "symmetry+min-l2"])
+    def test_a_teacher_that_no_method_uses_is_refused(self, method):
+        words = f"--teacher is given, but method '{re.escape(method)}' uses none.*such as at.kd"
+        with pytest.raises(UserError, match=words):
+            make_recipe(DISTILL, {"method": method})
 
     def test_nesterov_needs_momentum(self):
         assert make_recipe(DISTILL, {"momentum": 0, "nesterov": False}).momentum == 0
@@ -318,7 +332,11 @@ class TestMethods:
             ),
             (
                 {"method": "min-l2", "teacher_weights": "w.pt"},
-                "--teacher-weights is given, but method 'min-l2' has no",
+                "--teacher is given, but method 'min-l2' uses none: leave --teacher out",
+            ),
+            (
+                {"method": "min-l2", "teacher": None, "teacher_weights": "w.pt"},
+                "--teacher-weights is given without --teacher",
             ),
             ({"method": "at", "momentum": 0}, "nesterov needs momentum above 0.*--no-nesterov"),
         ],

@@ -31,7 +31,11 @@ crowd)
 teacher) limited $AT train $paper --model wrn-16-2 --out "$OUT/teacher" ;;
 table1)
   methods="none at full kd at+kd"
-  distill() { limited $AT distill $paper --compile "${COMPILE:-on}" --teacher "$OUT/teacher" --student wrn-16-1 --method "$@"; }
+  distill() {  # METHOD OPTIONS; the student alone takes no teacher
+    local teacher=(--teacher "$OUT/teacher")
+    [ "$1" = none ] && teacher=()
+    limited $AT distill $paper --compile "${COMPILE:-on}" "${teacher[@]}" --student wrn-16-1 --method "$@"
+  }
   for method in $methods; do
     { TORCHINDUCTOR_COMPILE_THREADS=3 distill $method --max-steps 5 --out "$OUT/first/$method" > "$OUT/$method.log" 2>&1 \
         || touch "$OUT/failed"; } &

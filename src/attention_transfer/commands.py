@@ -74,7 +74,7 @@ def train(arguments: dict[str, Any]) -> None:
 
 
 def distill(arguments: dict[str, Any]) -> None:
-    """Train a student under a teacher's guidance; --method none is the student alone."""
+    """Train a student under a teacher's guidance; without --teacher, the student alone."""
     _launch("distill", arguments)
 
 

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 
 from .data.options import AugmentOptions, DataOptions, check_augment, data_defaults
 from .errors import UserError, check_choice
-from .methods.options import MethodOptions
+from .methods.options import TEACHER_METHOD, MethodOptions
 from .models.options import NetworkOptions
 from .options import from_mapping, option, option_specs
 from .run_folder import read_yaml_mapping
@@ -75,7 +75,8 @@ KEYS = tuple(Recipe().to_dict())
 def make_recipe(*layers: Mapping[str, Any]) -> Recipe:
     """A checked recipe from layers of options; a later layer wins.
 
-    `batch-size` and `batch_size` are the same key.
+    `batch-size` and `batch_size` are the same key. Without a method, the recipe gets the default:
+    `at+kd` with a teacher, otherwise `none`.
 
     Raises:
         UserError: for an unknown key or a wrong value (the message names the nearest valid one),
@@ -87,6 +88,9 @@ def make_recipe(*layers: Mapping[str, Any]) -> Recipe:
     for key, only in RETIRED.items():
         if values.pop(key, only) != only:
             raise UserError(f"{key} is no longer an option: leave it out")
+    if values.get("method") is None:
+        # Here, so that the recipe and config.yaml hold the method in effect.
+        values["method"] = "none" if values.get("teacher") is None else TEACHER_METHOD
     recipe = from_mapping(Recipe, values)
     _check(recipe)
     return recipe
@@ -109,17 +113,20 @@ def _check(recipe: Recipe) -> None:
     check_training(recipe, recipe)
     methods = create_methods(recipe)
     needs_teacher = any(method.needs_teacher for method in methods)
-    if recipe.teacher_weights is not None and not needs_teacher:
-        raise UserError(
-            f"--teacher-weights is given, but method {recipe.method!r} has no teacher: leave it out"
-        )
+    if recipe.command == "train" and (recipe.method != "none" or recipe.teacher is not None):
+        raise UserError("train takes one network alone: for a teacher and a method use distill")
     if needs_teacher and recipe.teacher is None:
         raise UserError(
             f"method {recipe.method!r} needs --teacher "
             "(a run folder, or a model with trained weights)"
         )
-    if recipe.command == "train" and (recipe.method != "none" or recipe.teacher is not None):
-        raise UserError("train takes one network alone: for a teacher and a method use distill")
+    if recipe.teacher is not None and not needs_teacher:
+        raise UserError(
+            f"--teacher is given, but method {recipe.method!r} uses none: leave --teacher out, "
+            f"or choose a method that learns from it, such as {TEACHER_METHOD}"
+        )
+    if recipe.teacher_weights is not None and recipe.teacher is None:
+        raise UserError("--teacher-weights is given without --teacher: name the teacher's network")
     if not recipe.model:
         raise UserError("no network named: give --model (train) or --student (distill)")
 

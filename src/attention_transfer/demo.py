@@ -33,9 +33,9 @@ def run_demo(out: Path, seeds: int, console: Console) -> None:
     teacher = {"command": "train"}
     run_and_report(make_recipe(teacher, named_recipe("digits-teacher")), folders[0], console)
     for seed in range(seeds):
-        for method, options in STUDENTS.items():
-            student = {"command": "distill", "teacher": str(folders[0]), "method": method}
-            recipe = make_recipe(named_recipe("digits-student"), student, options, {"seed": seed})
+        for method in STUDENTS:
+            student = student_options(method, str(folders[0])) | {"seed": seed}
+            recipe = make_recipe(named_recipe("digits-student"), student)
             folders.append(RunFolder(out / method / f"seed-{seed}"))
             run_and_report(recipe, folders[-1], console)
     runs = [read_run(folder) for folder in folders]
@@ -45,3 +45,11 @@ def run_demo(out: Path, seeds: int, console: Console) -> None:
     minutes = (time.monotonic() - start) / 60
     text = f"{minutes:.1f} min. Curves, costs and attention maps: {report}"
     console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def student_options(method: str, teacher: str) -> dict[str, Any]:
+    """The options of one of the `STUDENTS`, over the recipe of all."""
+    options = {"command": "distill", "method": method, **STUDENTS[method]}
+    if method != "none":
+        options["teacher"] = teacher
+    return options

@@ -10,6 +10,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 from small_runs import (
+    FLAGS,
     STEPS_PER_EPOCH,
     carry_out,
     distilled,
@@ -57,13 +58,32 @@ def test_the_files_of_train(teacher_run):
 
 @pytest.mark.parametrize("method", ["none", "at", "kd"])
 def test_the_files_of_distill(teacher_run, tmp_path, method):
-    carry_out(distilled(teacher_run, method, epochs=1), tmp_path / "run")
+    given = {} if method == "none" else {"teacher": str(teacher_run)}
+    if method == "at":
+        given["beta"] = 1.0
+    carry_out(small(command="distill", method=method, epochs=1, **given), tmp_path / "run")
     assert names(tmp_path / "run") == FILES
     (row,) = rows(tmp_path / "run")
     assert set(row["parts"]) == {"ce"} | {"none": set(), "at": {"at"}, "kd": {"kd"}}[method]
     assert row["weights"] == {"none": {}, "at": {"beta": 1.0}, "kd": {"alpha": 0.9}}[method]
     share = 1 - row["weights"].get("alpha", 0)
     assert row["parts"]["ce"] == pytest.approx(share * row["train_loss"], rel=1e-4)
+
+
+def test_a_teacher_without_a_method(command, teacher_run, tmp_path):
+    line = f"distill --student wrn-10-1 --max-steps 2 {FLAGS} --beta 1"
+    said = command(f"{line} --teacher {teacher_run} --out run")
+    assert (said.status, said.err) == (0, "")
+    assert "method at+kd: the default with a teacher" in said.out
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["method"] == "at+kd"
+    assert set(rows(tmp_path / "run")[-1]["parts"]) == {"ce", "at", "kd"}
+
+
+def test_no_teacher_and_no_method(command, tmp_path):
+    said = command(f"distill --student wrn-10-1 --max-steps 2 {FLAGS} --out run")
+    assert (said.status, said.err) == (0, "")
+    assert "method none: the student alone" in said.out
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["method"] == "none"
 
 
 def test_metrics(student_run):

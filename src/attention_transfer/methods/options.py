@@ -11,6 +11,8 @@ from ..map_options import LossOptions
 from ..options import Bool, Float, Numbers, by_method, option
 
 FALLS = ("constant", "linear", "cosine", "step")
+# The method of a run that has a teacher and names no method.
+TEACHER_METHOD = "at+kd"
 DECAYS = (*FALLS, "warm-up", *(f"warm-up+{fall}" for fall in FALLS[1:]))
 
 
@@ -50,8 +52,12 @@ class MethodOptions(GradientOptions, DistillationOptions, ActivationOptions):
     """What is transferred, with which weight, between which layers."""
 
     method: Annotated[
-        str, option("none, at, kd, full, gradient, symmetry, min-l2, or a sum such as at+kd.")
-    ] = "none"
+        str | None,
+        option(
+            "none, at, kd, full, gradient, symmetry, min-l2, or a sum such as at+kd.",
+            default_text=f"{TEACHER_METHOD} with a teacher, otherwise none",
+        ),
+    ] = None
     beta: Annotated[
         Float | dict[str, Float] | None,
         BeforeValidator(by_method),

@@ -35,15 +35,15 @@ _DEFAULTS = {field.name: field.default for field in dataclasses.fields(MethodOpt
 _SHARED = tuple(key for key in _DEFAULTS if key not in (*PER_METHOD, "method", "pairs"))
 
 
-def method_names(expression: str) -> list[str]:
-    """`"at+kd"` -> ["at", "kd"]; `"none"` -> [].
+def method_names(expression: str | None) -> list[str]:
+    """`"at+kd"` -> ["at", "kd"]; `"none"` or None -> [].
 
     Raises:
         UserError: for an unknown method (the nearest is named), or one that is named twice.
     """
-    names = [name.strip() for name in expression.split("+")]
-    if names == ["none"]:
+    if expression is None or expression.strip() == "none":
         return []
+    names = [name.strip() for name in expression.split("+")]
     for name in names:
         if name not in METHODS:
             single, example = ["none", *METHODS], "at+kd"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..apply.inference import as_input
+from ..methods.options import TEACHER_METHOD
 from ..runtime.resolve import RuntimeConfig
 from .assemble import RunComponents
 from .optimizer import describe_rates
@@ -12,6 +13,12 @@ from .trainer import Trainer
 
 if TYPE_CHECKING:
     from ..config import Recipe
+
+# What a run says of a method that nobody has to name.
+DEFAULT_METHODS = {
+    TEACHER_METHOD: "the default with a teacher",
+    "none": "the student alone, the default without a teacher",
+}
 
 
 def run_title(recipe: Recipe) -> str:
@@ -35,6 +42,8 @@ def announce(
         f"{runtime.device}, {runtime.precision}, {mode}, {runtime.threads} threads; "
         f"{trainer.loader.describe(trainer.batch_size)}"
     )
+    if recipe.command == "distill" and recipe.method in DEFAULT_METHODS:
+        say(f"  method {recipe.method}: {DEFAULT_METHODS[recipe.method]}")
     for note in data.notes:
         say(note)
     if data.skipped:

@@ -84,7 +84,7 @@ def assemble(recipe: Recipe, streamed: bool | None = None, jobs: int = 1) -> Run
     methods = create_methods(recipe)
     classes = data.classes, data.mean, data.std
     teacher = None
-    if recipe.teacher is not None and any(m.needs_teacher for m in methods):
+    if recipe.teacher is not None:
         teacher = load_network(recipe.teacher, *classes, recipe.teacher_weights)
     # After the teacher, whose initialisation draws numbers too: the student's depends on the seed.
     torch.manual_seed(recipe.seed)
