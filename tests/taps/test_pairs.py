@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from tapped import HEAD, Small, conv, images
 from torch import nn
 
 import attention_transfer as at
+from attention_transfer.config import make_recipe, named_recipe
 from attention_transfer.errors import UserError
-from attention_transfer.taps import explain, match_stages, parse_pairs, unpaired_stages
+from attention_transfer.taps import (
+    explain,
+    match_stages,
+    parse_pairs,
+    resolve_pairs,
+    unpaired_stages,
+)
 
 
 class TestPairs:
@@ -100,3 +108,27 @@ class TestParse:
     def test_anything_else_is_refused(self, text):
         with pytest.raises(UserError, match="--pairs is .*expected auto, last2, or STUDENT_LAYER="):
             parse_pairs(text)
+
+
+class TestImagenetRecipe:
+    """Its published result is that of four pairs."""
+
+    @pytest.mark.parametrize("student", ["timm", "torchvision"])
+    @pytest.mark.parametrize("teacher", ["timm", "torchvision"])
+    def test_the_four_groups_of_the_resnets(self, student, teacher):
+        with torch.device("meta"):
+            networks = [
+                at.create_model(f"{student}/resnet18", 10),
+                at.create_model(f"{teacher}/resnet34", 10),
+            ]
+        x = torch.rand(1, 3, 64, 64, device="meta")
+        pairs = resolve_pairs(named_recipe("imagenet")["pairs"], *networks, x, x)
+        assert pairs == [(f"layer{g}", f"layer{g}") for g in (1, 2, 3, 4)]
+
+    @pytest.mark.parametrize(("method", "teacher"), [("none", None), ("kd", "t"), ("at+kd", "t")])
+    def test_it_suits_every_method(self, method, teacher):
+        student = {"command": "distill", "model": "timm/resnet18"}
+        recipe = make_recipe(
+            named_recipe("imagenet"), student, {"method": method, "teacher": teacher}
+        )
+        assert recipe.pairs == "last4"

@@ -151,5 +151,8 @@ def resolve_pairs(
     count = int(pairs.removeprefix("last"))
     if count > len(matches):
         names = ", ".join("=".join(pair) for pair in matches)
-        raise UserError(f"pairs is {pairs!r}, but there are {len(matches)}: {names}")
+        raise UserError(
+            f"pairs is {pairs!r}, but there are {len(matches)}: {names}; "
+            f"choose auto or last{len(matches)}"
+        )
     return matches[-count:]
