@@ -73,6 +73,15 @@ def test_commands_and_flags_exist(page):
         assert (ROOT / script).exists(), script
 
 
+@pytest.mark.parametrize("page", [*TEXTS, *RECIPES], ids=lambda page: page.name)
+def test_a_student_with_trained_weights_gets_a_low_rate(page):
+    """The default rate is for new weights."""
+    text = re.sub(r"\\\n[# ]*", "", page.read_text())
+    for _, words in re.findall(COMMAND, text):
+        if re.search(r"--student-weights|--(student|model) \S+:pretrained", words):
+            assert "--lr" in words or "--recipe finetune" in words, words
+
+
 def flags_of(command: str) -> set[str]:
     flags = {"--help"}
     for specs in COMMANDS[command].groups().values():

@@ -71,6 +71,8 @@ def test_each_line_names_its_run(tmp_path):
     assert lines
     assert all(line.startswith(("seed-3 | ", "seed-4 | ")) for line in lines)
     assert sum("% error" in line for line in lines) == 2
+    for epoch in ("epoch 1/2, step 4: train loss ", "epoch 2/2, step 6: train loss "):
+        assert sum(epoch in line for line in lines) == 2
 
 
 def test_what_fails_is_named_and_the_rest_is_kept(command: Command, tmp_path):

@@ -196,7 +196,10 @@ class Transfer(nn.Module):
         if text is None or not self._gradient_methods:
             return None
         names = ", ".join(method.name for method in self._gradient_methods)
-        advice = "take a student without batch normalisation, or put it in eval mode"
+        advice = (
+            "take a student without batch normalisation, such as nin-thin-no-bn, or freeze its "
+            "statistics (--freeze-bn; in Python, put these layers in eval mode)"
+        )
         return f"{text}, and {names} with them: {advice}"
 
     def trainable_parameters(self) -> Iterator[nn.Parameter]:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
-from small_runs import carry_out, distilled, small, write_folder
+from small_runs import FLAGS, carry_out, distilled, small, write_factory, write_folder
 
 import attention_transfer as at
 from attention_transfer.config import make_recipe, named_recipe
@@ -137,6 +137,16 @@ def test_frozen_statistics(teacher_run, tmp_path, frozen):
     ]
     assert all(kept) if frozen else not any(kept)
     assert not torch.equal(after["bn.weight"], before["bn.weight"])  # what it learns goes on
+
+
+def test_the_warning_about_batch_normalisation_names_the_flag(command, tmp_path):
+    student = write_factory(tmp_path, "make_normalised")
+    line = f"distill --student {student} --method symmetry --max-steps 2 {FLAGS} --lr 0.01"
+    said = command(f"{line} --out a")
+    assert said.status == 0, said.err
+    assert "2 layers of the student normalise by their batch" in said.out
+    assert "(--freeze-bn; in Python, put these layers in eval mode)" in said.out
+    assert "normalise by their batch" not in command(f"{line} --out b --freeze-bn").out
 
 
 def test_nothing_to_freeze(tmp_path):

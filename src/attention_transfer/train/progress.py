@@ -1,4 +1,4 @@
-"""What a person sees during training: one live line in a terminal, nothing elsewhere."""
+"""What a person sees during training: one live line in a terminal, a line an epoch elsewhere."""
 
 from __future__ import annotations
 
@@ -60,8 +60,16 @@ class ProgressBar:
         self._show(step, rate, losses)
 
     def end(self, row: dict[str, Any]) -> None:
-        error = f"val {100 * (1 - row['val_accuracy']):.2f} % error"
-        self._show(row["step"], row["images_per_second"], error)
+        error = f"{100 * (1 - row['val_accuracy']):.2f} %"
+        if self.console.is_terminal:
+            self._show(row["step"], row["images_per_second"], f"val {error} error")
+            return
+        # A log file keeps every line, so it gets few.
+        self.say(
+            f"epoch {row['epoch']}/{self.epochs}, step {row['step']}: "
+            f"train loss {row['train_loss']:.3f}, validation error {error}, "
+            f"{row['images_per_second']:,.0f} images/s"
+        )
 
     def _show(self, step: int, rate: float, losses: str) -> None:
         self.bar.update(self.task, completed=step, rate=f"{rate:,.0f} images/s", losses=losses)
