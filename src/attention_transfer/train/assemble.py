@@ -13,36 +13,21 @@ from torch import Tensor, nn
 
 from ..apply.evaluate import EVALUATION_BATCH, evaluate
 from ..apply.inference import InferenceModel, as_input
-from ..data import (
-    Augment,
-    Dataset,
-    Images,
-    ImageSet,
-    Stream,
-    default_workers,
-    make_transform,
-    memory_budget,
-    open_data,
-    val_resize,
-)
-from ..data.options import AugmentOptions
+from ..data import Dataset
 from ..errors import UserError
 from ..methods import create_methods
 from ..models import Network, check_network, load_network, start_network
 from ..run_folder import RunFolder
-from ..runtime.process import local_rank
 from ..runtime.resolve import RuntimeConfig, count_flops
 from ..taps import parse_pairs
 from ..transfer import Transfer
+from .images import make_loader, open_images
 from .progress import ProgressBar
 from .regularize import make_average, make_mix
 from .trainer import Trainer
 
 if TYPE_CHECKING:
     from ..config import Recipe
-
-# Share of the GPU's free memory for resident images; training needs the rest.
-GPU_SHARE = 0.4
 
 
 @dataclass
@@ -80,7 +65,7 @@ def assemble(recipe: Recipe, streamed: bool | None = None, jobs: int = 1) -> Run
     Raises:
         UserError: for data, networks or layers that do not exist or do not fit together.
     """
-    data = _open(recipe, streamed, jobs)
+    data = open_images(recipe, recipe.augment, recipe, recipe.seed, streamed=streamed, jobs=jobs)
     methods = create_methods(recipe)
     classes = data.classes, data.mean, data.std
     teacher = None
@@ -113,34 +98,6 @@ def assemble(recipe: Recipe, streamed: bool | None = None, jobs: int = 1) -> Run
     return RunComponents(data, student, teacher, transfer, student_example, notes, average)
 
 
-def _open(recipe: Recipe, streamed: bool | None, jobs: int) -> Dataset:
-    stream: str = recipe.stream
-    if stream == "auto" and streamed is False:
-        stream = "off"
-    elif stream == "auto" and (streamed or recipe.augment == "imagenet"):
-        stream = "on"
-    on_gpu = recipe.device in ("auto", "cuda") and torch.cuda.is_available()
-    processes = recipe.devices * jobs
-    workers = recipe.workers
-    if workers is None:
-        workers = default_workers(on_cpu=not on_gpu, processes=processes)
-    memory = []  # bytes for decoded images, on the GPU and in the machine
-    if on_gpu:
-        free, _ = torch.cuda.mem_get_info(local_rank())
-        # Each process has a GPU of its own, and shares it with other jobs only.
-        memory.append(int(GPU_SHARE * free) // jobs)
-    if (share := memory_budget()) is not None:
-        memory.append(share // processes)
-    return open_data(
-        recipe,
-        seed=recipe.seed,
-        stream=stream,
-        workers=workers,
-        val_resize=val_resize(recipe.augment),
-        memory=min(memory, default=None),
-    )
-
-
 def training_flops(recipe: Recipe, components: RunComponents) -> float:
     """FLOPs of the whole run; the backward pass of the student costs two forward passes."""
     example = as_input(components.data.train.batch(slice(0, 1)))
@@ -167,7 +124,7 @@ def make_trainer(
     if fabric.all_reduce(streamed, reduce_op="sum") not in (0, fabric.world_size):
         raise UserError("the images fit in memory on some ranks only: pass --stream on")
     val = components.data.val.to(fabric.device)
-    loader = _make_loader(recipe, fabric, components.data.train)
+    loader = make_loader(recipe, fabric, components.data.train)
     network: nn.Module = components.inference(runtime)
     transfer = components.transfer.to(fabric.device)
     components.trained.to(fabric.device)
@@ -191,11 +148,3 @@ def make_trainer(
         average=components.average,
         graphs=runtime.graphs,
     )
-
-
-def _make_loader(options: AugmentOptions, fabric: Fabric, images: Images) -> Augment | Stream:
-    """What makes the training batches: from memory, or decoded while training."""
-    if isinstance(images, ImageSet):
-        return Augment(images.to(fabric.device), options.crop_padding, options.flip)
-    transform = make_transform(options, images.size)
-    return Stream(images, transform, fabric.device, fabric.global_rank, fabric.world_size)

@@ -1,0 +1,75 @@
+"""The images of a run: in memory or streamed, as the memory of the machine allows."""
+
+from __future__ import annotations
+
+import torch
+from lightning.fabric import Fabric
+
+from ..data import (
+    Augment,
+    Dataset,
+    Images,
+    ImageSet,
+    Stream,
+    default_workers,
+    make_transform,
+    memory_budget,
+    open_data,
+    val_resize,
+)
+from ..data.options import AugmentOptions, DataOptions
+from ..runtime.options import RuntimeOptions
+from ..runtime.process import local_rank
+
+# Share of the GPU's free memory for resident images; training needs the rest.
+GPU_SHARE = 0.4
+
+
+def open_images(
+    options: DataOptions,
+    augment: str,
+    machine: RuntimeOptions,
+    seed: int,
+    *,
+    streamed: bool | None = None,
+    jobs: int = 1,
+) -> Dataset:
+    """The images of a run, in memory or streamed.
+
+    Args:
+        streamed: of a run that continues, whether its images were streamed.
+        jobs: number of runs that share this machine.
+    """
+    stream: str = options.stream
+    if stream == "auto" and streamed is False:
+        stream = "off"
+    elif stream == "auto" and (streamed or augment == "imagenet"):
+        stream = "on"
+    on_gpu = machine.device in ("auto", "cuda") and torch.cuda.is_available()
+    processes = machine.devices * jobs
+    workers = options.workers
+    if workers is None:
+        workers = default_workers(on_cpu=not on_gpu, processes=processes)
+    memory = []  # bytes for decoded images, on the GPU and in the machine
+    if on_gpu:
+        free, _ = torch.cuda.mem_get_info(local_rank())
+        # Each process has a GPU of its own, and shares it with other jobs only.
+        memory.append(int(GPU_SHARE * free) // jobs)
+    if (share := memory_budget()) is not None:
+        memory.append(share // processes)
+    return open_data(
+        options,
+        seed=seed,
+        stream=stream,
+        workers=workers,
+        val_resize=val_resize(augment),
+        memory=min(memory, default=None),
+    )
+
+
+def make_loader(options: AugmentOptions, fabric: Fabric, images: Images) -> Augment | Stream:
+    """What makes the training batches: from memory, or decoded while training."""
+    if isinstance(images, ImageSet):
+        return Augment(images.to(fabric.device), options.crop_padding, options.flip)
+    transform = make_transform(options, images.size)
+    return Stream(images, transform, fabric.device, fabric.global_rank, fabric.world_size)
