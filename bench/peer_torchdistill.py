@@ -32,7 +32,7 @@ from attention_transfer.bench.in_subprocess import in_subprocess
 from attention_transfer.bench.measure import BenchRow, interleave, median_ratio, report
 from attention_transfer.bench.workload import measure_step, random_batch, start
 from attention_transfer.errors import UserError
-from attention_transfer.models import create_model
+from attention_transfer.models.create import create_model
 
 PEER = "torchdistill"
 METHODS = ("at", "at+kd")

@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     from .methods import gradient_norm_loss as gradient_norm_loss
     from .methods import kd_loss as kd_loss
     from .methods import symmetry_loss as symmetry_loss
-    from .models import create_model as create_model
-    from .models import load_authors_run as load_authors_run
-    from .models import load_student as load_student
+    from .models.authors import load_authors_run as load_authors_run
+    from .models.create import create_model as create_model
+    from .models.network import load_student as load_student
     from .second_order import input_gradient as input_gradient
     from .taps import Stage as Stage
     from .taps import pair_stages as pair_stages
@@ -59,7 +59,9 @@ __getattr__, __dir__, __all__ = attach(
             "kd_loss",
             "symmetry_loss",
         ],
-        "models": ["create_model", "load_authors_run", "load_student"],
+        "models.authors": ["load_authors_run"],
+        "models.create": ["create_model"],
+        "models.network": ["load_student"],
         "second_order": ["input_gradient"],
         "taps": ["Stage", "pair_stages", "stages", "tap"],
         "transfer": ["Transfer"],

@@ -12,14 +12,10 @@ from authors_files import resnet_params, write_run, wrn_params
 
 import attention_transfer as at
 from attention_transfer.apply.export import FORMATS, export_run
-from attention_transfer.models import (
-    Preprocess,
-    load_authors_run,
-    load_network,
-    load_trained,
-    load_weights,
-    save_student,
-)
+from attention_transfer.models.authors import load_authors_run
+from attention_transfer.models.network import Preprocess, load_trained, save_student
+from attention_transfer.models.start import load_network
+from attention_transfer.models.weights import load_weights
 from attention_transfer.run_folder import RunFolder
 
 CLASSES = ("cat", "dog", "emu")

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 import attention_transfer as at
-from attention_transfer.models import load_trained
 from attention_transfer.models.authors_files import read_params
+from attention_transfer.models.network import load_trained
 
 HERE = Path(__file__).resolve().parents[3] / "shared" / "conformance" / "authors_run"
 RUNS = {"resnet_16_2_teacher": ("wrn-16-2", None), "at_16_1_16_2": ("wrn-16-1", "wrn-16-2")}

@@ -14,7 +14,7 @@ from torch import nn
 from toys import Net, batch, close, derivative, draw, make
 
 import attention_transfer as at
-from attention_transfer.models import load_student
+from attention_transfer.models.network import load_student
 
 
 def by_hand(s, t):

@@ -11,7 +11,10 @@ from authors_files import resnet, resnet_params, write_run, wrn, wrn_params
 from test_models import Explosive
 
 import attention_transfer as at
-from attention_transfer.models import load_authors_run, load_network, load_trained, load_weights
+from attention_transfer.models.authors import load_authors_run
+from attention_transfer.models.network import load_trained
+from attention_transfer.models.start import load_network
+from attention_transfer.models.weights import load_weights
 from attention_transfer.models.wrn import WideResNet
 
 CLASSES = [f"class{i}" for i in range(10)]

@@ -13,8 +13,9 @@ from torch import nn
 from torchvision import models
 
 from attention_transfer.errors import UserError
-from attention_transfer.models import Network, Preprocess, check_network, create_model, load_network
-from attention_transfer.models.create import pretrained_classes
+from attention_transfer.models.create import create_model, pretrained_classes
+from attention_transfer.models.network import Network, Preprocess
+from attention_transfer.models.start import check_network, load_network
 
 MINE = """
 from __future__ import annotations

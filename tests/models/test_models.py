@@ -12,14 +12,10 @@ import torch.nn.functional as F
 from torch import nn
 
 import attention_transfer as at
-from attention_transfer.models import (
-    Preprocess,
-    create_model,
-    load_network,
-    load_student,
-    load_weights,
-    save_student,
-)
+from attention_transfer.models.create import create_model
+from attention_transfer.models.network import Preprocess, load_student, save_student
+from attention_transfer.models.start import load_network
+from attention_transfer.models.weights import load_weights
 from attention_transfer.run_folder import RunFolder
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)

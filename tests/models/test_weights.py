@@ -13,8 +13,14 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from attention_transfer.errors import UserError
-from attention_transfer.models import create_model, head_parameters, load_weights
-from attention_transfer.models.weights import ENTRIES, load_backbone, read_state_dict
+from attention_transfer.models.create import create_model
+from attention_transfer.models.weights import (
+    ENTRIES,
+    head_parameters,
+    load_backbone,
+    load_weights,
+    read_state_dict,
+)
 
 
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:

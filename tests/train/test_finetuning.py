@@ -13,7 +13,7 @@ from small_runs import FLAGS, carry_out, distilled, small, write_factory, write_
 import attention_transfer as at
 from attention_transfer.config import make_recipe, named_recipe
 from attention_transfer.errors import UserError
-from attention_transfer.models import start_network
+from attention_transfer.models.start import start_network
 from attention_transfer.train.assemble import assemble
 
 pytestmark = pytest.mark.usefixtures("quick_runs")

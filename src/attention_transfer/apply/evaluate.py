@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..data import Dataset, Images, StreamSet, default_workers, open_data, val_resize
 from ..errors import UserError, first_few
-from ..models import Network
+from ..models.network import Network
 from ..run_folder import RunFolder
 from .inference import as_input
 from .load import load_inference

@@ -8,8 +8,10 @@ import torch
 
 from ..data.image_folder import EXTENSIONS, find_images
 from ..errors import UserError
-from ..models import Network, Preprocess, create_model, load_network, load_trained
 from ..models.authors_files import is_authors_run
+from ..models.create import create_model
+from ..models.network import Network, Preprocess, load_trained
+from ..models.start import load_network
 from ..options import from_mapping
 from ..run_folder import RunFolder
 from ..runtime.options import RuntimeOptions

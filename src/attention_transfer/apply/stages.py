@@ -8,7 +8,8 @@ import torch
 from rich.console import Console
 from rich.table import Column, Table
 
-from ..models import fixed_size, run_once
+from ..models.network import fixed_size
+from ..models.start import run_once
 from ..run_folder import RunFolder
 from ..taps import Stage, explain, match_stages, stages, unpaired_stages
 from .load import load_by_name

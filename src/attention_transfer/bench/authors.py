@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ..models import create_model
+from ..models.create import create_model
 from .in_subprocess import in_subprocess
 from .measure import Measure
 from .options import BenchOptions

@@ -23,7 +23,7 @@ from rich.console import Console
 
 from ..data import ImageSet, open_data
 from ..errors import RunError
-from ..models import create_model
+from ..models.create import create_model
 from .authors import authors_step
 from .measure import BenchRow, Measure, interleave, median_ratio, report
 from .options import BenchOptions

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..methods import create_methods
 from ..methods.options import MethodOptions
-from ..models import create_model
+from ..models.create import create_model
 from ..runtime.cuda_graphs import CudaGraphs
 from ..runtime.options import RuntimeOptions
 from ..runtime.process import make_fabric, set_up_process

@@ -16,7 +16,8 @@ from ..apply.inference import InferenceModel, as_input
 from ..data import Dataset
 from ..errors import UserError
 from ..methods import create_methods
-from ..models import Network, check_network, load_network, start_network
+from ..models.network import Network
+from ..models.start import check_network, load_network, start_network
 from ..run_folder import RunFolder
 from ..runtime.resolve import RuntimeConfig, count_flops
 from ..taps import parse_pairs

@@ -12,7 +12,7 @@ from ..checks.preflight import DRY_IMAGES, preflight
 from ..checks.teacher import TEACHER_IMAGES
 from ..data import Images, balanced_subset
 from ..errors import UserError
-from ..models import Network
+from ..models.network import Network
 from ..run_folder import RunFolder
 from .assemble import RunComponents
 from .regularize import training_mode

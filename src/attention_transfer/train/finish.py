@@ -11,7 +11,7 @@ from ..apply.evaluate import EVALUATION_BATCH, evaluate
 from ..apply.inference import InferenceModel, profile
 from ..apply.maps import attention_in_box, save_maps
 from ..data import Dataset
-from ..models import Network, save_student
+from ..models.network import Network, save_student
 from ..run_folder import RunFolder, write_json
 from ..runtime.resolve import RuntimeConfig
 from .assemble import RunComponents

@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import (
 )
 
 from ..errors import UserError
-from ..models import head_parameters
+from ..models.weights import head_parameters
 from ..taps import evaluating, stages
 from ..transfer import Transfer
 from .options import OptimizerOptions

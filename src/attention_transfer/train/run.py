@@ -9,7 +9,7 @@ from warnings import catch_warnings, simplefilter
 
 from rich.console import Console
 
-from ..models import run_fingerprint
+from ..models.network import run_fingerprint
 from ..run_folder import RunFolder, write_json
 from ..runtime.environment import environment
 from ..runtime.process import local_rank, make_fabric, set_up_process
