@@ -221,7 +221,10 @@ def export(arguments: dict[str, Any]) -> None:
 class CompareOptions:
     """Which runs to compare."""
 
-    runs: Annotated[tuple[Path, ...], option("Run folders, or folders of them.", positional=True)]
+    runs: Annotated[
+        tuple[Path, ...],
+        option("Run folders, the authors' too, or folders of them.", positional=True),
+    ]
     out: Annotated[
         Path | None, option("Write the report here (one HTML file).", default_text="none")
     ] = None

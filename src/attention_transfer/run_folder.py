@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from .authors_log import MODEL_FILE, is_authors_run
 from .errors import RunError, UserError
 
 
@@ -168,7 +169,7 @@ def read_yaml_mapping(path: Path) -> dict[str, Any]:
 def find_runs(paths: list[str | os.PathLike[str]]) -> list[RunFolder]:
     """The runs that `paths` name: each path a run, or a folder with runs at any depth.
 
-    Folders inside a run, such as its logs, do not count.
+    Runs of the authors' scripts count; folders inside a run, such as its logs, do not.
 
     Raises:
         UserError: for a path without a run.
@@ -176,11 +177,13 @@ def find_runs(paths: list[str | os.PathLike[str]]) -> list[RunFolder]:
     runs: dict[Path, RunFolder] = {}
     for path in paths:
         folders = [Path(path)]
-        if not RunFolder(path).exists:
-            folders = [file.parent for file in sorted(Path(path).rglob("config.yaml"))]
+        if not RunFolder(path).exists and not is_authors_run(Path(path)):
+            files = [*Path(path).rglob("config.yaml"), *Path(path).rglob(MODEL_FILE)]
+            folders = sorted({file.parent for file in files})
         if not folders:
             raise UserError(
-                f"no run in {path}: expected a run folder (with config.yaml) or a folder of them"
+                f"no run in {path}: expected a run folder (with config.yaml, or the authors' "
+                f"{MODEL_FILE}) or a folder of them"
             )
         for folder in folders:
             if not any(other in folder.parents for other in folders):

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..authors_log import EXTRA_KEY, LOG_FILE, LOG_PREFIX, MODEL_FILE, is_authors_run
 from ..errors import UserError, check_choice, first_line
-from ..models.authors_files import EXTRA_KEY, LOG_FILE, LOG_PREFIX, MODEL_FILE, is_authors_run
 from ..models.network import Network, load_trained, metadata, save_student
 from ..models.wrn import WideResNet
 from ..run_folder import RunFolder, replacing

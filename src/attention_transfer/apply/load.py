@@ -6,9 +6,9 @@ from pathlib import Path
 
 import torch
 
+from ..authors_log import is_authors_run
 from ..data.image_folder import EXTENSIONS, find_images
 from ..errors import UserError
-from ..models.authors_files import is_authors_run
 from ..models.create import create_model
 from ..models.network import Network, Preprocess, load_trained
 from ..models.start import load_network

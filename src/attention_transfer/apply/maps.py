@@ -19,7 +19,6 @@ from ..taps import evaluating, tap
 from .inference import InferenceModel, as_input
 from .load import image_files, load_by_name
 
-SHOWN_IMAGES = 32
 BOXED_IMAGES = 500
 BATCH = 128
 
@@ -41,15 +40,23 @@ def stage_maps(
         return logits.float(), maps
 
 
-def save_maps(file: Path, network: InferenceModel, layers: list[str], images: Images) -> None:
-    """Writes the maps of a few images as npz, for the report.
+def save_maps(
+    file: Path,
+    network: InferenceModel,
+    layers: list[str],
+    images: Images,
+    shown: Tensor,
+    teacher: InferenceModel | None = None,
+) -> None:
+    """Writes the maps of the images at `shown` as npz, for the report.
 
-    The images are balanced over the classes, and the same for every run on a data set.
+    The teacher's maps of the same images have names that start with `teacher.`.
     """
-    chosen = images.subset(balanced_subset(images.labels, SHOWN_IMAGES, seed=0))
+    chosen = images.subset(shown)
     x = as_input(chosen.batch(slice(None)).to(network.device))
-    logits, maps = stage_maps(network, layers, x)
-    arrays: dict[str, Any] = {f"map.{j}": m.float().cpu().numpy() for j, m in enumerate(maps)}
+    arrays = _map_arrays(network, layers, x, "")
+    if teacher is not None and (teacher_layers := layer_names(teacher, images)):
+        arrays |= _map_arrays(teacher, teacher_layers, x, "teacher.")
     if chosen.boxes is not None:
         arrays["boxes"] = chosen.boxes.cpu().numpy()
     with replacing(file) as partial, open(partial, "wb") as stream:
@@ -57,11 +64,24 @@ def save_maps(file: Path, network: InferenceModel, layers: list[str], images: Im
             stream,
             images=chosen.images.cpu().numpy(),
             labels=chosen.labels.cpu().numpy(),
-            predictions=logits.argmax(1).cpu().numpy(),
-            stages=np.array(layers),
             classes=np.array(images.classes),
             **arrays,
         )
+
+
+def _map_arrays(
+    network: InferenceModel, layers: list[str], x: Tensor, prefix: str
+) -> dict[str, Any]:
+    """The maps, stages and predictions of one network, by their names in the file."""
+    logits, maps = stage_maps(network, layers, x)
+    arrays = {f"map.{j}": m.float().cpu().numpy() for j, m in enumerate(maps)}
+    arrays |= {"stages": np.array(layers), "predictions": logits.argmax(1).cpu().numpy()}
+    return {f"{prefix}{name}": array for name, array in arrays.items()}
+
+
+def layer_names(network: InferenceModel, images: Images) -> list[str]:
+    """The stages of a network for these images; empty if it has no feature maps."""
+    return [stage.name for stage in network.stages(images.image_size)]
 
 
 def attention_in_box(

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
 
 from .images import Triple
 from .source import Images as Images
 from .stream import StreamSet
 
 STATISTICS_IMAGES = 1024
+SHOWN_IMAGES = 32  # whose attention maps a run stores
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,6 +27,8 @@ class Dataset:
     std: Triple
     skipped: int = 0  # unreadable images that were left out
     notes: tuple[str, ...] = ()  # for the user
+    # Indices of the validation images whose attention maps a run stores.
+    shown: Tensor = field(default_factory=lambda: torch.arange(0))
 
     @property
     def streamed(self) -> bool:

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..errors import UserError, first_few, nearest
 from ..options import from_mapping, subset
-from .dataset import STATISTICS_IMAGES, Dataset
+from .dataset import SHOWN_IMAGES, STATISTICS_IMAGES, Dataset
 from .decode import check_memory, memory_budget
 from .images import (
     ImageSet,
@@ -57,7 +58,7 @@ def open_data(
     spec = options.data
 
     source = _open_source(options)
-    train, val, notes = _select(source, options, seed)
+    train, val, shown, notes = _select(source, options, seed)
     size = options.image_size or train.image_size[0]
     # Data of one known size is decoded at that size, and resized later.
     streamable = isinstance(train, StreamSet) and train.size == size
@@ -66,18 +67,24 @@ def open_data(
     count = len(train) + len(val)
     if not _is_streamed(options, streamable, count * size**2 * 3, memory):
         check_memory(spec, count, size)
-        return _resident(spec, source, train, val, notes, size)
+        return _resident(spec, source, train, val, shown, notes, size)
     assert isinstance(train, StreamSet), "it is streamable"
     assert isinstance(val, StreamSet), "it is from the same kind of files"
     sample = train.select(balanced_subset(train.labels, STATISTICS_IMAGES, 0))
     mean, std = channel_statistics(_decode(spec, "training", sample, size)[0].images)
     workers = options.workers or 0
     train, val = replace(train, workers=workers), replace(val, workers=workers)
-    return Dataset(spec, train, val, mean, std, source.skipped, notes)
+    return Dataset(spec, train, val, mean, std, source.skipped, notes, shown)
 
 
 def _resident(
-    spec: str, source: Source, train: Images, val: Images, notes: tuple[str, ...], size: int
+    spec: str,
+    source: Source,
+    train: Images,
+    val: Images,
+    shown: Tensor,
+    notes: tuple[str, ...],
+    size: int,
 ) -> Dataset:
     train_images, train_skipped = _decode(spec, "training", train, size)
     val_images, val_skipped = _decode(spec, "validation", val, size)
@@ -86,7 +93,9 @@ def _resident(
     else:  # resizing smooths, which lowers the standard deviation
         mean, std = channel_statistics(train_images.images)
     skipped = source.skipped + train_skipped + val_skipped
-    return Dataset(spec, train_images, val_images, mean, std, skipped, notes)
+    if val_skipped:  # the others have other indices now
+        shown = balanced_subset(val_images.labels, SHOWN_IMAGES, 0)
+    return Dataset(spec, train_images, val_images, mean, std, skipped, notes, shown)
 
 
 def prepare_data(spec: str) -> None:
@@ -165,16 +174,22 @@ def _untrained_class_notes(source: Source) -> list[str]:
 
 def _select(
     source: Source, options: DataOptions, seed: int
-) -> tuple[Images, Images, tuple[str, ...]]:
-    """Training and validation images as the options limit and split them, and notes."""
+) -> tuple[Images, Images, Tensor, tuple[str, ...]]:
+    """Training and validation images as the options limit and split them, those whose maps are
+    shown, and notes."""
     notes = [*source.notes, *_untrained_class_notes(source)]
     train, val = source.train, source.val
     if val is None or options.val_split is not None:
         train, val, split_notes = _cut_validation(options.data, train, options.val_split, seed)
         notes += split_notes
     train = _limited(train, options.limit_train, seed)
-    val = _limited(val, options.limit_val, 0)  # the same for every seed, so that runs compare
-    return train, val, tuple(notes)
+    # The same for every seed, so that runs compare.
+    kept = balanced_subset(val.labels, options.limit_val or max(1, len(val)), 0)
+    # A smaller subset is a part of a larger one: runs of any --limit-val show the same images.
+    shown = balanced_subset(val.labels, max(1, min(len(kept), SHOWN_IMAGES)), 0)
+    if len(kept) < len(val):
+        val = val.select(kept)
+    return train, val, torch.searchsorted(kept, shown), tuple(notes)
 
 
 def _cut_validation(

@@ -9,8 +9,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..authors_log import EXTRA_KEY, LOG_FILE, MODEL_FILE, read_options
 from ..errors import UserError
-from .authors_files import EXTRA_KEY, LOG_FILE, MODEL_FILE, read_options, read_params
+from .authors_files import read_params
 from .authors_resnet import AuthorsResNet
 from .weights import load_state
 from .wrn import WideResNet

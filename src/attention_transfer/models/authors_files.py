@@ -1,55 +1,19 @@
-"""The files of the authors' scripts (szagoruyko/attention-transfer): `log.txt` and `model.pt7`.
+"""`model.pt7` of the authors' scripts (szagoruyko/attention-transfer); `authors_log` has the log.
 
-`log.txt` has a line `json_stats: {...}` per epoch, each with all options of the script. `model.pt7`
-is `{"params": {name: tensor}, "optimizer": ..., "epoch": ...}`. A convolution is named
+It is `{"params": {name: tensor}, "optimizer": ..., "epoch": ...}`. A convolution is named
 `group0.block0.conv0`; in a distillation run every name starts with `student.` or `teacher.`.
 """
 
 from __future__ import annotations
 
-import contextlib
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
 from ..errors import UserError
 from .safe_load import safe_load
-
-MODEL_FILE, LOG_FILE = "model.pt7", "log.txt"
-LOG_PREFIX = "json_stats:"
-# Our export writes this option beside the authors': it describes classes and preprocessing.
-EXTRA_KEY = "attention_transfer"
-
-
-def is_authors_run(folder: str | Path) -> bool:
-    """Whether the folder has the authors' `model.pt7`."""
-    return (Path(folder) / MODEL_FILE).is_file()
-
-
-def read_options(log: Path) -> dict[str, Any]:
-    """The script's options from the first complete line of statistics; empty if all are cut short.
-
-    Raises:
-        UserError: for a file that is no text, or has no line of statistics.
-    """
-    try:
-        lines = re.findall(rf"{LOG_PREFIX}(.*)", log.read_text())
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{log} is no text: expected the authors' log with lines {LOG_PREFIX} {{...}}"
-        ) from error
-    if not lines:
-        raise UserError(f"{log} has no line {LOG_PREFIX} {{...}}: expected the authors' log")
-    for line in lines:
-        with contextlib.suppress(ValueError):  # a run that was killed has written half a line
-            options = json.loads(line)
-            if isinstance(options, dict):
-                return options
-    return {}
 
 
 def read_params(file: Path) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:

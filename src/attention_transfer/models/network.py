@@ -13,11 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..authors_log import MODEL_FILE, is_authors_run
 from ..errors import UserError
 from ..numerics import at_least_float32
 from ..run_folder import RunFolder, replacing
 from .authors import load_authors_run
-from .authors_files import MODEL_FILE, is_authors_run
 from .create import create_model
 from .weights import load_weights
 

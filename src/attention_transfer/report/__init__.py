@@ -4,7 +4,8 @@
 # imports this package long before it writes its report.
 from .grouping import group_runs
 from .html import write_report
-from .load_run import LoadedRun, read_run
+from .load_run import LoadedRun
+from .open_run import read_run
 from .overlays import MapColumn, save_maps_figure
 from .rows import SettingRow
 from .table import print_table

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from .formats import option_value, short_label
 from .load_run import LoadedRun, finite_number, get_nested
 from .rows import SettingRow
-from .summary_text import absent_teachers, error_digits
+from .summary_text import error_digits
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -173,10 +173,14 @@ def _error_chart(rows: list[SettingRow], styles: dict[SettingRow, Style]) -> Cha
         ends.append((line.mean[-1], short_label(row.label), styles[row].colour))
         descriptions.append(f"{row.label} ends at {line.mean[-1]:.1f} %")
     levels = []
-    for name, error, _ in absent_teachers(rows):
-        axes.axhline(error, color=SOFT, ls=(0, TEACHER_DASH), lw=1.3)
-        ends.append((error, short_label(f"{name} teacher"), SOFT))
-        levels.append(Series([0], [error], [error], [error]))
+    # A teacher that is no run has an error and no curve.
+    for row in rows:
+        if row.is_implied and row not in lines and row.error is not None:
+            level = row.error.mean
+            axes.axhline(level, color=SOFT, ls=(0, TEACHER_DASH), lw=1.3)
+            ends.append((level, short_label(row.label), SOFT))
+            levels.append(Series([0], [level], [level], [level]))
+            descriptions.append(f"{row.label} is at {level:.1f} %")
     _set_limits(axes, [*lines.values(), *levels])
     _label_ends(axes, ends)
     alt = "Validation error by epoch: " + "; ".join(descriptions)

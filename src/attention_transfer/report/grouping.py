@@ -83,6 +83,9 @@ def _find_baseline(row: SettingRow, rows: list[SettingRow]) -> SettingRow | None
         shared = row.first.config.keys() & other.first.config.keys()
         equal = [name for name in shared if row.first.config[name] == other.first.config[name]]
         is_alone = other.role == "alone" or other.first.command == "train"
+        # The budget of a teacher that is no run is not known.
+        if other.is_implied and "epochs" not in shared:
+            continue
         if not is_alone or shared.intersection(BUDGET_OPTIONS).difference(equal):
             continue
         # `distill --method none` shares the recipe of a student, `train` may not.

@@ -14,10 +14,11 @@ from .curves import curve_charts, make_styles, spread_chart
 from .formats import option_value, percent, plural
 from .grouping import group_runs
 from .load_run import LoadedRun
-from .overlays import map_grid
+from .overlays import map_grids
 from .rows import SettingRow
 from .settings import PER_RUN_OPTIONS
 from .table import columns
+from .teachers import with_teachers
 
 FOLDER = Path(__file__).parent
 
@@ -49,25 +50,27 @@ def _render(rows: list[SettingRow], title: str | None) -> str:
         lstrip_blocks=True,
     )
     templates.filters |= {"option_value": option_value, "percent": percent, "plural": plural}
+    given, rows = rows, with_teachers(rows)
     styles = make_styles(rows)
     # Instead of the user's own settings, and only while the charts are drawn.
     with matplotlib.rc_context(fname=FOLDER / "charts.mplstyle"):
         spread, curves = spread_chart(rows, styles), curve_charts(rows, styles)
     return templates.get_template("template.html.j2").render(
-        title=title or summary_text.title(rows),
+        title=title or summary_text.title(given),
         # A title of the user's own may not name the data.
-        data_names=summary_text.data_names(rows) if title else [],
+        data_names=summary_text.data_names(given) if title else [],
         rows=rows,
+        given=given,
         styles=styles,
         columns=columns(rows),
         sentences=summary_text.sentences(rows),
         caveats=summary_text.caveats(rows),
         spread=spread,
         curves=curves,
-        grid=map_grid(rows),
+        grids=map_grids(rows),
         in_box_stages=list(dict.fromkeys(chain.from_iterable(row.in_box() for row in rows))),
         per_run_options=PER_RUN_OPTIONS,
-        environments=_environments(rows),
+        environments=_environments(given),
     )
 
 

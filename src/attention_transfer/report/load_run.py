@@ -86,8 +86,16 @@ class LoadedRun:
         Raises:
             UserError: if maps.npz cannot be read.
         """
+        return self._read_maps("")
+
+    @cached_property
+    def teacher_maps(self) -> StoredMaps | None:
+        """The teacher's maps of the same images; None where the run stored none."""
+        return self._read_maps("teacher.")
+
+    def _read_maps(self, prefix: str) -> StoredMaps | None:
         path = RunFolder(self.folder).maps_file
-        return _read_maps(path) if path.is_file() else None
+        return _read_maps(path, prefix) if path.is_file() else None
 
 
 def get_nested(tree: Any, *keys: str) -> Any:
@@ -107,8 +115,8 @@ def finite_number(value: Any) -> float | None:
     return float(value)
 
 
-def read_run(folder: RunFolder) -> LoadedRun:
-    """Reads a run, finished or not; its maps are read when first used.
+def read_own_run(folder: RunFolder) -> LoadedRun:
+    """Reads a run of this package, finished or not; its maps are read when first used.
 
     Raises:
         UserError: if a file cannot be parsed.
@@ -128,7 +136,8 @@ def read_run(folder: RunFolder) -> LoadedRun:
     return run
 
 
-def _read_maps(path: Path) -> StoredMaps | None:
+def _read_maps(path: Path, prefix: str) -> StoredMaps | None:
+    """The maps whose names in the file start with `prefix`."""
     import numpy as np
 
     try:
@@ -138,21 +147,21 @@ def _read_maps(path: Path) -> StoredMaps | None:
         raise UserError(f"{path} cannot be read: {first_line(error)}") from None
     images = arrays.get("images")
     maps: list[np.ndarray] = []
-    while f"map.{len(maps)}" in arrays:
-        maps.append(arrays[f"map.{len(maps)}"])
+    while f"{prefix}map.{len(maps)}" in arrays:
+        maps.append(arrays[f"{prefix}map.{len(maps)}"])
     if images is None or images.ndim != 4 or not len(images) or not maps:
         return None
     count = len(images)
     if any(stage_maps.ndim != 3 or len(stage_maps) != count for stage_maps in maps):
         raise UserError(f"{path} cannot be read: its maps do not belong to its {count} images")
-    stages = [str(stage) for stage in arrays.get("stages", ())]
+    stages = [str(stage) for stage in arrays.get(f"{prefix}stages", ())]
     if len(stages) != len(maps):
         stages = [f"stage {i + 1}" for i in range(len(maps))]
     classes = [str(name) for name in arrays.get("classes", ())]
     return StoredMaps(
         images=images,
         labels=_class_names(arrays.get("labels"), classes, count),
-        predictions=_class_names(arrays.get("predictions"), classes, count),
+        predictions=_class_names(arrays.get(f"{prefix}predictions"), classes, count),
         boxes=arrays.get("boxes", np.zeros((count, 4), int)),
         stages=stages,
         maps=maps,

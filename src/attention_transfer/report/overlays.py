@@ -116,7 +116,7 @@ class MapGrid:
     """The page's table of maps: for each image its picture, and one for each network's maps."""
 
     networks: list[tuple[SettingRow, list[str]]]  # with the names of the stages
-    rows: list[tuple[Picture, list[Picture | None]]]
+    rows: list[tuple[Picture, list[Picture]]]
     aspect: float  # width / height of an image
     has_boxes: bool
     selection: str
@@ -129,24 +129,52 @@ class MapGrid:
         return max(TILE // 2, min(TILE, int(room / (tiles * max(1.0, self.aspect)))))
 
 
-def map_grid(rows: list[SettingRow], limit: int = 8) -> MapGrid | None:
-    """The maps that the first seed of each row stored, of up to `limit` images; None without maps.
+def map_grids(rows: list[SettingRow], limit: int = 8) -> list[MapGrid]:
+    """The maps that the first seed of each row stored, of up to `limit` images.
 
-    The images are those of the first row with maps; a row that stored others has gaps.
+    Networks whose runs stored the same images share a grid, of the images that all of them have.
     """
-    networks: list[tuple[SettingRow, StoredMaps]] = []
+    waiting: list[tuple[SettingRow, StoredMaps]] = []
     for row in rows:
-        maps = next((run.maps for run in row.runs if run.maps is not None), None)
+        maps = _stored_maps(row, rows)
         if maps is not None:
-            networks.append((row, maps))
-    if not networks:
-        return None
+            waiting.append((row, maps))
+    grids = []
+    while waiting:
+        images = set(waiting[0][1].index_of)
+        members, others = [], []
+        for row, maps in waiting:
+            common = images & maps.index_of.keys()
+            # A few images in common are too few to show: the rest goes into another grid.
+            if len(common) >= min(limit // 2, len(images), len(maps.index_of)):
+                images = common
+                members.append((row, maps))
+            else:
+                others.append((row, maps))
+        # In the order of the file: a set has none.
+        ordered = [image for image in members[0][1].index_of if image in images]
+        grids.append(_map_grid(members, ordered, limit))
+        waiting = others
+    return grids
+
+
+def _stored_maps(row: SettingRow, rows: list[SettingRow]) -> StoredMaps | None:
+    """The maps of a row; those of a teacher come from its students' runs, if they have any."""
+    for student in rows:
+        if row.role == "teacher" and student.teacher is row:
+            for run in student.runs:
+                if run.teacher_maps is not None:
+                    return run.teacher_maps
+    return next((run.maps for run in row.runs if run.maps is not None), None)
+
+
+def _map_grid(
+    networks: list[tuple[SettingRow, StoredMaps]], images: list[tuple[bytes, str]], limit: int
+) -> MapGrid:
     reference = networks[0][1]
-    images = list(reference.index_of)
     verdicts = []
     for image in images:
-        holders = [maps for _, maps in networks if image in maps.index_of]
-        verdicts.append([maps.is_correct(maps.index_of[image]) for maps in holders])
+        verdicts.append([maps.is_correct(maps.index_of[image]) for _, maps in networks])
     chosen = choose(verdicts, limit)
     grid_rows, boxes = [], []
     for image in [images[k] for k in chosen]:
@@ -200,10 +228,8 @@ def _image_picture(maps: StoredMaps, image: tuple[bytes, str]) -> Picture:
     return Picture(source, f"Validation image of {label or 'unknown class'}", label)
 
 
-def _maps_picture(row: SettingRow, maps: StoredMaps, image: tuple[bytes, str]) -> Picture | None:
-    k = maps.index_of.get(image)
-    if k is None:
-        return None
+def _maps_picture(row: SettingRow, maps: StoredMaps, image: tuple[bytes, str]) -> Picture:
+    k = maps.index_of[image]
     # Grey gaps suit a light and a dark page.
     pixels = strip(make_tile(maps.images[k]), [stage_maps[k] for stage_maps in maps.maps], 127)
     label, prediction = maps.labels[k], maps.predictions[k]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from .formats import count, data_name, model_name, plural
-from .load_run import finite_number, get_nested
+from .formats import count, data_name, plural
+from .load_run import finite_number
 from .rows import SettingRow, Spread, error_percent, teacher_name
 
 
@@ -45,16 +45,9 @@ def _list_names(names: Iterable[str | None]) -> str:
 
 
 def sentences(rows: list[SettingRow]) -> list[str]:
-    """A sentence for each finished row, and one for each teacher that is not among the rows."""
+    """A sentence for each row that has results or is unfinished."""
     digits = error_digits(rows)
-    teachers = []
-    for name, error, parameters in absent_teachers(rows):
-        text = f"{name} teacher: {error:.{digits}f} % error"
-        if parameters:
-            text += f", {count(parameters)} parameters"
-        teachers.append(text)
-    settings = [sentence(row, digits) for row in rows]
-    return teachers + [text for text in settings if text]
+    return [text for text in (sentence(row, digits) for row in rows) if text]
 
 
 def sentence(row: SettingRow, digits: int = 1) -> str:
@@ -67,10 +60,16 @@ def sentence(row: SettingRow, digits: int = 1) -> str:
     if row.error is None:
         return ""
     text = f"{row.label}: {row.error.mean:.{digits}f} % error"
+    if row.is_implied:
+        parameters = row.median("parameters")
+        return f"{text}, {count(parameters)} parameters" if parameters else text
     if row.delta is None or row.baseline_error is None:
         return f"{text} ({plural(row.error.n, 'seed')})"
     confidence = _confidence(row.error, row.baseline_error)
-    return f"{text}, {_comparison(row.delta, digits)} the student alone ({confidence})"
+    baseline = "the student alone"
+    if row.baseline is not None and row.baseline.role == "teacher":
+        baseline = "the same network alone, a teacher,"
+    return f"{text}, {_comparison(row.delta, digits)} {baseline} ({confidence})"
 
 
 def _comparison(delta: float, digits: int) -> str:
@@ -95,21 +94,6 @@ def _confidence(error: Spread, baseline: Spread) -> str:
     return f"{text}; the ranges do not overlap"
 
 
-def absent_teachers(rows: list[SettingRow]) -> list[tuple[str, float, float | None]]:
-    """(network, error in percent, parameters) of each teacher that is not among the rows."""
-    teachers = []
-    for row in rows:
-        facts = [get_nested(run.summary, "teacher") for run in row.finished]
-        teacher = next(filter(None, facts), None)
-        error = error_percent(finite_number(get_nested(teacher, "val_accuracy")))
-        if row.teacher is not None or error is None:
-            continue
-        name = get_nested(teacher, "model") or get_nested(teacher, "name") or "the"
-        parameters = finite_number(get_nested(teacher, "parameters"))
-        teachers.append((model_name(str(name)), error, parameters))
-    return list(dict.fromkeys(teachers))
-
-
 def caveats(rows: list[SettingRow]) -> list[str]:
     """What a reader must know before trusting the table."""
     lines = []
@@ -122,9 +106,24 @@ def caveats(rows: list[SettingRow]) -> list[str]:
         seeds = [str(run.seed) for run in row.runs if run.seed is not None]
         if len(set(seeds)) < len(seeds):
             lines.append(f"{row.label}: a seed occurs more than once, so its spread is too small.")
+        if row.is_implied and row.first.metrics:
+            lines += _other_images(row)
         if row.role == "student" and row.baseline is None and any_alone:
             lines.append(
                 f"{row.label}: no student alone with the same network, data and budget"
                 " to compare with."
             )
     return lines
+
+
+def _other_images(teacher: SettingRow) -> list[str]:
+    """That a teacher's curve and its error are of other images, where they are."""
+    own = error_percent(finite_number(teacher.first.metrics[-1].get("val_accuracy")))
+    error = teacher.error
+    # Another batch size or precision moves an image or two.
+    if own is None or error is None or abs(own - error.mean) < 0.3:
+        return []
+    return [
+        f"{teacher.label}: its error is that on the student's validation images; its curve, "
+        f"from its own run, ends at {own:.1f} %."
+    ]

@@ -11,6 +11,7 @@ from .labels import setting_columns
 from .load_run import finite_number
 from .rows import SettingRow, Spread
 from .summary_text import caveats, error_digits, sentences
+from .teachers import with_teachers
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -86,7 +87,10 @@ def columns(rows: list[SettingRow]) -> list[Column]:
 
 def _result_cells(row: SettingRow, digits: int) -> dict[str, Cell]:
     """The cells, by header, for which the row has results."""
-    cells = {"seeds": Cell(str(len(row.finished)))}
+    if row.is_implied:
+        cells = {"seeds": Cell(MISSING, tooltip="as its student's run measured it")}
+    else:
+        cells = {"seeds": Cell(str(len(row.finished)))}
     unfinished = len(row.runs) - len(row.finished)
     if not row.finished:
         cells["error %"] = Cell("unfinished", _epochs_done(row), tone="warn")
@@ -158,6 +162,7 @@ def print_table(rows: list[SettingRow], console: Console) -> None:
     """
     from rich.text import Text
 
+    rows = with_teachers(rows)
     tables, waiting = [], _network_column(rows) + columns(rows)
     while waiting:
         fitting = 1

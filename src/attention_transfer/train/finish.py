@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..apply.evaluate import EVALUATION_BATCH, evaluate
 from ..apply.inference import InferenceModel, profile
-from ..apply.maps import attention_in_box, save_maps
+from ..apply.maps import attention_in_box, layer_names, save_maps
 from ..data import Dataset
 from ..models.network import Network, save_student
 from ..run_folder import RunFolder, write_json
@@ -33,12 +33,14 @@ def finish(
     student = components.inference(runtime).to(device).eval()
     size = preprocess.size or data.image_size
     save_student(folder.student_file, student.module, recipe.model, data.classes, preprocess, size)
-    layers = [stage.name for stage in student.stages(data.image_size)]
-    if layers:
-        save_maps(folder.maps_file, student, layers, data.val)
-    teacher_summary = None
+    teacher = teacher_summary = None
     if components.teacher is not None:
-        teacher_summary = _summarize_teacher(components.teacher, data, runtime)
+        module, transform = components.teacher.module, components.teacher.preprocess
+        teacher = InferenceModel(module, transform, runtime.precision).to(device).eval()
+        teacher_summary = _summarize_teacher(components.teacher, teacher, data)
+    layers = layer_names(student, data.val)
+    if layers:
+        save_maps(folder.maps_file, student, layers, data.val, data.shown, teacher)
     last = rows[-1]
     # An epoch that only repeated its validation trained no image.
     rates = [row["images_per_second"] for row in rows if row["images_per_second"]]
@@ -63,22 +65,17 @@ def finish(
     return summary
 
 
-def _summarize_teacher(teacher: Network, data: Dataset, runtime: RuntimeConfig) -> dict[str, Any]:
-    network = InferenceModel(teacher.module, teacher.preprocess, runtime.precision)
-    network = network.to(runtime.device).eval()
+def _summarize_teacher(teacher: Network, network: InferenceModel, data: Dataset) -> dict[str, Any]:
     # Again, because this run may validate on other images than the teacher's own run.
     metrics = evaluate(network, data.val.to(network.device), EVALUATION_BATCH, network.device)
-    folder = recorded = None
-    if teacher.folder:
-        folder = str(Path(teacher.folder).resolve())
-        recorded = RunFolder(teacher.folder).summary()
     return {
         "name": teacher.name,
-        "folder": folder,
+        "folder": str(Path(teacher.folder).resolve()) if teacher.folder else None,
         "model": teacher.name,
         **profile(network, data.image_size),
         "val_accuracy": metrics["accuracy"],
-        "val_loss": recorded["final"]["val_loss"] if recorded else None,
+        "val_loss": metrics["loss"],
+        "attention": attention_in_box(network, layer_names(network, data.val), data.val),
     }
 
 
