@@ -195,6 +195,15 @@ class TestTap:
             at.stages(model, x[:, :1])
         assert hooks(model) == before
 
+    def test_a_tapped_model_can_be_copied_after_a_failed_call(self):
+        model, x = Small(), images()
+        tapped = at.tap(model, ["one"], x)
+        model.fc = nn.Linear(1, 1)
+        with pytest.raises(RuntimeError):
+            tapped(x)
+        twin = copy.deepcopy(model)
+        torch.testing.assert_close(twin.one(x), model.one(x))
+
     def test_two_taps_on_one_model(self):
         model, x = Small(), images()
         a, b = at.tap(model, ["one"]), at.tap(model, ["one", "two"])

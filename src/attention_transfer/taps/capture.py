@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
@@ -66,25 +65,6 @@ class _CaptureState:
         """The layers whose captured output has been written to since."""
         return [n for n, version in self.versions.items() if self.features[n]._version != version]
 
-    def capture(self, layer: str, hints: Hints, module: nn.Module, args: Any, output: Any) -> None:
-        """The hook of a layer."""
-        if not self.active:
-            return
-        if layer in self.features:
-            raise UserError(
-                f"layer {layer!r} is called more than once in a forward pass: "
-                "tap one that is called once"
-            )
-        features = feature_map(output, layer, self.image, self.batch, hints)
-        # Tensors count the writes to them, except in a traced graph and in inference mode. Without
-        # the count, only an example tells that no copy is needed.
-        has_version = not torch.compiler.is_compiling() and not features.is_inference()
-        if layer in self.copied or not (has_version or self.copied_is_known):
-            features = features.clone()
-        self.features[layer] = features
-        if has_version:
-            self.versions[layer] = features._version
-
 
 class Tap:
     """`Tap(model, layers)(x)` -> (output, {layer: features}).
@@ -118,7 +98,7 @@ class Tap:
         self._hints = {layer: read_hints(model, layer) for layer in self.layers}
         hooks = ExitStack()
         for layer, hints in self._hints.items():
-            hook = partial(self._state.capture, layer, hints)
+            hook = _capture_hook(layer, self._state, hints)
             hooks.enter_context(modules[layer].register_forward_hook(hook))
         self._finalizer = weakref.finalize(self, hooks.close)
         try:
@@ -192,3 +172,26 @@ class Tap:
 
 
 tap = Tap
+
+
+def _capture_hook(layer: str, state: _CaptureState, hints: Hints) -> Callable[..., None]:
+    # A function, which a deep copy of the model does not copy: a bound method's state would be.
+    def hook(module: nn.Module, args: Any, output: Any) -> None:
+        if not state.active:
+            return
+        if layer in state.features:
+            raise UserError(
+                f"layer {layer!r} is called more than once in a forward pass: "
+                "tap one that is called once"
+            )
+        features = feature_map(output, layer, state.image, state.batch, hints)
+        # Tensors count the writes to them, except in a traced graph and in inference mode. Without
+        # the count, only an example tells that no copy is needed.
+        has_version = not torch.compiler.is_compiling() and not features.is_inference()
+        if layer in state.copied or not (has_version or state.copied_is_known):
+            features = features.clone()
+        state.features[layer] = features
+        if has_version:
+            state.versions[layer] = features._version
+
+    return hook
