@@ -14,6 +14,8 @@ import yaml
 from PIL import Image
 from small_runs import FLAGS, Command, contents, rows, write_factory, write_folder, write_parquet
 
+from attention_transfer.config import recipe_names
+
 PNG = b"\x89PNG\r\n\x1a\n"
 TRAIN = f"train --model wrn-10-1 {FLAGS}"
 DISTILL = f"distill --student wrn-10-1 {FLAGS}"
@@ -80,6 +82,12 @@ def test_without_a_word_it_helps(command):
     said = command("")
     assert (said.status, said.err) == (0, "")
     assert all(name in said.out for name in COMMANDS)
+
+
+@pytest.mark.parametrize("name", ["train", "distill"])
+def test_the_help_lists_the_recipes(command, name):
+    words = command(f"{name} --help").out.replace("\n", " ").split()
+    assert {f"{recipe}," for recipe in recipe_names()[:-1]} <= set(words)
 
 
 def test_version(command):

@@ -166,6 +166,12 @@ class TestWords:
         with pytest.raises(UserError, match=words):
             make_recipe(DISTILL, {"method": method})
 
+    def test_a_forgotten_teacher(self):
+        given = {"command": "distill", "model": "wrn-10-1"}
+        words = "--alpha is given, but method 'none' has no alpha: leave it out, or give --teacher"
+        with pytest.raises(UserError, match=words):
+            make_recipe(given, {"alpha": 0.5})
+
     def test_nesterov_needs_momentum(self):
         assert make_recipe(DISTILL, {"momentum": 0, "nesterov": False}).momentum == 0
 

@@ -65,6 +65,8 @@ def test_finding_runs(tmp_path):
         find_runs([tmp_path / "none"])
     with pytest.raises(UserError, match="is not a run folder"):
         RunFolder.open(tmp_path)
+    with pytest.raises(UserError, match="b holds several seeds: name one, like .*b/seed-0$"):
+        RunFolder.open(tmp_path / "b")
 
 
 def test_errors_and_the_nearest_word():

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 from .bench import NAMES as BENCHES
 from .bench import BenchOptions, run_bench
-from .config import layered_recipe, named_recipe, read_recipe
+from .config import layered_recipe, named_recipe, read_recipe, recipe_names
 from .data.options import DATA_NAMES, AugmentOptions, DataOptions
 from .errors import UserError
 from .map_options import Exponent, Kind
@@ -51,7 +51,7 @@ class LaunchOptions:
     out: Annotated[Path, option("Run folder to write, or to continue.")]
     recipe: Annotated[
         str | None,
-        option("A recipe of the package: cifar10-short, imagenet, …", default_text="none"),
+        option(f"A recipe of the package: {', '.join(recipe_names())}.", default_text="none"),
     ] = None
     config: Annotated[
         Path | None,

@@ -88,6 +88,10 @@ class RunFolder:
         """
         run = cls(path)
         if not run.exists:
+            seeds = sorted(run.path.glob("seed-*/config.yaml"))
+            if seeds:
+                # It is what --out named, as the message below would say.
+                raise UserError(f"{path} holds several seeds: name one, like {seeds[0].parent}")
             problem = "does not exist"
             if run.path.is_dir():
                 problem = "is not a run folder: it has no config.yaml"

@@ -82,6 +82,7 @@ def test_a_teacher_without_a_method(command, teacher_run, tmp_path):
 def test_no_teacher_and_no_method(command, tmp_path):
     said = command(f"distill --student wrn-10-1 --max-steps 2 {FLAGS} --out run")
     assert (said.status, said.err) == (0, "")
+    assert said.out.startswith("wrn-10-1 on digits: ")
     assert "method none: the student alone" in said.out
     assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["method"] == "none"
 

@@ -137,4 +137,8 @@ def _by_method(
 
 
 def _unused(options: MethodOptions, key: str) -> str:
-    return f"--{key} is given, but method {options.method!r} has no {key}: leave it out"
+    advice = "leave it out"
+    if options.method in (None, "none"):
+        # The default without a teacher: perhaps the teacher was forgotten.
+        advice += ", or give --teacher or --method"
+    return f"--{key} is given, but method {options.method!r} has no {key}: {advice}"

@@ -23,7 +23,7 @@ DEFAULT_METHODS = {
 
 def run_title(recipe: Recipe) -> str:
     """The network, and the method if there is a teacher's guidance."""
-    if recipe.command == "train":
+    if recipe.method == "none":
         return recipe.model
     return f"{recipe.method} {recipe.model}"
 
