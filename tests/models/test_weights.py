@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import pathlib
 import pickle
+import struct
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -14,6 +16,8 @@ from torch.optim.swa_utils import AveragedModel
 
 from attention_transfer.errors import UserError
 from attention_transfer.models.create import create_model
+from attention_transfer.models.numpy_scalars import DtypeStandIn, read_scalar
+from attention_transfer.models.safe_load import safe_load
 from attention_transfer.models.weights import (
     ENTRIES,
     head_parameters,
@@ -168,6 +172,48 @@ def test_a_factory_file_that_exits(tmp_path):
         create_model(f"{tmp_path / 'net.py'}:make", 3)
 
 
+class Custom:
+    created = False
+
+    def __setstate__(self, state):
+        Custom.created = True
+
+    def __getstate__(self):
+        return {"a": 1}
+
+
+class TestNumpyScalars:
+    @pytest.mark.parametrize("zipped", [True, False])
+    @pytest.mark.parametrize(
+        "value",
+        [
+            *(np.float64(0.25), np.float32(0.1), np.float16(3), np.longdouble(2.5)),
+            *(np.int64(-7), np.uint8(200), np.bool_(True), np.complex64(1 - 2j)),
+            *(np.str_("loss é"), np.bytes_(b"ab"), np.dtype(">i4").type(5)),
+        ],
+    )
+    def test_beside_the_weights(self, tmp_path, value, zipped):
+        weights, file = {"w": torch.ones(2)}, tmp_path / "w.pt"
+        content = {"state_dict": weights, "best": value, "history": [value, value]}
+        torch.save(content, file, _use_new_zipfile_serialization=zipped)
+        assert same(read_state_dict(file), weights)
+        best = safe_load(file, "")["best"]
+        assert best == value and type(best) is type(value)
+
+    @pytest.mark.parametrize("value", [np.datetime64("2020-01-01"), np.arange(3)])
+    def test_other_types_of_numpy_are_refused(self, tmp_path, value):
+        torch.save({"w": torch.ones(2), "x": value}, tmp_path / "w.pt")
+        with pytest.raises(UserError, match="holds more than tensors"):
+            read_state_dict(tmp_path / "w.pt")
+
+    def test_a_crafted_size_and_flags_are_ignored(self):
+        dtype = DtypeStandIn("f8", False, True)
+        dtype.__setstate__((3, "<", None, None, None, -8, -1, 0xFF))
+        assert read_scalar(dtype, struct.pack("<d", 1.5)) == 1.5
+        with pytest.raises(ValueError, match="buffer"):
+            read_scalar(dtype, b"1234")
+
+
 class TestBadFiles:
     """What is wrong, and what to do; torch only says `101` or `[Errno 22] Invalid argument`."""
 
@@ -210,6 +256,20 @@ class TestBadFiles:
             UserError, match=r"holds more than tensors.*pickles are not executed.*if you trust it"
         ):
             read_state_dict(tmp_path / "w.pt")
+
+    @pytest.mark.parametrize("zipped", [True, False])
+    def test_a_class_is_refused_by_its_own_name(self, tmp_path, zipped):
+        torch.save(
+            {"w": torch.zeros(1), "tensors": Custom(), "epoch": np.float64(1)},
+            tmp_path / "w.pt",
+            _use_new_zipfile_serialization=zipped,
+        )
+        Custom.created = False
+        with pytest.raises(
+            UserError, match=rf"more than tensors \({Custom.__module__}.Custom\), and pickles"
+        ):
+            read_state_dict(tmp_path / "w.pt")
+        assert not Custom.created
 
     def test_weights_of_another_network(self, tmp_path):
         torch.save({"x.y": torch.zeros(1), "z": torch.zeros(1)}, tmp_path / "w.pt")

@@ -10,11 +10,14 @@ from pathlib import Path, PosixPath, PurePosixPath
 from typing import Any
 
 import torch
+from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
-from ..errors import UserError
+from ..errors import UserError, first_few
+from .numpy_scalars import NUMPY_STAND_INS
 
-# The scripts of timm and torchvision save options of these harmless types beside the weights.
-OPTION_TYPES: list[Any] = [argparse.Namespace, PosixPath, PurePosixPath]
+# The scripts of timm and torchvision save options of these harmless types beside the weights, and
+# others a metric that is a numpy scalar.
+SAFE_TYPES: list[Any] = [argparse.Namespace, PosixPath, PurePosixPath, *NUMPY_STAND_INS]
 
 
 def safe_load(file: Path, to_save: str) -> Any:
@@ -30,7 +33,7 @@ def safe_load(file: Path, to_save: str) -> Any:
             from safetensors.torch import load_file
 
             return load_file(file)
-        with torch.serialization.safe_globals(OPTION_TYPES), warnings.catch_warnings():
+        with safe_globals(SAFE_TYPES), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns of pickle protocols other than 2
             return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
@@ -43,10 +46,8 @@ def safe_load(file: Path, to_save: str) -> Any:
                 f"{file} cannot be read as weights: expected what torch.save writes, or safetensors"
             ) from error
         if isinstance(error, pickle.UnpicklingError):
-            types = re.findall(r"(?:GLOBAL |global )['\"`]?([\w.]+)", str(error))
-            content = ", or is damaged"
-            if types:
-                content = f" ({', '.join(dict.fromkeys(types))})"
+            types = _refused_types(file, error)
+            content = f" ({first_few(types)})" if types else ", or is damaged"
             raise UserError(
                 f"{file} holds more than tensors{content}, and pickles are not executed here: "
                 f"if you trust it, load it yourself and save {to_save}"
@@ -56,3 +57,13 @@ def safe_load(file: Path, to_save: str) -> Any:
         raise UserError(
             f"{file} is damaged, cut off perhaps ({reason}): copy or download it again"
         ) from error
+
+
+def _refused_types(file: Path, error: pickle.UnpicklingError) -> list[str]:
+    """The names of the classes and functions for which torch refused the file, if it tells them."""
+    try:
+        with safe_globals(SAFE_TYPES):
+            return sorted(get_unsafe_globals_in_checkpoint(file))
+    except Exception:
+        # No zip archive, such as torch wrote before 1.6: torch's message has the first name.
+        return re.findall(r"GLOBAL ([\w.]+) w", str(error))
