@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -203,6 +204,29 @@ class TestTap:
             tapped(x)
         twin = copy.deepcopy(model)
         torch.testing.assert_close(twin.one(x), model.one(x))
+
+    @pytest.mark.parametrize(
+        "copied", [copy.deepcopy, lambda thing: pickle.loads(pickle.dumps(thing))]
+    )
+    def test_copies(self, copied):
+        """A copied tap reads its copied model; a model that is copied alone is read by none."""
+        model, x = Small(inplace=True), images()
+        before = hooks(model)
+        tapped = at.tap(model, ["one.0", "two"], x)
+        alone = copied(model)
+        twin = copied(tapped)
+        expected = tapped(x)[1]
+        assert twin.model is not model and hooks(twin.model) == before + 2
+        assert twin._state.copied == {"one.0"}
+        model.one[0].weight.data.zero_()
+        for other in (twin, at.tap(alone, ["one.0", "two"], x)):
+            for layer, features in other(x)[1].items():
+                torch.testing.assert_close(features, expected[layer])
+        tapped.close()
+        assert hooks(twin.model) == before + 2
+        model = twin.model
+        twin.close()
+        assert hooks(model) == hooks(copied(twin).model) == before
 
     def test_two_taps_on_one_model(self):
         model, x = Small(), images()

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -65,6 +65,49 @@ class _CaptureState:
         """The layers whose captured output has been written to since."""
         return [n for n, version in self.versions.items() if self.features[n]._version != version]
 
+    def capture(self, layer: str, hints: Hints, output: Any) -> None:
+        """Keeps what a layer returned."""
+        if not self.active:
+            return
+        if layer in self.features:
+            raise UserError(
+                f"layer {layer!r} is called more than once in a forward pass: "
+                "tap one that is called once"
+            )
+        features = feature_map(output, layer, self.image, self.batch, hints)
+        # Tensors count the writes to them, except in a traced graph and in inference mode. Without
+        # the count, only an example tells that no copy is needed.
+        has_version = not torch.compiler.is_compiling() and not features.is_inference()
+        if layer in self.copied or not (has_version or self.copied_is_known):
+            features = features.clone()
+        self.features[layer] = features
+        if has_version:
+            self.versions[layer] = features._version
+
+
+class _Hook:
+    """The forward hook of a layer.
+
+    Its copy does nothing, since a copied model has no tap: a copied tap puts on hooks of its own.
+    The copy is of the standard library's, so that a saved model loads without this package.
+    """
+
+    def __init__(self, state: _CaptureState, layer: str, hints: Hints):
+        self.state, self.layer, self.hints = state, layer, hints
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+        self.state.capture(self.layer, self.hints, output)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return getattr, (nullcontext(), "__exit__")
+
+
+def _remove_copied_hooks(module: nn.Module) -> None:
+    """Removes what copying leaves of `_Hook`s."""
+    hooks = module._forward_hooks
+    for key in [k for k, h in hooks.items() if getattr(h, "__func__", 0) is nullcontext.__exit__]:
+        del hooks[key]
+
 
 class Tap:
     """`Tap(model, layers)(x)` -> (output, {layer: features}).
@@ -73,6 +116,8 @@ class Tap:
     a square grid, without prefix tokens (class, distillation, register). Tokens on any other grid
     become (N, D, h, w), since L alone would not tell h and w. The hooks stay on between calls, for
     `torch.compile` to trace; `close`, the end of a `with` block, or of the object, takes them off.
+    A tap is copied and pickled with its model; a model that is copied alone comes without hooks
+    that read.
 
     Args:
         model: any module; a compiled or wrapped one is unwrapped.
@@ -95,17 +140,35 @@ class Tap:
             if layer not in modules:
                 hint = f"{nearest(layer, modules)} (stages() lists those to tap)"
                 raise UserError(f"{type(model).__name__} has no layer {layer!r}{hint}")
-        self._hints = {layer: read_hints(model, layer) for layer in self.layers}
-        hooks = ExitStack()
-        for layer, hints in self._hints.items():
-            hook = _capture_hook(layer, self._state, hints)
-            hooks.enter_context(modules[layer].register_forward_hook(hook))
-        self._finalizer = weakref.finalize(self, hooks.close)
+        self._put_on_hooks()
         try:
             self._detect_inplace(example)
         except BaseException:
             self.close()
             raise
+
+    def _put_on_hooks(self) -> None:
+        modules = dict(self.model.named_modules(remove_duplicate=False))
+        self._hints = {layer: read_hints(self.model, layer) for layer in self.layers}
+        hooks = ExitStack()
+        for layer, hints in self._hints.items():
+            _remove_copied_hooks(modules[layer])
+            hook = _Hook(self._state, layer, hints)
+            hooks.enter_context(modules[layer].register_forward_hook(hook))
+        self._finalizer = weakref.finalize(self, hooks.close)
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = self._state
+        copied = _CaptureState(copied=set(state.copied), copied_is_known=state.copied_is_known)
+        is_open = self._finalizer.alive
+        return {"model": self.model, "layers": self.layers, "_state": copied, "open": is_open}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        is_open = state.pop("open")
+        self.__dict__.update(state)
+        self._put_on_hooks()
+        if not is_open:
+            self.close()
 
     def _detect_inplace(self, example: Tensor | None) -> None:
         """Finds the layers whose outputs are changed in place later on, and so need a copy."""
@@ -172,26 +235,3 @@ class Tap:
 
 
 tap = Tap
-
-
-def _capture_hook(layer: str, state: _CaptureState, hints: Hints) -> Callable[..., None]:
-    # A function, which a deep copy of the model does not copy: a bound method's state would be.
-    def hook(module: nn.Module, args: Any, output: Any) -> None:
-        if not state.active:
-            return
-        if layer in state.features:
-            raise UserError(
-                f"layer {layer!r} is called more than once in a forward pass: "
-                "tap one that is called once"
-            )
-        features = feature_map(output, layer, state.image, state.batch, hints)
-        # Tensors count the writes to them, except in a traced graph and in inference mode. Without
-        # the count, only an example tells that no copy is needed.
-        has_version = not torch.compiler.is_compiling() and not features.is_inference()
-        if layer in state.copied or not (has_version or state.copied_is_known):
-            features = features.clone()
-        state.features[layer] = features
-        if has_version:
-            state.versions[layer] = features._version
-
-    return hook
