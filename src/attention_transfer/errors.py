@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 
 class UserError(ValueError):
@@ -16,6 +17,15 @@ class LocalError(UserError):
 
 class RunError(RuntimeError):
     """The run failed, by a full disk or a non-finite loss; the command exits with status 1."""
+
+
+@contextmanager
+def about(subject: str) -> Iterator[None]:
+    """User errors of the block begin with their subject: `the student: …`."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{subject}: {error}") from error
 
 
 def check_choice(what: str, value: object, valid: Iterable[str]) -> None:

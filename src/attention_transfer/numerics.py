@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from .errors import UserError
+
+IGNORED_LABEL = -100  # the default of `F.cross_entropy`: such a sample has no label
 
 EPS = 1e-12
 
@@ -34,8 +39,68 @@ def power(a: Tensor, p: float) -> Tensor:
 
 
 def cross_entropy(logits: Tensor, y: Tensor, **options: Any) -> Tensor:
-    """`F.cross_entropy` in at least float32; y (N,) of class numbers or (N, K) of probabilities."""
+    """`F.cross_entropy` in at least float32; y (N,) of class numbers or (N, K) of probabilities.
+
+    Raises:
+        UserError: for labels of another type or shape. Class numbers out of range are found in
+            eager mode on a CPU; elsewhere that would wait for the device.
+    """
+    _check_labels(y, logits)
     logits = at_least_float32(logits)
     if y.is_floating_point():
         y = y.to(logits.dtype)
     return F.cross_entropy(logits, y, **options)
+
+
+def check_logits(output: Any, network: str) -> Tensor:
+    """The output of a network, such as "the student", if it is logits (N, K)."""
+    if not isinstance(output, Tensor):
+        found = f"an object of type {type(output).__name__}"
+        if isinstance(output, Mapping):
+            found += f" with {', '.join(map(str, output))}"
+        elif isinstance(output, (tuple, list)):
+            found += f" of {len(output)}"
+    elif output.ndim != 2 or not output.is_floating_point():
+        found = f"{output.dtype} {tuple(output.shape)}"
+    else:
+        return output
+    raise UserError(
+        f"{network} returns {found}: expected logits, a tensor (N, K); "
+        "wrap it in a module that returns them alone"
+    )
+
+
+def _check_labels(y: Tensor, logits: Tensor) -> None:
+    shape, expected = tuple(y.shape), tuple(logits.shape)
+    if y.is_floating_point():
+        if shape != expected:
+            raise UserError(f"soft labels {shape} for logits {expected}: expected both (N, K)")
+        return
+    if y.dtype != torch.int64 or shape != expected[:1]:
+        raise UserError(
+            f"labels {y.dtype} {shape} for logits {expected}: "
+            "expected int64 (N,), or (N, K) of probabilities"
+        )
+    if not torch.compiler.is_compiling() and _can_be_read(y):
+        _check_range(y, expected[1])
+
+
+def _can_be_read(y: Tensor) -> bool:
+    """Whether values cost no wait for a device, and are no placeholders of a transform."""
+    if y.device.type != "cpu" or type(y) is not Tensor:
+        return False
+    return not torch._C._are_functorch_transforms_active()
+
+
+def _check_range(y: Tensor, classes: int) -> None:
+    if not len(y):
+        return
+    lowest, highest = (int(value) for value in y.aminmax())
+    if lowest < 0:
+        # Rare, so that only this case looks at each label.
+        wrong = y[(y < 0) & (y != IGNORED_LABEL)]
+        lowest = int(wrong[0]) if len(wrong) else 0
+    if lowest < 0 or highest >= classes:
+        label = lowest if lowest < 0 else highest
+        text = f"label {label} for logits of {classes} classes"
+        raise UserError(f"{text}: expected 0 to {classes - 1}")

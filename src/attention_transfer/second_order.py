@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import UserError
-from .numerics import cross_entropy
+from .numerics import check_logits, cross_entropy
 from .ops.convolution import TwiceDifferentiable
 
 # x -> (logits, features)
@@ -55,7 +55,9 @@ def input_gradient(model: nn.Module, x: Tensor, y: Tensor, create_graph: bool = 
     if not torch.compiler.is_compiling() and (text := batch_dependence(model, "the model")):
         warnings.warn(f"{text}: put the model in eval mode", BatchStatisticsWarning, stacklevel=2)
     with defer_batch_norm_counters(model):
-        return logits_and_input_gradient(lambda x: (model(x), []), x, y, create_graph)[0]
+        return logits_and_input_gradient(
+            lambda x: (check_logits(model(x), "the model"), []), x, y, create_graph
+        )[0]
 
 
 def logits_and_input_gradient(

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from .errors import UserError
+from .errors import UserError, about
 from .methods.base import Method, StepInputs, TrainingFraction
-from .numerics import cross_entropy
+from .numerics import check_logits, cross_entropy
 from .second_order import (
     BatchStatisticsWarning,
     batch_dependence,
@@ -24,6 +24,8 @@ from .taps import Tap, call_uncompiled, evaluating, resolve_pairs, unwrap
 
 Transform = Callable[[Tensor], Tensor]
 Pairs = list[tuple[str, str]]
+# The methods of `Transfer` that `compile` compiles.
+_REGIONS = ("run_teacher", "_student_step")
 
 
 class Output(NamedTuple):
@@ -47,6 +49,7 @@ class Transfer(nn.Module):
 
     Compile this or wrap it in DDP, not the student in it. The teacher is copied, frozen in eval
     mode, and never in `state_dict()`; the module that was passed stays as it is.
+    Copies (deepcopy, pickle, `AveragedModel`) have networks of their own and are not compiled.
 
     Args:
         student: images (N, C, H, W) -> logits (N, K). A compiled or wrapped one is unwrapped.
@@ -110,9 +113,19 @@ class Transfer(nn.Module):
 
         Args:
             x: images (N, C, H, W), before any network's own normalisation.
-            y: labels (N,), int64, or the probabilities (N, K) of each class for mixed images.
-            progress: the share of the training that is done, a float or 0-d tensor in [0, 1].
+            y: labels (N,), int64, or the probabilities (N, K) of each class for mixed images. An
+                image of label -100 stays out of the cross-entropy.
+            progress: the share of the training that is done, a float or 0-d tensor in [0, 1]. A
+                tensor outside is clamped to it: to refuse it would wait for the device.
+
+        Raises:
+            UserError: for a student that returns no logits (N, K), labels of another shape or, in
+                eager mode on a CPU, out of range; and for a float outside [0, 1].
         """
+        for name, value in (("x", x), ("y", y)):
+            if not isinstance(value, Tensor):
+                found = f"an object of type {type(value).__name__}"
+                raise UserError(f"{name} is {found}: expected a tensor")
         if not self._checked_first_batch and self.training and not torch.compiler.is_compiling():
             # Once, and only now: the caller may set the student's mode after the construction.
             self._checked_first_batch = True
@@ -124,27 +137,39 @@ class Transfer(nn.Module):
         """Compiles this module in place."""
         # In two regions: a single one mixes the kernels of both networks and runs slower.
         # The instance's attributes hide the methods of the class.
-        for name in ("run_teacher", "_student_step"):
+        for name in _REGIONS:
             setattr(self, name, torch.compile(getattr(self, name), *args, **kwargs))
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The compiled regions of a copy would run the networks of the original.
+        state = super().__getstate__()
+        return {name: value for name, value in state.items() if name not in _REGIONS}
 
     def run_teacher(self, x: Tensor, y: Tensor | None = None) -> TeacherOutput:
         """The teacher on a batch; J only where the labels are given and a method needs it."""
         if not self._frozen:
             return TeacherOutput()
         if y is not None and any(m.needs_teacher for m in self._gradient_methods):
-            j, logits, features = logits_and_input_gradient(self._read_teacher, x, y, False)
+            j, logits, features = logits_and_input_gradient(
+                lambda x: self._read_teacher(x, check=True), x, y, False
+            )
             return TeacherOutput(logits, features, j)
         with torch.no_grad():
             return TeacherOutput(*self._read_teacher(x))
 
-    def _read_teacher(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def _read_teacher(self, x: Tensor, check: bool = False) -> tuple[Tensor, list[Tensor]]:
         (teacher,) = self._frozen
         x = teacher.transform(x)
-        return _read(teacher.network, self._teacher_tap, x, [t for _, t in self.pairs])
+        layers = [t for _, t in self.pairs]
+        logits, features = _read("the teacher", teacher.network, self._teacher_tap, x, layers)
+        # Where features alone are needed, a teacher may return anything.
+        return check_logits(logits, "the teacher") if check else logits, features
 
     def _read_student(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         x = self.student_transform(x)
-        return _read(self.student, self._student_tap, x, [s for s, _ in self.pairs])
+        layers = [s for s, _ in self.pairs]
+        logits, features = _read("the student", self.student, self._student_tap, x, layers)
+        return check_logits(logits, "the student"), features
 
     def _student_step(
         self, x: Tensor, y: Tensor, progress: TrainingFraction, teacher: TeacherOutput
@@ -166,7 +191,6 @@ class Transfer(nn.Module):
             share: float | Tensor = 1.0
             for method in self.methods:
                 share = share * method.cross_entropy_share(progress)
-            _check_labels(y, logits)
             loss = cross_entropy(logits, y, label_smoothing=self.label_smoothing)
             parts = {"ce": loss * share}
             for method in self.methods:
@@ -249,8 +273,10 @@ class Transfer(nn.Module):
                 xs, xt = self.student_transform(example), teacher.transform(example)
         self.pairs = resolve_pairs(pairs, self.student, teacher.network, xs, xt)
         if self.pairs:
-            self._student_tap = Tap(self.student, [s for s, _ in self.pairs], xs)
-            self._teacher_tap = Tap(teacher.network, [t for _, t in self.pairs], xt)
+            with about("the student"):
+                self._student_tap = Tap(self.student, [s for s, _ in self.pairs], xs)
+            with about("the teacher"):
+                self._teacher_tap = Tap(teacher.network, [t for _, t in self.pairs], xt)
 
 
 class _FrozenTeacher(nn.Module):
@@ -264,25 +290,14 @@ class _FrozenTeacher(nn.Module):
 
 
 def _read(
-    model: nn.Module, tap: Tap | None, x: Tensor, layers: list[str]
-) -> tuple[Tensor, list[Tensor]]:
+    name: str, model: nn.Module, tap: Tap | None, x: Tensor, layers: list[str]
+) -> tuple[Any, list[Tensor]]:
     """Logits and the features of the layers."""
     if tap is None:
         return call_uncompiled(model, x), []
-    logits, features = tap(x)
+    with about(name):
+        logits, features = tap(x)
     return logits, [features[layer] for layer in layers]
-
-
-def _check_labels(y: Tensor, logits: Tensor) -> None:
-    shape, expected = tuple(y.shape), tuple(logits.shape)
-    if y.is_floating_point():
-        if shape != expected:
-            raise UserError(f"soft labels {shape} for logits {expected}: expected both (N, K)")
-    elif y.dtype != torch.int64 or shape != expected[:1]:
-        raise UserError(
-            f"labels {y.dtype} {shape} for logits {expected}: "
-            "expected int64 (N,), or (N, K) of probabilities"
-        )
 
 
 def _check_methods(

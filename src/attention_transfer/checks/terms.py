@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..methods import Method
+from ..numerics import IGNORED_LABEL
 from ..transfer import Transfer
 from .findings import Finding, NetworkIO
 
@@ -21,7 +22,8 @@ def check_loss(transfer: Transfer, x: Tensor, y: Tensor, io: NetworkIO) -> list[
     """The loss of the batch, each of its terms, and their gradients."""
     classes = io.classes
     count = classes.get("student")
-    lowest, highest = int(y.min()), int(y.max())
+    labels = y[y != IGNORED_LABEL].tolist()
+    lowest, highest = min(labels, default=0), max(labels, default=0)
     if count is not None and not 0 <= lowest <= highest < count:
         text = f"the labels go from {lowest} to {highest}, but the student's logits have"
         return [Finding("error", f"{text} {count} classes: expected 0 to {count - 1}")]

@@ -115,10 +115,12 @@ def check_weight(name: str, value: float) -> float:
 def schedule_factor(decay: str, progress: TrainingFraction) -> float | Tensor:
     """The factor of a schedule: 1 at progress 0; at 1, `linear` and `cosine` give 0, `step` 0.008.
 
-    `warm-up` multiplies it by a linear rise over the first tenth of the training.
+    `warm-up` multiplies it by a linear rise over the first tenth of the training. A tensor outside
+    [0, 1] is clamped to it, since reading it would wait for the device.
 
     Raises:
-        UserError: for a schedule without progress, or progress outside [0, 1].
+        UserError: for a schedule without progress, a number outside [0, 1], or a tensor that is
+            not 0-d.
     """
     if decay == "constant":
         return 1.0
@@ -127,8 +129,11 @@ def schedule_factor(decay: str, progress: TrainingFraction) -> float | Tensor:
             f"decay={decay!r} needs progress: call transfer(x, y, progress=...) with the share of "
             "the training that is done"
         )
-    is_number = isinstance(progress, (int, float))
-    if not isinstance(progress, Tensor) and not (is_number and 0 <= progress <= 1):
+    if isinstance(progress, Tensor):
+        if progress.ndim:
+            raise UserError(f"progress is a tensor {tuple(progress.shape)}: expected a 0-d one")
+        progress = progress.clamp(0, 1)
+    elif not isinstance(progress, (int, float)) or not 0 <= progress <= 1:
         raise UserError(
             f"progress is {progress!r}: expected the share of the training that is done, in [0, 1]"
         )

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import UserError, check_choice
-from ..numerics import at_least_float32
+from ..numerics import at_least_float32, check_logits
 from ..options import checked
 from .base import Method, StepInputs, TrainingFraction, schedule_factor
 from .options import DECAYS, DistillationOptions
@@ -73,8 +73,8 @@ class KnowledgeDistillation(Method):
 
     def forward(self, step: StepInputs) -> Tensor:
         assert step.student_logits is not None
-        assert step.teacher_logits is not None
-        return kd_loss(step.student_logits, step.teacher_logits, self.temperature)
+        teacher_logits = check_logits(step.teacher_logits, "the teacher")
+        return kd_loss(step.student_logits, teacher_logits, self.temperature)
 
     def weight(self, progress: TrainingFraction) -> float | Tensor:
         return self.alpha * schedule_factor(self.decay, progress)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from ..errors import UserError
+from ..errors import UserError, about
 from .stages import Stage, stages
 
 _AUTOMATIC = re.compile(r"auto|last[1-9]\d*")
@@ -27,7 +27,11 @@ def pair_stages(
     """
     if isinstance(example, Tensor):
         example = (example, example)
-    return match_stages(stages(student, example[0]), stages(teacher, example[1]))
+    with about("the student"):
+        student_stages = stages(student, example[0])
+    with about("the teacher"):
+        teacher_stages = stages(teacher, example[1])
+    return match_stages(student_stages, teacher_stages)
 
 
 def match_stages(student: Sequence[Stage], teacher: Sequence[Stage]) -> list[tuple[str, str]]:
