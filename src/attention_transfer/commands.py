@@ -10,22 +10,23 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
+from .apply.options import (
+    EvaluateOptions,
+    ExportOptions,
+    MapsOptions,
+    PredictOptions,
+    StagesOptions,
+)
 from .bench import NAMES as BENCHES
-from .bench import BenchOptions, run_bench
+from .bench import BenchOptions
 from .config import layered_recipe, named_recipe, read_recipe, recipe_names
-from .data.options import DATA_NAMES, AugmentOptions, DataOptions
+from .data.options import AugmentOptions, DataOptions
 from .errors import UserError
-from .map_options import Exponent, Kind
 from .methods.options import MethodOptions
-from .models.options import MODEL_NAMES, NetworkOptions
+from .models.options import NetworkOptions
 from .options import Int, OptionSpec, from_mapping, option, option_specs, own_options
-from .runtime.options import Device, RuntimeOptions
+from .runtime.options import RuntimeOptions
 from .train.options import LabelOptions, LogOptions, OptimizerOptions, TrainingOptions
-
-# Arguments that several commands take
-TrainedRun = Annotated[Path, option("A run folder, the authors' too.", positional=True)]
-ComputeDevice = Annotated[Device, option("Where to compute.")]
-JsonFile = Annotated[Path | None, option("Write the numbers to this file.", default_text="no")]
 
 
 def _console() -> Any:
@@ -141,48 +142,28 @@ def _distill_groups() -> dict[str, list[OptionSpec]]:
 # evaluate, predict, export, compare, maps, stages
 
 
-@dataclass(frozen=True)
-class EvaluateOptions:
-    """What to evaluate, and on which images."""
-
-    run: TrainedRun
-    data: Annotated[
-        str | None,
-        option(f"Other data: {DATA_NAMES}.", default_text="the run's validation images"),
-    ] = None
-    limit_val: Annotated[
-        Int | None,
-        option("Number of images, balanced over the classes.", ge=1, default_text="as in the run"),
-    ] = None
-    device: ComputeDevice = "auto"
-    json: JsonFile = None
-
-
 def evaluate(arguments: dict[str, Any]) -> None:
-    """Error and loss of a run's network."""
+    """Error and loss of a run's network, or of a model with trained weights."""
     options = from_mapping(EvaluateOptions, arguments)
-    from .apply.evaluate import evaluate_run
+    from .apply.evaluate import evaluate_network
 
-    numbers = evaluate_run(options.run, options.data, options.limit_val, options.device)
+    numbers = evaluate_network(
+        options.network,
+        options.data,
+        options.weights,
+        options.image_size,
+        options.limit_val,
+        options.device,
+        options.precision,
+    )
     top5 = ""
     if "top5" in numbers:
         top5 = f", top-5 error {100 * (1 - numbers['top5']):.2f} %"
     print(
-        f"{options.run}: error {100 * (1 - numbers['accuracy']):.2f} %{top5}, "
-        f"loss {numbers['loss']:.4f} on {numbers['images']} images"
+        f"{options.network}: error {100 * (1 - numbers['accuracy']):.2f} %{top5}, "
+        f"loss {numbers['loss']:.4f} on {numbers['images']} images in {numbers['precision']}"
     )
     _write_json(options.json, numbers)
-
-
-@dataclass(frozen=True)
-class PredictOptions:
-    """What to classify."""
-
-    run: TrainedRun
-    files: Annotated[tuple[Path, ...], option("Images, or folders of them.", positional=True)]
-    top: Annotated[Int, option("Number of classes an image.", ge=1)] = 5
-    device: ComputeDevice = "auto"
-    json: JsonFile = None
 
 
 def predict(arguments: dict[str, Any]) -> None:
@@ -197,15 +178,6 @@ def predict(arguments: dict[str, Any]) -> None:
             ranked.append(f"{guess['class']} {100 * guess['probability']:.1f} %")
         print(f"{image['file']}: {', '.join(ranked)}")
     _write_json(options.json, {"run": str(options.run), "images": images})
-
-
-@dataclass(frozen=True)
-class ExportOptions:
-    """What to export, and how."""
-
-    run: TrainedRun
-    format: Annotated[str, option("safetensors, onnx, pt2 or authors (a folder).")]
-    out: Annotated[Path, option("The file, or folder, to write.")]
 
 
 def export(arguments: dict[str, Any]) -> None:
@@ -245,20 +217,6 @@ def compare(arguments: dict[str, Any]) -> None:
         console.print(f"report: {options.out}", markup=False, highlight=False, soft_wrap=True)
 
 
-@dataclass(frozen=True)
-class MapsOptions:
-    """What to draw."""
-
-    networks: Annotated[
-        tuple[str, ...], option(f"Run folders, or models: {MODEL_NAMES}.", positional=True)
-    ]
-    images: Annotated[str, option(f"An image, a folder of images, or data: {DATA_NAMES}.")]
-    out: Annotated[Path, option("The PNG file to write.")]
-    limit: Annotated[Int, option("Number of images at most.")] = 8
-    kind: Kind = "sum"
-    p: Exponent = 2.0
-
-
 def maps(arguments: dict[str, Any]) -> None:
     """Draw the attention maps of runs or models side by side."""
     options = from_mapping(MapsOptions, arguments)
@@ -270,22 +228,6 @@ def maps(arguments: dict[str, Any]) -> None:
     )
     save_maps_figure([MapColumn(*column) for column in columns], pictures, options.out)
     print(f"{len(pictures)} images × {len(columns)} networks: {options.out}")
-
-
-@dataclass(frozen=True)
-class StagesOptions:
-    """Which networks to look at."""
-
-    model: Annotated[str, option(f"A run folder, or a model: {MODEL_NAMES}.", positional=True)]
-    teacher: Annotated[str | None, option("Its teacher.", positional=True)] = None
-    image_size: Annotated[
-        Int | None,
-        option(
-            "Height and width of the example.",
-            ge=1,
-            default_text="32 for wrn and nin, a run's own, else 224",
-        ),
-    ] = None
 
 
 def stages(arguments: dict[str, Any]) -> None:
@@ -320,13 +262,17 @@ class BenchCommandOptions:
     """Which bench."""
 
     name: Annotated[str, option(f"{', '.join(BENCHES)}.", positional=True)]
-    json: JsonFile = None
+    json: Annotated[Path | None, option("Write the numbers to this file.", default_text="no")] = (
+        None
+    )
 
 
 def bench(arguments: dict[str, Any]) -> None:
     """Measure speed, as ratios to the authors' step within one run."""
     name, json = arguments.pop("name"), arguments.pop("json", None)
     options = from_mapping(BenchCommandOptions, {"name": name, "json": json})
+    from .bench import run_bench
+
     run_bench(options.name, arguments, _console(), options.json)
 
 

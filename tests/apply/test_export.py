@@ -297,7 +297,7 @@ def test_an_exported_teacher(command, teacher_run, tmp_path):
     answer = command(line)
     assert answer.status == 0 and "is finished" in answer.out
     exported = command("evaluate theirs --data digits --limit-val 100 --device cpu").out
-    original = command(f"evaluate {teacher_run} --limit-val 100 --device cpu").out
+    original = command(f"evaluate {teacher_run} --limit-val 100 --device cpu --precision fp32").out
     assert exported.partition(":")[2] == original.partition(":")[2] != ""
     assert "give --data" in command("evaluate theirs").err
     assert "--pairs group0=group0,group1=group1,group2=group2" in command("stages run theirs").out

@@ -21,6 +21,7 @@ from attention_transfer.report import (
     write_report,
 )
 from attention_transfer.report.overlays import choose, overlay, tile_size
+from attention_transfer.report.table import columns
 from attention_transfer.run_folder import RunFolder
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}
@@ -215,6 +216,19 @@ def test_top5_has_a_column_if_a_run_has_it(tmp_path, make_run):
     print_table(group_runs([run]), Console(file=out, width=200))
     assert "top-5" in out.getvalue()
     assert "5.0" in out.getvalue()
+
+
+def test_the_precision_that_is_exported(tmp_path, make_run):
+    """A row that was trained in float32 has one error only."""
+    folders = [make_run(tmp_path, f"{m}-{s}", m, s, 30) for m in ("at", "kd") for s in (0, 1)]
+    runs = [read_run(folder) for folder in folders]
+    rows = group_runs(runs)
+    assert "fp32 error %" not in [column.header for column in columns(rows)]
+    for run, accuracy in zip(runs[:2], (0.69, 0.68), strict=True):
+        run.environment["auto"]["precision"] = "bf16"
+        run.summary["final"]["val_accuracy_fp32"] = accuracy
+    (column,) = [c for c in columns(rows) if c.header == "fp32 error %"]
+    assert [cell.text for cell in column.cells] == ["31.5 ± 0.7", "–"]
 
 
 def test_charts_keep_the_digits_of_tick_labels(tmp_path, make_run):

@@ -23,7 +23,7 @@ from torch import nn
 from toys import CLASSES, Net, assert_same, batch, make, make_all
 
 import attention_transfer as at
-from attention_transfer.apply.evaluate import evaluate_run
+from attention_transfer.apply.evaluate import evaluate_network
 from attention_transfer.errors import UserError
 from attention_transfer.train.optimizer import (
     Update,
@@ -142,7 +142,7 @@ class TestRuns:
                 torch.testing.assert_close(value.double(), average[key], rtol=0, atol=1e-6)
             else:
                 assert value == len(seen)
-        again = evaluate_run(tmp_path / "run", None, None, "cpu")
+        again = evaluate_network(str(tmp_path / "run"), device="cpu")
         assert again["loss"] == pytest.approx(rows(tmp_path / "run")[-1]["val_loss"], abs=1e-5)
 
     def test_more_parts_than_images(self, tmp_path):

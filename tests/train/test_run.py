@@ -20,7 +20,7 @@ from small_runs import (
 )
 
 import attention_transfer as at
-from attention_transfer.apply.evaluate import evaluate, evaluate_run
+from attention_transfer.apply.evaluate import evaluate, evaluate_network
 from attention_transfer.apply.inference import as_input
 from attention_transfer.train.assemble import assemble
 
@@ -111,7 +111,8 @@ def test_metrics(student_run):
 
 def test_summary(student_run, teacher_run):
     summary, last = read(student_run / "summary.json"), rows(student_run)[-1]
-    assert summary["final"] == {k: v for k, v in last.items() if k.startswith(("train_", "val_"))}
+    seen = {k: v for k, v in last.items() if k.startswith(("train_", "val_"))}
+    assert {k: v for k, v in summary["final"].items() if not k.endswith("_fp32")} == seen
     assert summary["parameters"] == sum(
         p.numel() for p in at.load_student(student_run).parameters()
     )
@@ -153,10 +154,27 @@ def test_the_configuration_runs_again_as_it_is(student_run, tmp_path):
 
 
 def test_the_student_is_the_one_that_was_measured(student_run):
-    found = evaluate_run(student_run, None, None, "cpu")
+    found = evaluate_network(str(student_run), device="cpu")
     last = rows(student_run)[-1]
     assert (found["accuracy"], found["images"]) == (last["val_accuracy"], 100)
     assert found["loss"] == pytest.approx(last["val_loss"], rel=1e-4)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_the_precision_that_is_exported(tmp_path, precision):
+    """The weights are float32; a run in bfloat16 reports their numbers in both."""
+    said = carry_out(small(precision=precision, limit_val=300), tmp_path / "run")
+    final = read(tmp_path / "run" / "summary.json")["final"]
+    found = {p: evaluate_network(str(tmp_path / "run"), precision=p) for p in ("auto", "fp32")}
+    assert [found[p]["precision"] for p in found] == [precision, "fp32"]
+    assert found["auto"]["loss"] == pytest.approx(final["val_loss"], rel=1e-4)
+    if precision == "fp32":
+        assert [key for key in final if key.endswith("_fp32")] == []
+        return
+    assert final["val_loss_fp32"] == pytest.approx(found["fp32"]["loss"], rel=1e-6)
+    assert final["val_loss_fp32"] != final["val_loss"]
+    assert final["val_accuracy_fp32"] == found["fp32"]["accuracy"]
+    assert f" % error in bf16 ({100 * (1 - final['val_accuracy_fp32']):.2f} % in fp32)" in said
 
 
 def test_the_student_in_python(tmp_path):
@@ -173,7 +191,7 @@ def test_the_student_in_python(tmp_path):
 
 def test_another_image_size_is_kept(tmp_path):
     carry_out(small(epochs=1, image_size=24, precision="fp32"), tmp_path / "run")
-    found, last = evaluate_run(tmp_path / "run", None, None, "cpu"), rows(tmp_path / "run")[-1]
+    found, last = evaluate_network(str(tmp_path / "run"), device="cpu"), rows(tmp_path / "run")[-1]
     assert found["accuracy"] == last["val_accuracy"]
     assert found["loss"] == pytest.approx(last["val_loss"], rel=1e-6)
 

@@ -20,7 +20,7 @@ from small_runs import (
     write_folder,
 )
 
-from attention_transfer.apply.evaluate import evaluate_run
+from attention_transfer.apply.evaluate import evaluate_network
 from attention_transfer.data.augment import draw_epoch
 from attention_transfer.data.images import make_generator
 from attention_transfer.data.stream import Stream
@@ -79,7 +79,7 @@ def test_random_resized_crops_stopped_and_continued(images, tmp_path):
     ) == rows(tmp_path / "alone")
     # Evaluated as it was validated: resized beyond the centre that is cut out.
     last = rows(tmp_path / "alone")[-1]
-    found = evaluate_run(tmp_path / "alone", None, None, "cpu")
+    found = evaluate_network(str(tmp_path / "alone"), device="cpu")
     assert found["loss"] == pytest.approx(last["val_loss"], rel=1e-4)
 
 

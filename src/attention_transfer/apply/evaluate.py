@@ -10,12 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..data import Dataset, Images, StreamSet, default_workers, open_data, val_resize
+from ..data import Images, StreamSet, default_workers, open_data, val_resize
 from ..errors import UserError, first_few
-from ..models.network import Network
+from ..models.create import pretrained_images
+from ..models.network import Network, load_trained
+from ..models.start import check_network, load_network
 from ..run_folder import RunFolder
 from .inference import as_input
-from .load import load_inference
+from .load import inference_model
 
 EVALUATION_BATCH = 500
 # Streamed images are large, and each worker has a few batches waiting.
@@ -24,49 +26,86 @@ STREAMED_BATCH = 128
 Forward = Callable[[Tensor], Tensor]
 
 
-def evaluate_run(run: Path, spec: str | None, limit: int | None, device: str) -> dict[str, Any]:
-    """Loss and accuracy of a run's network on its own validation images, or on the data `spec`.
+def evaluate_network(
+    name: str,
+    spec: str | None = None,
+    weights: str | None = None,
+    image_size: int | None = None,
+    limit: int | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+) -> dict[str, Any]:
+    """Loss and accuracy of a trained network on validation images.
+
+    `name` is a run folder, or a model with trained weights as for a teacher. `spec` names the data,
+    by default that of the run. `precision` is by default that of the run, and fp32 for others.
 
     Raises:
-        UserError: for data with other classes, and for a run of the authors' script without
-            `spec`, since such a run does not say where its data is.
+        UserError: for a network without trained weights, for data with other classes, and without
+            `spec` for a network that does not say where its data is.
     """
-    network, model = load_inference(run, device)
-    data = _open_val(network, run, spec, limit, device)
+    network = None
+    if Path(name).is_dir():
+        network, options = _run_options(name, spec, weights, image_size)
+    else:
+        options = _model_options(name, spec, weights, image_size)
+    if limit is not None:
+        options["limit_val"] = limit
+    data = open_data(**options, workers=default_workers(on_cpu=device == "cpu"))
+    if network is None:
+        classes = data.classes, data.mean, data.std
+        network = load_network(name, *classes, weights, role="network")
+        check_network(network, as_input(data.val.batch(slice(0, 2))), name)
     if not network.matches_classes(data.classes):
         raise UserError(
-            f"{run} has the classes {first_few(network.classes, 4)}; the data has "
+            f"{name} has the classes {first_few(network.classes, 4)}; the data has "
             f"{first_few(data.classes, 4)}: expected the same"
         )
+    model = inference_model(network, device, precision)
     metrics = evaluate(model, data.val.to(model.device), EVALUATION_BATCH, model.device)
-    return {"run": str(run), "data": data.spec, **metrics, "images": len(data.val)}
+    about = {"images": len(data.val), "precision": model.precision}
+    return {"run": name, "data": data.spec, **metrics, **about}
 
 
-def _open_val(
-    network: Network, run: Path, spec: str | None, limit: int | None, device: str
-) -> Dataset:
-    config = RunFolder(run).config()
+def _run_options(
+    run: str, spec: str | None, weights: str | None, image_size: int | None
+) -> tuple[Network, dict[str, Any]]:
+    """The network of a run, and the options of its validation images, or of other data."""
+    for flag, value in (("--weights", weights), ("--image-size", image_size)):
+        if value is not None:
+            raise UserError(f"{run} is a run with weights and a size of its own: leave {flag} out")
+    network, config = load_trained(run), RunFolder(run).config()
     options: dict[str, Any]
     if spec is not None:
         # Other data comes at the network's size; the run's own at the size that the run chose.
         size = network.preprocess.size
-        options = {"image_size": size[0] if size else None}
+        options = {"data": spec, "image_size": size[0] if size else None}
     elif "data" in config:
-        spec = str(config["data"])
-        options = {key: config.get(key) for key in ("image_size", "limit_val", "val_split")}
+        options = {key: config.get(key) for key in ("data", "image_size", "limit_val", "val_split")}
     else:
         raise UserError(f"{run} does not say what data it is for: give --data")
-    if limit is not None:
-        options["limit_val"] = limit
-    return open_data(
-        spec,
-        **options,
-        limit_train=1,  # no training image is needed
-        seed=config.get("seed", 0),
-        on_bad_image=config.get("on_bad_image", "error"),
-        workers=default_workers(on_cpu=device == "cpu"),
-        val_resize=val_resize(config.get("augment", "crop")),
-    )
+    return network, options | {
+        "limit_train": 1,  # no training image is needed
+        "seed": config.get("seed", 0),
+        "on_bad_image": config.get("on_bad_image", "error"),
+        "val_resize": val_resize(config.get("augment", "crop")),
+    }
+
+
+def _model_options(
+    name: str, spec: str | None, weights: str | None, image_size: int | None
+) -> dict[str, Any]:
+    """The options of the validation images for a model by name."""
+    if spec is None:
+        text = "does not exist as a run folder; to evaluate a model by its name, add --data"
+        raise UserError(f"{name} {text}")
+    options: dict[str, Any] = {"data": spec, "image_size": image_size}
+    if weights is not None:
+        # Their normalisation may be the data's, which all training images determine.
+        return options
+    if (trained := pretrained_images(name)) is not None and image_size is None:
+        options |= {"image_size": trained.size, "val_resize": trained.resize}
+    return options | {"limit_train": 1}
 
 
 def evaluate(

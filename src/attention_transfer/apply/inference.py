@@ -12,14 +12,15 @@ from ..taps import Stage, evaluating, try_stages
 
 
 class InferenceModel(nn.Module):
-    """A network with its preprocessing, under the run's precision.
+    """A network with its preprocessing, in a precision: fp32, or bf16 by autocast.
 
     Images (N, 3, H, W) in [0, 1] -> float32 logits (N, K).
     """
 
     def __init__(self, module: nn.Module, preprocess: nn.Module, precision: str):
         super().__init__()
-        self.module, self.preprocess, self.bf16 = module, preprocess, precision == "bf16"
+        self.module, self.preprocess = module, preprocess
+        self.precision, self.bf16 = precision, precision == "bf16"
 
     @property
     def device(self) -> torch.device:

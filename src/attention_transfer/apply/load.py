@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from ..authors_log import is_authors_run
 from ..data.image_folder import EXTENSIONS, find_images
 from ..errors import UserError
-from ..models.create import create_model
+from ..models.create import create_model, pretrained_classes
 from ..models.network import Network, Preprocess, load_trained
 from ..models.start import load_network
 from ..options import from_mapping
@@ -21,19 +22,21 @@ from .inference import InferenceModel
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and standard deviation
 
 
-def load_inference(run: Path, device: str) -> tuple[Network, InferenceModel]:
-    """The network of a run, and the same on a device, in the precision of the run.
+def inference_model(network: Network, device: str, precision: str = "auto") -> InferenceModel:
+    """The network on a device; the precision `auto` is that of its run, and fp32 for others.
 
     Raises:
-        UserError: for a folder that is no finished run, and for a device that is not available.
+        UserError: for a device that is not available.
     """
-    network = load_trained(run)
-    precision = (RunFolder(run).environment().get("auto") or {}).get("precision", "fp32")
-    options = from_mapping(RuntimeOptions, {"device": device})
-    runtime = resolve_runtime(options, earlier={"precision": precision, "compile": False})
+    recorded: dict[str, Any] = {}
+    if network.folder is not None:
+        recorded = RunFolder(network.folder).environment().get("auto") or {}
+    options = from_mapping(RuntimeOptions, {"device": device, "precision": precision})
+    earlier = {"precision": recorded.get("precision", "fp32"), "compile": False}
+    runtime = resolve_runtime(options, earlier=earlier)
     model = InferenceModel(network.module, network.preprocess, runtime.precision)
     model.to(runtime.device).eval()
-    return network, model.to(memory_format=torch.channels_last)
+    return model.to(memory_format=torch.channels_last)
 
 
 def load_by_name(name: str) -> Network:
@@ -47,8 +50,8 @@ def load_by_name(name: str) -> Network:
     if Path(name).is_dir():
         RunFolder.open(name)  # raises: what a run folder needs
     if name.endswith(":pretrained"):
-        # ImageNet's number of classes; load_network refuses a model with another.
-        return load_network(name, [str(i) for i in range(1000)], *IMAGENET)
+        count = pretrained_classes(name) or 1000
+        return load_network(name, [str(i) for i in range(count)], *IMAGENET, role="network")
     torch.manual_seed(0)  # the same maps each time
     return Network(create_model(name, 10).eval(), name, (), Preprocess(*IMAGENET))
 

@@ -12,9 +12,10 @@ import torch
 from ..data import val_resize
 from ..data.decode import decode_into
 from ..errors import UserError, first_few
+from ..models.network import load_trained
 from ..run_folder import RunFolder
 from .inference import as_input
-from .load import image_files, load_inference
+from .load import image_files, inference_model
 
 BATCH = 128
 
@@ -36,7 +37,8 @@ def predict_files(
     """
     if top < 1:
         raise UserError(f"--top is {top}: expected at least 1")
-    network, model = load_inference(run, device)
+    network = load_trained(run)
+    model = inference_model(network, device)
     assert network.preprocess.size is not None, "a trained network knows its size"
     size = network.preprocess.size[0]
     # As the run prepared its validation images.

@@ -7,7 +7,7 @@ import logging
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -100,6 +100,31 @@ def pretrained_classes(name: str) -> int | None:
     return None
 
 
+class PretrainedImages(NamedTuple):
+    """How a library prepares images: to `resize` times `size`, then the centre is cropped."""
+
+    size: int
+    resize: float
+
+
+def pretrained_images(name: str) -> PretrainedImages | None:
+    """The images of `timm/NAME:pretrained` or `torchvision/NAME:pretrained`; None for others."""
+    library, _, model = name.removesuffix(":pretrained").partition("/")
+    if not name.endswith(":pretrained") or pretrained_classes(name) is None:
+        return None
+    if library == "timm":
+        import timm
+
+        config = timm.get_pretrained_cfg(model)
+        assert config is not None, "it has classes"
+        return PretrainedImages(config.input_size[-1], 1 / config.crop_pct)
+    from torchvision import models
+
+    transforms = models.get_model_weights(model).DEFAULT.transforms()
+    (crop,), (resize,) = transforms.crop_size, transforms.resize_size
+    return PretrainedImages(crop, resize / crop)
+
+
 def _create_timm(name: str, num_classes: int, pretrained: bool) -> nn.Module:
     import timm
 
@@ -152,8 +177,8 @@ def _download(name: str, make: Callable[[], nn.Module]) -> nn.Module:
         reason = " ".join(str(error).split()[:25]) or type(error).__name__
         raise UserError(
             f"the weights of {name}:pretrained could not be fetched: {reason} (without a network, "
-            f"give a file of them: --teacher {name} --teacher-weights FILE, or "
-            "--student-weights FILE)"
+            f"name a file of them: {name} with --teacher-weights FILE, --student-weights FILE or, "
+            "to evaluate it, --weights FILE)"
         ) from error
     finally:
         logging.disable(disabled)

@@ -154,19 +154,13 @@ def load_run_network(folder: str | Path) -> Network:
     Raises:
         UserError: if `folder` is no run, or its run has not written a network yet.
     """
-    from safetensors import SafetensorError, safe_open
-
     run = RunFolder.open(folder)
     if not run.student_file.is_file():
         raise UserError(
             f"{folder} has no student.safetensors: its run is not finished; "
             "run its command again to continue it"
         )
-    try:
-        with safe_open(run.student_file, framework="pt") as file:
-            about = json.loads((file.metadata() or {}).get(METADATA_KEY, "null"))
-    except (SafetensorError, ValueError) as error:
-        raise UserError(f"{run.student_file} is damaged: {error}") from error
+    about = read_metadata(run.student_file)
     if about is None:
         raise UserError(
             f"{run.student_file} was not written by attention-transfer: its metadata is missing"
@@ -177,6 +171,34 @@ def load_run_network(folder: str | Path) -> Network:
     load_weights(module, run.student_file)
     preprocess = Preprocess(about["mean"], about["std"], tuple(about["image_size"]))
     return Network(module.eval(), name, classes, preprocess, run_fingerprint(folder), str(folder))
+
+
+def read_metadata(file: Path) -> dict[str, Any] | None:
+    """What `save_student` wrote into a safetensors file beside the weights; None in others.
+
+    Raises:
+        UserError: for a damaged file.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="pt") as content:
+            about: dict[str, Any] | None = json.loads(
+                (content.metadata() or {}).get(METADATA_KEY, "null")
+            )
+    except (SafetensorError, ValueError) as error:
+        raise UserError(f"{file} is damaged: {error}") from error
+    return about
+
+
+def saved_preprocess(weights: str | Path) -> Preprocess | None:
+    """The preprocessing that `save_student` wrote into a file of weights; None for other files."""
+    about = None
+    if Path(weights).suffix == ".safetensors":
+        about = read_metadata(Path(weights))
+    if about is None:
+        return None
+    return Preprocess(about["mean"], about["std"], tuple(about["image_size"]))
 
 
 def run_fingerprint(folder: str | Path) -> str | None:

@@ -12,7 +12,14 @@ from torch import Tensor, nn
 
 from ..errors import UserError, first_few
 from .create import create_model, pretrained_classes
-from .network import Network, Preprocess, file_fingerprint, fixed_size, load_trained
+from .network import (
+    Network,
+    Preprocess,
+    file_fingerprint,
+    fixed_size,
+    load_trained,
+    saved_preprocess,
+)
 from .user_file import user_code_location
 from .weights import head_mismatch, load_backbone, load_state, read_state_dict
 
@@ -25,75 +32,84 @@ def load_network(
     mean: Sequence[float],
     std: Sequence[float],
     weights: str | None = None,
+    role: str = "teacher",
 ) -> Network:
-    """A network with trained weights: a teacher.
+    """A network with trained weights: a teacher, or one to evaluate.
 
     `spec` is a run folder, ours or the authors' (the student of their distillation), or a model's
     name with `:pretrained` or a file of `weights`. `mean` and `std` normalise the data's images;
-    they hold for a network that has no normalisation of its own.
+    they hold for a network that has no normalisation of its own. `role` is its name in an error.
 
     Raises:
         UserError: for a network without trained weights, or with other classes than the data.
     """
     if Path(spec).is_dir():
-        return _load_teacher_run(spec, classes, weights)
+        return _load_teacher_run(spec, classes, weights, role)
     # A path that does not exist, or else a model's name.
     if "/" in spec and not spec.startswith(LIBRARIES) and ".py:" not in spec:
         raise UserError(
-            f"no teacher at {spec}: expected a run folder, or a model with trained weights"
+            f"no {role} at {spec}: expected a run folder, or a model with trained weights"
         )
     pretrained = spec.endswith(":pretrained")
     if weights is None and pretrained:
         # Checked before `create_model`, which would download them.
-        teacher_classes = pretrained_classes(spec)
-        if teacher_classes not in (None, len(classes)):
+        own_classes = pretrained_classes(spec)
+        if own_classes not in (None, len(classes)):
             raise UserError(
-                f"the teacher {spec} has {teacher_classes} classes, the data has {len(classes)}: "
+                f"the {role} {spec} has {own_classes} classes, the data has {len(classes)}: "
                 f"fine-tune it first (attention-transfer train --model {spec}) "
                 "and give that run's folder"
             )
     module = create_model(spec, len(classes))
-    fingerprint = None
+    fingerprint = saved = None
     if weights is not None:
-        _load_teacher_weights(module, spec, weights, len(classes))
-        fingerprint = file_fingerprint(Path(weights))
+        _load_teacher_weights(module, spec, weights, len(classes), role)
+        fingerprint, saved = file_fingerprint(Path(weights)), saved_preprocess(weights)
     elif not pretrained:
         alternative = f", {spec}:pretrained" if spec.startswith(LIBRARIES) else ""
         raise UserError(
-            f"the teacher {spec} has no trained weights: give a run folder{alternative}, "
-            "or --teacher-weights FILE"
+            f"the {role} {spec} has no trained weights: give a run folder{alternative}, "
+            f"or {_weights_flag(role)} FILE"
         )
-    preprocess = _pretrained_preprocess(module, mean, std)
+    preprocess = saved or _pretrained_preprocess(module, mean, std)
     return Network(module.eval(), spec, tuple(classes), preprocess, fingerprint)
 
 
-def _load_teacher_run(folder: str, classes: Sequence[str], weights: str | None) -> Network:
+def _weights_flag(role: str) -> str:
+    return "--teacher-weights" if role == "teacher" else "--weights"
+
+
+def _load_teacher_run(
+    folder: str, classes: Sequence[str], weights: str | None, role: str
+) -> Network:
     if weights is not None:
         raise UserError(
-            f"the teacher {folder} is a run with weights of its own: leave --teacher-weights out"
+            f"the {role} {folder} is a run with weights of its own: leave {_weights_flag(role)} out"
         )
     network = load_trained(folder)
     if len(network.classes) != len(classes):
         raise UserError(
-            f"the teacher {folder} has {len(network.classes)} classes, the data has "
+            f"the {role} {folder} has {len(network.classes)} classes, the data has "
             f"{len(classes)}: expected the same classes"
         )
     if not network.matches_classes(classes):
         raise UserError(
-            f"the teacher {folder} has the classes {first_few(network.classes, 4)}, "
+            f"the {role} {folder} has the classes {first_few(network.classes, 4)}, "
             f"the data has {first_few(classes, 4)}"
         )
     return replace(network, classes=tuple(classes))
 
 
-def _load_teacher_weights(module: nn.Module, spec: str, weights: str, classes: int) -> None:
+def _load_teacher_weights(
+    module: nn.Module, spec: str, weights: str, classes: int, role: str
+) -> None:
     expected = module.state_dict()
     state = read_state_dict(weights, expected)
     mismatch = head_mismatch(expected, state)
     same_names = state.keys() == expected.keys()  # otherwise it is another network's head
     if mismatch is not None and mismatch.expected_classes == classes and same_names:
         raise UserError(
-            f"the teacher's weights {weights} have {mismatch.classes} classes, the data has "
+            f"the {role}'s weights {weights} have {mismatch.classes} classes, the data has "
             f"{classes}: fine-tune them first (attention-transfer train --model {spec} "
             f"--student-weights {weights}) and give that run's folder"
         )
@@ -146,6 +162,9 @@ def start_network(
         note = load_backbone(module, read_state_dict(weights, module.state_dict()), weights)
         notes += [f"the student starts from {weights}", note]
         preprocess = _pretrained_preprocess(module, mean, std)
+        if (saved := saved_preprocess(weights)) is not None:
+            # The student sees images of the data's size, unless its own is fixed.
+            preprocess, preprocess.size = saved, fixed_size(module)
     if not torch.equal(preprocess.mean, data_mean):
         values = ", ".join(f"{value:.3g}" for value in preprocess.mean.flatten().tolist())
         notes.append(

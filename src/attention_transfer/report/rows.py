@@ -92,6 +92,17 @@ class SettingRow:
         return Spread.of(error_percent(run.result("final", "val_top5")) for run in self.runs)
 
     @property
+    def fp32_error(self) -> Spread | None:
+        """The error of the exported weights, in float32, if a run was trained in bfloat16."""
+        accuracies = [run.result("final", "val_accuracy_fp32") for run in self.runs]
+        if all(accuracy is None for accuracy in accuracies):
+            return None
+        for i, run in enumerate(self.runs):
+            if get_nested(run.environment, "auto", "precision") == "fp32":
+                accuracies[i] = run.result("final", "val_accuracy")
+        return Spread.of(map(error_percent, accuracies))
+
+    @property
     def baseline_error(self) -> Spread | None:
         return None if self.baseline is None else self.baseline.error
 

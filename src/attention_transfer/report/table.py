@@ -23,6 +23,7 @@ Kind = Literal["setting", "result", "cost"]
 DESCRIPTIONS = {
     "seeds": "finished runs",
     "error %": "validation error, mean ± sample standard deviation",
+    "fp32 error %": "of the weights in float32, as exported, where error % is under bfloat16",
     "median": "median error over the seeds, %",
     "min–max": "lowest and highest error, %",
     "Δ alone": "points of error against the student alone; below zero is better",
@@ -101,6 +102,8 @@ def _result_cells(row: SettingRow, digits: int) -> dict[str, Cell]:
     if error is not None:
         values = ", ".join(f"{value:.{digits}f}" for value in error.values)
         cells["error %"] = Cell(_mean_and_sd(error, digits), tooltip=f"each seed: {values}")
+    if row.fp32_error is not None:
+        cells["fp32 error %"] = Cell(_mean_and_sd(row.fp32_error, digits))
     if error is not None and error.n > 1:
         cells["median"] = Cell(f"{error.median:.{digits}f}")
         cells["min–max"] = Cell(f"{error.low:.{digits}f}–{error.high:.{digits}f}")

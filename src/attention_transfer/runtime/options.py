@@ -10,6 +10,7 @@ from pydantic import BeforeValidator
 from ..options import Int, option
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
+Precision = Literal["auto", "fp32", "bf16"]
 
 
 def _yaml_switch(value: Any) -> Any:
@@ -25,7 +26,7 @@ class RuntimeOptions:
 
     device: Annotated[Device, option("Where to compute.", changes_numbers=False)] = "auto"
     precision: Annotated[
-        Literal["auto", "fp32", "bf16"],
+        Precision,
         option("Arithmetic of the networks; bf16 by autocast.", changes_numbers=False),
     ] = "auto"
     compile: Annotated[

@@ -52,7 +52,8 @@ def finish(
         "seed": recipe.seed,
         "epochs": last["epoch"],
         "classes": list(data.classes),
-        "final": {k: v for k, v in last.items() if k.startswith(("train_", "val_"))},
+        "final": {k: v for k, v in last.items() if k.startswith(("train_", "val_"))}
+        | _exported_metrics(student, data),
         "seconds": last["seconds"],
         "images_per_second": statistics.median_high(rates or [0.0]),
         "skipped_images": data.unreadable_count(),
@@ -63,6 +64,15 @@ def finish(
     # Last of all files, because it marks the run as finished.
     write_json(folder.summary_file, summary)
     return summary
+
+
+def _exported_metrics(student: InferenceModel, data: Dataset) -> dict[str, float]:
+    """The numbers of the weights in float32, as they are exported; empty if training saw them."""
+    if student.precision == "fp32":
+        return {}
+    network = InferenceModel(student.module, student.preprocess, "fp32").eval()
+    metrics = evaluate(network, data.val.to(network.device), EVALUATION_BATCH, network.device)
+    return {f"val_{name}_fp32": value for name, value in metrics.items()}
 
 
 def _summarize_teacher(teacher: Network, network: InferenceModel, data: Dataset) -> dict[str, Any]:
@@ -82,8 +92,11 @@ def _summarize_teacher(teacher: Network, network: InferenceModel, data: Dataset)
 def describe_summary(summary: dict[str, Any]) -> str:
     """One line for a finished run."""
     final = summary["final"]
+    precision = ""
+    if (accuracy := final.get("val_accuracy_fp32")) is not None:
+        precision = f" in bf16 ({100 * (1 - accuracy):.2f} % in fp32)"
     return (
-        f"{100 * (1 - final['val_accuracy']):.2f} % error, loss {final['val_loss']:.3f} "
+        f"{100 * (1 - final['val_accuracy']):.2f} % error{precision}, loss {final['val_loss']:.3f} "
         f"after {summary['epochs']} epochs, {summary['seconds'] / 60:.1f} min "
         f"at {summary['images_per_second']:,.0f} images/s"
     )

@@ -1,0 +1,106 @@
+"""The options of what one does with a network after training; imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from ..data.options import DATA_NAMES
+from ..map_options import Exponent, Kind
+from ..models.options import MODEL_NAMES
+from ..options import Int, option
+from ..runtime.options import Device, Precision
+
+TrainedRun = Annotated[Path, option("A run folder, the authors' too.", positional=True)]
+ComputeDevice = Annotated[Device, option("Where to compute.")]
+JsonFile = Annotated[Path | None, option("Write the numbers to this file.", default_text="no")]
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """What to evaluate, and on which images."""
+
+    network: Annotated[
+        str,
+        option(
+            "A run folder (the authors' too), or a model with trained weights and --data: "
+            f"{MODEL_NAMES}.",
+            positional=True,
+        ),
+    ]
+    data: Annotated[
+        str | None,
+        option(f"Other data: {DATA_NAMES}.", default_text="the run's validation images"),
+    ] = None
+    weights: Annotated[
+        str | None,
+        option("State dict for a model (.safetensors, .pt, .pth, .th).", default_text="none"),
+    ] = None
+    image_size: Annotated[
+        Int | None,
+        option(
+            "Height and width of the images for a model.",
+            ge=1,
+            default_text="that of its pretrained weights, else the data's",
+        ),
+    ] = None
+    limit_val: Annotated[
+        Int | None,
+        option("Number of images, balanced over the classes.", ge=1, default_text="as in the run"),
+    ] = None
+    device: ComputeDevice = "auto"
+    precision: Annotated[
+        Precision, option("Arithmetic; auto: as the run was trained, fp32 for a model.")
+    ] = "auto"
+    json: JsonFile = None
+
+
+@dataclass(frozen=True)
+class PredictOptions:
+    """What to classify."""
+
+    run: TrainedRun
+    files: Annotated[tuple[Path, ...], option("Images, or folders of them.", positional=True)]
+    top: Annotated[Int, option("Number of classes an image.", ge=1)] = 5
+    device: ComputeDevice = "auto"
+    json: JsonFile = None
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """What to export, and how."""
+
+    run: TrainedRun
+    format: Annotated[str, option("safetensors, onnx, pt2 or authors (a folder).")]
+    out: Annotated[Path, option("The file, or folder, to write.")]
+
+
+@dataclass(frozen=True)
+class MapsOptions:
+    """What to draw."""
+
+    networks: Annotated[
+        tuple[str, ...], option(f"Run folders, or models: {MODEL_NAMES}.", positional=True)
+    ]
+    images: Annotated[str, option(f"An image, a folder of images, or data: {DATA_NAMES}.")]
+    out: Annotated[Path, option("The PNG file to write.")]
+    limit: Annotated[Int, option("Number of images at most.")] = 8
+    kind: Kind = "sum"
+    p: Exponent = 2.0
+
+
+@dataclass(frozen=True)
+class StagesOptions:
+    """Which networks to look at."""
+
+    model: Annotated[str, option(f"A run folder, or a model: {MODEL_NAMES}.", positional=True)]
+    teacher: Annotated[str | None, option("Its teacher.", positional=True)] = None
+    image_size: Annotated[
+        Int | None,
+        option(
+            "Height and width of the example.",
+            ge=1,
+            default_text="32 for wrn and nin, a run's own, else 224",
+        ),
+    ] = None
