@@ -94,7 +94,9 @@ def steps(transfer, x, y, progress=0.3):
 def double(methods, **options):
     options.setdefault("student", Net().double())
     example = batch(dtype=torch.float64)[0]
-    return make(*methods, teacher=Net(8, seed=1).double(), example=example, **options)
+    if any(method.needs_teacher for method in methods):
+        options["teacher"] = Net(8, seed=1).double()
+    return make(*methods, example=example, **options)
 
 
 @pytest.fixture(params=["double backward", "torch.func"])

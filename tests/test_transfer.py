@@ -331,6 +331,12 @@ class TestErrors:
         with pytest.raises(at.UserError, match="twice"):
             make(at.ActivationTransfer(), at.ActivationTransfer())
 
+    @pytest.mark.parametrize(("methods", "names"), [([], ""), ([at.GradientNorm()], "'min-l2'")])
+    def test_a_teacher_that_no_method_uses(self, methods, names):
+        words = re.escape(f"a teacher is given, but methods [{names}] use none: pass teacher=None")
+        with pytest.raises(at.UserError, match=words):
+            at.Transfer(Net(), Net(), methods)
+
     def test_words_are_no_methods(self):
         with pytest.raises(at.UserError, match="methods has 'at'"):
             make("at")

@@ -42,10 +42,11 @@ def make(
     teacher: nn.Module | None = None,
     **options: Any,
 ) -> at.Transfer:
-    """A Transfer between two `Net`s, unless told otherwise."""
+    """A Transfer between two `Net`s, unless told otherwise; a teacher only where one is needed."""
     options.setdefault("example", batch()[0])
     student = Net() if student is None else student
-    teacher = Net(8, seed=1) if teacher is None else teacher
+    if teacher is None and any(getattr(method, "needs_teacher", True) for method in methods):
+        teacher = Net(8, seed=1)
     with torch.random.fork_rng():
         torch.manual_seed(2)  # adapters
         return at.Transfer(student, teacher, list(methods), **options)

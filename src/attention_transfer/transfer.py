@@ -62,8 +62,9 @@ class Transfer(nn.Module):
         label_smoothing: of the cross-entropy, in [0, 1); input gradients take the plain labels.
 
     Raises:
-        UserError: (a ValueError) where a teacher or an example that a method needs is missing, two
-            methods have one name, a layer does not exist, or features of a pair do not fit.
+        UserError: (a ValueError) where a teacher or an example that a method needs is missing, no
+            method uses the teacher, two methods have one name, a layer does not exist, or features
+            of a pair do not fit.
     """
 
     def __init__(
@@ -89,7 +90,7 @@ class Transfer(nn.Module):
         # A tuple of one or none keeps the teacher out of modules(), parameters() and state_dict();
         # `_apply` moves it all the same.
         self._frozen: tuple[_FrozenTeacher, ...] = ()
-        if teacher is not None and any(m.needs_teacher for m in methods):
+        if teacher is not None:
             self._frozen = (_FrozenTeacher(teacher, teacher_transform),)
         self.pairs: Pairs = []
         self._student_tap: Tap | None = None
@@ -309,6 +310,11 @@ def _check_methods(
     names = [m.name for m in methods]
     if len(set(names)) < len(names):
         raise UserError(f"methods {names} has one twice: expected each at most once")
+    if teacher is not None and not any(method.needs_teacher for method in methods):
+        raise UserError(
+            f"a teacher is given, but methods {names} use none: pass teacher=None, or a method "
+            "that learns from it, such as ActivationTransfer()"
+        )
     for method in methods:
         name = type(method).__name__
         if method.needs_teacher and teacher is None:

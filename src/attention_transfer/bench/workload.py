@@ -57,8 +57,10 @@ def make_transfer(
     # The same weights in every row.
     torch.manual_seed(0)
     student = create_network(options.student, memory_format)
-    teacher = create_network(options.teacher, memory_format)
     methods = create_methods(MethodOptions(method=method))
+    teacher = None
+    if any(m.needs_teacher for m in methods):
+        teacher = create_network(options.teacher, memory_format)
     transfer = Transfer(student, teacher, methods, pairs, example=torch.rand(2, *x.shape[1:]))
     return transfer.to(x.device)
 
