@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 
 import pytest
+import timm
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 from small_runs import FLAGS, carry_out, distilled, small, write_factory, write_folder
+from torch import nn
 
 import attention_transfer as at
 from attention_transfer.config import make_recipe, named_recipe
 from attention_transfer.errors import UserError
+from attention_transfer.models.network import fixed_size
 from attention_transfer.models.start import start_network
 from attention_transfer.train.assemble import assemble
 
@@ -229,6 +232,52 @@ class TestOwnInputSize:
         network, _ = start_network("timm/test_vit", ["a", "b"], MEAN, STD)
         assert network.preprocess.size == (160, 160)
         assert network.module(network.preprocess(torch.rand(1, 3, 32, 32))).shape == (1, 2)
+
+    @pytest.mark.parametrize(
+        ("name", "options", "size"),
+        [
+            # `pretrained_cfg` says 160, 224, 160 and 224, and nothing for the last.
+            ("test_vit", {"img_size": 32, "patch_size": 4}, (32, 32)),
+            (
+                "deit_tiny_patch16_224",
+                {"img_size": (32, 48), "patch_size": 4, "depth": 1},
+                (32, 48),
+            ),
+            ("test_coatnet", {"img_size": 64}, (64, 64)),
+            ("levit_128s", {}, (224, 224)),
+            ("levit_128s", {"img_size": 64}, None),  # it does not tell
+            ("test_resnet", {}, None),
+        ],
+    )
+    def test_of_timm_networks_with_arguments(self, name, options, size):
+        module = timm.create_model(name, num_classes=2, **options)
+        assert fixed_size(module) == size
+        assert module.training
+        height, width = size or (64, 64)
+        assert module.eval()(torch.zeros(1, 3, height, width)).shape == (1, 2)
+
+    def test_of_a_transformer_without_timms_configuration(self):
+        module = timm.models.VisionTransformer(img_size=32, patch_size=4, embed_dim=24, depth=1)
+        assert fixed_size(module) == (32, 32)
+
+    @pytest.mark.parametrize(
+        ("size", "expected"), [(16, (16, 16)), ([16, 24], (16, 24)), ([3, 16, 16], None)]
+    )
+    def test_of_a_users_network(self, size, expected):
+        module = nn.Identity()
+        module.image_size = size
+        assert fixed_size(module) == expected
+
+    @pytest.mark.parametrize("image_size", [None, 32])
+    def test_a_run_of_a_small_transformer(self, tmp_path, image_size):
+        (tmp_path / "vit.py").write_text(
+            "import timm\ndef make(num_classes):\n"
+            "    return timm.create_model(\n"
+            "        'test_vit', num_classes=num_classes, img_size=32, patch_size=4)\n"
+        )
+        model = f"{tmp_path / 'vit.py'}:make"
+        carry_out(small(model=model, image_size=image_size, **STILL), tmp_path / "run")
+        assert about(tmp_path / "run")["image_size"] == [32, 32]
 
     def test_a_run_from_end_to_end(self, tmp_path, teacher_run):
         """Images of 32×32 for a student of 16×16 and a teacher of 32×32."""

@@ -70,14 +70,52 @@ class Network:
 
 
 def fixed_size(module: nn.Module) -> tuple[int, int] | None:
-    """The only input size (H, W) of a network, such as a transformer with learned positions."""
+    """The only input size (H, W) of a network, such as a transformer with learned positions.
+
+    It is None for a network that takes others, and for one whose size is not known. The size is
+    that of the network's own layers: `img_size=32` in `timm.create_model` leaves the configuration
+    of the pretrained weights at 224.
+    """
+    # torchvision's transformers have `image_size`, and so may a user's network.
+    if size := _height_and_width(getattr(module, "image_size", None)):
+        return size
+    for layer in (module, *module.children()):
+        # timm's layer of patches, if it takes no other size.
+        size = _height_and_width(getattr(layer, "img_size", None))
+        if size and getattr(layer, "strict_img_size", False):
+            return size
     config = getattr(module, "pretrained_cfg", None)
-    if isinstance(config, dict) and config.get("fixed_input_size"):
-        return tuple(config["input_size"][-2:])
-    size = getattr(module, "image_size", None)  # torchvision's transformers
-    if isinstance(size, int):
-        return size, size
+    if not isinstance(config, dict) or not config.get("fixed_input_size"):
+        return None
+    for layer in module.modules():
+        if size := _height_and_width(getattr(layer, "img_size", None)):
+            return size
+    # Some of timm's networks, such as LeViT, do not tell their size, so the weights' own is tried.
+    height, width = config["input_size"][-2:]
+    return (height, width) if _runs_on(module, (height, width)) else None
+
+
+def _height_and_width(size: object) -> tuple[int, int] | None:
+    """A size as networks write it, a number or a pair; None for anything else."""
+    match size:
+        case int():
+            return size, size
+        case (int(height), int(width)):
+            return height, width
     return None
+
+
+def _runs_on(module: nn.Module, size: tuple[int, int]) -> bool:
+    """Whether a network in eval mode takes images of this size."""
+    training = module.training
+    try:
+        with torch.no_grad():
+            module.eval()(torch.zeros(1, 3, *size))
+    except Exception:
+        return False
+    finally:
+        module.train(training)
+    return True
 
 
 def save_student(
