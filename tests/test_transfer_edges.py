@@ -112,6 +112,14 @@ class TestLabels:
         given[wrong] = given[wrong].tolist()
         with pytest.raises(at.UserError, match=f"{wrong} is an object of type list: expected"):
             make()(**given)
+        with pytest.raises(at.UserError, match=f"{wrong} is an object of type list: expected"):
+            at.input_gradient(Net(), **given)
+        with pytest.raises(at.UserError, match=f"{wrong} is an object of type list: expected"):
+            at.preflight(make(), **given)
+
+    def test_an_example_that_is_no_tensor(self):
+        with pytest.raises(at.UserError, match="example is an object of type tuple: expected"):
+            make(example=batch())
 
 
 class TestProgress:

@@ -52,6 +52,11 @@ def cross_entropy(logits: Tensor, y: Tensor, **options: Any) -> Tensor:
     return F.cross_entropy(logits, y, **options)
 
 
+def check_tensor(value: object, name: str) -> None:
+    if not isinstance(value, Tensor):
+        raise UserError(f"{name} is an object of type {type(value).__name__}: expected a tensor")
+
+
 def check_logits(output: Any, network: str) -> Tensor:
     """The output of a network, such as "the student", if it is logits (N, K)."""
     if not isinstance(output, Tensor):

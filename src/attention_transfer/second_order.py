@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import UserError
-from .numerics import check_logits, cross_entropy
+from .numerics import check_logits, check_tensor, cross_entropy
 from .ops.convolution import TwiceDifferentiable
 
 # x -> (logits, features)
@@ -111,6 +111,8 @@ def _by_torch_func(
 
 
 def _check_batch(x: Tensor, y: Tensor) -> None:
+    check_tensor(x, "x")
+    check_tensor(y, "y")
     if y.is_floating_point():
         labels_fit = y.ndim == 2 and len(y) == len(x)
     else:

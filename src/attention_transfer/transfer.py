@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .errors import UserError, about
 from .methods.base import Method, StepInputs, TrainingFraction
-from .numerics import check_logits, cross_entropy
+from .numerics import check_logits, check_tensor, cross_entropy
 from .second_order import (
     BatchStatisticsWarning,
     batch_dependence,
@@ -80,6 +80,8 @@ class Transfer(nn.Module):
         label_smoothing: float = 0.0,
     ):
         super().__init__()
+        if example is not None:
+            check_tensor(example, "example")
         _check_methods(methods, teacher, example)
         if not isinstance(label_smoothing, (int, float)) or not 0 <= label_smoothing < 1:
             raise UserError(f"label_smoothing is {label_smoothing!r}: expected a number in [0, 1)")
@@ -123,10 +125,8 @@ class Transfer(nn.Module):
             UserError: for a student that returns no logits (N, K), labels of another shape or, in
                 eager mode on a CPU, out of range; and for a float outside [0, 1].
         """
-        for name, value in (("x", x), ("y", y)):
-            if not isinstance(value, Tensor):
-                found = f"an object of type {type(value).__name__}"
-                raise UserError(f"{name} is {found}: expected a tensor")
+        check_tensor(x, "x")
+        check_tensor(y, "y")
         if not self._checked_first_batch and self.training and not torch.compiler.is_compiling():
             # Once, and only now: the caller may set the student's mode after the construction.
             self._checked_first_batch = True

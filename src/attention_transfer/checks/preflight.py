@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
+from ..numerics import check_tensor
 from ..second_order import BatchStatisticsWarning
 from ..taps import unwrap
 from ..transfer import Transfer
@@ -82,6 +83,8 @@ def preflight(
 
 
 def _check_arguments(x: Tensor, y: Tensor, teacher_accuracy: float | None) -> None:
+    check_tensor(x, "x")
+    check_tensor(y, "y")
     if x.ndim != 4 or not x.is_floating_point() or not len(x):
         raise UserError(
             f"preflight got x {x.dtype} {tuple(x.shape)}: "
