@@ -88,3 +88,23 @@ def flags_of(command: str) -> set[str]:
         for spec in specs:
             flags.update(spec.flags)
     return flags
+
+
+def demo_errors() -> dict[str, str]:
+    """{row: error with its spread} of results/demo.md."""
+    text = (ROOT / "results" / "demo.md").read_text()
+    rows = re.findall(r"^\| ([^|]+) \| \d+ \| ([\d.]+(?: ± [\d.]+)?) \|", text, re.MULTILINE)
+    return dict(rows)
+
+
+def test_the_pages_give_the_numbers_of_the_demos_own_page():
+    errors = demo_errors()
+    assert errors.keys() == {"WRN-16-2 teacher", "student alone", "AT", "KD", "AT+KD"}
+    readme = (ROOT / "README.md").read_text()
+    for row, error in errors.items():
+        (cells,) = re.findall(rf"^\| {re.escape(row)} \|(.*)\|$", readme, re.MULTILINE)
+        assert cells.split("|")[1].strip() == error, row
+    page = (ROOT / "docs" / "methods" / "at.md").read_text()
+    (before, after) = re.findall(r"demo\.md\) ([\d.]+) → ([\d.]+) % error", page)[0]
+    assert before == f"{float(errors['student alone'].split()[0]):.1f}"
+    assert after == f"{float(errors['AT'].split()[0]):.1f}"

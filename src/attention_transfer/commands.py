@@ -10,21 +10,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
+from . import bench as benches
 from .apply.options import (
+    ComputeDevice,
     EvaluateOptions,
     ExportOptions,
     MapsOptions,
     PredictOptions,
     StagesOptions,
 )
-from .bench import NAMES as BENCHES
-from .bench import BenchOptions
 from .config import layered_recipe, named_recipe, read_recipe, recipe_names
 from .data.options import AugmentOptions, DataOptions
 from .errors import UserError
 from .methods.options import MethodOptions
 from .models.options import NetworkOptions
-from .options import Int, OptionSpec, from_mapping, option, option_specs, own_options
+from .options import Bool, Int, OptionSpec, from_mapping, option, option_specs, own_options
 from .runtime.options import RuntimeOptions
 from .train.options import LabelOptions, LogOptions, OptimizerOptions, TrainingOptions
 
@@ -201,6 +201,11 @@ class CompareOptions:
         Path | None, option("Write the report here (one HTML file).", default_text="none")
     ] = None
     title: Annotated[str | None, option("Headline of the report.", default_text="by itself")] = None
+    speed: Annotated[
+        Bool,
+        option("Measure speed and memory: each distinct network, all in turn, on this machine."),
+    ] = False
+    device: ComputeDevice = "auto"
 
 
 def compare(arguments: dict[str, Any]) -> None:
@@ -210,6 +215,12 @@ def compare(arguments: dict[str, Any]) -> None:
     from .run_folder import find_runs
 
     runs = [read_run(folder) for folder in find_runs(list(options.runs))]
+    if options.speed:
+        from .apply.speed import measure_speeds
+
+        speeds = measure_speeds([run.folder for run in runs], options.device)
+        for run in runs:
+            run.speed = speeds.get(run.folder)
     console = _console()
     print_table(group_runs(runs), console)
     if options.out is not None:
@@ -261,7 +272,7 @@ def demo(arguments: dict[str, Any]) -> None:
 class BenchCommandOptions:
     """Which bench."""
 
-    name: Annotated[str, option(f"{', '.join(BENCHES)}.", positional=True)]
+    name: Annotated[str, option(f"{', '.join(benches.NAMES)}.", positional=True)]
     json: Annotated[Path | None, option("Write the numbers to this file.", default_text="no")] = (
         None
     )
@@ -271,14 +282,12 @@ def bench(arguments: dict[str, Any]) -> None:
     """Measure speed, as ratios to the authors' step within one run."""
     name, json = arguments.pop("name"), arguments.pop("json", None)
     options = from_mapping(BenchCommandOptions, {"name": name, "json": json})
-    from .bench import run_bench
-
-    run_bench(options.name, arguments, _console(), options.json)
+    benches.run_bench(options.name, arguments, _console(), options.json)
 
 
 def _bench_groups() -> dict[str, list[OptionSpec]]:
-    specs = [*option_specs(BenchCommandOptions).values(), *option_specs(BenchOptions).values()]
-    return {"options": specs}
+    specs = option_specs(BenchCommandOptions) | option_specs(benches.BenchOptions)
+    return {"options": [*specs.values()]}
 
 
 @dataclass(frozen=True)

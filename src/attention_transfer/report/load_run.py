@@ -51,6 +51,8 @@ class LoadedRun:
     metrics: list[dict[str, Any]] = field(default_factory=list)
     summary: dict[str, Any] | None = None
     environment: dict[str, Any] = field(default_factory=dict)
+    # Of `apply.speed`: measured for a comparison, beside the other runs' networks.
+    speed: dict[str, Any] | None = None
 
     @property
     def finished(self) -> bool:

@@ -130,6 +130,17 @@ class SettingRow:
             return None
         return student / teacher
 
+    def speed(self, *keys: str) -> float | None:
+        """A number that was measured beside the other rows; the seeds are of one network."""
+        values = (finite_number(get_nested(run.speed, *keys)) for run in self.runs)
+        return next((value for value in values if value is not None), None)
+
+    @property
+    def precision(self) -> str:
+        """`bf16`, or `bf16, fp32` where the runs differ; empty if it is not known."""
+        names = [get_nested(run.environment, "auto", "precision") for run in self.runs]
+        return ", ".join(sorted({str(name) for name in names if name}))
+
     def in_box(self) -> dict[str, float]:
         """The mean share in [0, 1] of the attention inside the object's box, by stage."""
         shares: dict[str, list[float]] = {}

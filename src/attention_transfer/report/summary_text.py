@@ -98,6 +98,10 @@ def caveats(rows: list[SettingRow]) -> list[str]:
     """What a reader must know before trusting the table."""
     lines = []
     any_alone = any(row.role == "alone" for row in rows)
+    precisions = {row.label: row.precision for row in rows if row.precision}
+    if len(set(precisions.values())) > 1:
+        named = "; ".join(f"{label} {precision}" for label, precision in precisions.items())
+        lines.append(f"The settings differ in precision, and so in speed: {named}.")
     for row in rows:
         unfinished = len(row.runs) - len(row.finished)
         if unfinished and row.finished:

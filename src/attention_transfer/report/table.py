@@ -31,21 +31,27 @@ DESCRIPTIONS = {
     "in box %": "share of the last stage's attention inside the object's box",
     "parameters": "of the network",
     "FLOPs": "forward, one image, a multiply-add counted as two",
-    "inference images/s": "forward only, in batches",
-    "latency ms": "forward of one image",
-    "training images/s": "median over the epochs",
-    "minutes": "to train one seed",
+    "inference images/s": "forward only, in batches of 128: median, and lowest to highest",
+    "latency ms": "forward of one image: median, and lowest to highest",
+    "peak MiB": "of a forward pass of 128 images, beyond the weights",
+    "precision": "in which the runs were trained, and their speeds measured",
+    "training images/s": "when it ran: median over the epochs",
+    "minutes": "to train one seed, when it ran",
 }
 
 # Costs by header: the keys in summary.json, the format, and whether to compare with the teacher.
 COSTS: dict[str, tuple[tuple[str, ...], Callable[[float], str], bool]] = {
     "parameters": (("parameters",), count, True),
     "FLOPs": (("flops",), count, True),
-    "inference images/s": (("inference", "images_per_second"), rate, True),
-    "latency ms": (("inference", "latency_ms"), significant, False),
     "training images/s": (("images_per_second",), rate, False),
     "minutes": (("seconds",), minutes, False),
 }
+
+
+# Measured side by side for a comparison. What each run measured at its own end depends on what else
+# its machine did then, so it is in summary.json and not here.
+SPEEDS = {"inference images/s": "images_per_second", "latency ms": "latency_ms", "peak MiB": "",
+          "precision": ""}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -81,7 +87,7 @@ def columns(rows: list[SettingRow]) -> list[Column]:
     for header, description in DESCRIPTIONS.items():
         if any(header in cells for cells in cells_by_header):
             column = [cells.get(header, Cell()) for cells in cells_by_header]
-            kind: Kind = "cost" if header in COSTS else "result"
+            kind: Kind = "cost" if header in COSTS or header in SPEEDS else "result"
             columns.append(Column(header, description, column, kind))
     return columns
 
@@ -155,6 +161,22 @@ def _cost_cells(row: SettingRow) -> dict[str, Cell]:
         if compare and ratio is not None and row.role != "teacher":
             subtext = f"{significant(ratio, 2)}× teacher"
         cells[header] = Cell(write(value), subtext)
+    return cells | _speed_cells(row)
+
+
+def _speed_cells(row: SettingRow) -> dict[str, Cell]:
+    """Speeds with their spread, peak memory and precision, by header."""
+    cells = {}
+    for header, write in (("inference images/s", rate), ("latency ms", significant)):
+        key = SPEEDS[header]
+        middle, low, high = (row.speed(key, name) for name in ("median", "low", "high"))
+        if middle is not None and low is not None and high is not None:
+            cells[header] = Cell(write(middle), f"{write(low)}–{write(high)}")
+    peak = row.speed("peak_mib")
+    if peak is not None:
+        cells["peak MiB"] = Cell(significant(peak, 2))
+    if row.precision:
+        cells["precision"] = Cell(row.precision)
     return cells
 
 

@@ -1,0 +1,113 @@
+"""Speed and peak memory of trained networks, measured side by side for a comparison."""
+
+from __future__ import annotations
+
+import ctypes
+import statistics
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import UserError
+from ..models.network import load_trained
+from ..taps import evaluating
+from .inference import InferenceModel
+from .load import inference_model
+
+ROUNDS = 9
+BATCH = 128
+ROUND_SECONDS = 0.1  # at least, for each network in each round
+
+
+def measure_speeds(folders: Sequence[Path], device: str) -> dict[Path, dict[str, Any]]:
+    """Images per second, latency and peak memory, by folder; folders without a network are left
+    out.
+
+    Networks that differ in their weights only are measured once. All are measured in turn, round
+    after round: where the speed of the machine drifts, it drifts for all of them. Each runs in
+    the precision of its run, and `precision` names it.
+    """
+    networks: dict[tuple[Any, ...], tuple[InferenceModel, Tensor]] = {}
+    keys: dict[Path, tuple[Any, ...]] = {}
+    for folder in folders:
+        try:
+            network = load_trained(folder)
+        except UserError:
+            continue  # the run is unfinished
+        model = inference_model(network, device)
+        size = network.preprocess.size or (224, 224)
+        parameters = sum(p.numel() for p in model.module.parameters())
+        keys[folder] = (network.name, parameters, size, model.bf16)
+        if keys[folder] not in networks:
+            images = torch.rand(BATCH, 3, *size, device=model.device)
+            networks[keys[folder]] = model, images.to(memory_format=torch.channels_last)
+    peaks = {key: _peak_mib(*pair) for key, pair in networks.items()}
+    rates: dict[tuple[Any, ...], list[float]] = {key: [] for key in networks}
+    latencies: dict[tuple[Any, ...], list[float]] = {key: [] for key in networks}
+    for _ in range(ROUNDS):
+        for key, (model, images) in networks.items():
+            rates[key].append(BATCH / _seconds(model, images))
+            latencies[key].append(1e3 * _seconds(model, images[:1]))
+    measured = {}
+    for key, (model, _) in networks.items():
+        measured[key] = {
+            "images_per_second": _spread(rates[key]),
+            "latency_ms": _spread(latencies[key]),
+            "peak_mib": peaks[key],
+            "precision": "bf16" if model.bf16 else "fp32",
+            "device": model.device.type,
+            "rounds": ROUNDS,
+        }
+    return {folder: measured[key] for folder, key in keys.items()}
+
+
+def _spread(values: list[float]) -> dict[str, float]:
+    return {"median": statistics.median(values), "low": min(values), "high": max(values)}
+
+
+def _seconds(model: InferenceModel, images: Tensor) -> float:
+    """Seconds of a call, the mean of as many as fill a round."""
+    with evaluating(model), torch.no_grad():
+        calls, start = 0, time.perf_counter()
+        while True:
+            model(images)
+            calls += 1
+            _synchronize(images)
+            elapsed = time.perf_counter() - start
+            if elapsed > ROUND_SECONDS:
+                return elapsed / calls
+
+
+def _peak_mib(model: InferenceModel, images: Tensor) -> float | None:
+    """MiB of a batch's forward pass beyond weights and images; None where nothing tells it."""
+    with evaluating(model), torch.no_grad():
+        model(images)  # the first call makes workspaces that stay
+        if images.device.type == "cuda":
+            torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
+            held = torch.cuda.memory_allocated()
+            model(images)
+            return (torch.cuda.max_memory_allocated() - held) / 2**20
+        try:
+            ctypes.CDLL(None).malloc_trim(0)  # else memory that was freed would be taken again
+            Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+            before = _resident_mib("VmRSS")
+            model(images)
+            return max(0.0, _resident_mib("VmHWM") - before)
+        except (OSError, AttributeError):
+            return None  # not Linux
+
+
+def _resident_mib(entry: str) -> float:
+    status = Path("/proc/self/status").read_text()
+    line = next(line for line in status.splitlines() if line.startswith(entry))
+    return int(line.split()[1]) / 2**10
+
+
+def _synchronize(images: Tensor) -> None:
+    if images.device.type == "cuda":
+        torch.cuda.synchronize()
