@@ -232,12 +232,15 @@ def maps(arguments: dict[str, Any]) -> None:
     """Draw the attention maps of runs or models side by side."""
     options = from_mapping(MapsOptions, arguments)
     from .apply.maps import map_columns
-    from .report import MapColumn, save_maps_figure
+    from .report import MapColumn, check_figure_file, save_maps_figure
 
-    pictures, columns = map_columns(
+    check_figure_file(options.out)
+    pictures, columns, notes = map_columns(
         list(options.networks), options.images, options.limit, options.kind, options.p
     )
     save_maps_figure([MapColumn(*column) for column in columns], pictures, options.out)
+    for note in notes:
+        print(note)
     print(f"{len(pictures)} images × {len(columns)} networks: {options.out}")
 
 

@@ -281,6 +281,32 @@ def test_the_figure_of_maps_has_a_tile_for_each_map(tmp_path, height, width):
     assert [path.name for path in tmp_path.iterdir()] == ["maps.png"]
 
 
+def test_the_figure_of_maps_as_vectors(tmp_path):
+    """Images and text lie where they lie in the PNG."""
+    images = np.zeros((2, 32, 32, 3), np.uint8)
+    column = MapColumn("AT", ["cat", "dog"], {"group1": np.ones((2, 8, 8), np.float32)})
+    save_maps_figure([column], images, tmp_path / "m.svg")
+    text = (tmp_path / "m.svg").read_text()
+    # 12 + 96 + 17 + 96 + 12 pixels wide, 46 + 2 * 124 + 12 high; matplotlib joins all tiles.
+    assert 'viewBox="0 0 233 306"' in text
+    (place,) = re.findall(
+        r'transform="(scale[^"]*)" (x="12" y="-46" width="\S+" height="\S+")', text
+    )
+    assert place == ("scale(1 -1) translate(0 -220)", 'x="12" y="-46" width="209" height="220"')
+    save_maps_figure([column], images, tmp_path / "m.PDF")
+    assert (tmp_path / "m.PDF").read_bytes().startswith(b"%PDF")
+
+
+def test_other_extensions_are_refused(tmp_path, runs):
+    column = MapColumn("AT", None, {"group1": np.ones((2, 8, 8), np.float32)})
+    for name in ("z.txt", "z", "z.jpg"):
+        with pytest.raises(UserError, match="expected a file ending in .png, .svg, .pdf"):
+            save_maps_figure([column], np.zeros((2, 32, 32, 3), np.uint8), tmp_path / name)
+    with pytest.raises(UserError, match="expected a file ending in .html"):
+        write_report(runs, tmp_path / "r.pdf")
+    assert [*tmp_path.iterdir()] == []
+
+
 def test_maps_that_do_not_belong_to_the_images_are_refused(tmp_path):
     images = np.zeros((3, 32, 32, 3), np.uint8)
     column = MapColumn("AT", None, {"group1": np.ones((2, 8, 8), np.float32)})

@@ -10,15 +10,16 @@ import torch
 from ..authors_log import is_authors_run
 from ..data.image_folder import EXTENSIONS, find_images
 from ..errors import UserError
-from ..models.create import create_model, pretrained_classes
-from ..models.network import Network, Preprocess, load_trained
-from ..models.start import load_network
+from ..models.create import create_model, pretrained_classes, pretrained_images
+from ..models.network import Network, Preprocess, fixed_size, load_trained
+from ..models.start import LIBRARIES, load_network
 from ..options import from_mapping
 from ..run_folder import RunFolder
 from ..runtime.options import RuntimeOptions
 from ..runtime.resolve import resolve_runtime
 from .inference import InferenceModel
 
+SMALL_MODELS = ("wrn-", "nin-")  # made for images of 32×32
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and standard deviation
 
 
@@ -53,7 +54,22 @@ def load_by_name(name: str) -> Network:
         count = pretrained_classes(name) or 1000
         return load_network(name, [str(i) for i in range(count)], *IMAGENET, role="network")
     torch.manual_seed(0)  # the same maps each time
-    return Network(create_model(name, 10).eval(), name, (), Preprocess(*IMAGENET))
+    module = create_model(name, 10).eval()
+    return Network(module, name, (), Preprocess(*IMAGENET), is_trained=False)
+
+
+def own_size(name: str, network: Network) -> tuple[int, int] | None:
+    """The size (H, W) of the images that a network is made for; None if it does not say."""
+    size = network.preprocess.size or fixed_size(network.module)
+    if size is not None:
+        return size
+    side = None
+    if name.startswith(SMALL_MODELS):
+        side = 32
+    elif name.startswith(LIBRARIES):
+        trained = pretrained_images(f"{name.removesuffix(':pretrained')}:pretrained")
+        side = trained.size if trained else 224
+    return None if side is None else (side, side)
 
 
 def image_files(path: Path) -> list[Path]:

@@ -14,10 +14,13 @@ from ..data import Images, ImageSet, balanced_subset, open_data
 from ..data.decode import decode_into
 from ..errors import UserError
 from ..maps import as_grid, attention_map
+from ..models.network import Network
+from ..models.start import run_once
 from ..run_folder import RunFolder, replacing
+from ..second_order import input_gradient
 from ..taps import evaluating, tap
 from .inference import InferenceModel, as_input
-from .load import image_files, load_by_name
+from .load import image_files, load_by_name, own_size
 
 BOXED_IMAGES = 500
 BATCH = 128
@@ -133,31 +136,56 @@ def share_inside(maps: Tensor, masks: Tensor) -> Tensor:
 
 def map_columns(
     names: list[str], images: str, limit: int, kind: str, p: float
-) -> tuple[np.ndarray, list[Column]]:
-    """Images (K, H, W, 3), and a column of the figure for each network.
+) -> tuple[np.ndarray, list[Column], list[str]]:
+    """Images (K, H, W, 3), a column of the figure for each network, and what to say of networks.
+
+    Each network sees the images at the size that it is made for. The `kind` gradient adds the map
+    of `gradient_map` to those of kind sum.
 
     Raises:
-        UserError: if there are no images, or a name is neither a run nor a model.
+        UserError: if there are no images, a name is neither a run nor a model, or a network does
+            not take the images.
     """
     networks = {name: load_by_name(name) for name in names}
+    for name, network in networks.items():
+        network.preprocess.size = own_size(name, network)
     sizes = [n.preprocess.size[0] for n in networks.values() if n.preprocess.size]
     # Files are decoded at the largest size that one of the networks takes.
     pictures = _open_images(images, limit, max(sizes, default=224))
     x = as_input(pictures.batch(slice(None)))
-    columns: list[Column] = []
-    for name in names:
-        network = networks[name]
-        model = InferenceModel(network.module, network.preprocess, "fp32").eval()
-        layers = [stage.name for stage in model.stages(pictures.image_size)]
-        if not layers:
-            raise UserError(f"{name} has no feature maps to draw")
-        logits, maps = stage_maps(model, layers, x, kind, p)
-        predictions = None
-        if network.classes:
-            predictions = [network.classes[i] for i in logits.argmax(1).tolist()]
-        by_stage = {layer: m.numpy() for layer, m in zip(layers, maps, strict=True)}
-        columns.append((_title(name), predictions, by_stage))
-    return pictures.images.numpy(), columns
+    columns = [_column(name, networks[name], x, kind, p) for name in names]
+    notes = []
+    for name, network in networks.items():
+        if not network.is_trained:
+            notes.append(f"{name} has no trained weights: its maps are those of random ones")
+    return pictures.images.numpy(), columns, notes
+
+
+def _column(name: str, network: Network, x: Tensor, kind: str, p: float) -> Column:
+    model = InferenceModel(network.module, network.preprocess, "fp32").eval()
+    run_once(network, x[:1], name)  # its errors name the network and the size
+    layers = [stage.name for stage in model.stages((x.shape[-2], x.shape[-1]))]
+    if not layers:
+        raise UserError(f"{name} has no feature maps to draw")
+    logits, maps = stage_maps(model, layers, x, "sum" if kind == "gradient" else kind, p)
+    by_stage = {layer: m.numpy() for layer, m in zip(layers, maps, strict=True)}
+    if kind == "gradient":
+        by_stage["input gradient"] = gradient_map(model, x).numpy()
+    if not network.is_trained:
+        return f"untrained {_title(name)}", None, by_stage
+    return _title(name), [network.classes[i] for i in logits.argmax(1).tolist()], by_stage
+
+
+def gradient_map(network: InferenceModel, x: Tensor) -> Tensor:
+    """|∂CE/∂x| of the predicted class, summed over channels (N, H, W), at the network's own size.
+
+    x are images in [0, 1]; the gradient is that by the resized image before its normalisation.
+    """
+    inner = network.preprocess(x)
+    with torch.no_grad():
+        predicted = network.module(inner).argmax(1)
+    gradient = input_gradient(network.module, inner, predicted)
+    return (gradient / network.preprocess.get_buffer("std")).abs().sum(1)
 
 
 def _title(name: str) -> str:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from ..data.options import DATA_NAMES
-from ..map_options import Exponent, Kind
+from ..map_options import Exponent
 from ..models.options import MODEL_NAMES
 from ..options import Int, option
 from ..runtime.options import Device, Precision
@@ -84,9 +84,15 @@ class MapsOptions:
         tuple[str, ...], option(f"Run folders, or models: {MODEL_NAMES}.", positional=True)
     ]
     images: Annotated[str, option(f"An image, a folder of images, or data: {DATA_NAMES}.")]
-    out: Annotated[Path, option("The PNG file to write.")]
+    out: Annotated[Path, option("The figure to write: .png, .svg or .pdf.")]
     limit: Annotated[Int, option("Number of images at most.")] = 8
-    kind: Kind = "sum"
+    kind: Annotated[
+        Literal["sum", "max", "gradient"],
+        option(
+            "Reduce over channels by sum or by max; gradient: by sum, and also |∂CE/∂image| of the "
+            "predicted class."
+        ),
+    ] = "sum"
     p: Exponent = 2.0
 
 

@@ -12,9 +12,7 @@ from ..models.network import fixed_size
 from ..models.start import run_once
 from ..run_folder import RunFolder
 from ..taps import Stage, explain, match_stages, stages, unpaired_stages
-from .load import load_by_name
-
-SMALL_MODELS = ("wrn-", "nin-")  # made for images of 32×32
+from .load import SMALL_MODELS, load_by_name
 
 
 def print_stages(model: str, teacher: str | None, image_size: int | None, console: Console) -> None:

@@ -61,6 +61,7 @@ class Network:
     fingerprint: str | None = None
     folder: str | None = None
     has_class_names: bool = True
+    is_trained: bool = True
 
     def matches_classes(self, classes: Sequence[str]) -> bool:
         """Whether these are the network's classes; without names, whether it has as many."""

@@ -6,7 +6,7 @@ from .grouping import group_runs
 from .html import write_report
 from .load_run import LoadedRun
 from .open_run import read_run
-from .overlays import MapColumn, save_maps_figure
+from .overlays import MapColumn, check_figure_file, save_maps_figure
 from .rows import SettingRow
 from .table import print_table
 
@@ -14,6 +14,7 @@ __all__ = [
     "LoadedRun",
     "MapColumn",
     "SettingRow",
+    "check_figure_file",
     "group_runs",
     "print_table",
     "read_run",

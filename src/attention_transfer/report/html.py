@@ -33,6 +33,8 @@ def write_report(runs: list[LoadedRun], out: Path, title: str | None = None) -> 
         raise UserError("no runs to report on: name at least one run folder")
     if Path(out).is_dir():
         raise UserError(f"{out} is a folder: name the HTML file to write")
+    if Path(out).suffix.lower() not in (".html", ".htm"):
+        raise UserError(f"{out} is no page: expected a file ending in .html")
     text = _render(group_runs(runs), title)
     with replacing(Path(out)) as partial:
         partial.write_text(text, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Attention maps drawn over their images: for the report's page, and as the PNG of `maps`."""
+"""Attention maps drawn over their images: for the report's page, and as the figure of `maps`."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ STAGE_GAP = 4  # between the stages of a network
 PAGE_WIDTH = 1060  # for the tiles of an image in the page
 
 # The figure of `maps`.
+FIGURES = (".png", ".svg", ".pdf")
 DPI = 100
 INK = "#111827"
 
@@ -262,16 +263,17 @@ class MapColumn:
 
 
 def save_maps_figure(columns: list[MapColumn], images: np.ndarray, out: Path) -> None:
-    """Writes a PNG with a row for each image (K, H, W, 3 uint8) and its maps of each network.
+    """Writes a figure with a row for each image (K, H, W, 3 uint8) and its maps of each network.
 
     Raises:
-        UserError: if there is nothing to draw, the maps do not belong to the images, or the figure
-            is too large.
+        UserError: if there is nothing to draw, the maps do not belong to the images, the figure is
+            too large, or `out` has another extension than .png, .svg and .pdf.
     """
     import numpy as np
     from matplotlib.figure import Figure
 
     images = np.asarray(images)
+    check_figure_file(out)
     _check_columns(columns, images)
     tile_height, tile_width = tile_size(*images.shape[1:3])
     margin, header, column_gap, row_gap = 12, 46, 17, 8
@@ -289,13 +291,16 @@ def save_maps_figure(columns: list[MapColumn], images: np.ndarray, out: Path) ->
         raise UserError(
             f"a figure of {width} x {height} pixels is too large: give fewer images or networks"
         )
-    figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI)
+    form = Path(out).suffix.lower().removeprefix(".")
+    # SVG and PDF count in points, 72 an inch, and place images by them.
+    dpi = DPI if form == "png" else 72
+    figure = Figure(figsize=(width / dpi, height / dpi), dpi=dpi)
 
     def write(text: str, x: int, y: int, room: int, size: float = 7, **style: Any) -> None:
         """Writes text, cut to `room`, at x and y from the top left, all in pixels."""
         text = truncate(text, int(room / (0.82 * size)))  # the mean width of a letter
         # A class may be called `$5`, which is no formula.
-        style |= {"fontsize": size, "color": INK, "parse_math": False}
+        style |= {"fontsize": size * DPI / dpi, "color": INK, "parse_math": False}
         figure.text(x / width, 1 - y / height, text, **style)
 
     write("image", margin, 36, tile_width)
@@ -314,7 +319,13 @@ def save_maps_figure(columns: list[MapColumn], images: np.ndarray, out: Path) ->
             if column.predictions is not None:
                 write(str(column.predictions[k]), left, top + tile_height + 13, right - left)
     with replacing(Path(out)) as partial:
-        figure.savefig(partial, format="png", dpi=DPI)
+        figure.savefig(partial, format=form, dpi=dpi)
+
+
+def check_figure_file(out: Path) -> None:
+    """Raises `UserError` unless `out` ends as a figure does."""
+    if Path(out).suffix.lower() not in FIGURES:
+        raise UserError(f"--out {out} is no figure: expected a file ending in {', '.join(FIGURES)}")
 
 
 def _check_columns(columns: list[MapColumn], images: np.ndarray) -> None:
