@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 from . import bench as benches
 from .apply.options import (
-    ComputeDevice,
+    CompareOptions,
     EvaluateOptions,
     ExportOptions,
     MapsOptions,
@@ -24,7 +24,7 @@ from .data.options import AugmentOptions, DataOptions
 from .errors import UserError
 from .methods.options import MethodOptions
 from .models.options import NetworkOptions
-from .options import Bool, Int, OptionSpec, from_mapping, option, option_specs, own_options
+from .options import Int, OptionSpec, from_mapping, option, option_specs, own_options
 from .runtime.options import RuntimeOptions
 from .train.options import LabelOptions, LogOptions, OptimizerOptions, TrainingOptions
 
@@ -187,25 +187,6 @@ def export(arguments: dict[str, Any]) -> None:
 
     export_run(options.run, options.format, options.out)
     print(f"{options.run} as {options.format}: {options.out}")
-
-
-@dataclass(frozen=True)
-class CompareOptions:
-    """Which runs to compare."""
-
-    runs: Annotated[
-        tuple[Path, ...],
-        option("Run folders, the authors' too, or folders of them.", positional=True),
-    ]
-    out: Annotated[
-        Path | None, option("Write the report here (one HTML file).", default_text="none")
-    ] = None
-    title: Annotated[str | None, option("Headline of the report.", default_text="by itself")] = None
-    speed: Annotated[
-        Bool,
-        option("Measure speed and memory: each distinct network, all in turn, on this machine."),
-    ] = False
-    device: ComputeDevice = "auto"
 
 
 def compare(arguments: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from ..data.options import DATA_NAMES
 from ..map_options import Exponent
 from ..models.options import MODEL_NAMES
-from ..options import Int, option
+from ..options import Bool, Int, option
 from ..runtime.options import Device, Precision
 
 TrainedRun = Annotated[Path, option("A run folder, the authors' too.", positional=True)]
@@ -110,3 +110,22 @@ class StagesOptions:
             default_text="32 for wrn and nin, a run's own, else 224",
         ),
     ] = None
+
+
+@dataclass(frozen=True)
+class CompareOptions:
+    """Which runs to compare."""
+
+    runs: Annotated[
+        tuple[Path, ...],
+        option("Run folders, the authors' too, or folders of them.", positional=True),
+    ]
+    out: Annotated[
+        Path | None, option("Write the report here (one HTML file).", default_text="none")
+    ] = None
+    title: Annotated[str | None, option("Headline of the report.", default_text="by itself")] = None
+    speed: Annotated[
+        Bool,
+        option("Measure speed and memory: each distinct network, all in turn, on this machine."),
+    ] = False
+    device: ComputeDevice = "auto"
