@@ -386,16 +386,16 @@ def test_a_students_run_on_its_teachers_configuration(
 
 def flips(monkeypatch, command, line):
     """Whether the run mirrors images: what it hands to the augmentation."""
-    from attention_transfer.train import run
+    from attention_transfer.train import images
 
-    original, seen = run.Augment, []
+    original, seen = images.Augment, []
 
     def watched(images, padding, flip):
         seen.append(flip)
         return original(images, padding, flip)
 
     with monkeypatch.context() as patch:
-        patch.setattr(run, "Augment", watched)
+        patch.setattr(images, "Augment", watched)
         assert command(line).status == 0
     return seen.pop()
 
@@ -463,7 +463,7 @@ def test_an_unforeseen_error_is_one_line_too(command, monkeypatch):
     def broken(*args, **kwargs):
         raise ZeroDivisionError("by zero\nand more")
 
-    monkeypatch.setattr("attention_transfer.train.run.open_data", broken)
+    monkeypatch.setattr("attention_transfer.train.images.open_data", broken)
     said = command(f"{TRAIN} --out x")
     assert said.status == 1
     hint = "(ATTENTION_TRANSFER_TRACEBACK=1 shows where)"
