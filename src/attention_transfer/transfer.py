@@ -20,7 +20,7 @@ from .second_order import (
     defer_batch_norm_counters,
     logits_and_input_gradient,
 )
-from .taps import Tap, call_uncompiled, evaluating, resolve_pairs, unwrap
+from .taps import Tap, call_uncompiled, evaluating, resolve_pairs, split_preprocessing
 
 Transform = Callable[[Tensor], Tensor]
 Pairs = list[tuple[str, str]]
@@ -52,7 +52,8 @@ class Transfer(nn.Module):
     Copies (deepcopy, pickle, `AveragedModel`) have networks of their own and are not compiled.
 
     Args:
-        student: images (N, C, H, W) -> logits (N, K). A compiled or wrapped one is unwrapped.
+        student: images (N, C, H, W) -> logits (N, K). A compiled or wrapped one is unwrapped;
+            of a loaded one with its preprocessing inside, `.network` is trained, in place.
         teacher: the same, trained; None where no method needs one.
         methods: `ActivationTransfer`, `KnowledgeDistillation`, …; by default labels alone.
         pairs: [(student layer, teacher layer)], or "auto": the stages of equal stride (needs
@@ -86,14 +87,14 @@ class Transfer(nn.Module):
         if not isinstance(label_smoothing, (int, float)) or not 0 <= label_smoothing < 1:
             raise UserError(f"label_smoothing is {label_smoothing!r}: expected a number in [0, 1)")
         self.label_smoothing = float(label_smoothing)
-        self.student = unwrap(student)
+        self.student, student_transform = _split(student, student_transform, "student")
         self.methods = cast(Sequence[Method], nn.ModuleList(methods))
         self.student_transform = nn.Identity() if student_transform is None else student_transform
         # A tuple of one or none keeps the teacher out of modules(), parameters() and state_dict();
         # `_apply` moves it all the same.
         self._frozen: tuple[_FrozenTeacher, ...] = ()
         if teacher is not None:
-            self._frozen = (_FrozenTeacher(teacher, teacher_transform),)
+            self._frozen = (_FrozenTeacher(*_split(teacher, teacher_transform, "teacher")),)
         self.pairs: Pairs = []
         self._student_tap: Tap | None = None
         self._teacher_tap: Tap | None = None
@@ -285,9 +286,24 @@ class _FrozenTeacher(nn.Module):
 
     def __init__(self, network: nn.Module, transform: Transform | None):
         super().__init__()
-        self.network = copy.deepcopy(unwrap(network))
+        self.network = copy.deepcopy(network)
         self.transform = nn.Identity() if transform is None else copy.deepcopy(transform)
         self.eval().requires_grad_(False)
+
+
+def _split(
+    model: nn.Module, transform: Transform | None, role: str
+) -> tuple[nn.Module, Transform | None]:
+    """A network and its transform, which one that was loaded brings along."""
+    network, preprocess = split_preprocessing(model)
+    if preprocess is None:
+        return network, transform
+    if transform is not None:
+        raise UserError(
+            f"the {role} has its preprocessing inside and there is {role}_transform: expected one "
+            f"of them; leave {role}_transform out"
+        )
+    return network, preprocess
 
 
 def _read(

@@ -13,12 +13,14 @@ from authors_files import resnet_params, write_run, wrn_params
 import attention_transfer as at
 from attention_transfer.apply.export import FORMATS, export_run
 from attention_transfer.models.authors import load_authors_run
-from attention_transfer.models.network import Preprocess, load_trained, save_student
+from attention_transfer.models.network import load_trained, save_student
 from attention_transfer.models.start import load_network
+from attention_transfer.models.trained import Preprocess
 from attention_transfer.models.weights import load_weights
 from attention_transfer.run_folder import RunFolder
 
 CLASSES = ("cat", "dog", "emu")
+INPUT = "images (N, 3, 24, 24), RGB, in [0, 1]; normalisation by mean and std is inside"
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 CONFIG = {
     "command": "distill",
@@ -93,6 +95,7 @@ class TestSafetensors:
             list(CLASSES),
             [24, 24],
         )
+        assert "less mean, divided by std" in about["input"] and "RGB" in about["input"]
         assert about["mean"] == pytest.approx(MEAN) and about["std"] == pytest.approx(STD)
 
     def test_the_file_is_readable_by_others(self, run, tmp_path):
@@ -110,7 +113,8 @@ class TestGraph:
             torch.testing.assert_close(
                 graph(images(count)), logits(run, images(count)), rtol=1e-5, atol=1e-5
             )
-        assert json.loads(extra["attention_transfer.json"])["classes"] == list(CLASSES)
+        about = json.loads(extra["attention_transfer.json"])
+        assert about["classes"] == list(CLASSES) and about["input"] == INPUT
 
     @pytest.mark.parametrize("name", ["timm/resnet10t", "torchvision/squeezenet1_1"])
     def test_networks_of_libraries(self, tmp_path, name):
@@ -133,7 +137,10 @@ class TestGraph:
                 torch.from_numpy(found), logits(run, images(count)), rtol=1e-4, atol=1e-4
             )
         about = json.loads(session.get_modelmeta().custom_metadata_map["attention_transfer"])
-        assert about["classes"] == list(CLASSES)
+        assert about["classes"] == list(CLASSES) and about["input"] == INPUT
+        import onnx
+
+        assert onnx.load(out).graph.input[0].doc_string == INPUT
 
     def test_onnx_without_its_extra(self, run, tmp_path, monkeypatch):
         monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
@@ -167,7 +174,9 @@ class TestAuthors:
         loaded = load_authors_run(out)
         assert (loaded.name, loaded.teacher, loaded.classes) == ("wrn-10-2", None, CLASSES)
         assert loaded.options["n_parameters"] == sum(
-            v.numel() for k, v in loaded.model.state_dict().items() if "num_batches" not in k
+            v.numel()
+            for k, v in loaded.model.network.state_dict().items()
+            if "num_batches" not in k
         )
         # With its own normalisation and size, not those of the authors' recipe.
         torch.testing.assert_close(
@@ -269,6 +278,11 @@ class TestOut:
             with pytest.raises(at.UserError, match="is the run's own"):
                 export_run(run, "pt2", run / name)
         assert (run / "student.safetensors").read_bytes() == before
+
+
+def test_the_help_names_the_input(command):
+    text = " ".join(command("export --help").out.split())
+    assert "images (N, 3, H, W), RGB, in [0, 1]" in text
 
 
 def test_the_command(command, run, tmp_path):

@@ -6,7 +6,7 @@ from small_runs import write_factory
 
 from attention_transfer import create_model
 from attention_transfer.apply.inference import InferenceModel, profile
-from attention_transfer.models.network import Preprocess
+from attention_transfer.models.trained import Preprocess
 
 
 def test_profile_of_a_network(tmp_path):

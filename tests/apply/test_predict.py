@@ -35,7 +35,7 @@ def by_hand(run, pixels):
         STD
     ).view(3, 1, 1)
     with torch.no_grad():
-        return at.load_student(run)(x).softmax(1)
+        return at.load_student(run).network(x).softmax(1)
 
 
 def test_probabilities(run, tmp_path):

@@ -12,7 +12,6 @@ from torch import Tensor
 
 import attention_transfer as at
 from attention_transfer.models.authors_files import read_params
-from attention_transfer.models.network import load_trained
 
 HERE = Path(__file__).resolve().parents[3] / "shared" / "conformance" / "authors_run"
 RUNS = {"resnet_16_2_teacher": ("wrn-16-2", None), "at_16_1_16_2": ("wrn-16-1", "wrn-16-2")}
@@ -27,10 +26,13 @@ def expected(run: str) -> dict[str, Tensor]:
         return {name: torch.from_numpy(file[name]) for name in file.files}
 
 
-def features(model: torch.nn.Module, run: str, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    x = load_trained(HERE / run).preprocess(images.permute(0, 3, 1, 2).float() / 255)
+def features(model: torch.nn.Module, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     with torch.no_grad():
-        return at.tap(model, GROUPS)(x)
+        return at.tap(model, GROUPS)(as_input(images))
+
+
+def as_input(images: Tensor) -> Tensor:
+    return images.permute(0, 3, 1, 2).float() / 255
 
 
 def assert_close(ours: Tensor, published: Tensor, tolerance: float) -> None:
@@ -41,8 +43,10 @@ def assert_close(ours: Tensor, published: Tensor, tolerance: float) -> None:
 def test_logits_and_maps(run: str) -> None:
     loaded, known = at.load_authors_run(HERE / run), expected(run)
     assert (loaded.name, loaded.teacher_name) == RUNS[run]
-    logits, found = features(loaded.model, run, known["images"])
+    logits, found = features(loaded.model, known["images"])
     assert_close(logits, known["logits"], 1e-5)
+    with torch.no_grad():
+        assert_close(loaded.model(as_input(known["images"])), known["logits"], 1e-5)
     for k, group in enumerate(GROUPS):
         assert_close(at.attention_map(found[group]), known[f"attention.{k}"], 1e-6)
 
@@ -51,9 +55,9 @@ def test_the_teacher_and_the_losses_of_a_distillation() -> None:
     run = "at_16_1_16_2"
     loaded, known = at.load_authors_run(HERE / run), expected(run)
     assert loaded.teacher is not None
-    logits, theirs = features(loaded.teacher, run, known["images"])
+    logits, theirs = features(loaded.teacher, known["images"])
     assert_close(logits, known["teacher_logits"], 1e-5)
-    _, ours = features(loaded.model, run, known["images"])
+    _, ours = features(loaded.model, known["images"])
     losses = torch.stack([at.at_loss(ours[group], theirs[group]) for group in GROUPS])
     torch.testing.assert_close(losses.double(), known["at_losses"], rtol=1e-5, atol=0)
 

@@ -54,10 +54,10 @@ class TestCifar:
     def test_one_network(self, tmp_path, depth, width, classes):
         params, x = wrn_params(depth, width, classes), torch.randn(2, 3, 16, 16)
         run = load_authors_run(write_run(tmp_path / "r", params, num_classes=classes))
-        assert isinstance(run.model, WideResNet) and run.teacher is None
+        assert isinstance(run.model.network, WideResNet) and run.teacher is None
         assert (run.name, run.num_classes) == (f"wrn-{depth}-{width}", classes)
         assert run.options["lr"] == 0.1
-        assert_same_network(run.model, wrn(x, params), x)
+        assert_same_network(run.model.network, wrn(x, params), x)
 
     def test_a_distillation(self, tmp_path):
         student, teacher, x = wrn_params(10, 1), wrn_params(16, 2), torch.randn(2, 3, 16, 16)
@@ -66,15 +66,15 @@ class TestCifar:
         )
         run = at.load_authors_run(str(folder))
         assert (run.name, run.teacher_name) == ("wrn-10-1", "wrn-16-2")
-        assert_same_network(run.model, wrn(x, student), x)
-        assert_same_network(run.teacher, wrn(x, teacher), x)
+        assert_same_network(run.model.network, wrn(x, student), x)
+        assert_same_network(run.teacher.network, wrn(x, teacher), x)
 
     def test_the_legacy_format(self, tmp_path):
         params, x = wrn_params(10, 1), torch.randn(1, 3, 8, 8)
         folder = write_run(tmp_path / "r", params)
         saved = {"params": params, "optimizer": {}, "epoch": 1}
         torch.save(saved, folder / "model.pt7", _use_new_zipfile_serialization=False)
-        assert_same_network(load_authors_run(folder).model, wrn(x, params), x)
+        assert_same_network(load_authors_run(folder).model.network, wrn(x, params), x)
 
     def test_normalisation_of_the_script(self, tmp_path):
         network = load_trained(write_run(tmp_path / "r", wrn_params(10, 1)))
@@ -85,6 +85,19 @@ class TestCifar:
         torch.testing.assert_close(
             network.preprocess(x), (255 * x - mean) / std, rtol=1e-5, atol=1e-5
         )
+
+    def test_images_in_0_to_1(self, tmp_path):
+        """Model and teacher normalise as the script did, and say so."""
+        student, teacher, x = wrn_params(10, 1), wrn_params(16, 2), torch.rand(2, 3, 32, 32)
+        run = load_authors_run(write_run(tmp_path / "r", student, teacher))
+        mean, std = (
+            torch.tensor(v).view(1, 3, 1, 1) for v in ((125.3, 123.0, 113.9), (63.0, 62.1, 66.7))
+        )
+        for model, params in ((run.model, student), (run.teacher, teacher)):
+            expected = wrn((255 * x - mean) / std, params)[0]
+            torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-4)
+            assert model.class_names == tuple("0123456789") and model.image_size == (32, 32)
+            assert "(N, 3, 32, 32), RGB, in [0, 1]" in repr(model)
 
 
 class TestImageNet:
@@ -101,7 +114,7 @@ class TestImageNet:
         params, x = resnet_params(blocks, folded=folded), torch.randn(2, 3, 64, 64)
         run = load_authors_run(write_run(tmp_path / "r", params))
         assert run.name == name
-        assert_same_network(run.model, resnet(x, params), x, [*GROUPS, "group3"])
+        assert_same_network(run.model.network, resnet(x, params), x, [*GROUPS, "group3"])
 
     def test_a_distillation(self, tmp_path):
         student = resnet_params([2, 2, 2, 2])
@@ -109,11 +122,11 @@ class TestImageNet:
         run = load_authors_run(write_run(tmp_path / "r", student, teacher))
         x = torch.randn(2, 3, 64, 64)
         assert (run.name, run.teacher_name) == ("resnet-18", "resnet-34")
-        assert_same_network(run.model, resnet(x, student), x, [*GROUPS, "group3"])
-        assert_same_network(run.teacher, resnet(x, teacher), x, [*GROUPS, "group3"])
+        assert_same_network(run.model.network, resnet(x, student), x, [*GROUPS, "group3"])
+        assert_same_network(run.teacher.network, resnet(x, teacher), x, [*GROUPS, "group3"])
         groups = [f"group{g}" for g in range(4)]
         assert set(zip(groups, groups, strict=True)) <= set(
-            at.pair_stages(run.model, run.teacher, x)
+            at.pair_stages(run.model.network, run.teacher.network, x)
         )
 
     def test_normalisation_of_the_script(self, tmp_path):

@@ -14,8 +14,9 @@ from torchvision import models
 
 from attention_transfer.errors import UserError
 from attention_transfer.models.create import create_model, pretrained_classes
-from attention_transfer.models.network import Network, Preprocess
+from attention_transfer.models.network import Network
 from attention_transfer.models.start import check_network, load_network
+from attention_transfer.models.trained import Preprocess
 
 MINE = """
 from __future__ import annotations

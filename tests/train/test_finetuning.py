@@ -287,8 +287,8 @@ class TestOwnInputSize:
         )
         carry_out(recipe, tmp_path / "run")
         student = at.load_student(tmp_path / "run")
-        assert student.preprocess.size == (16, 16)
-        assert student(student.preprocess(torch.rand(2, 3, 32, 32))).shape == (2, 10)
+        assert student.image_size == (16, 16)
+        assert student(torch.rand(2, 3, 32, 32)).shape == (2, 10)
 
 
 @pytest.mark.parametrize("name", ["finetune", "imagenet"])

@@ -181,9 +181,9 @@ def test_the_student_in_python(tmp_path):
     carry_out(small(precision="fp32"), tmp_path / "run")
     model = at.load_student(tmp_path / "run")
     assert not model.training
-    assert model.classes == tuple("0123456789")
+    assert model.class_names == tuple("0123456789")
     val = assemble(small(precision="fp32")).data.val
-    found = evaluate(lambda x: model(model.preprocess(x)), val, 100, "cpu")
+    found = evaluate(model, val, 100, "cpu")
     last = rows(tmp_path / "run")[-1]
     assert found["accuracy"] == last["val_accuracy"]
     assert found["loss"] == pytest.approx(last["val_loss"], rel=1e-5)

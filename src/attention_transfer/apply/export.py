@@ -1,7 +1,9 @@
 """A run's network for other programs: safetensors, a PyTorch or ONNX graph, or the authors' files.
 
-`pt2` and `onnx` hold preprocessing and network as one graph: images in [0, 1], (N, 3, H, W) at the
-run's own size, N free -> logits (N, classes). Weights are float32, whatever the run's precision.
+`pt2` and `onnx` hold preprocessing and network as one graph: images (N, 3, H, W), RGB, in [0, 1] at
+the run's own size, N free -> logits (N, classes). `safetensors` and `authors` hold weights alone;
+their metadata say how an image becomes the network's input. Weights are float32, whatever the run's
+precision.
 """
 
 from __future__ import annotations
@@ -49,6 +51,8 @@ def export_run(run: Path, form: str, out: Path) -> None:
     name, classes, preprocess = network.name, network.classes, network.preprocess
     assert preprocess.size is not None, "a trained network knows its size"
     about = metadata(name, classes, preprocess, preprocess.size)
+    if form in ("onnx", "pt2"):
+        about["input"] = graph_input(*preprocess.size)
     if form == "authors":
         _save_authors(network, about, run, out)
     elif form == "onnx":
@@ -57,6 +61,13 @@ def export_run(run: Path, form: str, out: Path) -> None:
         _save_pt2(network, about, out)
     else:
         save_student(out, network.module, name, classes, preprocess, preprocess.size)
+
+
+def graph_input(height: int, width: int) -> str:
+    """What the graph of `onnx` and `pt2` takes, in the words of its metadata."""
+    return (
+        f"images (N, 3, {height}, {width}), RGB, in [0, 1]; normalisation by mean and std is inside"
+    )
 
 
 def _check_out(run: Path, form: str, out: Path) -> None:
@@ -114,6 +125,7 @@ def _save_onnx(network: Network, about: dict[str, Any], out: Path) -> None:
         raise UserError(_failure(network, "to ONNX", error)) from error
     assert program is not None
     program.model.metadata_props[METADATA_KEY] = json.dumps(about)
+    program.model.graph.inputs[0].doc_string = about["input"]
     with replacing(out) as partial:
         program.save(partial, external_data=False)
 

@@ -11,8 +11,9 @@ from ..authors_log import is_authors_run
 from ..data.image_folder import EXTENSIONS, find_images
 from ..errors import UserError
 from ..models.create import create_model, pretrained_classes, pretrained_images
-from ..models.network import Network, Preprocess, fixed_size, load_trained
+from ..models.network import Network, fixed_size, load_trained
 from ..models.start import LIBRARIES, load_network
+from ..models.trained import Preprocess
 from ..options import from_mapping
 from ..run_folder import RunFolder
 from ..runtime.options import RuntimeOptions

@@ -72,7 +72,14 @@ class ExportOptions:
     """What to export, and how."""
 
     run: TrainedRun
-    format: Annotated[str, option("safetensors, onnx, pt2 or authors (a folder).")]
+    format: Annotated[
+        str,
+        option(
+            "onnx or pt2 (a graph, preprocessing inside: images (N, 3, H, W), RGB, in [0, 1], at "
+            "the run's size -> logits); safetensors or authors (a folder): weights alone, beside "
+            "mean, standard deviation and size."
+        ),
+    ]
     out: Annotated[Path, option("The file, or folder, to write.")]
 
 

@@ -32,7 +32,7 @@ from ..data.image_folder import find_images
 from ..data.options import AugmentOptions
 from ..data.reader import FileReader
 from ..errors import UserError
-from ..models.network import Preprocess
+from ..models.trained import Preprocess
 from .authors import MEAN, STD, authors_loader
 from .measure import Measure, interleave, report, timed
 from .options import BenchOptions

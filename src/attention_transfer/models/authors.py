@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..authors_log import EXTRA_KEY, LOG_FILE, MODEL_FILE, read_options
 from ..errors import UserError
 from .authors_files import read_params
 from .authors_resnet import AuthorsResNet
+from .trained import Preprocess, TrainedNetwork
 from .weights import load_state
 from .wrn import WideResNet
 
@@ -34,19 +35,17 @@ RESNET_NAMES: dict[tuple[int, ...], str] = {(2, 2, 2, 2): "resnet-18", (3, 4, 6,
 class AuthorsRun:
     """A run of the authors' scripts; `model` is the student of a distillation.
 
-    `options` are those of the log's first line, empty if it is cut short. Images in [0, 1] of
-    `image_size` (H, W) are normalised by `mean` and `std`. `classes` are known from our exports.
+    Both networks take images (N, 3, H, W), RGB, in [0, 1], with their preprocessing inside.
+    `options` are those of the log's first line, empty if it is cut short. `classes` are known from
+    our exports; without them, `class_names` of the networks are "0", "1" and so on.
     """
 
-    model: nn.Module
-    teacher: nn.Module | None
+    model: TrainedNetwork
+    teacher: TrainedNetwork | None
     options: dict[str, Any]
     name: str
     teacher_name: str | None
     num_classes: int
-    mean: Triple
-    std: Triple
-    image_size: tuple[int, int]
     classes: tuple[str, ...] | None = None
 
 
@@ -69,15 +68,15 @@ def load_authors_run(folder: str | Path) -> AuthorsRun:
             raise UserError(f"{folder} has no {name}: expected a run of the authors' script")
     options = read_options(folder / LOG_FILE)
     student_params, teacher_params = read_params(file)
-    model, name = _build(student_params, file)
-    classes = model.fc.out_features
-    teacher, teacher_name = None, None
+    network, name = _build(student_params, file)
+    classes = network.fc.out_features
+    teacher_network, teacher_name = None, None
     if teacher_params is not None:
-        teacher, teacher_name = _build(teacher_params, file)
-        if teacher.fc.out_features != classes:
+        teacher_network, teacher_name = _build(teacher_params, file)
+        if teacher_network.fc.out_features != classes:
             raise UserError(
                 f"{file}: its student has {classes} classes, "
-                f"its teacher {teacher.fc.out_features}: expected the same"
+                f"its teacher {teacher_network.fc.out_features}: expected the same"
             )
     logged = options.get("num_classes")
     if logged not in (None, classes):
@@ -85,10 +84,19 @@ def load_authors_run(folder: str | Path) -> AuthorsRun:
             f"{folder}: {LOG_FILE} says num_classes {logged}, the tensors of {MODEL_FILE} have "
             f"{classes}: expected files of one run"
         )
-    images = IMAGENET if isinstance(model, AuthorsResNet) else CIFAR
+    images = IMAGENET if isinstance(network, AuthorsResNet) else CIFAR
     if EXTRA_KEY in options:
         images = _exported_format(folder, options[EXTRA_KEY], classes)
-    return AuthorsRun(model, teacher, options, name, teacher_name, classes, *images)
+    model = _with_preprocessing(network, images)
+    teacher = None if teacher_network is None else _with_preprocessing(teacher_network, images)
+    return AuthorsRun(model, teacher, options, name, teacher_name, classes, images[3])
+
+
+def _with_preprocessing(network: WideResNet | AuthorsResNet, images: ImageFormat) -> TrainedNetwork:
+    mean, std, size, names = images
+    if names is None:
+        names = tuple(str(i) for i in range(network.fc.out_features))
+    return TrainedNetwork(network, Preprocess(mean, std, size), names)
 
 
 def _build(params: Mapping[str, Tensor], file: Path) -> tuple[WideResNet | AuthorsResNet, str]:

@@ -10,41 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from ..authors_log import MODEL_FILE, is_authors_run
 from ..errors import UserError
-from ..numerics import at_least_float32
 from ..run_folder import RunFolder, replacing
 from .authors import load_authors_run
 from .create import create_model
+from .trained import Preprocess, TrainedNetwork
 from .weights import load_weights
 
 METADATA_KEY = "attention_transfer"  # in the metadata of a safetensors file
-
-
-class Preprocess(nn.Module):
-    """Images (N, 3, H, W) in [0, 1] -> the input of a network: resized to `size`, normalised."""
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(
-        self, mean: Sequence[float], std: Sequence[float], size: tuple[int, int] | None = None
-    ):
-        super().__init__()
-        self.size = size
-        # Not persistent: a run's metadata keeps them, and its weights are the network's alone.
-        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.size is not None and tuple(x.shape[-2:]) != tuple(self.size):
-            # Training hands in bfloat16, for which the CPU has no antialiased kernel.
-            x = at_least_float32(x)
-            x = F.interpolate(x, self.size, mode="bilinear", align_corners=False, antialias=True)
-        return (x - self.mean.to(x.dtype)) / self.std.to(x.dtype)
 
 
 @dataclass
@@ -145,24 +121,26 @@ def metadata(
     return {
         "model": name,
         "classes": list(classes),
+        "input": (
+            "images (N, 3, H, W), RGB, in [0, 1], resized to image_size, less mean, divided by std"
+        ),
         "mean": preprocess.mean.flatten().tolist(),
         "std": preprocess.std.flatten().tolist(),
         "image_size": list(image_size),
     }
 
 
-def load_student(run_folder: str | Path) -> nn.Module:
-    """The trained module of a run, in eval mode, with its class names and preprocessing.
+def load_student(run_folder: str | Path) -> TrainedNetwork:
+    """The trained network of a run, in eval mode: images (N, 3, H, W), RGB, in [0, 1] -> logits.
 
-    `module.classes` is a tuple; `module.preprocess` takes images (N, 3, H, W) in [0, 1].
+    Its preprocessing is inside. `.network` is the network alone, for normalised images; there are
+    `.preprocess`, `.class_names` and `.image_size`, too.
 
     Raises:
         UserError: if the folder is no run, or its run is not finished.
     """
     network = load_run_network(run_folder)
-    network.module.classes = network.classes  # type: ignore[assignment]
-    network.module.preprocess = network.preprocess
-    return network.module
+    return TrainedNetwork(network.module, network.preprocess, network.classes)
 
 
 def load_trained(folder: str | Path) -> Network:
@@ -177,10 +155,10 @@ def load_trained(folder: str | Path) -> Network:
         return load_run_network(folder)
     run = load_authors_run(folder)
     return Network(
-        run.model,
+        run.model.network,
         run.name,
-        run.classes or tuple(str(i) for i in range(run.num_classes)),
-        Preprocess(run.mean, run.std, run.image_size),
+        run.model.class_names,
+        run.model.preprocess,
         fingerprint=run_fingerprint(folder),
         folder=str(folder),
         has_class_names=run.classes is not None,

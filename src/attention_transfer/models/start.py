@@ -12,14 +12,8 @@ from torch import Tensor, nn
 
 from ..errors import UserError, first_few
 from .create import create_model, pretrained_classes
-from .network import (
-    Network,
-    Preprocess,
-    file_fingerprint,
-    fixed_size,
-    load_trained,
-    saved_preprocess,
-)
+from .network import Network, file_fingerprint, fixed_size, load_trained, saved_preprocess
+from .trained import Preprocess
 from .user_file import user_code_location
 from .weights import head_mismatch, load_backbone, load_state, read_state_dict
 

@@ -4,7 +4,7 @@ A stage is the outermost module that produces the last feature map before the re
 pre-activation's BN-ReLU belongs to the next stage; outputs of 1×1 do not count.
 """
 
-from .capture import Tap, call_uncompiled, evaluating, tap, unwrap
+from .capture import Tap, call_uncompiled, evaluating, split_preprocessing, tap, unwrap
 from .pairs import (
     explain,
     match_stages,
@@ -27,6 +27,7 @@ __all__ = [
     "pair_stages",
     "parse_pairs",
     "resolve_pairs",
+    "split_preprocessing",
     "stages",
     "tap",
     "try_stages",

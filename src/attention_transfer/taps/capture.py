@@ -28,6 +28,17 @@ def unwrap(model: nn.Module) -> nn.Module:
             return model
 
 
+def split_preprocessing(model: nn.Module) -> tuple[nn.Module, nn.Module | None]:
+    """The network, unwrapped, and its preprocessing, if the model is one with that inside.
+
+    Such a model (`TrainedNetwork`) is handed in as it is loaded; its layers are the network's.
+    """
+    model = unwrap(model)
+    if getattr(model, "preprocessing_inside", False):
+        return unwrap(model.get_submodule("network")), model.get_submodule("preprocess")
+    return model, None
+
+
 def call_uncompiled(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
     """`model(...)`, past `model.compile()`, whose code leaves out hooks that came after it."""
     if model._compiled_call_impl is None:
@@ -120,7 +131,8 @@ class Tap:
     that read.
 
     Args:
-        model: any module; a compiled or wrapped one is unwrapped.
+        model: any module; a compiled or wrapped one is unwrapped. One that was loaded with its
+            preprocessing inside takes images in [0, 1], and its layers are those of `.network`.
         layers: dotted names of its submodules, as in `model.named_modules()`. A layer may return a
             tuple or dict with one feature map in it.
         example: an input, which shows the layers whose outputs are changed in place later on.
@@ -131,7 +143,7 @@ class Tap:
     """
 
     def __init__(self, model: nn.Module, layers: Sequence[str], example: Tensor | None = None):
-        model = unwrap(model)
+        model, self._preprocess = split_preprocessing(model)
         self.model = model
         self.layers = tuple(dict.fromkeys(layers))
         self._state = _CaptureState()
@@ -161,7 +173,13 @@ class Tap:
         state = self._state
         copied = _CaptureState(copied=set(state.copied), copied_is_known=state.copied_is_known)
         is_open = self._finalizer.alive
-        return {"model": self.model, "layers": self.layers, "_state": copied, "open": is_open}
+        return {
+            "model": self.model,
+            "layers": self.layers,
+            "_preprocess": self._preprocess,
+            "_state": copied,
+            "open": is_open,
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         is_open = state.pop("open")
@@ -213,6 +231,8 @@ class Tap:
         state.features.clear()
         state.versions.clear()
         state.image = state.batch = None
+        if self._preprocess is not None:
+            args, kwargs = (self._preprocess(*args, **kwargs),), {}
         for value in (*args, *kwargs.values()):
             if isinstance(value, Tensor) and value.ndim == 4:  # the images
                 state.image, state.batch = (value.shape[2], value.shape[3]), value.shape[0]

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..errors import UserError
-from .capture import unwrap
+from .capture import split_preprocessing
 from .layout import Size
 from .trace import NORMS, Call, trace
 
@@ -60,7 +60,9 @@ def stages(model: nn.Module, example: Tensor) -> list[Stage]:
     Raises:
         UserError: if no module of the network returns feature maps larger than 1×1.
     """
-    model = unwrap(model)
+    model, preprocess = split_preprocessing(model)
+    if preprocess is not None:
+        example = preprocess(example)
     root = trace(model, example)
     image = (example.shape[-2], example.shape[-1])
     traced = _last_at_each_size(root, image)
