@@ -23,6 +23,7 @@ from attention_transfer.bench.authors import authors_step
 from attention_transfer.bench.in_subprocess import in_subprocess
 from attention_transfer.bench.measure import interleave, median_ratio, report
 from attention_transfer.bench.workload import make_transfer, start
+from attention_transfer.ops import batch_norm
 from attention_transfer.runtime.options import RuntimeOptions
 from attention_transfer.runtime.process import keep_malloc_arena, make_fabric
 from attention_transfer.runtime.resolve import resolve_runtime
@@ -36,6 +37,7 @@ class Ablation:
 
     name: str
     two_regions: bool = True
+    own_batch_norm: bool = True
     keep_memory: bool = True
     channels_last: bool = True
     bf16: bool = True
@@ -46,6 +48,7 @@ WHOLE = "at+kd"
 ABLATIONS = (
     Ablation(WHOLE),
     Ablation("one compiled region", two_regions=False),
+    Ablation("PyTorch's batch normalisation", own_batch_norm=False),
     Ablation("freed memory given back", keep_memory=False),
     Ablation("contiguous", channels_last=False),
     Ablation("float32", bf16=False),
@@ -88,6 +91,8 @@ class AblationStep:
             self.memory_format = torch.channels_last
         example = torch.rand(2, 3, 32, 32, device=device)
         transfer = make_transfer(self.options, WHOLE, example, memory_format=self.memory_format)
+        if ablation.compiled and ablation.own_batch_norm and device == "cpu":
+            batch_norm.use_in(transfer.student)
         if ablation.compiled and ablation.two_regions:
             transfer.compile(dynamic=False)
         elif ablation.compiled:

@@ -43,8 +43,7 @@ from attention_transfer.bench.data import (
 )
 from attention_transfer.bench.measure import Measure, interleave, report, timed
 from attention_transfer.bench.workload import start
-from attention_transfer.data import make_transform
-from attention_transfer.data.transforms import AugmentDraw
+from attention_transfer.data.transforms import AugmentDraw, make_transform
 
 BASELINE = "authors 224"
 

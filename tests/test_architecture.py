@@ -140,7 +140,7 @@ def test_the_core_knows_no_network_data_optimiser_or_run(file):
 @pytest.mark.parametrize("file", in_room("report"), ids=str)
 def test_the_report_needs_no_torch_and_no_model_code(file):
     assert not third_party(file) & {"torch", "torchvision", "timm", "lightning"}
-    allowed = {"report", "errors", "run_folder", "authors_log", "lazy", "__version__"}
+    allowed = {"report", "errors", "run_folder", "authors_log", "__version__"}
     # The options say which of them change numbers, and what their defaults are.
     assert units(file) <= allowed | {"config", "options", "options of a room"}
 
@@ -218,10 +218,3 @@ def test_preflight_is_the_function_whatever_was_imported():
     use += "; print(at.preflight.__name__)"
     done = subprocess.run([sys.executable, "-c", use], capture_output=True, text=True, check=True)
     assert done.stdout == "preflight\n"
-
-
-@pytest.mark.parametrize("package", ["methods", "report", "data"])
-def test_names_of_the_packages_resolve(package):
-    module = __import__(f"attention_transfer.{package}", fromlist=["x"])
-    for name in module.__all__:
-        assert getattr(module, name) is not None

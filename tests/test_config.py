@@ -18,7 +18,7 @@ from attention_transfer.config import (
 )
 from attention_transfer.errors import UserError
 from attention_transfer.map_options import LossOptions
-from attention_transfer.methods import create_methods
+from attention_transfer.methods.registry import create_methods
 
 DISTILL = {"command": "distill", "model": "wrn-10-1", "teacher": "runs/teacher", "method": "at+kd"}
 

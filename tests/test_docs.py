@@ -11,7 +11,7 @@ import torch
 from toys import Net, batch
 
 from attention_transfer.commands import COMMANDS
-from attention_transfer.methods import METHODS
+from attention_transfer.methods.registry import METHODS
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").rglob("*.md"))

@@ -14,8 +14,9 @@ from torch import nn
 from toys import CLASSES, Net, batch, count_hooks, make, make_all
 
 import attention_transfer as at
-from attention_transfer.methods import DECAYS, METHODS
 from attention_transfer.methods.base import schedule_factor
+from attention_transfer.methods.options import DECAYS
+from attention_transfer.methods.registry import METHODS
 
 
 class TestOutput:

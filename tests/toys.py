@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 import attention_transfer as at
-from attention_transfer.methods import METHODS, Method
+from attention_transfer.methods.base import Method
+from attention_transfer.methods.registry import METHODS
 
 CLASSES = 5
 

@@ -6,9 +6,8 @@ are first used, so `import attention_transfer` loads nothing from outside the st
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from .lazy import attach
+import importlib
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
@@ -19,17 +18,17 @@ if TYPE_CHECKING:
     from .maps import at_loss as at_loss
     from .maps import attention_map as attention_map
     from .maps import convert_beta as convert_beta
-    from .methods import ActivationTransfer as ActivationTransfer
-    from .methods import FullActivationTransfer as FullActivationTransfer
-    from .methods import GradientNorm as GradientNorm
-    from .methods import GradientSymmetry as GradientSymmetry
-    from .methods import GradientTransfer as GradientTransfer
-    from .methods import KnowledgeDistillation as KnowledgeDistillation
-    from .methods import full_activation_loss as full_activation_loss
-    from .methods import gradient_loss as gradient_loss
-    from .methods import gradient_norm_loss as gradient_norm_loss
-    from .methods import kd_loss as kd_loss
-    from .methods import symmetry_loss as symmetry_loss
+    from .methods.activation import ActivationTransfer as ActivationTransfer
+    from .methods.distillation import KnowledgeDistillation as KnowledgeDistillation
+    from .methods.distillation import kd_loss as kd_loss
+    from .methods.full import FullActivationTransfer as FullActivationTransfer
+    from .methods.full import full_activation_loss as full_activation_loss
+    from .methods.gradient import GradientTransfer as GradientTransfer
+    from .methods.gradient import gradient_loss as gradient_loss
+    from .methods.min_l2 import GradientNorm as GradientNorm
+    from .methods.min_l2 import gradient_norm_loss as gradient_norm_loss
+    from .methods.symmetry import GradientSymmetry as GradientSymmetry
+    from .methods.symmetry import symmetry_loss as symmetry_loss
     from .models.authors import load_authors_run as load_authors_run
     from .models.create import create_model as create_model
     from .models.network import load_student as load_student
@@ -40,31 +39,34 @@ if TYPE_CHECKING:
     from .taps import tap as tap
     from .transfer import Transfer as Transfer
 
-__getattr__, __dir__, __all__ = attach(
-    __name__,
-    {
-        "checks.preflight": ["preflight"],
-        "errors": ["RunError", "UserError"],
-        "maps": ["at_loss", "attention_map", "convert_beta"],
-        "methods": [
-            "ActivationTransfer",
-            "FullActivationTransfer",
-            "GradientNorm",
-            "GradientSymmetry",
-            "GradientTransfer",
-            "KnowledgeDistillation",
-            "full_activation_loss",
-            "gradient_loss",
-            "gradient_norm_loss",
-            "kd_loss",
-            "symmetry_loss",
-        ],
-        "models.authors": ["load_authors_run"],
-        "models.create": ["create_model"],
-        "models.network": ["load_student"],
-        "second_order": ["input_gradient"],
-        "taps": ["Stage", "pair_stages", "stages", "tap"],
-        "transfer": ["Transfer"],
-    },
-)
-__all__ += ["__version__"]
+_MODULES = {
+    "checks.preflight": ["preflight"],
+    "errors": ["RunError", "UserError"],
+    "maps": ["at_loss", "attention_map", "convert_beta"],
+    "methods.activation": ["ActivationTransfer"],
+    "methods.distillation": ["KnowledgeDistillation", "kd_loss"],
+    "methods.full": ["FullActivationTransfer", "full_activation_loss"],
+    "methods.gradient": ["GradientTransfer", "gradient_loss"],
+    "methods.min_l2": ["GradientNorm", "gradient_norm_loss"],
+    "methods.symmetry": ["GradientSymmetry", "symmetry_loss"],
+    "models.authors": ["load_authors_run"],
+    "models.create": ["create_model"],
+    "models.network": ["load_student"],
+    "second_order": ["input_gradient"],
+    "taps": ["Stage", "pair_stages", "stages", "tap"],
+    "transfer": ["Transfer"],
+}
+_HOME = {name: module for module, names in _MODULES.items() for name in names}
+__all__ = ["__version__", *_HOME]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
+    globals()[name] = value  # the next use does not come here
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME})

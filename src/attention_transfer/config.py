@@ -106,7 +106,7 @@ def layered_recipe(*layers: Mapping[str, Any]) -> Recipe:
 
 def _check(recipe: Recipe) -> None:
     """Options that do not go together; each room checks its own group."""
-    from .methods import create_methods
+    from .methods.registry import create_methods
 
     logger_names(recipe)
     check_augment(recipe, recipe.stream)

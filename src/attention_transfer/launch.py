@@ -15,7 +15,7 @@ import torch
 from rich.console import Console
 
 from .config import Recipe
-from .data import prepare_data
+from .data.open import prepare_data
 from .errors import RunError, UserError, first_line
 from .report import read_run, write_report
 from .run_folder import RunFolder

@@ -11,7 +11,7 @@ from toys import CLASSES, Net, batch, make
 
 import attention_transfer as at
 from attention_transfer.checks.preflight import preflight
-from attention_transfer.methods import Method
+from attention_transfer.methods.base import Method
 
 
 class Noisy(Net):

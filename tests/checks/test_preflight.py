@@ -24,7 +24,7 @@ from toys import CLASSES, Net, assert_same, batch, count_hooks, make
 import attention_transfer as at
 from attention_transfer.checks.findings import Finding
 from attention_transfer.checks.preflight import preflight
-from attention_transfer.methods import METHODS
+from attention_transfer.methods.registry import METHODS
 from attention_transfer.train.signals import Interrupted
 
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import attention_transfer as at
-from attention_transfer.methods import StepInputs
+from attention_transfer.methods.base import StepInputs
 
 HERE = Path(__file__).parent / "data"
 CASES = json.loads((HERE / "published_losses.json").read_text())

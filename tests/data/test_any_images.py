@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from attention_transfer.data import open_data
+from attention_transfer.data.open import open_data
 from attention_transfer.data.transforms import decode
 
 SIDE = 16

@@ -2,8 +2,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from attention_transfer.data import Augment, ImageSet
-from attention_transfer.data.images import make_generator
+from attention_transfer.data.augment import Augment
+from attention_transfer.data.images import ImageSet, make_generator
 from attention_transfer.errors import UserError
 
 

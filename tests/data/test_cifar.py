@@ -4,7 +4,7 @@ import pickle
 import numpy as np
 import pytest
 
-from attention_transfer.data import open_data
+from attention_transfer.data.open import open_data
 from attention_transfer.errors import UserError
 
 FILES = {

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from attention_transfer.data import digits, open_data
+from attention_transfer.data import digits
+from attention_transfer.data.open import open_data
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from datasets import ClassLabel, Image, Value
 
-from attention_transfer.data import open_data
+from attention_transfer.data.open import open_data
 from attention_transfer.errors import UserError
 
 

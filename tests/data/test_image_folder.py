@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from attention_transfer.data import open_data
+from attention_transfer.data.open import open_data
 from attention_transfer.errors import UserError
 
 
@@ -48,7 +48,7 @@ def test_limits_decode_only_what_is_wanted(make_folder):
 
 
 def picks(seed):
-    from attention_transfer.data import balanced_subset
+    from attention_transfer.data.images import balanced_subset
 
     return balanced_subset(torch.tensor([0] * 4 + [1] * 4), 4, seed).tolist()
 

@@ -1,8 +1,13 @@
 import pytest
 import torch
 
-from attention_transfer.data import ImageSet, balanced_subset
-from attention_transfer.data.images import channel_statistics, make_generator, stratified_split
+from attention_transfer.data.images import (
+    ImageSet,
+    balanced_subset,
+    channel_statistics,
+    make_generator,
+    stratified_split,
+)
 from attention_transfer.errors import UserError
 
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 import attention_transfer.data.open as opening
-from attention_transfer.data import open_data, prepare_data
+from attention_transfer.data.open import open_data, prepare_data
 from attention_transfer.data.options import DataOptions
 from attention_transfer.errors import UserError
 

@@ -11,9 +11,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from attention_transfer.data import Stream, make_transform, open_data, tables
+from attention_transfer.data import tables
 from attention_transfer.data.images import make_generator
+from attention_transfer.data.open import open_data
 from attention_transfer.data.options import AugmentOptions
+from attention_transfer.data.stream import Stream
+from attention_transfer.data.transforms import make_transform
 from attention_transfer.errors import UserError
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from attention_transfer.data import open_data
+from attention_transfer.data.open import open_data
 from attention_transfer.errors import UserError
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from attention_transfer.data import open_data
+from attention_transfer.data.open import open_data
 from attention_transfer.data.spec import nearest_path, split_columns, unique_names
 from attention_transfer.data.tables import split_files
 from attention_transfer.data.wds import find_shards

@@ -9,16 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from attention_transfer.data import (
-    Augment,
-    Stream,
-    balanced_subset,
-    default_workers,
-    make_transform,
-    open_data,
-)
 from attention_transfer.data import stream as streams
+from attention_transfer.data.augment import Augment
+from attention_transfer.data.images import balanced_subset
+from attention_transfer.data.open import open_data
 from attention_transfer.data.options import AugmentOptions
+from attention_transfer.data.stream import Stream, default_workers
+from attention_transfer.data.transforms import make_transform
 from attention_transfer.errors import RunError, UserError
 
 

@@ -5,7 +5,7 @@ import tarfile
 import numpy as np
 import pytest
 
-from attention_transfer.data import open_data
+from attention_transfer.data.open import open_data
 from attention_transfer.data.wds import expand_braces
 from attention_transfer.errors import UserError
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from toys import CLASSES, Net, assert_same, batch, gradients, make, make_all
 
 import attention_transfer as at
-from attention_transfer.methods import METHODS
+from attention_transfer.methods.registry import METHODS
 
 
 @pytest.mark.parametrize("name", METHODS)

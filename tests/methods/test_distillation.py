@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import attention_transfer as at
-from attention_transfer.methods import create_methods, method_names
 from attention_transfer.methods.options import MethodOptions
+from attention_transfer.methods.registry import create_methods, method_names
 
 
 class TestDistillationLoss:

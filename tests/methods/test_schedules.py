@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from toys import batch, close, make
 
 import attention_transfer as at
-from attention_transfer.methods import DECAYS, METHODS
 from attention_transfer.methods.base import schedule_factor
+from attention_transfer.methods.options import DECAYS
+from attention_transfer.methods.registry import METHODS
 
 FALLS = {
     "": lambda t: 1.0,

@@ -10,7 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..data import Images, StreamSet, default_workers, open_data, val_resize
+from ..data.dataset import Images
+from ..data.open import open_data
+from ..data.stream import StreamSet, default_workers
+from ..data.transforms import val_resize
 from ..errors import UserError, first_few
 from ..models.create import pretrained_images
 from ..models.network import Network, load_trained

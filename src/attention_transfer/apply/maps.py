@@ -10,8 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..data import Images, ImageSet, balanced_subset, open_data
+from ..data.dataset import Images
 from ..data.decode import decode_into
+from ..data.images import ImageSet, balanced_subset
+from ..data.open import open_data
 from ..errors import UserError
 from ..maps import as_grid, attention_map
 from ..models.network import Network

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..data import val_resize
 from ..data.decode import decode_into
+from ..data.transforms import val_resize
 from ..errors import UserError, first_few
 from ..models.network import load_trained
 from ..run_folder import RunFolder

@@ -21,7 +21,8 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from ..data import ImageSet, open_data
+from ..data.images import ImageSet
+from ..data.open import open_data
 from ..errors import RunError
 from ..models.create import create_model
 from .authors import authors_step

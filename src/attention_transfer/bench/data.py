@@ -27,10 +27,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ..apply.inference import as_input
-from ..data import Augment, ImageSet, Stream, StreamSet, make_transform, open_data
+from ..data.augment import Augment
 from ..data.image_folder import find_images
+from ..data.images import ImageSet
+from ..data.open import open_data
 from ..data.options import AugmentOptions
 from ..data.reader import FileReader
+from ..data.stream import Stream, StreamSet
+from ..data.transforms import make_transform
 from ..errors import UserError
 from ..models.trained import Preprocess
 from .authors import MEAN, STD, authors_loader

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from ..apply.inference import as_input
 from ..config import make_recipe
-from ..data import ImageSet
+from ..data.images import ImageSet
 from ..models.create import create_model
 from ..run_folder import RunFolder
 from ..train.assemble import assemble, make_trainer

@@ -8,12 +8,12 @@ import torch
 from lightning.fabric import Fabric
 from torch import Tensor, nn
 
-from ..methods import create_methods
 from ..methods.options import MethodOptions
+from ..methods.registry import create_methods
 from ..models.create import create_model
 from ..runtime.cuda_graphs import CudaGraphs
 from ..runtime.options import RuntimeOptions
-from ..runtime.process import make_fabric, set_up_process
+from ..runtime.process import compile_transfer, make_fabric, set_up_process
 from ..runtime.resolve import RuntimeConfig, resolve_runtime
 from ..train.optimizer import make_optimizer
 from ..train.options import OptimizerOptions
@@ -71,7 +71,7 @@ def training_step(
     """A step of a run on a batch that lies ready."""
     x, y = batch
     if runtime.compile:
-        transfer.compile(**runtime.compile_options())
+        compile_transfer(transfer, runtime)
     optimizer = make_optimizer(OptimizerOptions(lr=0.01), transfer)
     wrapped, wrapped_optimizer = fabric.setup(transfer, optimizer)
     # A tensor, as in a run: a number would become a constant of the compiled step.

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..errors import first_few
 from ..maps import attention_map
-from ..methods import ActivationTransfer
+from ..methods.activation import ActivationTransfer
 from ..taps import depth_share, try_stages, unwrap
 from ..transfer import Transfer
 from .findings import STAGES_HINT, Finding, NetworkIO, networks

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ..methods import Method
+from ..methods.base import Method
 from ..numerics import IGNORED_LABEL
 from ..transfer import Transfer
 from .findings import Finding, NetworkIO

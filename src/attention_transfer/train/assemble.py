@@ -13,12 +13,13 @@ from torch import Tensor, nn
 
 from ..apply.evaluate import EVALUATION_BATCH, evaluate
 from ..apply.inference import InferenceModel, as_input
-from ..data import Dataset
+from ..data.dataset import Dataset
 from ..errors import UserError
-from ..methods import create_methods
+from ..methods.registry import create_methods
 from ..models.network import Network
 from ..models.start import check_network, load_network, start_network
 from ..run_folder import RunFolder
+from ..runtime.process import compile_transfer
 from ..runtime.resolve import RuntimeConfig, count_flops
 from ..taps import parse_pairs
 from ..transfer import Transfer
@@ -132,7 +133,7 @@ def make_trainer(
     if runtime.compile:
         # The compiler limits recompilations per function, and counts earlier runs of this process.
         torch.compiler.reset()
-        transfer.compile(**runtime.compile_options())
+        compile_transfer(transfer, runtime)
         network = torch.compile(network, dynamic=False)  # type: ignore[assignment]
     validate = partial(evaluate, network, val, EVALUATION_BATCH, fabric.device)
     return Trainer(

@@ -10,7 +10,8 @@ from torch import Tensor
 from ..apply.inference import as_input
 from ..checks.preflight import DRY_IMAGES, preflight
 from ..checks.teacher import TEACHER_IMAGES
-from ..data import Images, balanced_subset
+from ..data.dataset import Images
+from ..data.images import balanced_subset
 from ..errors import UserError
 from ..models.network import Network
 from ..run_folder import RunFolder

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ..apply.evaluate import EVALUATION_BATCH, evaluate
 from ..apply.inference import InferenceModel, profile
 from ..apply.maps import attention_in_box, layer_names, save_maps
-from ..data import Dataset
+from ..data.dataset import Dataset
 from ..models.network import Network, save_student
 from ..run_folder import RunFolder, write_json
 from ..runtime.resolve import RuntimeConfig

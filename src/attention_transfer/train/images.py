@@ -5,19 +5,14 @@ from __future__ import annotations
 import torch
 from lightning.fabric import Fabric
 
-from ..data import (
-    Augment,
-    Dataset,
-    Images,
-    ImageSet,
-    Stream,
-    default_workers,
-    make_transform,
-    memory_budget,
-    open_data,
-    val_resize,
-)
+from ..data.augment import Augment
+from ..data.dataset import Dataset, Images
+from ..data.decode import memory_budget
+from ..data.images import ImageSet
+from ..data.open import open_data
 from ..data.options import AugmentOptions, DataOptions
+from ..data.stream import Stream, default_workers
+from ..data.transforms import make_transform, val_resize
 from ..runtime.options import RuntimeOptions
 from ..runtime.process import local_rank
 

@@ -14,7 +14,8 @@ from lightning.fabric import Fabric
 from torch import Tensor
 
 from ..apply.inference import as_input
-from ..data import Augment, Stream
+from ..data.augment import Augment
+from ..data.stream import Stream
 from ..errors import LocalError, RunError, UserError
 from ..run_folder import RunFolder
 from ..runtime.cuda_graphs import CudaGraphs

@@ -22,7 +22,7 @@ from rich.console import Console
 import attention_transfer as at
 from attention_transfer.bench import gradient
 from attention_transfer.bench.measure import BenchRow
-from attention_transfer.methods import METHODS
+from attention_transfer.methods.registry import METHODS
 
 QUIET = Console(quiet=True)
 FOLDER = Path(sweep.__file__).parent
