@@ -18,7 +18,7 @@ FILES = ("README.md", "tests/toys.py", "tests/test_docs.py", "tests/methods/test
 CHECK = """
 import attention_transfer as at
 from attention_transfer import config
-from attention_transfer.methods import METHODS, method_arguments
+from attention_transfer.methods.registry import METHODS, method_arguments
 from attention_transfer.options import option_specs
 from attention_transfer.train.optimizer import make_optimizer
 

@@ -12,6 +12,7 @@ from test_export import CLASSES, make_run
 import attention_transfer as at
 from attention_transfer.apply.evaluate import evaluate_network
 from attention_transfer.apply.export import export_run
+from attention_transfer.data.open import open_data
 from attention_transfer.models.create import pretrained_images
 
 
@@ -46,7 +47,7 @@ def test_other_weights_are_normalised_by_the_data(tmp_path, data):
     module = at.create_model(spec, len(CLASSES))
     torch.save(module.state_dict(), tmp_path / "net.pt")
     found = evaluate_network(spec, data, str(tmp_path / "net.pt"), device="cpu")
-    opened = at.data.open_data(data)
+    opened = open_data(data)
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (opened.mean, opened.std))
     with torch.no_grad():
         logits = module.eval()((opened.val.batch(slice(None)) / 255 - mean) / std)
