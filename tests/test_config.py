@@ -9,7 +9,6 @@ import pytest
 import yaml
 
 from attention_transfer.config import (
-    KEYS,
     Recipe,
     make_recipe,
     named_recipe,
@@ -20,6 +19,7 @@ from attention_transfer.errors import UserError
 from attention_transfer.map_options import LossOptions
 from attention_transfer.methods.registry import create_methods
 
+KEYS = tuple(Recipe().to_dict())
 DISTILL = {"command": "distill", "model": "wrn-10-1", "teacher": "runs/teacher", "method": "at+kd"}
 
 

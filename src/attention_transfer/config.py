@@ -69,9 +69,6 @@ class Recipe(
         return {key: value for key, value in self.to_dict().items() if specs[key].changes_numbers}
 
 
-KEYS = tuple(Recipe().to_dict())
-
-
 def make_recipe(*layers: Mapping[str, Any]) -> Recipe:
     """A checked recipe from layers of options; a later layer wins.
 
