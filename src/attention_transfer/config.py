@@ -25,6 +25,7 @@ from .train.options import (
     LogOptions,
     OptimizerOptions,
     TrainingOptions,
+    check_mixing,
     check_training,
     logger_names,
 )
@@ -108,6 +109,7 @@ def _check(recipe: Recipe) -> None:
     logger_names(recipe)
     check_augment(recipe, recipe.stream)
     check_training(recipe, recipe)
+    check_mixing(recipe, recipe.views)
     methods = create_methods(recipe)
     needs_teacher = any(method.needs_teacher for method in methods)
     if recipe.command == "train" and (recipe.method != "none" or recipe.teacher is not None):

@@ -36,9 +36,10 @@ def test_one_gather_equals_image_by_image(height, width, padding, flip):
     plan = augment.epoch(seed=3, epoch=2, batch_size=32, drop_last=False)
     assert len(plan) == 3 and plan.flip.any() == flip
     for step in range(3):
-        x, y = augment.batch(plan, step)
+        x, y, rows = augment.batch(plan, step)
         assert torch.equal(x, one_by_one(images, plan, step, padding))
         assert torch.equal(y, images.labels[plan.order[32 * step : 32 * (step + 1)]])
+        assert torch.equal(rows, plan.order[32 * step : 32 * (step + 1)])
         assert x.dtype == torch.uint8 and x.is_contiguous(memory_format=torch.channels_last)
 
 
@@ -92,7 +93,7 @@ def test_global_random_state_is_left_alone():
 def test_batches_of_an_epoch(count, batch_size, drop_last, sizes):
     augment = Augment(random_set(count, 4, 4), 1)
     plan = augment.epoch(0, 0, batch_size, drop_last)
-    assert [len(augment.batch(plan, step)[1]) for step in range(len(plan))] == sizes
+    assert [len(augment.batch(plan, step).rows) for step in range(len(plan))] == sizes
     with pytest.raises(IndexError, match="outside"):
         augment.batch(plan, len(plan))
 
@@ -118,7 +119,7 @@ def test_a_gpu_makes_the_same_batches():
     here, there = Augment(images, 3), Augment(images.to("cuda"), 3)
     ours, theirs = here.epoch(1, 2, 32), there.epoch(1, 2, 32)
     for step in range(len(ours)):
-        x, y = there.batch(theirs, step)
+        x, y, _ = there.batch(theirs, step)
         assert x.is_cuda and x.is_contiguous(memory_format=torch.channels_last)
         assert torch.equal(here.batch(ours, step)[0], x.cpu()) and torch.equal(
             here.batch(ours, step)[1], y.cpu()

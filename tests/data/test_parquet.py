@@ -293,7 +293,7 @@ def test_streamed_images_are_shuffled_over_all_files(write):
     plan = stream.epoch(0, 0, 6)
     assert plan.order.tolist() == torch.randperm(28, generator=make_generator(0, 0)).tolist()
     for step in range(len(plan)):
-        x, y = stream.batch(plan, step)
+        x, y, _ = stream.batch(plan, step)
         chosen = plan.order[6 * step : 6 * step + 6]
         assert torch.equal(x, resident.train.batch(chosen))
         assert torch.equal(y, resident.train.labels[chosen])

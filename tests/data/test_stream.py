@@ -40,8 +40,9 @@ def epoch(maker, seed=3, number=0, batch_size=4, first=0):
 
 def assert_same(one, other):
     assert len(one) == len(other) > 0
-    for (x, y), (u, v) in zip(one, other, strict=True):
-        assert torch.equal(x, u) and torch.equal(y, v)
+    for batch, expected in zip(one, other, strict=True):
+        for tensor, wanted in zip(batch, expected, strict=True):
+            assert torch.equal(tensor, wanted)
 
 
 def test_batches_are_those_of_resident_images(root):
@@ -61,7 +62,7 @@ def test_workers_change_nothing(root, augment):
     before = torch.get_rng_state()
     alone, several = (epoch(stream(opened(root, workers), augment)) for workers in (0, 2))
     assert_same(alone, several)
-    x, y = alone[0]
+    x, y, _ = alone[0]
     assert x.dtype == torch.uint8 and x.shape == (4, 3, 8, 8) and y.dtype == torch.int64
     assert x.is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(torch.get_rng_state(), before)
@@ -102,7 +103,8 @@ def test_processes_share_a_batch(root):
     whole = epoch(stream(opened(root)), batch_size=5)
     for rank in range(2):
         parts = epoch(stream(opened(root), rank=rank, world=2), batch_size=5)
-        assert_same(parts, [(x[rank:4:2], y[rank:4:2]) for x, y in whole])
+        share = slice(rank, 4, 2)
+        assert_same(parts, [(x[share], y[share], rows[share]) for x, y, rows in whole])
 
 
 def test_subsets_and_validation_batches(root):
@@ -159,7 +161,7 @@ def test_bad_images_are_skipped_and_counted(root, workers):
         damage(root / part / name / "2.png")
     data = opened(root, workers, on_bad_image="skip")
     resident = open_data(f"folder:{root}", on_bad_image="skip")
-    ((x, _),) = epoch(stream(data), batch_size=14)
+    ((x, _, _),) = epoch(stream(data), batch_size=14)
     assert len(x) == 14 and data.train.bad == {9} and data.unreadable_count() == 1
     list(data.val.batches(6))
     assert data.val.bad == {2} and data.unreadable_count() == 2
@@ -174,7 +176,8 @@ def test_the_substitute_keeps_its_own_label(root):
         if i != 9:
             whole[data.train.batch([i]).numpy().tobytes()] = label
     maker = Stream(data.train, make_transform(AugmentOptions(crop_padding=0, flip=False), 8))
-    for x, y in epoch(maker, batch_size=7):
+    for x, y, rows in epoch(maker, batch_size=7):
+        assert 9 not in rows and torch.equal(y, data.train.labels[rows])
         assert [
             whole[image[None].contiguous(memory_format=torch.channels_last).numpy().tobytes()]
             for image in x

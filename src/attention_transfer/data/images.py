@@ -23,6 +23,9 @@ class ImageSet:
     classes: tuple[str, ...]
     boxes: Tensor | None = None  # int64 (N, 4), x0 y0 x1 y1 half-open; 0 0 0 0 if not known
     files: tuple[str, ...] | None = None  # the name of each image within its data set
+    # int64 (N,) on the CPU, the number of each image in its source; 0 to N - 1 by default.
+    rows: Tensor = None  # type: ignore[assignment]
+    source_size: int = 0  # number of images in the source; N by default
     # Bad images are left out during decoding; a `StreamSet` finds its bad images later.
     bad: ClassVar[frozenset[int]] = frozenset()
 
@@ -40,6 +43,11 @@ class ImageSet:
                 f"files must name all {count} images, got {len(self.files)} names: "
                 "give one name an image"
             )
+        if self.rows is None:
+            object.__setattr__(self, "rows", torch.arange(count))
+            object.__setattr__(self, "source_size", count)
+        if self.rows.dtype != torch.int64 or self.rows.shape != (count,):
+            raise _wrong_tensor("rows", f"int64 of shape ({count},)", self.rows)
         # `Augment` reads whole pixels from a flat view.
         object.__setattr__(self, "images", self.images.contiguous())
 
@@ -60,7 +68,8 @@ class ImageSet:
         if files is not None:
             files = tuple(files[i] for i in indices.tolist())
         images, labels = self.images.index_select(0, indices), self.labels.index_select(0, indices)
-        return replace(self, images=images, labels=labels, boxes=boxes, files=files)
+        rows = self.rows.index_select(0, indices.cpu())
+        return replace(self, images=images, labels=labels, boxes=boxes, files=files, rows=rows)
 
     select = subset  # the name of what a `StreamSet` does without decoding
 

@@ -97,6 +97,14 @@ class AugmentOptions:
         ),
     ] = (3 / 4, 4 / 3)
     flip: Annotated[Bool, option("Random horizontal flips.", default_text="on; digits: off")] = True
+    views: Annotated[
+        Int | None,
+        option(
+            "Number of fixed augmented views of each image; epoch e shows view e mod this.",
+            ge=1,
+            default_text="off: new crops in every epoch",
+        ),
+    ] = None
 
 
 def data_defaults(spec: str) -> dict[str, Any]:

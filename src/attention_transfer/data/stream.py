@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import RunError, UserError, first_line
-from .augment import EpochPlan, check_step, draw_epoch
 from .decode import decode_into, fit_boxes, unreadable_message
-from .images import ImageSet, make_generator
+from .images import ImageSet
+from .plan import EpochPlan, EpochPlanner, TrainingBatch, check_step
 from .reader import Reader
 from .transforms import AugmentDraw, CenterCrop, Transform
 
@@ -35,7 +35,7 @@ class StreamSet:
     """
 
     reader: Reader
-    rows: Tensor  # int64 (N,), the number of each image in `reader`
+    rows: Tensor  # int64 (N,), the number of each image in `reader`, which is its source
     labels: Tensor
     classes: tuple[str, ...]
     size: int  # height and width in pixels
@@ -51,6 +51,11 @@ class StreamSet:
     def image_size(self) -> tuple[int, int]:
         """Height and width in pixels."""
         return self.size, self.size
+
+    @property
+    def source_size(self) -> int:
+        """Number of images in the source."""
+        return len(self.reader)
 
     @property
     def boxes(self) -> Tensor | None:
@@ -98,9 +103,16 @@ class StreamSet:
         if reader.boxes is not None:
             upright = reader.boxes[rows].reshape(-1, 4)
             boxes = torch.from_numpy(fit_boxes(upright, sizes, self.size, self.short_side))
-        files = tuple(reader.file(row) for row in rows)
-        labels = self.labels[indices]
-        return ImageSet(torch.from_numpy(out), labels, self.classes, boxes, files), sizes
+        images = ImageSet(
+            torch.from_numpy(out),
+            self.labels[indices],
+            self.classes,
+            boxes,
+            files=tuple(reader.file(row) for row in rows),
+            rows=self.rows[indices],
+            source_size=len(reader),
+        )
+        return images, sizes
 
     def to(self, device: torch.device | str) -> StreamSet:
         """The same set, as its images move to a device batch by batch."""
@@ -129,14 +141,15 @@ class StreamSet:
         self.bad.update(batch.bad)
 
 
-class Stream:
+class Stream(EpochPlanner):
     """Makes the batches of an epoch, as `Augment` does from resident images.
 
-    The draws depend on (seed, epoch) only, so that any step of any epoch can be made at once.
+    The plan of an epoch holds all draws, so that any step of any epoch can be made at once.
     Each process (`rank` of `world`) decodes only its share of a batch.
     """
 
     is_sharded = True
+    images: StreamSet
 
     def __init__(
         self,
@@ -145,20 +158,16 @@ class Stream:
         device: torch.device | str = "cpu",
         rank: int = 0,
         world: int = 1,
+        views: int | None = None,
     ) -> None:
-        self.images, self.transform = images, transform
+        super().__init__(images, transform.padding, transform.flip, views)
+        self.transform = transform
         self.device, self.rank, self.world = torch.device(device), rank, world
         self._batches: Iterator[Batch] | None = None
         self._next: tuple[EpochPlan, int] | None = None
 
-    def epoch(self, seed: int, epoch: int, batch_size: int, drop_last: bool = True) -> EpochPlan:
-        """Draws an epoch."""
-        generator = make_generator(seed, epoch)
-        padding, flip = self.transform.padding, self.transform.flip
-        return draw_epoch(len(self.images), padding, flip, generator, batch_size, drop_last)
-
-    def batch(self, plan: EpochPlan, step: int) -> tuple[Tensor, Tensor]:
-        """This process's share of batch `step`: uint8 (B, 3, H, W), channels_last, and labels (B,).
+    def batch(self, plan: EpochPlan, step: int) -> TrainingBatch:
+        """This process's share of batch `step`; all of it where `plan.split` is False.
 
         Workers prepare the following steps ahead; a step out of order restarts them.
         """
@@ -167,7 +176,9 @@ class Stream:
         if self._batches is None or not is_next:
             self._batches = None  # ends the workers before others start
             requests = (self._request(plan, k) for k in range(step, len(plan)))
-            share = -(-plan.batch_size // self.world)
+            share = plan.batch_size
+            if plan.split:
+                share = -(-share // self.world)
             pin = self.device.type == "cuda"
             self._batches = _load(self.images, self.transform, requests, share, pin)
         batch = next(self._batches)
@@ -175,11 +186,13 @@ class Stream:
         if step + 1 == len(plan):
             self._batches = None
         self.images.record_bad(batch)
-        labels = self.images.labels[torch.from_numpy(batch.index)]
+        index = torch.from_numpy(batch.index)
+        labels = self.images.labels[index]
         if self.device.type == "cuda":
             labels = labels.pin_memory()
         x = batch.images.permute(0, 3, 1, 2).to(self.device, non_blocking=True)
-        return x, labels.to(self.device, non_blocking=True)
+        labels = labels.to(self.device, non_blocking=True)
+        return TrainingBatch(x, labels, self.images.rows[index])
 
     def describe(self, batch_size: int) -> str:
         """Who decodes the images, for the log."""
@@ -201,15 +214,14 @@ class Stream:
     def _request(self, plan: EpochPlan, step: int) -> BatchRequest:
         end = min((step + 1) * plan.batch_size, len(plan.order))
         positions = torch.arange(step * plan.batch_size, end)
-        if self.world > 1:
+        if self.world > 1 and plan.split:
             # Every process gets the same number of images; the remainder is left out.
             even = len(positions) // self.world * self.world
             positions = positions[self.rank : even : self.world]
         index = plan.order[positions]
-        assert plan.noise is not None, "drawn by `epoch`"
         columns = [plan.dy, plan.dx, plan.flip, plan.noise]
         draws = list(zip(*(column[positions].tolist() for column in columns), strict=True))
-        return BatchRequest(index.numpy(), self.images.rows[index].numpy(), draws)
+        return BatchRequest(index.numpy(), plan.rows[positions].numpy(), draws)
 
 
 def default_workers(on_cpu: bool, processes: int = 1) -> int:

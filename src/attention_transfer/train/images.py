@@ -65,6 +65,8 @@ def open_images(
 def make_loader(options: AugmentOptions, fabric: Fabric, images: Images) -> Augment | Stream:
     """What makes the training batches: from memory, or decoded while training."""
     if isinstance(images, ImageSet):
-        return Augment(images.to(fabric.device), options.crop_padding, options.flip)
+        resident = images.to(fabric.device)
+        return Augment(resident, options.crop_padding, options.flip, options.views)
     transform = make_transform(options, images.size)
-    return Stream(images, transform, fabric.device, fabric.global_rank, fabric.world_size)
+    rank, world = fabric.global_rank, fabric.world_size
+    return Stream(images, transform, fabric.device, rank, world, options.views)

@@ -145,6 +145,15 @@ def check_training(training: TrainingOptions, optimizer: OptimizerOptions) -> No
         )
 
 
+def check_mixing(options: LabelOptions, views: int | None) -> None:
+    """Raises `UserError` for mixed images that are to be fixed views."""
+    if views is not None and (options.mixup or options.cutmix):
+        raise UserError(
+            "--views is given with --mixup or --cutmix, but a mixed image depends on the batch "
+            "that it is in, so it is no fixed view: leave one of them out"
+        )
+
+
 def logger_names(options: LogOptions) -> list[str]:
     """The loggers in `csv,tensorboard`, each once.
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..apply.inference import as_input
 from ..data.augment import Augment
+from ..data.plan import EpochPlan, TrainingBatch
 from ..data.stream import Stream
 from ..errors import LocalError, RunError, UserError
 from ..run_folder import RunFolder
@@ -122,8 +123,8 @@ class Trainer:
         self._epoch_start = time.perf_counter()
         for step in range(first, last):
             with self._saving_on_error():
-                x, y = self._batch(plan, step)
-            self.train_step(x, y)
+                batch = self._batch(plan, step)
+            self.train_step(batch.images, batch.labels)
             self.progress.update(self.step, self.batch_size, self.meter)
             if step + 1 < last and self._shall_stop():
                 self.seconds += self._elapsed()
@@ -216,14 +217,15 @@ class Trainer:
             )
         return epoch - 1, self.steps_per_epoch
 
-    def _batch(self, plan: Any, step: int) -> tuple[Tensor, Tensor]:
-        """This rank's share of a batch: every world_size-th image of it."""
-        x, y = self.loader.batch(plan, step)
+    def _batch(self, plan: EpochPlan, step: int) -> TrainingBatch:
+        """This rank's share of a batch, every world_size-th image of it, as float in [0, 1]."""
+        x, y, rows = self.loader.batch(plan, step)
         world, rank = self.fabric.world_size, self.fabric.global_rank
         if world > 1 and not self.loader.is_sharded:
             even = len(y) // world * world  # with unequal shares, images would weigh unequally
-            x, y = x[rank:even:world], y[rank:even:world]
-        return as_input(x), y
+            share = slice(rank, even, world)
+            x, y, rows = x[share], y[share], rows[share]
+        return TrainingBatch(as_input(x), y, rows)
 
     def _backward(self, x: Tensor, y: Tensor, progress: Tensor, share: float) -> None:
         """Adds the gradient of a micro-batch, which is `share` of the batch."""

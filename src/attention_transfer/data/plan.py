@@ -1,0 +1,136 @@
+"""What is drawn for an epoch: the order of the images, and the augmentation of each one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..errors import UserError
+from .images import make_generator
+
+if TYPE_CHECKING:
+    from .source import Images
+
+# Keeps the draws of the views apart from those of an epoch, whose key is (seed, epoch).
+VIEWS_KEY = 0x56494557
+
+
+class TrainingBatch(NamedTuple):
+    """A training batch, or the share of one process."""
+
+    images: Tensor  # uint8 (B, 3, H, W), channels_last in memory
+    labels: Tensor  # int64 (B,)
+    rows: Tensor  # int64 (B,) on the CPU, the number of each image in its source
+
+
+@dataclass(frozen=True, eq=False)
+class EpochPlan:
+    """All random draws of an epoch; `len(plan)` is its number of batches."""
+
+    order: Tensor  # int64 (N,), the images in the order of the batches
+    dy: Tensor  # int64 (N,), top of the crop in the padded image, in [0, 2 * crop_padding]
+    dx: Tensor  # int64 (N,), its left
+    flip: Tensor  # bool (N,)
+    noise: Tensor  # int64 (N,) on the CPU, seeds the transform of each streamed image
+    rows: Tensor  # int64 (N,) on the CPU, the number of each image in its source
+    batch_size: int
+    drop_last: bool = True
+    view: int | None = None  # the number of the fixed view that the draws belong to
+    split: bool = True  # whether processes split each batch
+
+    def __len__(self) -> int:
+        whole, rest = divmod(len(self.order), self.batch_size)
+        # A set smaller than one batch still makes one batch.
+        keep_rest = rest and (whole == 0 or not self.drop_last)
+        return whole + bool(keep_rest)
+
+    def to(self, device: torch.device) -> EpochPlan:
+        """The same plan with the draws that a gather needs on `device`."""
+        order, dy, dx, flip = (t.to(device) for t in (self.order, self.dy, self.dx, self.flip))
+        return replace(self, order=order, dy=dy, dx=dx, flip=flip)
+
+
+class AugmentDraws(NamedTuple):
+    """The draws of `EpochPlan`, by image."""
+
+    dy: Tensor
+    dx: Tensor
+    flip: Tensor
+    noise: Tensor
+
+
+class EpochPlanner:
+    """Plans the epochs of `Augment` and of `Stream`.
+
+    The order depends on (seed, epoch). So do the crops and flips, unless each image has `views`
+    fixed ones: then those depend on the view, which is `epoch` mod `views`, and on the image's
+    number in its source. Neither the seed nor a choice of some images changes a view.
+
+    Draws are made on the CPU; `device` is where plans go.
+    """
+
+    def __init__(
+        self,
+        images: Images,
+        padding: int,
+        flip: bool,
+        views: int | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.images, self.views = images, views
+        self._padding, self._flip, self._plan_device = padding, flip, torch.device(device)
+
+    def epoch(self, seed: int, epoch: int, batch_size: int, drop_last: bool = True) -> EpochPlan:
+        """Plans an epoch."""
+        self._check(batch_size, len(self.images))
+        generator = make_generator(seed, epoch)
+        # Another order of these draws would give other numbers, and old runs could not continue.
+        order = torch.randperm(len(self.images), generator=generator)
+        if self.views is not None:
+            return self._plan_view(epoch % self.views, order, batch_size, drop_last)
+        draws = self._draw(len(self.images), generator)
+        plan = EpochPlan(order, *draws, self.images.rows[order], batch_size, drop_last)
+        return plan.to(self._plan_device)
+
+    def view_plan(self, view: int, index: Tensor, batch_size: int) -> EpochPlan:
+        """Plans view number `view` of the images at `index` (M,), in that order, all of them.
+
+        Processes do not split its batches, which would leave the remainder out: of several
+        processes, each plans its own share, such as `index[rank::world]`.
+        """
+        self._check(batch_size, len(index))
+        plan = self._plan_view(view, index.cpu(), batch_size, drop_last=False)
+        return replace(plan, split=False)
+
+    def _plan_view(self, view: int, order: Tensor, batch_size: int, drop_last: bool) -> EpochPlan:
+        rows = self.images.rows[order]
+        # Drawn for the whole source, so that any subset of it gets the same.
+        draws = self._draw(self.images.source_size, make_generator(VIEWS_KEY, view))
+        drawn = AugmentDraws(*(column[rows] for column in draws))
+        plan = EpochPlan(order, *drawn, rows, batch_size, drop_last, view)
+        return plan.to(self._plan_device)
+
+    def _draw(self, count: int, generator: torch.Generator) -> AugmentDraws:
+        dy = torch.randint(0, 2 * self._padding + 1, (count,), generator=generator)
+        dx = torch.randint(0, 2 * self._padding + 1, (count,), generator=generator)
+        flip = torch.rand(count, generator=generator) < (0.5 if self._flip else 0.0)
+        noise = torch.randint(0, 1 << 31, (count,), generator=generator)
+        return AugmentDraws(dy, dx, flip, noise)
+
+    @staticmethod
+    def _check(batch_size: int, count: int) -> None:
+        if batch_size < 1:
+            raise UserError(
+                f"batch_size must be at least 1, got {batch_size}: choose a larger batch_size"
+            )
+        if not count:
+            raise UserError("cannot plan an epoch of a set without images: open data that has some")
+
+
+def check_step(plan: EpochPlan, step: int) -> None:
+    """Raises `IndexError` if the epoch has no batch `step`."""
+    if not 0 <= step < len(plan):
+        raise IndexError(f"step {step} is outside of the epoch's {len(plan)} batches")
