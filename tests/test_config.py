@@ -13,6 +13,7 @@ from attention_transfer.config import (
     make_recipe,
     named_recipe,
     read_recipe,
+    recipe_from_flags,
     recipe_names,
 )
 from attention_transfer.errors import UserError
@@ -407,3 +408,71 @@ def test_an_option_of_a_method_that_is_not_used_is_an_error(method, option):
         UserError, match=f"--{next(iter(option))} is given, but method '{method}' has no"
     ):
         make_recipe(DISTILL, {"method": method}, option)
+
+
+class TestFlags:
+    """What a person types has an effect, or is refused."""
+
+    @pytest.mark.parametrize(
+        ("flags", "message"),
+        [
+            ({"method": "kd", "pairs": "last9"}, "--pairs is given, but method 'kd' reads no lay"),
+            ({"method": "kd", "pairs": "auto"}, "--pairs is given, but method 'kd' reads no lay"),
+            ({"method": "at", "temperature": 4.0}, "--temperature is given, but method 'at' has"),
+            ({"milestones": "1"}, "--milestones is given, but --schedule one-cycle has none"),
+            ({"optimizer": "adamw", "nesterov": True}, "--nesterov is given, but --optimizer adam"),
+        ],
+    )
+    def test_a_flag_that_does_nothing(self, flags, message):
+        with pytest.raises(UserError, match=message):
+            recipe_from_flags("distill", None, None, DISTILL | flags)
+
+    def test_a_recipe_may_hold_them(self, tmp_path):
+        file = tmp_path / "r.yaml"
+        file.write_text("pairs: last2\nmilestones: [3]\nnesterov: true\n")
+        flags = DISTILL | {"method": "kd", "optimizer": "adamw"}
+        assert recipe_from_flags("distill", None, file, flags).milestones == (3,)
+
+    @pytest.mark.parametrize(
+        ("recipe", "flags", "flip"),
+        [
+            ("cifar10-short", {}, True),
+            ("cifar10-short", {"data": "digits"}, False),
+            ("cifar10-short", {"data": "digits", "flip": True}, True),
+            ("digits-student", {}, False),
+            (None, {"data": "digits"}, False),
+            (None, {"data": "cifar10"}, True),
+        ],
+    )
+    def test_the_data_brings_its_defaults(self, recipe, flags, flip):
+        flags = {"model": "wrn-10-1"} | flags
+        assert recipe_from_flags("train", recipe, None, flags).flip is flip
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"milestones": "-1"}, r"milestones is -1: expected epochs from 1 up"),
+            ({"milestones": "60,0"}, r"milestones is '60,0': expected epochs from 1 up"),
+            ({"epochs": "9" * 400}, r"epochs is 9+: expected a whole number ≥ 1, below 2\^63"),
+            ({"epochs": 10**400}, r"epochs is a number of over 300 digits: .* below 2\^63"),
+            ({"data": "folder:a\0b"}, r"data is 'folder:a\\x00b': expected text without"),
+        ],
+    )
+    def test_values_that_no_run_can_have(self, options, message):
+        with pytest.raises(UserError, match=message):
+            make_recipe({"model": "wrn-10-1"}, options)
+
+    def test_a_method_stands_once(self):
+        with pytest.raises(UserError, match="beta is 'at=1,at=2': expected"):
+            make_recipe(DISTILL, {"method": "at", "beta": "at=1,at=2"})
+
+    @pytest.mark.parametrize("text", ["lr: 1\nlr: 2\n", "beta: {at: 1, at: 2}\n"])
+    def test_a_key_stands_once(self, tmp_path, text):
+        (tmp_path / "r.yaml").write_text(text)
+        with pytest.raises(UserError, match=r"r\.yaml is not YAML: the key '(lr|at)' stands twice"):
+            read_recipe(tmp_path / "r.yaml")
+
+    def test_deep_yaml(self, tmp_path):
+        (tmp_path / "r.yaml").write_text("a: " + "[" * 100_000)
+        with pytest.raises(UserError, match=r"r\.yaml is not YAML"):
+            read_recipe(tmp_path / "r.yaml")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from typing import NoReturn
@@ -17,17 +18,25 @@ SUMMARY = (
     "(attention transfer, Zagoruyko & Komodakis 2017)."
 )
 # What the user's paths can be wrong with; any other OSError is a failure of the run.
-PATH_ERRORS = (
-    FileExistsError,
-    FileNotFoundError,
-    IsADirectoryError,
-    NotADirectoryError,
-    PermissionError,
-)
+PATH_ERRORS = {
+    errno.EACCES,
+    errno.EEXIST,
+    errno.EISDIR,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EPERM,
+    errno.EROFS,
+}
+LONGEST_WORD = 300
 
 
 def main() -> None:
     """Runs a command. A user's mistake ends with status 2, a failed run with 1, Ctrl-C with 130."""
+    for stream in (sys.stdout, sys.stderr):
+        # A name of a file, or a terminal, need not be UTF-8.
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
         _dispatch(sys.argv[1:])
     except KeyboardInterrupt as stop:
@@ -43,8 +52,12 @@ def main() -> None:
     except Exception as error:
         if os.environ.get("ATTENTION_TRANSFER_TRACEBACK"):
             raise
-        if isinstance(error, PATH_ERRORS):
-            _leave(f"{error.filename or 'a file'}: {error.strerror or error}", 2)
+        if isinstance(error, OSError) and error.errno in PATH_ERRORS and error.filename:
+            _leave(f"{os.fsdecode(error.filename)}: {error.strerror}", 2)
+        if _is_out_of_memory(error):
+            _leave(
+                f"out of memory ({first_line(error)}): choose smaller batches or images", 1, True
+            )
         message = f"{type(error).__name__}: {first_line(error)}"
         _leave(f"{message} (ATTENTION_TRANSFER_TRACEBACK=1 shows where)", 1, on_every_rank=True)
 
@@ -52,8 +65,22 @@ def main() -> None:
 def _leave(message: str, status: int, on_every_rank: bool = False) -> NoReturn:
     # Where a run has several processes, the first one speaks for all that stop for one reason.
     if on_every_rank or os.environ.get("LOCAL_RANK", "0") == "0":
-        print(f"{PROGRAM}: {' '.join(message.split())}", file=sys.stderr)
+        print(f"{PROGRAM}: {' '.join(map(_shortened, message.split()))}", file=sys.stderr)
     sys.exit(status)
+
+
+def _shortened(word: str) -> str:
+    """A long word, such as a number of 400 digits, without its middle."""
+    if len(word) <= LONGEST_WORD:
+        return word
+    return f"{word[:60]}…{word[-60:]}"
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    # PyTorch raises a RuntimeError without a class of its own on a CPU.
+    text = str(error)
+    names = ("can't allocate memory", "CUDA out of memory", "Storage size calculation overflowed")
+    return isinstance(error, MemoryError) or any(name in text for name in names)
 
 
 def _dispatch(words: list[str]) -> None:

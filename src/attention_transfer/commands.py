@@ -5,7 +5,7 @@ Heavy packages are imported inside the functions, so that --help is quick.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,12 +19,13 @@ from .apply.options import (
     PredictOptions,
     StagesOptions,
 )
-from .config import layered_recipe, named_recipe, read_recipe, recipe_names
+from .config import recipe_from_flags, recipe_names
 from .data.options import AugmentOptions, DataOptions
 from .errors import UserError
 from .methods.options import MethodOptions
 from .models.options import NetworkOptions
 from .options import Int, OptionSpec, from_mapping, option, option_specs, own_options
+from .outputs import check_output
 from .runtime.options import RuntimeOptions
 from .train.options import LabelOptions, LogOptions, OptimizerOptions, TrainingOptions
 
@@ -33,6 +34,11 @@ def _console() -> Any:
     from rich.console import Console
 
     return Console()
+
+
+def _check_json(file: Path | None, force: bool, inputs: Iterable[Path] = ()) -> None:
+    if file is not None:
+        check_output("--json", file, "json", force, inputs)
 
 
 def _write_json(file: Path | None, value: Any) -> None:
@@ -80,21 +86,13 @@ def distill(arguments: dict[str, Any]) -> None:
 
 
 def _launch(command: str, arguments: dict[str, Any]) -> None:
-    """Defaults < the data's own defaults < --recipe < --config < flags."""
     keys = option_specs(LaunchOptions).keys() & arguments.keys()
     launch = from_mapping(LaunchOptions, {key: arguments.pop(key) for key in keys})
-    layers = []
-    if launch.recipe is not None:
-        layers.append(named_recipe(launch.recipe))
-    if launch.config is not None:
-        layers.append(read_recipe(launch.config))
-    recipe = layered_recipe(*layers, arguments, {"command": command})
-    # A recipe may hold them for those who choose its schedule; a flag has no other meaning.
-    for flag, key in (("--milestones", "milestones"), ("--lr-decay", "lr_decay")):
-        if key in arguments and recipe.schedule != "step":
-            raise UserError(
-                f"{flag} is given, but --schedule {recipe.schedule} has none: add --schedule step"
-            )
+    recipe = recipe_from_flags(command, launch.recipe, launch.config, arguments)
+    if launch.jobs > 1 and launch.seeds == 1:
+        raise UserError(
+            f"--jobs is {launch.jobs}, but there is one run: add --seeds, or leave --jobs out"
+        )
     from .launch import run_seeds
 
     run_seeds(recipe, launch.out, launch.seeds, _console(), launch.jobs)
@@ -145,6 +143,7 @@ def _distill_groups() -> dict[str, list[OptionSpec]]:
 def evaluate(arguments: dict[str, Any]) -> None:
     """Error and loss of a run's network, or of a model with trained weights."""
     options = from_mapping(EvaluateOptions, arguments)
+    _check_json(options.json, options.force)
     from .apply.evaluate import evaluate_network
 
     numbers = evaluate_network(
@@ -169,6 +168,7 @@ def evaluate(arguments: dict[str, Any]) -> None:
 def predict(arguments: dict[str, Any]) -> None:
     """Classes and probabilities of image files, or of folders of them."""
     options = from_mapping(PredictOptions, arguments)
+    _check_json(options.json, options.force, options.files)
     from .apply.predict import predict_files
 
     images = predict_files(options.run, options.files, options.top, options.device)
@@ -185,16 +185,19 @@ def export(arguments: dict[str, Any]) -> None:
     options = from_mapping(ExportOptions, arguments)
     from .apply.export import export_run
 
-    export_run(options.run, options.format, options.out)
+    export_run(options.run, options.format, options.out, options.force)
     print(f"{options.run} as {options.format}: {options.out}")
 
 
 def compare(arguments: dict[str, Any]) -> None:
     """Table and report across runs; the seeds of one setting make one row."""
     options = from_mapping(CompareOptions, arguments)
-    from .report import group_runs, print_table, read_run, write_report
+    from .report import check_page_file, group_runs, print_table, read_run, write_report
     from .run_folder import find_runs
 
+    if options.out is not None:
+        check_page_file(options.out)
+        check_output("--out", options.out, "html", options.force)
     runs = [read_run(folder) for folder in find_runs(list(options.runs))]
     if options.speed:
         from .apply.speed import measure_speeds
@@ -212,10 +215,15 @@ def compare(arguments: dict[str, Any]) -> None:
 def maps(arguments: dict[str, Any]) -> None:
     """Draw the attention maps of runs or models side by side."""
     options = from_mapping(MapsOptions, arguments)
+    from .apply.load import image_files
     from .apply.maps import map_columns
     from .report import MapColumn, check_figure_file, save_maps_figure
 
     check_figure_file(options.out)
+    kind = options.out.suffix.lower().removeprefix(".")
+    images = Path(options.images)
+    inputs = image_files(images) if images.exists() else []
+    check_output("--out", options.out, kind, options.force, inputs)
     pictures, columns, notes = map_columns(
         list(options.networks), options.images, options.limit, options.kind, options.p
     )
@@ -252,25 +260,19 @@ def demo(arguments: dict[str, Any]) -> None:
     run_demo(options.out, options.seeds, _console())
 
 
-@dataclass(frozen=True)
-class BenchCommandOptions:
-    """Which bench."""
-
-    name: Annotated[str, option(f"{', '.join(benches.NAMES)}.", positional=True)]
-    json: Annotated[Path | None, option("Write the numbers to this file.", default_text="no")] = (
-        None
-    )
-
-
 def bench(arguments: dict[str, Any]) -> None:
     """Measure speed, as ratios to the authors' step within one run."""
     name, json = arguments.pop("name"), arguments.pop("json", None)
-    options = from_mapping(BenchCommandOptions, {"name": name, "json": json})
+    force = arguments.pop("force", False)
+    options = from_mapping(
+        benches.BenchCommandOptions, {"name": name, "json": json, "force": force}
+    )
+    _check_json(options.json, options.force)
     benches.run_bench(options.name, arguments, _console(), options.json)
 
 
 def _bench_groups() -> dict[str, list[OptionSpec]]:
-    specs = option_specs(BenchCommandOptions) | option_specs(benches.BenchOptions)
+    specs = option_specs(benches.BenchCommandOptions) | option_specs(benches.BenchOptions)
     return {"options": [*specs.values()]}
 
 

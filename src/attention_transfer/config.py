@@ -7,7 +7,7 @@ Each room declares its options (`*/options.py`); this file joins them. A key is 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -94,12 +94,55 @@ def make_recipe(*layers: Mapping[str, Any]) -> Recipe:
     return recipe
 
 
+def recipe_from_flags(
+    command: str, name: str | None, file: Path | None, flags: Mapping[str, Any]
+) -> Recipe:
+    """Defaults < the data's own defaults < the recipe `name` < the recipe `file` < flags.
+
+    Raises:
+        UserError: as `make_recipe`, and for a flag that does nothing.
+    """
+    layers = []
+    if name is not None:
+        layers.append(named_recipe(name))
+    if file is not None:
+        layers.append(read_recipe(file))
+    recipe = layered_recipe(*layers, flags, {"command": command})
+    check_flags(recipe, flags)
+    return recipe
+
+
 def layered_recipe(*layers: Mapping[str, Any]) -> Recipe:
-    """`make_recipe`, with the defaults of the data that the layers name below all of them."""
-    data = DataOptions().data
-    for layer in layers:
-        data = layer.get("data", data)
-    return make_recipe(data_defaults(data), *layers)
+    """`make_recipe`, with the defaults of the data below the layer that names it."""
+    data, below = DataOptions().data, 0
+    for index, layer in enumerate(layers):
+        if "data" in layer:
+            data, below = layer["data"], index
+    return make_recipe(*layers[:below], data_defaults(data), *layers[below:])
+
+
+def check_flags(recipe: Recipe, flags: Container[str]) -> None:
+    """Raises `UserError` for a flag that does nothing in this recipe.
+
+    A recipe file may hold such an option for those who choose another schedule or method with it;
+    a person who types a flag expects an effect.
+    """
+    from .methods.registry import idle_options
+
+    idle = idle_options(recipe)
+    if recipe.schedule != "step":
+        for key in ("milestones", "lr_decay"):
+            idle[key] = (
+                f"--{key.replace('_', '-')} is given, but --schedule {recipe.schedule} has none: "
+                "add --schedule step"
+            )
+    if recipe.nesterov and recipe.optimizer != "sgd":
+        idle["nesterov"] = (
+            f"--nesterov is given, but --optimizer {recipe.optimizer} has none: leave it out"
+        )
+    for key, advice in idle.items():
+        if key in flags:
+            raise UserError(advice)
 
 
 def _check(recipe: Recipe) -> None:

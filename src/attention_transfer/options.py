@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import reprlib
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping
@@ -71,8 +72,13 @@ def by_method(value: Any) -> Any:
     """`"at=1000,symmetry=1"` -> `{"at": "1000", "symmetry": "1"}`; anything else as it is."""
     if not isinstance(value, str) or "=" not in value:
         return value
-    pairs = [part.partition("=") for part in value.split(",")]
-    return {name.strip(): word.strip() for name, _, word in pairs}
+    by_name: dict[str, str] = {}
+    for part in value.split(","):
+        name, _, word = part.partition("=")
+        if name.strip() in by_name:
+            raise ValueError("a name stands twice")
+        by_name[name.strip()] = word.strip()
+    return by_name
 
 
 def _refuse_bool(value: Any) -> Any:
@@ -89,8 +95,11 @@ def _refuse_float(value: Any) -> Any:
     return _refuse_bool(value)
 
 
+_SHORT = reprlib.Repr()  # a list of a YAML file may be long, or hold itself many times over
+_SHORT.maxstring = _SHORT.maxother = 200
+INT_LIMIT = 1 << 63  # PyTorch's integers have 64 bits
 # Text is read as a number: flags are text, and YAML reads 5e-4 as text.
-Int = Annotated[int, BeforeValidator(_refuse_float)]
+Int = Annotated[int, BeforeValidator(_refuse_float), Field(lt=INT_LIMIT)]
 Float = Annotated[float, BeforeValidator(_refuse_bool)]
 Bool = StrictBool
 Numbers = Annotated[tuple[Float, ...], BeforeValidator(comma_separated)]
@@ -131,7 +140,8 @@ def own_options(cls: type) -> Iterator[OptionSpec]:
 
 def _spec(field: dataclasses.Field[Any], hint: Any) -> OptionSpec:
     hint, *metadata = typing.get_args(hint)
-    info = next(m for m in metadata if isinstance(m, FieldInfo))
+    info = metadata[-1]  # the type may bring constraints of its own
+    assert isinstance(info, FieldInfo), field.name
     extra = typing.cast(dict[str, Any], info.json_schema_extra)
     kind, choices = _kind(hint)
     return OptionSpec(
@@ -187,6 +197,8 @@ def from_mapping(cls: type[T], values: Mapping[str, Any]) -> T:
             raise UserError(
                 f"unknown option {key!r}{nearest(key, specs)} (options: {', '.join(specs)})"
             )
+        if isinstance(values[key], str) and "\0" in values[key]:
+            raise UserError(f"{key} is {values[key]!r}: expected text without the character NUL")
     try:
         return typing.cast(T, _adapter(cls).validate_python(dict(values)))  # type: ignore[arg-type]
     except ValidationError as error:
@@ -199,15 +211,20 @@ def _explain(spec: OptionSpec, values: Mapping[str, Any]) -> str:
         return f"{spec.flags[0]} is required: {spec.help}"
     value = values[spec.key]
     hint = nearest(str(value), spec.choices)
-    return f"{spec.key} is {_shown(value)}: expected {spec.expected}{hint}"
+    shown = _shown(value)
+    if spec.kind is int and len(shown) > 18:
+        hint = ", below 2^63"
+    return f"{spec.key} is {shown}: expected {spec.expected}{hint}"
 
 
 def _shown(value: Any) -> str:
     """A value as a message shows it: a number that came as text is a number."""
     try:
         float(value)
+    except OverflowError:
+        return "a number of over 300 digits"
     except (TypeError, ValueError):
-        return repr(value)
+        return _SHORT.repr(value)
     return str(value)
 
 

@@ -16,6 +16,10 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
+import stat
+import sys
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,17 +31,28 @@ from .errors import RunError, UserError
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yields a temporary sibling of `path`, which replaces it if the block succeeds.
+    """Yields a temporary file, which replaces `path` if the block succeeds.
+
+    A link stays, and what it points to is replaced. A device or a pipe is written to.
 
     Raises:
         RunError: if the disk is full; the old file is kept.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
+    if is_special(path):
+        with tempfile.TemporaryDirectory() as folder:
+            partial = Path(folder) / "content"
+            yield partial
+            _write_special(path, partial.read_bytes())
+        return
+    target = path.resolve()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.partial")
     try:
         yield partial
-        os.replace(partial, path)
+        os.replace(partial, target)
     except OSError as error:
+        if error.filename == str(partial):
+            error.filename = str(path)  # the user knows no other
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise RunError(
@@ -46,6 +61,46 @@ def replacing(path: Path) -> Iterator[Path]:
         ) from error
     finally:
         partial.unlink(missing_ok=True)
+
+
+def is_special(path: Path) -> bool:
+    """Whether `path` is a device, a pipe or an open file of this process, such as /dev/stdout.
+
+    Raises:
+        OSError: for a name that is too long, and for links that go round in a circle.
+    """
+    if _descriptor(path) is not None:
+        return True
+    try:
+        mode = os.stat(path).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
+
+
+def _descriptor(path: Path) -> int | None:
+    """The number of an open file of this process, if `path` names one."""
+    standard = {"/dev/stdout": 1, "/dev/stderr": 2}
+    if str(path) in standard:
+        return standard[str(path)]
+    match = re.fullmatch(r"(?:/dev|/proc/self)/fd/(\d{1,9})", str(path))
+    return int(match[1]) if match else None
+
+
+def _write_special(path: Path, content: bytes) -> None:
+    descriptor = _descriptor(path)
+    if descriptor is None:
+        path.write_bytes(content)
+        return
+    # Opening /dev/stdout anew would cut off the file that it is redirected to.
+    sys.stdout.flush()
+    try:
+        stream = os.fdopen(os.dup(descriptor), "wb")
+    except OSError as error:
+        error.filename = str(path)
+        raise
+    with stream:
+        stream.write(content)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -159,9 +214,19 @@ def read_yaml_mapping(path: Path) -> dict[str, Any]:
     """
     import yaml
 
+    class Loader(yaml.SafeLoader):
+        """Refuses a key that stands twice, of which PyYAML would take the last value."""
+
+        def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+            keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+            for key in keys:
+                if keys.count(key) > 1:
+                    raise yaml.YAMLError(f"the key {key!r} stands twice")
+            return super().construct_mapping(node, deep)
+
     try:
-        value = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        value = yaml.load(path.read_text(encoding="utf-8"), Loader)
+    except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(value, dict):
         raise UserError(

@@ -24,6 +24,7 @@ from ..authors_log import EXTRA_KEY, LOG_FILE, LOG_PREFIX, MODEL_FILE, is_author
 from ..errors import UserError, check_choice, first_line
 from ..models.network import Network, load_trained, metadata, save_student
 from ..models.wrn import WideResNet
+from ..outputs import check_output
 from ..run_folder import RunFolder, replacing
 
 FORMATS = ("safetensors", "onnx", "pt2", "authors")
@@ -38,16 +39,22 @@ AUTHORS_METRICS = (
 )
 
 
-def export_run(run: Path, form: str, out: Path) -> None:
+def export_run(run: Path, form: str, out: Path, force: bool = False) -> None:
     """Writes the network of a run, ours or the authors', to `out`: a file, or for authors a folder.
+
+    Args:
+        force: replace a file of a run, or one of another format.
 
     Raises:
         UserError: for an unknown format, a folder without a finished run, an `out` that is taken,
             a network that the format cannot hold, and a missing extra.
     """
     check_choice("format", form, FORMATS)
+    if form == "authors":
+        _check_new_folder(out)
+    else:
+        check_output("--out", out, form, force)
     network = load_trained(run)
-    _check_out(run, form, out)
     name, classes, preprocess = network.name, network.classes, network.preprocess
     assert preprocess.size is not None, "a trained network knows its size"
     about = metadata(name, classes, preprocess, preprocess.size)
@@ -70,17 +77,15 @@ def graph_input(height: int, width: int) -> str:
     )
 
 
-def _check_out(run: Path, form: str, out: Path) -> None:
-    if form != "authors" and out.is_dir():
-        raise UserError(f"--out {out} is a folder: for the format {form} name a file")
-    if form == "authors" and out.is_file():
-        raise UserError(f"--out {out} is a file: for the format authors name a new folder")
-    if form == "authors" and out.is_dir() and any(out.iterdir()):
+def _check_new_folder(out: Path) -> None:
+    if out.is_dir() and any(out.iterdir()):
         text = f"--out {out} is a folder with something in it"
         raise UserError(f"{text}: for the format authors name a new folder")
-    run_files = [*vars(RunFolder(run)).values(), run / MODEL_FILE, run / LOG_FILE]
-    if out.resolve() in {file.resolve() for file in run_files}:
-        raise UserError(f"--out {out} is the run's own: choose another file")
+    for path in (out, *out.absolute().parents):
+        if path.exists() and not path.is_dir():
+            raise UserError(
+                f"--out {out}: {path} is a file: for the format authors name a new folder"
+            )
 
 
 def _export_graph(network: Network, image_size: list[int]) -> torch.export.ExportedProgram:

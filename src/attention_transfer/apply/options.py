@@ -14,6 +14,9 @@ from ..runtime.options import Device, Precision
 
 TrainedRun = Annotated[Path, option("A run folder, the authors' too.", positional=True)]
 ComputeDevice = Annotated[Device, option("Where to compute.")]
+Force = Annotated[
+    Bool, option("Replace a file of a run, or one of another kind.", default_text="refuse")
+]
 JsonFile = Annotated[Path | None, option("Write the numbers to this file.", default_text="no")]
 
 
@@ -54,6 +57,7 @@ class EvaluateOptions:
         Precision, option("Arithmetic; auto: as the run was trained, fp32 for a model.")
     ] = "auto"
     json: JsonFile = None
+    force: Force = False
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,7 @@ class PredictOptions:
     top: Annotated[Int, option("Number of classes an image.", ge=1)] = 5
     device: ComputeDevice = "auto"
     json: JsonFile = None
+    force: Force = False
 
 
 @dataclass(frozen=True)
@@ -81,6 +86,7 @@ class ExportOptions:
         ),
     ]
     out: Annotated[Path, option("The file, or folder, to write.")]
+    force: Force = False
 
 
 @dataclass(frozen=True)
@@ -101,6 +107,7 @@ class MapsOptions:
         ),
     ] = "sum"
     p: Exponent = 2.0
+    force: Force = False
 
 
 @dataclass(frozen=True)
@@ -136,3 +143,4 @@ class CompareOptions:
         option("Measure speed and memory: each distinct network, all in turn, on this machine."),
     ] = False
     device: ComputeDevice = "auto"
+    force: Force = False

@@ -12,14 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError, check_choice
 from ..options import from_mapping
-from .options import DEFAULTS, BenchOptions
+from .options import DEFAULTS, NAMES, BenchCommandOptions, BenchOptions
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-NAMES = ("step", "epoch", "loss", "teacher", "data", "gradient", "compile")
-
-__all__ = ["NAMES", "BenchOptions", "bench_options", "run_bench"]
+__all__ = ["NAMES", "BenchCommandOptions", "BenchOptions", "bench_options", "run_bench"]
 
 
 def run_bench(

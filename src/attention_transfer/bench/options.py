@@ -5,8 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
+from ..apply.options import Force, JsonFile
 from ..options import Int, option
 from ..runtime.options import Device
+
+NAMES = ("step", "epoch", "loss", "teacher", "data", "gradient", "compile")
+
+
+@dataclass(frozen=True)
+class BenchCommandOptions:
+    """Which bench."""
+
+    name: Annotated[str, option(f"{', '.join(NAMES)}.", positional=True)]
+    json: JsonFile = None
+    force: Force = False
 
 
 @dataclass(frozen=True)

@@ -67,9 +67,7 @@ def create_methods(options: MethodOptions) -> list[Method]:
     methods = [METHODS[name](**given) for name, given in arguments.items()]
     reads_layers = any(method.needs_features for method in methods)
     if not isinstance(parse_pairs(options.pairs), str) and not reads_layers:
-        raise UserError(
-            f"--pairs is given, but method {options.method!r} reads no layers: leave it out"
-        )
+        raise UserError(_no_layers(options))
     if options.norm != _DEFAULTS["norm"] and options.convention != "paper":
         raise UserError(
             f"--norm is given, but --convention {options.convention} has none: "
@@ -80,6 +78,16 @@ def create_methods(options: MethodOptions) -> list[Method]:
             "--resize is given, but maps over channels (--axis channel) have no size: leave it out"
         )
     return methods
+
+
+def idle_options(options: MethodOptions) -> dict[str, str]:
+    """{option: advice} for those that the chosen methods do not read, whatever their value."""
+    classes = [METHODS[name] for name in method_names(options.method)]
+    accepted = {key for cls in classes for key in inspect.signature(cls).parameters}
+    idle = {key: _unused(options, key) for key in (*_SHARED, *PER_METHOD) if key not in accepted}
+    if not any(cls.needs_features for cls in classes):
+        idle["pairs"] = _no_layers(options)
+    return idle
 
 
 def method_arguments(options: MethodOptions) -> dict[str, dict[str, Any]]:
@@ -134,6 +142,10 @@ def _by_method(
             f"say --beta {example}"
         )
     return dict.fromkeys(names, value)
+
+
+def _no_layers(options: MethodOptions) -> str:
+    return f"--pairs is given, but method {options.method!r} reads no layers: leave it out"
 
 
 def _unused(options: MethodOptions, key: str) -> str:

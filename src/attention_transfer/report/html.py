@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from ..run_folder import replacing
+from ..run_folder import is_special, replacing
 from . import summary_text
 from .curves import curve_charts, make_styles, spread_chart
 from .formats import option_value, percent, plural
@@ -31,13 +31,19 @@ def write_report(runs: list[LoadedRun], out: Path, title: str | None = None) -> 
     """
     if not runs:
         raise UserError("no runs to report on: name at least one run folder")
-    if Path(out).is_dir():
-        raise UserError(f"{out} is a folder: name the HTML file to write")
-    if Path(out).suffix.lower() not in (".html", ".htm"):
-        raise UserError(f"{out} is no page: expected a file ending in .html")
+    check_page_file(out)
     text = _render(group_runs(runs), title)
     with replacing(Path(out)) as partial:
-        partial.write_text(text, encoding="utf-8")
+        # The name of a folder need not be UTF-8.
+        partial.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+def check_page_file(out: Path) -> None:
+    """Raises `UserError` unless `out` ends as a page does."""
+    if Path(out).is_dir():
+        raise UserError(f"{out} is a folder: name the HTML file to write")
+    if Path(out).suffix.lower() not in (".html", ".htm") and not is_special(Path(out)):
+        raise UserError(f"{out} is no page: expected a file ending in .html")
 
 
 def _render(rows: list[SettingRow], title: str | None) -> str:

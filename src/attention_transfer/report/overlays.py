@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
-from ..run_folder import replacing
+from ..run_folder import is_special, replacing
 from .formats import truncate
 from .load_run import StoredMaps
 from .rows import SettingRow
@@ -291,7 +291,7 @@ def save_maps_figure(columns: list[MapColumn], images: np.ndarray, out: Path) ->
         raise UserError(
             f"a figure of {width} x {height} pixels is too large: give fewer images or networks"
         )
-    form = Path(out).suffix.lower().removeprefix(".")
+    form = Path(out).suffix.lower().removeprefix(".") or "png"  # a pipe has no extension
     # SVG and PDF count in points, 72 an inch, and place images by them.
     dpi = DPI if form == "png" else 72
     figure = Figure(figsize=(width / dpi, height / dpi), dpi=dpi)
@@ -324,7 +324,7 @@ def save_maps_figure(columns: list[MapColumn], images: np.ndarray, out: Path) ->
 
 def check_figure_file(out: Path) -> None:
     """Raises `UserError` unless `out` ends as a figure does."""
-    if Path(out).suffix.lower() not in FIGURES:
+    if Path(out).suffix.lower() not in FIGURES and not is_special(Path(out)):
         raise UserError(f"--out {out} is no figure: expected a file ending in {', '.join(FIGURES)}")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, Field
 
 from ..errors import UserError, check_choice
 from ..options import Bool, Float, Int, comma_separated, option
@@ -87,11 +87,11 @@ class OptimizerOptions:
         Float, option("Epochs of linear warm-up (not with one-cycle).", ge=0)
     ] = 0.0
     milestones: Annotated[
-        tuple[Int, ...],
+        tuple[Annotated[Int, Field(ge=1)], ...],
         BeforeValidator(comma_separated),
         option(
             "With --schedule step: epochs, counted from 1, at whose start the rate drops.",
-            expected="epochs like 60,120,160",
+            expected="epochs from 1 up, like 60,120,160",
         ),
     ] = (60, 120, 160)
     lr_decay: Annotated[Float, option("With --schedule step: factor at each milestone.", ge=0)] = (

@@ -1,0 +1,83 @@
+"""Files that a command writes where the user says so: what they must not replace.
+
+The check comes before the work. `run_folder.replacing` then writes, whole or not at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from .authors_log import LOG_FILE, MODEL_FILE, is_authors_run
+from .errors import UserError
+from .run_folder import RunFolder, is_special
+
+# How a file of each kind begins. An ONNX model begins with the number of its format.
+BEGINNINGS: dict[str, tuple[bytes, ...]] = {
+    "json": (b"{", b"["),
+    "html": (b"<!doctype html", b"<html"),
+    "png": (b"\x89PNG\r\n\x1a\n",),
+    "svg": (b"<?xml", b"<svg"),
+    "pdf": (b"%PDF",),
+    "onnx": (b"\x08",),
+    "pt2": (b"PK",),
+}
+LONGEST_BEGINNING = 64
+
+
+def check_output(
+    flag: str, path: Path, kind: str, force: bool, inputs: Iterable[Path] = ()
+) -> None:
+    """Raises `UserError` if `path` must not be written: a folder, or a file that is to be kept.
+
+    To be kept are a run's own files, files of another kind than what is written, and `inputs`.
+    With `force` only a folder is refused.
+
+    Args:
+        flag: the user's name for the output, such as --json.
+        kind: a key of `BEGINNINGS`, or safetensors.
+    """
+    said = f"{flag} {path}"
+    if path.is_dir() or not path.name:
+        raise UserError(f"{said} is a folder: name the file to write")
+    if is_special(path):
+        return
+    target = path.resolve()
+    for folder in target.parents:
+        if folder.exists() and not folder.is_dir():
+            raise UserError(f"{said}: {folder} is a file, not a folder")
+    if force:
+        return
+    advice = "choose another file, or add --force to replace it"
+    if _is_of_a_run(target):
+        raise UserError(f"{said} is the run's own: {advice}")
+    if not target.exists():
+        return
+    if target in {file.resolve() for file in inputs}:
+        raise UserError(f"{said} is also read: {advice}")
+    if not _begins_as(target, kind):
+        raise UserError(f"{said} exists and is no {kind} file: {advice}")
+
+
+def _is_of_a_run(file: Path) -> bool:
+    """Whether training writes this file into a run folder that exists."""
+    for folder in file.parents:
+        run = RunFolder(folder)
+        if not run.exists and not is_authors_run(folder):
+            continue
+        own = [path for path in vars(run).values() if isinstance(path, Path) and path != folder]
+        own += [folder / MODEL_FILE, folder / LOG_FILE]
+        if file in own or folder / "logs" in file.parents:
+            return True
+    return False
+
+
+def _begins_as(file: Path, kind: str) -> bool:
+    """Whether a file is empty, or begins as files of a kind do."""
+    with open(file, "rb") as stream:
+        begins = stream.read(LONGEST_BEGINNING)
+    if not begins:
+        return True
+    if kind == "safetensors":
+        return begins[8:9] == b"{"  # after the length of its header
+    return begins.lstrip().lower().startswith(tuple(b.lower() for b in BEGINNINGS[kind]))
