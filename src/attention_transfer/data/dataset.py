@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from .fingerprint import DataRecord
 from .images import Triple
 from .source import Images as Images
 from .stream import StreamSet
@@ -25,6 +26,7 @@ class Dataset:
     # By channel of the training images (if streamed, of 1,024 of them), in [0, 1] units.
     mean: Triple
     std: Triple
+    record: DataRecord  # what identifies the source
     skipped: int = 0  # unreadable images that were left out
     notes: tuple[str, ...] = ()  # for the user
     # Indices of the validation images whose attention maps a run stores.
@@ -38,6 +40,11 @@ class Dataset:
     def unreadable_count(self) -> int:
         """Number of images left out so far; of streamed images, those that were decoded."""
         return self.skipped + len(self.train.bad) + len(self.val.bad)
+
+    @property
+    def fingerprint(self) -> str:
+        """Of all training images of the source, whatever part of them is selected."""
+        return self.record.fingerprint
 
     @property
     def classes(self) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from ..errors import UserError, first_few, nearest
 from ..options import from_mapping, subset
 from .dataset import SHOWN_IMAGES, STATISTICS_IMAGES, Dataset
 from .decode import check_memory, memory_budget
+from .fingerprint import data_record
 from .images import (
     ImageSet,
     balanced_subset,
@@ -74,7 +75,8 @@ def open_data(
     mean, std = channel_statistics(_decode(spec, "training", sample, size)[0].images)
     workers = options.workers or 0
     train, val = replace(train, workers=workers), replace(val, workers=workers)
-    return Dataset(spec, train, val, mean, std, source.skipped, notes, shown)
+    record = data_record(source, size)
+    return Dataset(spec, train, val, mean, std, record, source.skipped, notes, shown)
 
 
 def _resident(
@@ -95,7 +97,8 @@ def _resident(
     skipped = source.skipped + train_skipped + val_skipped
     if val_skipped:  # the others have other indices now
         shown = balanced_subset(val_images.labels, SHOWN_IMAGES, 0)
-    return Dataset(spec, train_images, val_images, mean, std, skipped, notes, shown)
+    record = data_record(source, size)
+    return Dataset(spec, train_images, val_images, mean, std, record, skipped, notes, shown)
 
 
 def prepare_data(spec: str) -> None:

@@ -35,6 +35,10 @@ class Reader:
         """Location of image `i`, for error messages."""
         raise NotImplementedError
 
+    def fingerprint_parts(self) -> Iterator[bytes]:
+        """What tells the files from others without reading images: names, sizes, places."""
+        raise NotImplementedError
+
     def default_size(self) -> int:
         """Image size in pixels if none is given, from the headers of about 1,000 images."""
         every = max(1, len(self) // 1000)
@@ -66,6 +70,15 @@ class PackedStrings(Sequence[str]):
         return (self[i] for i in range(len(self)))
 
 
+def file_size(path: Path) -> bytes:
+    """Size of a file in bytes, in 8 bytes; -1 if there is none."""
+    try:
+        size = path.stat().st_size
+    except OSError:
+        size = -1
+    return size.to_bytes(8, signed=True)
+
+
 class FileReader(Reader):
     """Image files below `root`."""
 
@@ -84,3 +97,8 @@ class FileReader(Reader):
 
     def location(self, i: int) -> str:
         return str(self.root / self._files[i])
+
+    def fingerprint_parts(self) -> Iterator[bytes]:
+        for name in self._files:
+            yield os.fsencode(name)
+            yield file_size(self.root / name)

@@ -10,8 +10,9 @@ from __future__ import annotations
 import glob
 import json
 import logging
+import os
 import sys
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from ..errors import UserError, first_line, nearest
 from .decode import Encoded
 from .labels import Labels, class_names
 from .options import DataOptions
-from .reader import Reader
+from .reader import Reader, file_size
 from .source import Labelled, Source, source_in_files
 from .spec import visible_files
 
@@ -361,6 +362,13 @@ class TableReader(Reader):
         """The file of image `i` and its row there."""
         k = int(np.searchsorted(self._starts, i, side="right")) - 1
         return self._files[k], i - int(self._starts[k])
+
+    def fingerprint_parts(self) -> Iterator[bytes]:
+        yield self._column.encode()
+        yield self._starts.tobytes()
+        for file in self._files:
+            yield os.fsencode(file.name)
+            yield file_size(file)
 
     def file(self, i: int) -> str:
         file, row = self._origin(i)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import glob
 import json
+import os
 import re
 import shutil
 import sys
@@ -28,7 +29,7 @@ from .decode import Encoded
 from .image_folder import EXTENSIONS, VAL_FOLDERS
 from .labels import Labels, class_names
 from .options import DataOptions
-from .reader import PackedStrings, Reader
+from .reader import PackedStrings, Reader, file_size
 from .source import Labelled, Source, source_in_files
 from .spec import nearest_path, unique_names, visible_files
 
@@ -325,6 +326,14 @@ class TarReader(Reader):
         with open(self.shards[shard], "rb", buffering=0) as file:
             file.seek(offset)
             return file.read(length)
+
+    def fingerprint_parts(self) -> Iterator[bytes]:
+        for shard in self.shards:
+            yield os.fsencode(shard.name)
+            yield file_size(shard)
+        yield self._places.tobytes()
+        for name in self._names:
+            yield os.fsencode(name)
 
     def _shard(self, i: int) -> Path:
         return self.shards[int(self._places[i, 0])]

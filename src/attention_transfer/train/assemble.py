@@ -57,17 +57,14 @@ class RunComponents:
         return InferenceModel(self.trained, self.student.preprocess, runtime.precision)
 
 
-def assemble(recipe: Recipe, streamed: bool | None = None, jobs: int = 1) -> RunComponents:
-    """Opens the data, makes the networks and joins them in a `Transfer`.
-
-    Args:
-        streamed: of a run that continues, whether its images were streamed.
-        jobs: number of runs that share this machine.
+def assemble(recipe: Recipe, data: Dataset | None = None) -> RunComponents:
+    """Makes the networks and joins them in a `Transfer`; opens the data unless it is given.
 
     Raises:
         UserError: for data, networks or layers that do not exist or do not fit together.
     """
-    data = open_images(recipe, recipe.augment, recipe, recipe.seed, streamed=streamed, jobs=jobs)
+    if data is None:
+        data = open_images(recipe, recipe.augment, recipe, recipe.seed)
     methods = create_methods(recipe)
     classes = data.classes, data.mean, data.std
     teacher = None

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from ..data.dataset import Dataset
 from ..errors import UserError
-from ..run_folder import RunFolder
+from ..run_folder import RunFolder, write_json
+from .images import open_images
 
 if TYPE_CHECKING:
     from ..config import Recipe
+
+
+# What another fingerprint of a `DataRecord` means.
+FINGERPRINTS = {
+    "fingerprint": "its training images or labels are others",
+    "val_fingerprint": "its validation images or labels are others",
+}
 
 
 def check_folder(folder: RunFolder, recipe: Recipe) -> None:
@@ -49,6 +61,49 @@ def _check_new(folder: RunFolder) -> None:
     # Hidden files do not count: a killed process leaves partial ones.
     if folder.path.is_dir() and any(path.name[0] != "." for path in folder.path.iterdir()):
         raise UserError(f"--out {folder} exists and holds no run of this tool: choose a new folder")
+
+
+def open_run_images(recipe: Recipe, folder: RunFolder, jobs: int) -> Dataset:
+    """The images of a run; of one that continues, in memory or streamed as before.
+
+    Raises:
+        UserError: if the run in `folder` began with other images.
+    """
+    streamed = folder.environment().get("streamed")
+    data = open_images(recipe, recipe.augment, recipe, recipe.seed, streamed=streamed, jobs=jobs)
+    _check_data(folder, data)
+    return data
+
+
+def _check_data(folder: RunFolder, data: Dataset) -> None:
+    recorded = folder.environment().get("data")
+    # Older runs have no record, and a run without a checkpoint starts anew.
+    if recorded is None or not folder.checkpoint_file.is_file():
+        return
+    changes = []  # the most telling one first
+    for key, value in asdict(data.record).items():
+        before = recorded.get(key)
+        if before == value or (key in FINGERPRINTS and before is None):
+            continue
+        changes.append(FINGERPRINTS.get(key) or f"it had {before} {key} and has {value} now")
+    if changes:
+        raise UserError(
+            f"{data.spec} has changed since the run in {folder} began: {changes[0]}; "
+            "put the data back as it was, or choose another --out"
+        )
+
+
+@contextmanager
+def mending_allowed(folder: RunFolder) -> Iterator[None]:
+    """After an unreadable image in the block, the run may continue with other files, once."""
+    try:
+        yield
+    except UserError:
+        record = folder.environment()
+        if "data" in record:
+            record["data"] |= dict.fromkeys(FINGERPRINTS)
+            write_json(folder.environment_file, record)
+        raise
 
 
 def check_teacher(folder: RunFolder, fingerprint: str | None) -> None:

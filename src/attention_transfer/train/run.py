@@ -21,7 +21,7 @@ from .dry_step import dry_step
 from .finish import describe_summary, finish
 from .loggers import Loggers, check_loggers
 from .progress import ProgressBar
-from .resume import check_folder, check_teacher
+from .resume import check_folder, check_teacher, mending_allowed, open_run_images
 
 if TYPE_CHECKING:
     from ..config import Recipe
@@ -51,7 +51,7 @@ def run(recipe: Recipe, out: str | Path, console: Console, jobs: int = 1) -> dic
             console.print(text, markup=False, highlight=False, soft_wrap=True)
         return summary
 
-    components = assemble(recipe, folder.environment().get("streamed"), jobs)
+    components = assemble(recipe, open_run_images(recipe, folder, jobs))
     if components.teacher is not None:
         check_teacher(folder, components.teacher.fingerprint)
     runtime = _resolve(recipe, folder, components)
@@ -70,7 +70,8 @@ def run(recipe: Recipe, out: str | Path, console: Console, jobs: int = 1) -> dic
     with Loggers(loggers, folder, recipe.to_dict(), progress.say) as logs, catch_warnings():
         simplefilter("ignore", BatchStatisticsWarning)  # the dry step has said it
         trainer.log = logs.write
-        rows = trainer.train()
+        with mending_allowed(folder):
+            rows = trainer.train()
     fabric.barrier()
     if not fabric.is_global_zero:
         return {}
@@ -95,15 +96,17 @@ def _resolve(recipe: Recipe, folder: RunFolder, components: RunComponents) -> Ru
 def _record(
     recipe: Recipe, folder: RunFolder, components: RunComponents, runtime: RuntimeConfig
 ) -> None:
-    """Writes config.yaml and environment.json; of a run that continues, a changed runtime only."""
+    """Writes config.yaml and environment.json; of a run that continues, runtime and data only."""
     earlier = folder.environment()
+    current = {"auto": asdict(runtime), "data": asdict(components.data.record)}
     if earlier and folder.exists and folder.checkpoint_file.is_file():
         # Versions and command stay those of the start.
-        if earlier.get("auto") != asdict(runtime):
-            write_json(folder.environment_file, earlier | {"auto": asdict(runtime)})
+        if earlier | current != earlier:
+            write_json(folder.environment_file, earlier | current)
         return
     folder.write_config(recipe.to_dict())
-    record = environment(runtime) | {"teacher": None, "streamed": components.data.streamed}
+    record = environment(runtime) | current
+    record |= {"teacher": None, "streamed": components.data.streamed}
     if components.teacher is not None:
         record["teacher"] = components.teacher.fingerprint
     write_json(folder.environment_file, record)

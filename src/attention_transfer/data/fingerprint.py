@@ -1,0 +1,75 @@
+"""Fingerprints of data: a run that continues, and a store, notice that the images are others."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+
+from .images import ImageSet
+from .reader import Reader
+from .source import Images, Source
+
+# Of images in files, these are read: images without compression are all of one size.
+SAMPLED_IMAGES = 64
+SAMPLE_BYTES = 1 << 16  # of each
+
+
+@dataclass(frozen=True)
+class DataRecord:
+    """What identifies the images of a data spec, before any are selected."""
+
+    classes: int
+    images: int  # for training
+    fingerprint: str  # of the training images
+    val_fingerprint: str | None  # None if validation images are cut from the training images
+
+
+def data_record(source: Source, size: int) -> DataRecord:
+    """The record of images that are used at `size` x `size`."""
+    val = None
+    if source.val is not None:
+        val = fingerprint(source.val, size)
+    train = source.train
+    return DataRecord(len(train.classes), train.source_size, fingerprint(train, size), val)
+
+
+def fingerprint(images: Images, size: int) -> str:
+    """16 hexadecimal digits of the images and labels of a source, used at `size` x `size`.
+
+    Of images in memory these are the pixels. Images in files are not read, but for the beginnings
+    of 64 of them: the names and sizes of the files stand for the others.
+    """
+    digest = sha256()
+    header = [len(images), images.classes, size]
+    for part in (json.dumps(header).encode(), images.labels.numpy().tobytes(), *_parts(images)):
+        # With its length, so that no two lists of parts look alike.
+        digest.update(len(part).to_bytes(8))
+        digest.update(part)
+    return digest.hexdigest()[:16]
+
+
+def _parts(images: Images) -> Iterator[bytes | memoryview]:
+    if isinstance(images, ImageSet):
+        yield images.images.numpy().reshape(-1).data
+        return
+    yield from images.reader.fingerprint_parts()
+    sampled = np.linspace(0, len(images) - 1, SAMPLED_IMAGES, dtype=np.int64)
+    for i in np.unique(sampled).tolist():
+        yield _beginning(images.reader, i)
+
+
+def _beginning(reader: Reader, i: int) -> bytes:
+    """The first bytes of an encoded image; none of an image that cannot be read."""
+    try:
+        encoded = reader.encoded(i)
+        if isinstance(encoded, Path):
+            with open(encoded, "rb") as file:
+                return file.read(SAMPLE_BYTES)
+    except OSError:
+        return b""
+    return (encoded or b"")[:SAMPLE_BYTES]
