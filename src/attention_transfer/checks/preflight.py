@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import random
 import warnings
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,6 +17,7 @@ from .findings import Finding, watch_networks
 from .networks import check_frozen, check_layers, check_modes, check_pairs, check_range
 from .teacher import check_teacher
 from .terms import check_loss
+from .unchanged import random_states_kept, unchanged
 
 DRY_IMAGES = 32  # enough to show a dead layer or a lost gradient
 LEVELS = ("error", "warning", "note")
@@ -60,8 +58,8 @@ def preflight(
     if text := plain.batch_dependence_warning():
         findings.append(Finding("warning", text))
     with (
-        _unchanged(plain),
-        _random_states_kept(x.device),
+        unchanged(plain),
+        random_states_kept(x.device),
         # Compiling for this one batch would take longer than the check.
         torch.compiler.set_stance("force_eager"),
         warnings.catch_warnings(),
@@ -96,45 +94,3 @@ def _check_arguments(x: Tensor, y: Tensor, teacher_accuracy: float | None) -> No
         )
     if teacher_accuracy is not None and not 0 <= teacher_accuracy <= 1:
         raise UserError(f"teacher_accuracy is {teacher_accuracy!r}: expected a share in [0, 1]")
-
-
-@contextmanager
-def _unchanged(transfer: Transfer) -> Iterator[None]:
-    """Restores modes, buffers (such as BN's statistics) and the transfer's own state."""
-    modules = list(transfer.modules())
-    if transfer.teacher is not None:
-        modules += transfer.teacher.modules()
-    modes = [module.training for module in modules]
-    buffers = [
-        (module, name, buffer, buffer.clone())
-        for module in modules
-        for name, buffer in module.named_buffers(recurse=False)
-    ]
-    attributes = dict(vars(transfer))
-    try:
-        yield
-    finally:
-        vars(transfer).update(attributes)
-        for module, mode in zip(modules, modes, strict=True):
-            module.training = mode
-        for module, name, buffer, value in buffers:
-            module._buffers[name] = buffer
-            # Unchanged buffers are not written to: a graph that the caller holds may need them.
-            if not torch.equal(buffer, value):
-                buffer.detach().copy_(value)
-
-
-@contextmanager
-def _random_states_kept(device: torch.device) -> Iterator[None]:
-    """Restores the random states of Python, NumPy and torch."""
-    python_state, numpy_state = random.getstate(), np.random.get_state()
-    # fork_rng cannot keep the state of MPS, whose get_rng_state takes no device.
-    mps_state = torch.mps.get_rng_state() if device.type == "mps" else None
-    try:
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            yield
-    finally:
-        random.setstate(python_state)
-        np.random.set_state(numpy_state)
-        if mps_state is not None:
-            torch.mps.set_rng_state(mps_state)

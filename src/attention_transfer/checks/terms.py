@@ -12,6 +12,7 @@ from ..errors import UserError
 from ..methods.base import Method
 from ..numerics import IGNORED_LABEL
 from ..transfer import Transfer
+from .balance import gradients
 from .findings import Finding, NetworkIO
 
 ROUNDING = 1e-12  # a term this small, before its weight, is 0 up to rounding
@@ -61,7 +62,7 @@ def _check_terms(transfer: Transfer, x: Tensor, y: Tensor) -> Iterator[Finding]:
             is_zero = bool(value.abs() <= rounding.get(term, 0.0))
             if is_zero and term != "ce":  # alpha = 1 leaves the cross-entropy no share
                 zero_terms.append(term)
-            gradients = _gradients(out.parts[term], parameters)
+            gradients = gradients(out.parts[term], parameters)
             if not all(g.isfinite().all() for g in gradients):
                 yield Finding("error", f"the gradient of the term {term} is not finite")
             elif parameters and not is_zero and not any(g.any() for g in gradients):
@@ -86,14 +87,6 @@ def _terms_by_progress(methods: Sequence[Method]) -> dict[float, list[str]]:
             largest = PROGRESS[weights.index(max(weights))]
             terms.setdefault(largest, []).append(method.part)
     return terms
-
-
-def _gradients(term: Tensor, parameters: Sequence[nn.Parameter]) -> list[Tensor]:
-    """Those of the parameters that the term depends on."""
-    if not term.requires_grad or not parameters:
-        return []
-    gradients = torch.autograd.grad(term, parameters, retain_graph=True, allow_unused=True)
-    return [g for g in gradients if g is not None]
 
 
 def _zero_findings(transfer: Transfer, terms: Sequence[str]) -> Iterator[Finding]:

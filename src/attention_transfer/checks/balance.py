@@ -1,0 +1,63 @@
+"""How the terms of the loss pull on the student: the gradient of each over its weights."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..methods.base import TrainingFraction
+from ..second_order import BatchStatisticsWarning
+from ..taps import unwrap
+from ..transfer import Transfer
+from .unchanged import random_states_kept, unchanged
+
+
+def term_gradients(
+    transfer: Transfer,
+    x: Tensor,
+    y: Tensor,
+    progress: TrainingFraction = None,
+) -> dict[str, float]:
+    """‖∂term/∂θ‖₂ of each weighted term of the loss, θ all of the student's trained weights.
+
+    It changes nothing: modes, gradients, buffers and random states are the same afterwards. It
+    costs an uncompiled step and a backward pass for each term.
+
+    Args:
+        transfer: student, teacher and methods, in the mode in which they are trained.
+        x: images (N, C, H, W).
+        y: labels (N,), or probabilities (N, K).
+        progress: the share of the training that is done.
+
+    Raises:
+        UserError: (a ValueError) as a call of `transfer`.
+    """
+    plain = unwrap(transfer)
+    assert isinstance(plain, Transfer)
+    parameters = [p for p in plain.student.parameters() if p.requires_grad]
+    norms = {}
+    with (
+        unchanged(plain),
+        random_states_kept(x.device),
+        # Compiling for this one batch would take longer than the step.
+        torch.compiler.set_stance("force_eager"),
+        warnings.catch_warnings(),
+        torch.inference_mode(False),
+        torch.enable_grad(),
+    ):
+        warnings.simplefilter("ignore", BatchStatisticsWarning)
+        out = plain(x, y, progress)
+        for name, term in out.parts.items():
+            norms[name] = float(torch.nn.utils.get_total_norm(gradients(term, parameters)))
+    return norms
+
+
+def gradients(term: Tensor, parameters: Sequence[nn.Parameter]) -> list[Tensor]:
+    """The gradients of a term, of those parameters that it depends on."""
+    if not term.requires_grad or not parameters:
+        return []
+    of_all = torch.autograd.grad(term, parameters, retain_graph=True, allow_unused=True)
+    return [gradient for gradient in of_all if gradient is not None]

@@ -1,0 +1,54 @@
+"""Contexts in which a step may be tried: afterwards networks and random states are as before."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+from ..transfer import Transfer
+
+
+@contextmanager
+def unchanged(transfer: Transfer) -> Iterator[None]:
+    """Restores modes, buffers (such as BN's statistics) and the transfer's own state."""
+    modules = list(transfer.modules())
+    if transfer.teacher is not None:
+        modules += transfer.teacher.modules()
+    modes = [module.training for module in modules]
+    buffers = [
+        (module, name, buffer, buffer.clone())
+        for module in modules
+        for name, buffer in module.named_buffers(recurse=False)
+    ]
+    attributes = dict(vars(transfer))
+    try:
+        yield
+    finally:
+        vars(transfer).update(attributes)
+        for module, mode in zip(modules, modes, strict=True):
+            module.training = mode
+        for module, name, buffer, value in buffers:
+            module._buffers[name] = buffer
+            # Unchanged buffers are not written to: a graph that the caller holds may need them.
+            if not torch.equal(buffer, value):
+                buffer.detach().copy_(value)
+
+
+@contextmanager
+def random_states_kept(device: torch.device) -> Iterator[None]:
+    """Restores the random states of Python, NumPy and torch."""
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    # fork_rng cannot keep the state of MPS, whose get_rng_state takes no device.
+    mps_state = torch.mps.get_rng_state() if device.type == "mps" else None
+    try:
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            yield
+    finally:
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)
+        if mps_state is not None:
+            torch.mps.set_rng_state(mps_state)

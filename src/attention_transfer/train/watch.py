@@ -1,0 +1,61 @@
+"""Watches the balance of labels and transfer during training, and says once what is wrong."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+# Ratios of the gradient of transfer to that of the labels (results/defaults.md).
+TOO_STRONG, TOO_WEAK = 5.0, 0.02
+EPOCHS = 3  # as many epochs in a row must agree
+# Share of ln K, the cross-entropy of a guess, above which the labels are not learned.
+NOT_LEARNED = 0.8
+
+
+class Watch:
+    """Reads the rows of metrics.jsonl as they come.
+
+    Args:
+        say: prints a line.
+        classes: number of classes K.
+        share: share of the training that must be done before the labels may count as not learned.
+    """
+
+    def __init__(self, say: Callable[[str], None], classes: int):
+        self.say, self.guess = say, math.log(classes)
+        self.said = False
+
+    def see(self, rows: list[dict[str, Any]], progress: float) -> None:
+        """Says at most one sentence in all, after an epoch that ended at `progress`."""
+        if self.said or len(rows) < EPOCHS:
+            return
+        ratios = [transfer_ratio(row) for row in rows[-EPOCHS:]]
+        if None in ratios:
+            return
+        low, high = min(ratios), max(ratios)
+        loss = rows[-1]["train_loss"]
+        text = None
+        if high < TOO_WEAK:
+            text = (
+                f"transfer does next to nothing: its gradient is {high:.1%} of the labels'; "
+                "raise --beta, or leave it to --beta auto"
+            )
+        elif low > TOO_STRONG and progress > 0.25 and loss > NOT_LEARNED * self.guess:
+            text = (
+                f"transfer outweighs the labels: its gradient is {low:.0f} times theirs, and the "
+                f"student has not learned them (training cross-entropy {loss:.2f}, a guess has "
+                f"{self.guess:.2f}); lower --beta, or leave it to --beta auto"
+            )
+        if text is not None:
+            self.said = True
+            self.say(f"warning: {text}")
+
+
+def transfer_ratio(row: dict[str, Any]) -> float | None:
+    """The gradients of all terms of transfer against that of the labels; None if not recorded."""
+    gradients = dict(row.get("gradients", {}))
+    labels = gradients.pop("ce", 0.0)
+    if not gradients or not labels:
+        return None
+    return float(sum(gradients.values()) / labels)

@@ -1,0 +1,56 @@
+"""What a run says of the balance between labels and transfer, and when."""
+
+import math
+from typing import Any
+
+import pytest
+
+from attention_transfer.train.watch import EPOCHS, Watch, transfer_ratio
+
+GUESS = math.log(10)
+
+
+def row(ce: float, transfer: float, loss: float = GUESS) -> dict[str, Any]:
+    return {"gradients": {"ce": ce, "at": transfer}, "train_loss": loss}
+
+
+def said(rows: list[dict[str, Any]], progress: float = 0.5) -> list[str]:
+    lines: list[str] = []
+    watch = Watch(lines.append, classes=10)
+    for count in range(1, len(rows) + 1):
+        watch.see(rows[:count], progress)
+    return lines
+
+
+def test_transfer_that_drowns_the_labels_is_named_once() -> None:
+    (line,) = said([row(1.0, 20.0)] * 8)
+    assert "20 times" in line and "--beta auto" in line and "2.30" in line
+
+
+def test_transfer_without_weight_is_named_once() -> None:
+    (line,) = said([row(1.0, 0.001)] * 8)
+    assert "next to nothing" in line and "0.1%" in line
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [row(1.0, 20.0)] * (EPOCHS - 1),  # too few epochs
+        [row(1.0, 20.0, loss=1.0)] * 8,  # the labels are learned all the same
+        [row(1.0, 20.0), row(1.0, 2.0)] * 4,  # not in every epoch
+        [row(1.0, 1.0)] * 8,
+        [{"gradients": {"ce": 1.0}, "train_loss": GUESS}] * 8,  # the student alone
+        [{"train_loss": GUESS}] * 8,  # a run of an older version
+    ],
+)
+def test_nothing_is_said_of_a_sound_balance(rows: list[dict[str, Any]]) -> None:
+    assert said(rows) == []
+
+
+def test_the_start_of_training_is_no_evidence() -> None:
+    assert said([row(1.0, 20.0)] * 8, progress=0.1) == []
+
+
+def test_terms_of_transfer_add_up() -> None:
+    assert transfer_ratio({"gradients": {"ce": 2.0, "at": 1.0, "kd": 3.0}}) == 2.0
+    assert transfer_ratio({"gradients": {"ce": 0.0, "at": 1.0}}) is None
