@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import UserError
 from ..methods.base import Method
@@ -62,10 +62,10 @@ def _check_terms(transfer: Transfer, x: Tensor, y: Tensor) -> Iterator[Finding]:
             is_zero = bool(value.abs() <= rounding.get(term, 0.0))
             if is_zero and term != "ce":  # alpha = 1 leaves the cross-entropy no share
                 zero_terms.append(term)
-            gradients = gradients(out.parts[term], parameters)
-            if not all(g.isfinite().all() for g in gradients):
+            term_gradients = gradients(out.parts[term], parameters)
+            if not all(g.isfinite().all() for g in term_gradients):
                 yield Finding("error", f"the gradient of the term {term} is not finite")
-            elif parameters and not is_zero and not any(g.any() for g in gradients):
+            elif parameters and not is_zero and not any(g.any() for g in term_gradients):
                 text = f"the term {term} does not depend on the student"
                 yield Finding("error", f"{text}: none of its parameters gets a gradient from it")
     yield from _zero_findings(transfer, zero_terms)
