@@ -104,6 +104,7 @@ def _train_groups() -> dict[str, list[OptionSpec]]:
         "what to train": [
             network["model"],
             network["student_weights"],
+            network["trust_code"],
             *option_specs(LaunchOptions).values(),
         ],
         "data": [*option_specs(DataOptions).values()],
@@ -154,6 +155,7 @@ def evaluate(arguments: dict[str, Any]) -> None:
         options.limit_val,
         options.device,
         options.precision,
+        options.trust_code,
     )
     top5 = ""
     if "top5" in numbers:
@@ -171,7 +173,9 @@ def predict(arguments: dict[str, Any]) -> None:
     _check_json(options.json, options.force, options.files)
     from .apply.predict import predict_files
 
-    images = predict_files(options.run, options.files, options.top, options.device)
+    images = predict_files(
+        options.run, options.files, options.top, options.device, options.trust_code
+    )
     for image in images:
         ranked = []
         for guess in image["predictions"]:
@@ -185,7 +189,7 @@ def export(arguments: dict[str, Any]) -> None:
     options = from_mapping(ExportOptions, arguments)
     from .apply.export import export_run
 
-    export_run(options.run, options.format, options.out, options.force)
+    export_run(options.run, options.format, options.out, options.force, options.trust_code)
     print(f"{options.run} as {options.format}: {options.out}")
 
 
@@ -202,7 +206,8 @@ def compare(arguments: dict[str, Any]) -> None:
     if options.speed:
         from .apply.speed import measure_speeds
 
-        speeds = measure_speeds([run.folder for run in runs], options.device)
+        folders = [run.folder for run in runs]
+        speeds = measure_speeds(folders, options.device, options.trust_code)
         for run in runs:
             run.speed = speeds.get(run.folder)
     console = _console()
@@ -225,7 +230,12 @@ def maps(arguments: dict[str, Any]) -> None:
     inputs = image_files(images) if images.exists() else []
     check_output("--out", options.out, kind, options.force, inputs)
     pictures, columns, notes = map_columns(
-        list(options.networks), options.images, options.limit, options.kind, options.p
+        list(options.networks),
+        options.images,
+        options.limit,
+        options.kind,
+        options.p,
+        options.trust_code,
     )
     save_maps_figure([MapColumn(*column) for column in columns], pictures, options.out)
     for note in notes:
@@ -238,7 +248,7 @@ def stages(arguments: dict[str, Any]) -> None:
     options = from_mapping(StagesOptions, arguments)
     from .apply.stages import print_stages
 
-    print_stages(options.model, options.teacher, options.image_size, _console())
+    print_stages(options.model, options.teacher, options.image_size, _console(), options.trust_code)
 
 
 # demo, bench

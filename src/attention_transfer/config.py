@@ -18,7 +18,7 @@ from .errors import UserError, check_choice
 from .methods.options import TEACHER_METHOD, MethodOptions
 from .models.options import NetworkOptions
 from .options import from_mapping, option, option_specs
-from .run_folder import read_yaml_mapping
+from .run_folder import is_run_config, read_yaml_mapping
 from .runtime.options import RuntimeOptions
 from .train.options import (
     LabelOptions,
@@ -59,6 +59,7 @@ class Recipe(
     def to_dict(self) -> dict[str, Any]:
         """Plain values as they stand in config.yaml, the command first."""
         values = {"command": self.command} | dataclasses.asdict(self)
+        del values["trust_code"]  # a person says it, never a file
         for key, value in values.items():
             if isinstance(value, tuple):
                 values[key] = list(value)
@@ -108,6 +109,8 @@ def recipe_from_flags(
     if file is not None:
         layers.append(read_recipe(file))
     recipe = layered_recipe(*layers, flags, {"command": command})
+    if file is not None and is_run_config(file):
+        _check_code_of_run(recipe, file, flags)
     check_flags(recipe, flags)
     return recipe
 
@@ -119,6 +122,15 @@ def layered_recipe(*layers: Mapping[str, Any]) -> Recipe:
         if "data" in layer:
             data, below = layer["data"], index
     return make_recipe(*layers[:below], data_defaults(data), *layers[below:])
+
+
+def _check_code_of_run(recipe: Recipe, file: Path, flags: Container[str]) -> None:
+    """Raises `UserError` if a network of a run's config.yaml, not of a flag, executes a file."""
+    from .models.create import check_trusted
+
+    for key, network in (("model", recipe.model), ("teacher", recipe.teacher)):
+        if network is not None and key not in flags:
+            check_trusted(file, network, recipe.trust_code)
 
 
 def check_flags(recipe: Recipe, flags: Container[str]) -> None:
@@ -180,9 +192,12 @@ def read_recipe(file: str | Path) -> dict[str, Any]:
         UserError: for a file that cannot be read, is not YAML or is no mapping.
     """
     try:
-        return read_yaml_mapping(Path(file))
+        options = read_yaml_mapping(Path(file))
     except OSError as error:
         raise UserError(f"cannot read the recipe {file}: {error.strerror}") from error
+    if {"trust_code", "trust-code"} & options.keys():
+        raise UserError(f"{file} has trust_code, which no file can say: give the flag --trust-code")
+    return options
 
 
 def recipe_names() -> list[str]:

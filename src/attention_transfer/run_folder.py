@@ -235,6 +235,12 @@ def read_yaml_mapping(path: Path) -> dict[str, Any]:
     return value
 
 
+def is_run_config(file: Path) -> bool:
+    """Whether a recipe file is the config.yaml that a run wrote."""
+    run = RunFolder(file.resolve().parent)
+    return file.resolve() == run.config_file and run.environment_file.is_file()
+
+
 def find_runs(paths: list[str | os.PathLike[str]]) -> list[RunFolder]:
     """The runs that `paths` name: each path a run, or a folder with runs at any depth.
 

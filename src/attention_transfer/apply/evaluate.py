@@ -37,11 +37,13 @@ def evaluate_network(
     limit: int | None = None,
     device: str = "auto",
     precision: str = "auto",
+    trust_code: bool = False,
 ) -> dict[str, Any]:
     """Loss and accuracy of a trained network on validation images.
 
     `name` is a run folder, or a model with trained weights as for a teacher. `spec` names the data,
     by default that of the run. `precision` is by default that of the run, and fp32 for others.
+    `trust_code`: the run may name a network FILE.py:FACTORY; as `name` itself it is trusted.
 
     Raises:
         UserError: for a network without trained weights, for data with other classes, and without
@@ -49,7 +51,7 @@ def evaluate_network(
     """
     network = None
     if Path(name).is_dir():
-        network, options = _run_options(name, spec, weights, image_size)
+        network, options = _run_options(name, spec, weights, image_size, trust_code)
     else:
         options = _model_options(name, spec, weights, image_size)
     if limit is not None:
@@ -71,13 +73,13 @@ def evaluate_network(
 
 
 def _run_options(
-    run: str, spec: str | None, weights: str | None, image_size: int | None
+    run: str, spec: str | None, weights: str | None, image_size: int | None, trust_code: bool
 ) -> tuple[Network, dict[str, Any]]:
     """The network of a run, and the options of its validation images, or of other data."""
     for flag, value in (("--weights", weights), ("--image-size", image_size)):
         if value is not None:
             raise UserError(f"{run} is a run with weights and a size of its own: leave {flag} out")
-    network, config = load_trained(run), RunFolder(run).config()
+    network, config = load_trained(run, trust_code), RunFolder(run).config()
     options: dict[str, Any]
     if spec is not None:
         # Other data comes at the network's size; the run's own at the size that the run chose.

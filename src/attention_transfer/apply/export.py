@@ -39,11 +39,14 @@ AUTHORS_METRICS = (
 )
 
 
-def export_run(run: Path, form: str, out: Path, force: bool = False) -> None:
+def export_run(
+    run: Path, form: str, out: Path, force: bool = False, trust_code: bool = False
+) -> None:
     """Writes the network of a run, ours or the authors', to `out`: a file, or for authors a folder.
 
     Args:
         force: replace a file of a run, or one of another format.
+        trust_code: the run may name a network FILE.py:FACTORY.
 
     Raises:
         UserError: for an unknown format, a folder without a finished run, an `out` that is taken,
@@ -54,7 +57,7 @@ def export_run(run: Path, form: str, out: Path, force: bool = False) -> None:
         _check_new_folder(out)
     else:
         check_output("--out", out, form, force)
-    network = load_trained(run)
+    network = load_trained(run, trust_code)
     name, classes, preprocess = network.name, network.classes, network.preprocess
     assert preprocess.size is not None, "a trained network knows its size"
     about = metadata(name, classes, preprocess, preprocess.size)

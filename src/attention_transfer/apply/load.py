@@ -41,14 +41,17 @@ def inference_model(network: Network, device: str, precision: str = "auto") -> I
     return model.to(memory_format=torch.channels_last)
 
 
-def load_by_name(name: str) -> Network:
+def load_by_name(name: str, trust_code: bool = False) -> Network:
     """The network of a run, or a model by name; without trained weights, as it is initialised.
+
+    Args:
+        trust_code: a run may name a network FILE.py:FACTORY; as `name` itself it is trusted.
 
     Raises:
         UserError: for a folder that is no finished run, and for an unknown model.
     """
     if RunFolder(name).exists or is_authors_run(name):
-        return load_trained(name)
+        return load_trained(name, trust_code)
     if Path(name).is_dir():
         RunFolder.open(name)  # raises: what a run folder needs
     if name.endswith(":pretrained"):

@@ -137,7 +137,7 @@ def share_inside(maps: Tensor, masks: Tensor) -> Tensor:
 
 
 def map_columns(
-    names: list[str], images: str, limit: int, kind: str, p: float
+    names: list[str], images: str, limit: int, kind: str, p: float, trust_code: bool = False
 ) -> tuple[np.ndarray, list[Column], list[str]]:
     """Images (K, H, W, 3), a column of the figure for each network, and what to say of networks.
 
@@ -148,7 +148,7 @@ def map_columns(
         UserError: if there are no images, a name is neither a run nor a model, or a network does
             not take the images.
     """
-    networks = {name: load_by_name(name) for name in names}
+    networks = {name: load_by_name(name, trust_code) for name in names}
     for name, network in networks.items():
         network.preprocess.size = own_size(name, network)
     sizes = [n.preprocess.size[0] for n in networks.values() if n.preprocess.size]

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from ..data.options import DATA_NAMES
 from ..map_options import Exponent
-from ..models.options import MODEL_NAMES
+from ..models.options import MODEL_NAMES, TrustCode
 from ..options import Bool, Int, option
 from ..runtime.options import Device, Precision
 
@@ -58,6 +58,7 @@ class EvaluateOptions:
     ] = "auto"
     json: JsonFile = None
     force: Force = False
+    trust_code: TrustCode = False
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,7 @@ class PredictOptions:
     device: ComputeDevice = "auto"
     json: JsonFile = None
     force: Force = False
+    trust_code: TrustCode = False
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,7 @@ class ExportOptions:
     ]
     out: Annotated[Path, option("The file, or folder, to write.")]
     force: Force = False
+    trust_code: TrustCode = False
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,7 @@ class MapsOptions:
     ] = "sum"
     p: Exponent = 2.0
     force: Force = False
+    trust_code: TrustCode = False
 
 
 @dataclass(frozen=True)
@@ -124,6 +128,7 @@ class StagesOptions:
             default_text="32 for wrn and nin, a run's own, else 224",
         ),
     ] = None
+    trust_code: TrustCode = False
 
 
 @dataclass(frozen=True)
@@ -144,3 +149,4 @@ class CompareOptions:
     ] = False
     device: ComputeDevice = "auto"
     force: Force = False
+    trust_code: TrustCode = False

@@ -22,7 +22,11 @@ BATCH = 128
 
 @torch.no_grad()
 def predict_files(
-    run: Path, paths: Sequence[Path], top: int = 5, device: str = "auto"
+    run: Path,
+    paths: Sequence[Path],
+    top: int = 5,
+    device: str = "auto",
+    trust_code: bool = False,
 ) -> list[dict[str, Any]]:
     """For each image `{"file", "predictions": [{"class", "probability"}, ...]}`, likeliest first.
 
@@ -31,13 +35,14 @@ def predict_files(
         paths: image files, and folders of them at any depth. The shorter side of an image is
             resized to the run's size, and the centre is cropped.
         top: the number of classes per image, at most.
+        trust_code: the run may name a network FILE.py:FACTORY.
 
     Raises:
         UserError: for a path without images, and for unreadable images, which it lists.
     """
     if top < 1:
         raise UserError(f"--top is {top}: expected at least 1")
-    network = load_trained(run)
+    network = load_trained(run, trust_code)
     model = inference_model(network, device)
     assert network.preprocess.size is not None, "a trained network knows its size"
     size = network.preprocess.size[0]

@@ -12,8 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import UserError
-from ..models.network import load_trained
+from ..models.network import load_trained, run_fingerprint
 from ..taps import evaluating
 from .inference import InferenceModel
 from .load import inference_model
@@ -23,7 +22,9 @@ BATCH = 128
 ROUND_SECONDS = 0.1  # at least, for each network in each round
 
 
-def measure_speeds(folders: Sequence[Path], device: str) -> dict[Path, dict[str, Any]]:
+def measure_speeds(
+    folders: Sequence[Path], device: str, trust_code: bool = False
+) -> dict[Path, dict[str, Any]]:
     """Images per second, latency and peak memory, by folder; folders without a network are left
     out.
 
@@ -34,10 +35,9 @@ def measure_speeds(folders: Sequence[Path], device: str) -> dict[Path, dict[str,
     networks: dict[tuple[Any, ...], tuple[InferenceModel, Tensor]] = {}
     keys: dict[Path, tuple[Any, ...]] = {}
     for folder in folders:
-        try:
-            network = load_trained(folder)
-        except UserError:
+        if run_fingerprint(folder) is None:
             continue  # the run is unfinished
+        network = load_trained(folder, trust_code)
         model = inference_model(network, device)
         size = network.preprocess.size or (224, 224)
         parameters = sum(p.numel() for p in model.module.parameters())

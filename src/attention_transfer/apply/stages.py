@@ -8,14 +8,20 @@ import torch
 from rich.console import Console
 from rich.table import Column, Table
 
-from ..models.network import fixed_size
+from ..models.network import Network, fixed_size
 from ..models.start import run_once
 from ..run_folder import RunFolder
 from ..taps import Stage, explain, match_stages, stages, unpaired_stages
 from .load import SMALL_MODELS, load_by_name
 
 
-def print_stages(model: str, teacher: str | None, image_size: int | None, console: Console) -> None:
+def print_stages(
+    model: str,
+    teacher: str | None,
+    image_size: int | None,
+    console: Console,
+    trust_code: bool = False,
+) -> None:
     """Prints a table of each network's stages, and one of the pairs between the two.
 
     Raises:
@@ -24,8 +30,10 @@ def print_stages(model: str, teacher: str | None, image_size: int | None, consol
     names = [model] if teacher is None else [model, teacher]
     small = all(name.startswith(SMALL_MODELS) or RunFolder(name).exists for name in names)
     listed = []
+    default_size = 32 if small else 224
     for name in names:
-        table, network_stages = _stage_table(name, image_size, default_size=32 if small else 224)
+        network = load_by_name(name, trust_code)
+        table, network_stages = _stage_table(name, network, image_size, default_size)
         console.print(table)
         listed.append(network_stages)
     if teacher is not None:
@@ -34,8 +42,9 @@ def print_stages(model: str, teacher: str | None, image_size: int | None, consol
         console.print(f"--pairs {pairs}", markup=False, highlight=False, soft_wrap=True)
 
 
-def _stage_table(name: str, image_size: int | None, default_size: int) -> tuple[Table, list[Stage]]:
-    network = load_by_name(name)
+def _stage_table(
+    name: str, network: Network, image_size: int | None, default_size: int
+) -> tuple[Table, list[Stage]]:
     size = network.preprocess.size or fixed_size(network.module)
     if size is None:
         size = (image_size or default_size, image_size or default_size)

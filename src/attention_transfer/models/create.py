@@ -51,8 +51,8 @@ def create_model(name: str, num_classes: int) -> nn.Module:
         return _create_timm(match[1], num_classes, match[2] is not None)
     if match := re.fullmatch(r"torchvision/([^:]+)(:pretrained)?", name):
         return _create_torchvision(match[1], num_classes, match[2] is not None)
-    if match := re.fullmatch(r"(.+\.py):(\w+)", name):
-        return create_from_file(Path(match[1]), match[2], num_classes)
+    if (file := executed_file(name)) is not None:
+        return create_from_file(file, name.rpartition(":")[2], num_classes)
     suggestions = _suggestions(name)[:3]
     hint = nearest(name, EXAMPLES)
     if suggestions:
@@ -78,6 +78,25 @@ def _suggestions(name: str) -> list[str]:
     if timm.is_model(model):
         suggestions.append(f"timm/{name}")
     return suggestions
+
+
+def executed_file(name: str) -> Path | None:
+    """The Python file that a network of this name executes; None for all but FILE.py:FACTORY."""
+    match = re.fullmatch(r"(.+\.py):(\w+)", name)
+    return Path(match[1]) if match else None
+
+
+def check_trusted(source: str | Path, name: str, trust_code: bool) -> None:
+    """Raises `UserError` if a network that a run folder names would execute a Python file.
+
+    `source` is the file that names it. What a user types is trusted, what is read is not.
+    """
+    file = executed_file(name)
+    if file is not None and not trust_code:
+        raise UserError(
+            f"{source} names the network {name}, and to make it is to execute the Python file "
+            f"{file}: if you trust that file, add --trust-code (in Python: trust_code=True)"
+        )
 
 
 def pretrained_classes(name: str) -> int | None:

@@ -16,7 +16,7 @@ from ..authors_log import MODEL_FILE, is_authors_run
 from ..errors import UserError
 from ..run_folder import RunFolder, replacing
 from .authors import load_authors_run
-from .create import create_model
+from .create import check_trusted, create_model
 from .trained import Preprocess, TrainedNetwork
 from .weights import load_weights
 
@@ -130,20 +130,25 @@ def metadata(
     }
 
 
-def load_student(run_folder: str | Path) -> TrainedNetwork:
+def load_student(run_folder: str | Path, trust_code: bool = False) -> TrainedNetwork:
     """The trained network of a run, in eval mode: images (N, 3, H, W), RGB, in [0, 1] -> logits.
 
     Its preprocessing is inside. `.network` is the network alone, for normalised images; there are
     `.preprocess`, `.class_names` and `.image_size`, too.
 
+    Args:
+        trust_code: execute the Python file of a network FILE.py:FACTORY. Nothing else in a run
+            folder is ever executed.
+
     Raises:
-        UserError: if the folder is no run, or its run is not finished.
+        UserError: if the folder is no run, its run is not finished, or its network executes a file
+            and `trust_code` is False.
     """
-    network = load_run_network(run_folder)
+    network = load_run_network(run_folder, trust_code)
     return TrainedNetwork(network.module, network.preprocess, network.classes)
 
 
-def load_trained(folder: str | Path) -> Network:
+def load_trained(folder: str | Path, trust_code: bool = False) -> Network:
     """The network of a run, ours or the authors' (the student of their distillation).
 
     The authors' files name no classes: theirs are "0", "1" and so on.
@@ -152,7 +157,7 @@ def load_trained(folder: str | Path) -> Network:
         UserError: if `folder` is neither; as `load_run_network` and `load_authors_run`.
     """
     if RunFolder(folder).exists or not is_authors_run(folder):
-        return load_run_network(folder)
+        return load_run_network(folder, trust_code)
     run = load_authors_run(folder)
     return Network(
         run.model.network,
@@ -165,11 +170,12 @@ def load_trained(folder: str | Path) -> Network:
     )
 
 
-def load_run_network(folder: str | Path) -> Network:
+def load_run_network(folder: str | Path, trust_code: bool = False) -> Network:
     """The network that a run trained.
 
     Raises:
-        UserError: if `folder` is no run, or its run has not written a network yet.
+        UserError: if `folder` is no run, its run has not written a network yet, or its network
+            executes a file and `trust_code` is False.
     """
     run = RunFolder.open(folder)
     if not run.student_file.is_file():
@@ -184,7 +190,9 @@ def load_run_network(folder: str | Path) -> Network:
         )
     name, classes = about["model"], tuple(about["classes"])
     # The file holds the weights, so the pretrained ones need not be downloaded.
-    module = create_model(name.removesuffix(":pretrained"), len(classes))
+    architecture = name.removesuffix(":pretrained")
+    check_trusted(run.student_file, architecture, trust_code)
+    module = create_model(architecture, len(classes))
     load_weights(module, run.student_file)
     preprocess = Preprocess(about["mean"], about["std"], tuple(about["image_size"]))
     return Network(module.eval(), name, classes, preprocess, run_fingerprint(folder), str(folder))

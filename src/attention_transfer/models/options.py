@@ -5,11 +5,22 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from ..options import option
+from ..options import Bool, option
 
 MODEL_NAMES = (
     "wrn-16-1, nin-thin, timm/NAME[:pretrained], torchvision/NAME[:pretrained] or FILE.py:FACTORY"
 )
+
+
+# The user's word for a run; a file cannot give it.
+TrustCode = Annotated[
+    Bool,
+    option(
+        "Execute the Python file of a network FILE.py:FACTORY that a run folder names.",
+        default_text="refuse",
+        changes_numbers=False,
+    ),
+]
 
 
 @dataclass(frozen=True)
@@ -36,3 +47,4 @@ class NetworkOptions:
             default_text="none",
         ),
     ] = None
+    trust_code: TrustCode = False

@@ -27,18 +27,20 @@ def load_network(
     std: Sequence[float],
     weights: str | None = None,
     role: str = "teacher",
+    trust_code: bool = False,
 ) -> Network:
     """A network with trained weights: a teacher, or one to evaluate.
 
     `spec` is a run folder, ours or the authors' (the student of their distillation), or a model's
     name with `:pretrained` or a file of `weights`. `mean` and `std` normalise the data's images;
     they hold for a network that has no normalisation of its own. `role` is its name in an error.
+    `trust_code`: a run may name a network FILE.py:FACTORY.
 
     Raises:
         UserError: for a network without trained weights, or with other classes than the data.
     """
     if Path(spec).is_dir():
-        return _load_teacher_run(spec, classes, weights, role)
+        return _load_teacher_run(spec, classes, weights, role, trust_code)
     # A path that does not exist, or else a model's name.
     if "/" in spec and not spec.startswith(LIBRARIES) and ".py:" not in spec:
         raise UserError(
@@ -74,13 +76,13 @@ def _weights_flag(role: str) -> str:
 
 
 def _load_teacher_run(
-    folder: str, classes: Sequence[str], weights: str | None, role: str
+    folder: str, classes: Sequence[str], weights: str | None, role: str, trust_code: bool
 ) -> Network:
     if weights is not None:
         raise UserError(
             f"the {role} {folder} is a run with weights of its own: leave {_weights_flag(role)} out"
         )
-    network = load_trained(folder)
+    network = load_trained(folder, trust_code)
     if len(network.classes) != len(classes):
         raise UserError(
             f"the {role} {folder} has {len(network.classes)} classes, the data has "
@@ -116,12 +118,13 @@ def start_network(
     mean: Sequence[float],
     std: Sequence[float],
     weights: str | None = None,
+    trust_code: bool = False,
 ) -> tuple[Network, list[str]]:
     """A network to train, a student, and sentences on the weights that it starts from.
 
     `spec` is a model's name; `weights` is a file, or a run of ours or the authors'. A head of other
     classes starts anew. `mean` and `std` normalise the data's images; trained weights keep the
-    normalisation that they were trained with.
+    normalisation that they were trained with. `trust_code` is as in `load_network`.
 
     Raises:
         UserError: for weights that do not fit, and for `weights` of a pretrained model.
@@ -145,7 +148,7 @@ def start_network(
             f"{spec} starts from its own weights: leave :pretrained or --student-weights out"
         )
     elif Path(weights).is_dir():
-        run = load_trained(weights)
+        run = load_trained(weights, trust_code)
         source = f"{weights} ({run.name})"
         new_head = not run.matches_classes(classes)
         note = load_backbone(module, run.module.state_dict(), source, new_head)

@@ -69,10 +69,14 @@ def assemble(recipe: Recipe, data: Dataset | None = None) -> RunComponents:
     classes = data.classes, data.mean, data.std
     teacher = None
     if recipe.teacher is not None:
-        teacher = load_network(recipe.teacher, *classes, recipe.teacher_weights)
+        teacher = load_network(
+            recipe.teacher, *classes, recipe.teacher_weights, trust_code=recipe.trust_code
+        )
     # After the teacher, whose initialisation draws numbers too: the student's depends on the seed.
     torch.manual_seed(recipe.seed)
-    student, notes = start_network(recipe.model, *classes, recipe.student_weights)
+    student, notes = start_network(
+        recipe.model, *classes, recipe.student_weights, recipe.trust_code
+    )
     student_module = student.module.to(memory_format=torch.channels_last)
     # A copy of the student, so it must be made before the Transfer adds hooks.
     average = make_average(recipe, student_module)
