@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections import OrderedDict
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -259,3 +260,20 @@ def test_a_saved_student_needs_no_package(tmp_path):
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert result.stdout == "torch.Size([1, 5])\n", result.stderr
     assert transfer(*batch()).loss.isfinite()
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_threads_that_share_a_transfer(compiled):
+    """Each gets the loss of its own batch."""
+    torch.compiler.reset()
+    transfer = make_all()
+    if compiled:
+        transfer.compile(backend="eager")
+    x, y = batch()
+    batches = [k / 8 * x for k in range(1, 9)]
+    expected = [transfer(x, y).parts for x in batches]
+    for _ in range(2):
+        with ThreadPoolExecutor(4) as pool:
+            results = list(pool.map(lambda x: transfer(x, y).parts, batches))
+        for parts, right in zip(results, expected, strict=True):
+            assert_same(parts, right)

@@ -6,10 +6,12 @@ import copy
 import gc
 import pickle
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from tapped import Functional, Small, hooks, images
 from torch import Tensor, nn
 
@@ -35,6 +37,28 @@ class Structured(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         self.layer(x)
         return x.mean((2, 3))
+
+
+class Training(nn.Module):
+    """Changes the output of `layer` by `write` in training mode only."""
+
+    def __init__(self, write: Callable[[Tensor], Any]):
+        super().__init__()
+        self.layer, self.norm = nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.write = write
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.layer(x)
+        if self.training:
+            self.write(h)
+        return self.norm(h).mean((2, 3))
+
+
+WRITES = {
+    "dropout": lambda h: F.dropout(h, 0.5, inplace=True),
+    "+=": lambda h: h.add_(1),
+    "relu": nn.ReLU(inplace=True),
+}
 
 
 class TestTap:
@@ -68,7 +92,7 @@ class TestTap:
 
     def test_an_example_shows_which_layers_need_no_copy(self):
         model, x = Small(inplace=True), images()
-        assert at.tap(model, ["one.0", "two"], x)._state.copied == {"one.0"}
+        assert at.tap(model, ["one.0", "two"], x)._state.copies.layers == {"one.0"}
 
     def test_a_function_that_writes_in_place(self):
         model, x = Functional(), images()
@@ -89,6 +113,54 @@ class TestTap:
         with torch.inference_mode():
             features = at.tap(model, ["layer"], x if example else None)(x)[1]
             torch.testing.assert_close(features["layer"], model.layer(x))
+
+    @pytest.mark.parametrize("compiled", [False, True])
+    @pytest.mark.parametrize("write", WRITES)
+    def test_a_write_in_training_mode_only(self, write, compiled):
+        torch.compiler.reset()
+        model, x = Training(WRITES[write]), images()
+        expected = model.layer(x)
+        state, random = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+        tapped = at.tap(model.train(), ["layer"], x)
+        assert torch.equal(torch.get_rng_state(), random)
+        assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
+        assert hooks(model) == 1
+        call = torch.compile(tapped, backend="aot_eager") if compiled else tapped
+        torch.testing.assert_close(call(x)[1]["layer"], expected)
+
+    def test_a_compiled_write_that_the_example_has_not(self):
+        """Eager mode refuses it; a compiled graph takes a copy, whatever the example was."""
+        torch.compiler.reset()
+        model, x = Training(lambda h: F.dropout(h, model.rate, inplace=True)), images()
+        model.rate = 0.0
+        tapped = at.tap(model, ["layer"], x)
+        model.rate = 0.5
+        expected = model.layer(x)
+        compiled = torch.compile(tapped, backend="aot_eager")
+        torch.testing.assert_close(compiled(x)[1]["layer"], expected)
+        with pytest.raises(at.UserError, match="'layer' was changed in place .*: replace the oper"):
+            tapped(x)
+
+    def test_a_model_that_cannot_be_trained_on_the_example(self):
+        model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.BatchNorm1d(784))
+        x = images(batch=1)
+        torch.testing.assert_close(at.tap(model, ["0"], x).model[0](x), model[0](x))
+        assert model.training and not model[2].num_batches_tracked
+
+    @pytest.mark.parametrize("compiled", [False, True])
+    def test_threads_do_not_share_their_batches(self, compiled):
+        torch.compiler.reset()
+        model = Small()
+        tapped = at.tap(model, ["one", "two"])
+        call = torch.compile(tapped, backend="eager") if compiled else tapped
+        batches = [k * images() for k in range(1, 9)]
+        for _ in range(4):
+            with ThreadPoolExecutor(4) as pool:
+                results = list(pool.map(call, batches))
+            for x, (output, features) in zip(batches, results, strict=True):
+                torch.testing.assert_close(features["one"], model.one(x))
+                torch.testing.assert_close(features["two"], model.two(model.one(x)))
+                torch.testing.assert_close(output, model(x))
 
     def test_a_layer_called_twice(self):
         class Twice(Small):
@@ -217,7 +289,7 @@ class TestTap:
         twin = copied(tapped)
         expected = tapped(x)[1]
         assert twin.model is not model and hooks(twin.model) == before + 2
-        assert twin._state.copied == {"one.0"}
+        assert twin._state.copies.layers == {"one.0"}
         model.one[0].weight.data.zero_()
         for other in (twin, at.tap(alone, ["one.0", "two"], x)):
             for layer, features in other(x)[1].items():

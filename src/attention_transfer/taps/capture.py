@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import threading
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -60,17 +62,29 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 @dataclass
-class _CaptureState:
-    """What a tap shares with its hooks, which do not hold the tap: it would outlive its user."""
+class _Copies:
+    """The layers before an in-place one (ReLU, +=), which changes their output after its capture.
 
-    active: bool = False  # only while the tap runs the model, not in other calls of it
-    image: Size | None = None
-    batch: int | None = None
-    features: dict[str, Tensor] = field(default_factory=dict)
-    versions: dict[str, int] = field(default_factory=dict)
-    # Layers before an in-place one (ReLU, +=), which changes their output after its capture.
-    copied: set[str] = field(default_factory=set)
-    copied_is_known: bool = False  # from an example
+    `complete`: an example has shown them all.
+    """
+
+    layers: set[str] = field(default_factory=set)
+    complete: bool = False
+
+
+class _CaptureState(threading.local):
+    """What a tap shares with its hooks, which do not hold the tap: it would outlive its user.
+
+    Each thread has its own attributes: threads that share a model do not share their batches.
+    """
+
+    def __init__(self, copies: _Copies):
+        self.copies = copies  # of all threads
+        self.active = False  # only while the tap runs the model, not in other calls of it
+        self.image: Size | None = None
+        self.batch: int | None = None
+        self.features: dict[str, Tensor] = {}
+        self.versions: dict[str, int] = {}
 
     def changed(self) -> list[str]:
         """The layers whose captured output has been written to since."""
@@ -86,14 +100,23 @@ class _CaptureState:
                 "tap one that is called once"
             )
         features = feature_map(output, layer, self.image, self.batch, hints)
-        # Tensors count the writes to them, except in a traced graph and in inference mode. Without
-        # the count, only an example tells that no copy is needed.
-        has_version = not torch.compiler.is_compiling() and not features.is_inference()
-        if layer in self.copied or not (has_version or self.copied_is_known):
+        if self._needs_copy(layer, features):
             features = features.clone()
         self.features[layer] = features
-        if has_version:
+        if _has_version(features):
             self.versions[layer] = features._version
+
+    def _needs_copy(self, layer: str, features: Tensor) -> bool:
+        # Inductor drops copies of what is not written to (its pass `remove_noop_ops`).
+        if layer in self.copies.layers or torch.compiler.is_compiling():
+            return True
+        # Without the count of writes, only an example tells that no copy is needed.
+        return not (_has_version(features) or self.copies.complete)
+
+
+def _has_version(features: Tensor) -> bool:
+    """Whether the tensor counts the writes to it: not in a traced graph, nor in inference mode."""
+    return not torch.compiler.is_compiling() and not features.is_inference()
 
 
 class _Hook:
@@ -135,7 +158,8 @@ class Tap:
             preprocessing inside takes images in [0, 1], and its layers are those of `.network`.
         layers: dotted names of its submodules, as in `model.named_modules()`. A layer may return a
             tuple or dict with one feature map in it.
-        example: an input, which shows the layers whose outputs are changed in place later on.
+        example: an input, which shows the layers whose outputs are changed in place later on. The
+            model runs on it in eval mode, and a copy of it in training mode.
 
     Raises:
         UserError: for a name that is no layer of the model (the message has the nearest), a layer
@@ -146,7 +170,7 @@ class Tap:
         model, self._preprocess = split_preprocessing(model)
         self.model = model
         self.layers = tuple(dict.fromkeys(layers))
-        self._state = _CaptureState()
+        self._state = _CaptureState(_Copies())
         modules = dict(model.named_modules(remove_duplicate=False))
         for layer in self.layers:
             if layer not in modules:
@@ -170,38 +194,55 @@ class Tap:
         self._finalizer = weakref.finalize(self, hooks.close)
 
     def __getstate__(self) -> dict[str, Any]:
-        state = self._state
-        copied = _CaptureState(copied=set(state.copied), copied_is_known=state.copied_is_known)
+        copies = self._state.copies
         is_open = self._finalizer.alive
         return {
             "model": self.model,
             "layers": self.layers,
             "_preprocess": self._preprocess,
-            "_state": copied,
+            "_copies": _Copies(set(copies.layers), copies.complete),
             "open": is_open,
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        is_open = state.pop("open")
+        is_open, copies = state.pop("open"), state.pop("_copies")
         self.__dict__.update(state)
+        self._state = _CaptureState(copies)
         self._put_on_hooks()
         if not is_open:
             self.close()
 
     def _detect_inplace(self, example: Tensor | None) -> None:
         """Finds the layers whose outputs are changed in place later on, and so need a copy."""
-        state = self._state
+        state, copies = self._state, self._state.copies
         modules = list(self.model.modules())
         if example is not None:
             with evaluating(self.model):
                 self._run(example)
-            state.copied_is_known = True
-            state.copied.update(state.changed())
-            state.copied.update(layer for layer in self.layers if layer not in state.versions)
-            # Dropout does nothing in eval mode, so that the example does not show its writes.
+            copies.layers.update(state.changed())
+            copies.layers.update(layer for layer in self.layers if layer not in state.versions)
+            copies.complete = True
+            # A frozen model is not trained.
+            if any(parameter.requires_grad for parameter in self.model.parameters()):
+                self._detect_inplace_in_training(example)
+            # Where the model does not take the example in training mode, dropout is known to write.
             modules = [m for m in modules if isinstance(m, nn.modules.dropout._DropoutNd)]
         if any(getattr(module, "inplace", False) for module in modules):
-            state.copied.update(self.layers)
+            copies.layers.update(self.layers)
+
+    def _detect_inplace_in_training(self, example: Tensor) -> None:
+        """Runs a copy in training mode, where dropout and others write that else do nothing."""
+        devices = [example.device] if example.device.type == "cuda" else []
+        try:
+            # The statistics of the model and the random numbers of a run stay as they are.
+            with torch.random.fork_rng(devices), torch.no_grad(), copy.deepcopy(self) as trained:
+                trained.model.train()
+                trained._run(example)
+                self._state.copies.layers.update(trained._state.changed())
+        except Exception:
+            # Such as batch normalisation over one value. The first step says what is wrong, if
+            # anything is, and eager mode finds writes at each step.
+            self._state.copies.complete = False
 
     def __call__(self, *args: Any, **kwargs: Any) -> tuple[Any, dict[str, Tensor]]:
         output = self._run(*args, **kwargs)
@@ -213,9 +254,16 @@ class Tap:
                 )
         # A traced graph has no versions.
         if not torch.compiler.is_compiling() and (changed := state.changed()):
+            advice = (
+                "give tap or Transfer an example input, which shows this, so that a copy is taken"
+            )
+            if state.copies.complete:
+                advice = (
+                    "replace the operation that writes (inplace=True, +=): the example has none"
+                )
             raise UserError(
                 f"the output of layer {changed[0]!r} was changed in place after it was read: "
-                "give tap or Transfer an example input, which shows this, so that a copy is taken"
+                f"{advice}"
             )
         features = {}
         for layer in self.layers:
