@@ -13,6 +13,8 @@ import pytest
 import torch
 from small_runs import FLAGS, Command, rows, write_factory
 
+from attention_transfer.run_folder import RunFolder
+
 LINE = f"train --seed 3 --seeds 2 --max-steps 6 {FLAGS} --precision fp32"
 # Diverges for one seed; a network's seed is set before it is made.
 PICKY = """
@@ -128,6 +130,28 @@ def test_stopped_it_saves_and_goes_on(tmp_path, number, whole_group):
         assert f"{name} | continuing run/{name} at step {step} of 36000" in out
         assert torch.load(checkpoint, weights_only=True)["step"] > step > 0
         assert len(rows(checkpoint.parent)) >= step // 4
+
+
+def test_jobs_end_with_the_process_that_started_them(tmp_path):
+    """Killed, it can tell them nothing; they save their state and leave the folders free."""
+    model = write_factory(tmp_path)
+    line = f"{LINE} --model {model} --epochs 9000 --max-steps 36000 --out run --jobs 2"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "attention_transfer", *shlex.split(line)],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    runs = [tmp_path / "run" / seed for seed in ("seed-3", "seed-4")]
+    end = time.monotonic() + 300
+    while not all((run / "checkpoint.pt").is_file() for run in runs) and time.monotonic() < end:
+        time.sleep(0.02)
+    process.kill()
+    said = process.communicate(timeout=300)[0]  # its end is that of the last job
+    assert said.count("stopping after this step; the state is saved first") == 2
+    for run in runs:
+        with RunFolder(run).locked():
+            pass
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import sys
 from typing import NoReturn
 
@@ -11,6 +12,7 @@ from . import __version__
 from .commands import COMMANDS
 from .errors import LocalError, RunError, UserError, first_line, nearest
 from .flags import Parser, add_options
+from .train.signals import interrupt, signal_handlers
 
 PROGRAM = "attention-transfer"
 SUMMARY = (
@@ -33,12 +35,16 @@ LONGEST_WORD = 300
 
 
 def main() -> None:
-    """Runs a command. A user's mistake ends with status 2, a failed run with 1, Ctrl-C with 130."""
+    """Runs a command. A user's mistake ends with status 2, a failed run with 1.
+
+    Ctrl-C and SIGTERM end it with 130.
+    """
     for stream in (sys.stdout, sys.stderr):
         # A name of a file, or a terminal, need not be UTF-8.
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
-        _dispatch(sys.argv[1:])
+        with signal_handlers(interrupt, signal.SIGTERM):
+            _dispatch(sys.argv[1:])
     except KeyboardInterrupt as stop:
         _leave(f"interrupted: {stop}" if str(stop) else "interrupted", 130)
     except UserError as error:

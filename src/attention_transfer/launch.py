@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import sys
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -19,9 +20,9 @@ from .data.open import prepare_data
 from .errors import RunError, UserError, first_line
 from .report import read_run, write_report
 from .run_folder import RunFolder
-from .runtime.process import local_rank
+from .runtime.process import end_with_parent, local_rank
 from .train.run import run
-from .train.signals import Interrupted, signal_handlers
+from .train.signals import Interrupted, interrupt, signal_handlers
 
 POLL_SECONDS = 0.3  # time between looks for a signal while runs are under way
 
@@ -96,7 +97,9 @@ def submit(recipe: Recipe, folder: RunFolder, jobs: int, threads: int) -> Job:
     """Starts a run that shares this machine with `jobs` - 1 others."""
     context = multiprocessing.get_context("spawn")  # CUDA and OpenMP do not survive a fork
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_work, args=(recipe, folder, jobs, threads, sender))
+    process = context.Process(
+        target=_work, args=(recipe, folder, jobs, threads, os.getpid(), sender)
+    )
     # The process inherits this: Ctrl-C reaches it too, and must not end it before it can save.
     with signal_handlers(signal.SIG_IGN, signal.SIGINT):
         process.start()
@@ -133,14 +136,18 @@ def _run_jobs(runs: list[tuple[Recipe, RunFolder]], jobs: int, console: Console)
         raise Interrupted
 
 
-def _work(recipe: Recipe, folder: RunFolder, jobs: int, threads: int, pipe: Connection) -> None:
-    """The process of a job: sends what went wrong, or None, through `pipe`."""
+def _work(
+    recipe: Recipe, folder: RunFolder, jobs: int, threads: int, parent: int, pipe: Connection
+) -> None:
+    """The process of a job: sends what went wrong, or None, through `pipe` to its parent."""
     if "OMP_NUM_THREADS" not in os.environ:
         os.environ["OMP_NUM_THREADS"] = str(threads)  # for the processes that this one starts
         torch.set_num_threads(threads)
     stdout: Any = _LabelledStdout(folder.path.name)
     error: Exception | None = None
     try:
+        signal.signal(signal.SIGTERM, interrupt)
+        end_with_parent(parent)
         run_and_report(recipe, folder, Console(file=stdout, force_terminal=False), jobs)
     except (UserError, RunError) as raised:
         # A plain error of either kind, because not every subclass can be pickled.
@@ -155,7 +162,8 @@ def _work(recipe: Recipe, folder: RunFolder, jobs: int, threads: int, pipe: Conn
             f"{type(raised).__name__}: {first_line(raised)[:1000]} "
             "(ATTENTION_TRANSFER_TRACEBACK=1 shows where)"
         )
-    pipe.send(error)
+    with suppress(BrokenPipeError):  # the parent may have ended
+        pipe.send(error)
 
 
 class _LabelledStdout:

@@ -4,6 +4,7 @@ config.yaml          the effective recipe; `--config` of it runs the same thing 
 environment.json     versions, hardware, commit, command, what `auto` decided
 metrics.jsonl        a line for each epoch
 checkpoint.pt        all that is needed to continue (not the teacher's weights)
+checkpoint-previous.pt  the one before it, until the run is finished
 student.safetensors  the last epoch's weights; metadata: the network's name, classes, preprocessing
 maps.npz             attention maps of a few validation images, for the report
 report.html          opens from disk
@@ -27,6 +28,7 @@ from typing import Any
 
 from .authors_log import MODEL_FILE, is_authors_run
 from .errors import RunError, UserError
+from .run_lock import RunLock
 
 
 @contextmanager
@@ -118,10 +120,12 @@ class RunFolder:
         self.environment_file = self.path / "environment.json"
         self.metrics_file = self.path / "metrics.jsonl"
         self.checkpoint_file = self.path / "checkpoint.pt"
+        self.previous_checkpoint_file = self.path / "checkpoint-previous.pt"
         self.student_file = self.path / "student.safetensors"
         self.maps_file = self.path / "maps.npz"
         self.report_file = self.path / "report.html"
         self.summary_file = self.path / "summary.json"
+        self._lock = RunLock(self.path)
 
     def __str__(self) -> str:
         return str(self.path)
@@ -133,6 +137,10 @@ class RunFolder:
     @property
     def finished(self) -> bool:
         return self.summary_file.is_file()
+
+    @property
+    def has_checkpoint(self) -> bool:
+        return self.checkpoint_file.is_file() or self.previous_checkpoint_file.is_file()
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> RunFolder:
@@ -154,6 +162,23 @@ class RunFolder:
                 f"{path} {problem}; a run folder is what --out of train or distill named"
             )
         return run
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """No other process may write to the folder until the end of the block.
+
+        Raises:
+            UserError: if another process does; the message names it.
+        """
+        self._lock.take()
+        try:
+            yield
+        finally:
+            self._lock.release()
+
+    def check_lock(self) -> None:
+        """Raises `RunError` if the folder was removed or replaced since it was locked."""
+        self._lock.check()
 
     def config(self) -> dict[str, Any]:
         if not self.exists:
@@ -187,7 +212,19 @@ class RunFolder:
     def write_metrics(self, rows: list[dict[str, Any]]) -> None:
         """Replaces the file: a continued run drops the epochs after its checkpoint."""
         with replacing(self.metrics_file) as partial:
-            partial.write_text("".join(json.dumps(row) + "\n" for row in rows))
+            partial.write_bytes(_json_lines(rows))
+
+    def restore_metrics(self, rows: list[dict[str, Any]]) -> bool:
+        """Writes metrics.jsonl anew unless it begins with `rows`; whether it was necessary."""
+        expected = _json_lines(rows)
+        if self.metrics_file.is_file() and self.metrics_file.read_bytes().startswith(expected):
+            return False
+        self.write_metrics(rows)
+        return True
+
+
+def _json_lines(rows: list[dict[str, Any]]) -> bytes:
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

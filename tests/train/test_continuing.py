@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -24,7 +25,7 @@ from small_runs import (
     write_factory,
 )
 
-from attention_transfer.errors import UserError
+from attention_transfer.errors import RunError, UserError
 from attention_transfer.runtime.resolve import can_compile
 from attention_transfer.train import trainer
 from attention_transfer.train.signals import Interrupted
@@ -153,13 +154,94 @@ def test_a_last_line_cut_short(teacher_run, tmp_path):
 
 
 def test_a_damaged_checkpoint(tmp_path):
-    from attention_transfer.errors import RunError
-
     interrupt(small(), tmp_path / "run", 1)
     file = tmp_path / "run" / "checkpoint.pt"
     file.write_bytes(file.read_bytes()[:1000])
     with pytest.raises(RunError, match=r"checkpoint\.pt cannot be read .*: remove the run folder"):
         carry_out(small(), tmp_path / "run")
+
+
+def flip_a_bit(file):
+    """In the middle, where the weights are."""
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def cut_short(file):
+    file.write_bytes(file.read_bytes()[:100])
+
+
+def replace_by_a_pickle(file):
+    torch.save({"step": 4, "code": print}, file)
+
+
+def fill_with_zeros(file):
+    """As a power cut may leave it."""
+    file.write_bytes(bytes(len(file.read_bytes())))
+
+
+@pytest.mark.parametrize(
+    "damage", [flip_a_bit, cut_short, replace_by_a_pickle, fill_with_zeros, os.unlink]
+)
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(teacher_run, tmp_path, damage):
+    """Twice: the damaged file does not become the one before."""
+    run = tmp_path / "run"
+    interrupt(small(), run, STEPS_PER_EPOCH + 1)
+    for _ in range(2):
+        damage(run / "checkpoint.pt")
+        interrupt(small(), run, STEPS_PER_EPOCH + 2)
+        assert torch.load(run / "checkpoint-previous.pt", weights_only=True)["step"] == 4
+    damage(run / "checkpoint.pt")
+    said = carry_out(small(), run)
+    assert f"continuing {run} at step {STEPS_PER_EPOCH} of {TOTAL}" in said
+    assert said.count("continuing from the checkpoint before it") == (damage is not os.unlink)
+    assert "weights_only" not in said
+    assert_same_end(run, teacher_run)
+    assert not (run / "checkpoint-previous.pt").exists()
+
+
+def test_two_damaged_checkpoints(tmp_path):
+    run = tmp_path / "run"
+    interrupt(small(), run, STEPS_PER_EPOCH + 1)
+    flip_a_bit(run / "checkpoint.pt")
+    replace_by_a_pickle(run / "checkpoint-previous.pt")
+    with pytest.raises(RunError) as error:
+        carry_out(small(), run)
+    assert "checkpoint.pt cannot be read (the checksum of its part" in str(error.value)
+    assert "checkpoint-previous.pt cannot be read (it is no checkpoint of a run)" in str(
+        error.value
+    )
+    assert "weights_only" not in str(error.value)
+
+
+def test_a_checkpoint_of_another_network(tmp_path):
+    interrupt(small(), tmp_path / "run", 1)
+    interrupt(small(model="wrn-10-2"), tmp_path / "other", 1)
+    shutil.copy(tmp_path / "other" / "checkpoint.pt", tmp_path / "run")
+    with pytest.raises(RunError, match=r"checkpoint\.pt does not fit this run \(.*\): put the"):
+        carry_out(small(), tmp_path / "run")
+
+
+@pytest.mark.parametrize("damage", [os.unlink, cut_short, fill_with_zeros])
+def test_lost_metrics_come_from_the_checkpoint(teacher_run, tmp_path, damage):
+    run = tmp_path / "run"
+    interrupt(small(), run, STEPS_PER_EPOCH + 1)
+    damage(run / "metrics.jsonl")
+    said = carry_out(small(), run)
+    assert f"{run / 'metrics.jsonl'} is written anew" in said
+    assert_same_end(run, teacher_run)
+
+
+def test_a_checkpoint_without_its_rows_takes_those_of_the_file(teacher_run, tmp_path):
+    """As early versions wrote it."""
+    file = tmp_path / "run" / "checkpoint.pt"
+    interrupt(small(), tmp_path / "run", STEPS_PER_EPOCH + 1)
+    state = torch.load(file, weights_only=True)
+    del state["rows"]
+    torch.save(state, file)
+    carry_out(small(), tmp_path / "run")
+    assert_same_end(tmp_path / "run", teacher_run)
 
 
 @pytest.mark.skipif(not can_compile("cpu"), reason="Inductor needs a C++ compiler")
@@ -321,3 +403,41 @@ def test_signals(teacher_run, command, tmp_path, request):
     assert (said.status, said.err) == (0, "")
     assert f"continuing run at step {STEPS_PER_EPOCH} of {TOTAL}" in said.out
     assert_same_end(tmp_path / "run", teacher_run)
+
+
+# A process that sends SIGTERM to itself when it first calls a function of the run.
+SIGNALLED_AT = """
+import importlib, os, signal, sys
+sys.path.insert(0, sys.argv.pop(1))
+module, name = sys.argv.pop(1).rsplit(".", 1)
+import small_runs
+module = importlib.import_module(module)
+original = getattr(module, name)
+
+def watched(*args, **kwargs):
+    os.kill(os.getpid(), signal.SIGTERM)
+    return original(*args, **kwargs)
+
+setattr(module, name, watched)
+sys.argv[0] = "attention-transfer"
+from attention_transfer.cli import main
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("place", "kept"),
+    [
+        ("train.run.assemble", "nothing is saved yet; run the same command again to start anew"),
+        ("train.run.finish", "the last checkpoint is kept; run the same command again to continue"),
+    ],
+)
+def test_sigterm_outside_the_training_loop(tmp_path, request, place, kept):
+    words = [sys.executable, "-c", SIGNALLED_AT, str(request.config.rootpath / "tests")]
+    line = f"train --model {write_factory(tmp_path)} {FLAGS} --max-steps 1 --out run"
+    said = subprocess.run(
+        [*words, f"attention_transfer.{place}", *line.split()],
+        cwd=tmp_path, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert (said.returncode, said.stderr) == (130, f"attention-transfer: interrupted: {kept}\n")
+    assert (tmp_path / "run").exists() == ("last checkpoint" in kept)

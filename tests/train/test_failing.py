@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 
 import pytest
 import torch
@@ -163,3 +164,12 @@ def test_a_last_step_that_diverges(tmp_path, monkeypatch, factor):
     state = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
     assert state["step"] == STEPS_PER_EPOCH
     assert not (tmp_path / "run" / "summary.json").exists()
+
+
+def test_a_folder_that_is_removed_meanwhile(command, tmp_path, monkeypatch):
+    stop_after(monkeypatch, STEPS_PER_EPOCH + 1, lambda _: shutil.rmtree(tmp_path / "run"))
+    said = command(TRAIN)
+    assert said.status == 1
+    assert said.err.startswith("attention-transfer: run was removed or replaced while the run was")
+    assert said.err.count("\n") == 1
+    assert not (tmp_path / "run").exists()

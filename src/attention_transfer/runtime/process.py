@@ -5,6 +5,10 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
+import signal
+import sys
+import threading
+import time
 from typing import Any
 
 import torch
@@ -16,6 +20,8 @@ from ..transfer import Transfer
 from .options import RuntimeOptions
 from .resolve import RuntimeConfig
 
+POLL_SECONDS = 0.5  # time between looks for the parent process
+SAVING_SECONDS = 60.0  # what a process has to save its state when its parent has ended
 # Constants of glibc's malloc.h.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 
@@ -67,6 +73,24 @@ def compile_transfer(transfer: Transfer, runtime: RuntimeConfig) -> None:
 def local_rank() -> int:
     """The rank of this process on its node, before and after Fabric has started the others."""
     return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def end_with_parent(parent: int) -> None:
+    """Ends this process when its parent, process number `parent`, has ended.
+
+    The process gets SIGTERM, which lets a run save its state. (Windows keeps the number of a dead
+    parent, so there the process goes on.)
+    """
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(POLL_SECONDS)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(SAVING_SECONDS)
+        os._exit(1)
+
+    if sys.platform != "win32":
+        threading.Thread(target=watch, daemon=True).start()
 
 
 def keep_malloc_arena() -> None:

@@ -1,28 +1,43 @@
-"""checkpoint.pt: written whole or not at all."""
+"""checkpoint.pt and the one before it, each written whole or not at all and read with its checksum.
+
+torch.save writes a zip archive with a CRC-32 of each tensor. torch.load does not compare them, so
+`_read` does. That is the checksum of checkpoints from every version of this package.
+"""
 
 from __future__ import annotations
 
 import os
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..errors import RunError, first_line
-from ..run_folder import replacing
+from ..run_folder import RunFolder, replacing
+
+# What a checkpoint holds since the first version; later keys may be absent.
+KEYS = {"transfer", "optimizer", "scheduler", "meter", "step", "seconds", "rng", "cuda_rng"}
 
 
-def save_checkpoint(file: Path, state: dict[str, Any]) -> None:
-    """Writes `state`, and replaces the last checkpoint only once the new one is on the disk.
+def save_checkpoint(folder: RunFolder, state: dict[str, Any]) -> None:
+    """Writes `state` as checkpoint.pt; the last checkpoint becomes the one before it.
 
     Raises:
         RunError: if it cannot be written; the last checkpoint is kept.
     """
+    file = folder.checkpoint_file
     try:
-        with replacing(file) as partial, open(partial, "wb") as stream:
-            torch.save(state, stream)
-            stream.flush()
-            os.fsync(stream.fileno())  # or a power cut could leave an empty file under the name
+        with replacing(file) as partial:
+            with open(partial, "wb") as stream:
+                torch.save(state, stream)
+                stream.flush()
+                os.fsync(stream.fileno())  # or a power cut could leave an empty file under the name
+            # Until the new one has its name, the one before is all there is; `load_checkpoint`
+            # takes that one then. A link would be moved, and the file that it points to replaced.
+            if file.is_file() and not file.is_symlink():
+                os.replace(file, folder.previous_checkpoint_file)
     except RunError:
         raise
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
@@ -33,16 +48,53 @@ def save_checkpoint(file: Path, state: dict[str, Any]) -> None:
         ) from error
 
 
-def load_checkpoint(file: Path, device: torch.device) -> dict[str, Any]:
-    """The state in `file`, its tensors on `device`.
+def load_checkpoint(
+    folder: RunFolder, device: torch.device, say: Callable[[str], None]
+) -> tuple[dict[str, Any], Path]:
+    """The state in checkpoint.pt, its tensors on `device`, and the file that it is from.
+
+    If checkpoint.pt is damaged or missing, that is the one before it. `say` gets a line about
+    damage.
 
     Raises:
-        RunError: if the file is damaged.
+        RunError: if neither can be read.
     """
+    problems = []
+    for file in (folder.checkpoint_file, folder.previous_checkpoint_file):
+        if not file.is_file():
+            continue
+        try:
+            state = _read(file, device)
+        except _DamageError as damage:
+            problems.append(f"{file} cannot be read ({damage})")
+            continue
+        if problems:
+            say(f"warning: {problems[0]}: continuing from the checkpoint before it")
+        return state, file
+    raise RunError(f"{'; '.join(problems)}: remove the run folder to start anew")
+
+
+class _DamageError(Exception):
+    """A file is not the checkpoint that was written; the message says why."""
+
+
+def _read(file: Path, device: torch.device) -> dict[str, Any]:
     try:
-        state: dict[str, Any] = torch.load(file, map_location=device, weights_only=True)
+        with zipfile.ZipFile(file) as archive:
+            damaged = archive.testzip()
+    except OSError as error:
+        raise _DamageError(error.strerror or first_line(error)) from error
+    except Exception as error:  # zipfile raises several kinds
+        raise _DamageError("it is damaged") from error
+    if damaged is not None:
+        raise _DamageError(f"the checksum of its part {damaged} is wrong")
+    try:
+        state = torch.load(file, map_location=device, weights_only=True)
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
     except Exception as error:
-        raise RunError(
-            f"{file} cannot be read ({first_line(error)}): remove the run folder to start anew"
-        ) from error
+        # Without torch's words: they advise to load the file with its pickled code.
+        raise _DamageError("it is no checkpoint of a run") from error
+    if not isinstance(state, dict) or not state.keys() >= KEYS:
+        raise _DamageError("it is no checkpoint of a run")
     return state

@@ -61,6 +61,7 @@ def finish(
         "teacher": teacher_summary,
         "attention": attention_in_box(student, layers, data.val),
     }
+    folder.previous_checkpoint_file.unlink(missing_ok=True)  # a finished run does not continue
     # Last of all files, because it marks the run as finished.
     write_json(folder.summary_file, summary)
     return summary

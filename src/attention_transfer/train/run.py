@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ from .finish import describe_summary, finish
 from .loggers import Loggers, check_loggers
 from .progress import ProgressBar
 from .resume import check_folder, check_teacher, mending_allowed, open_run_images
+from .signals import saying_what_is_kept
 
 if TYPE_CHECKING:
     from ..config import Recipe
@@ -36,8 +38,9 @@ def run(recipe: Recipe, out: str | Path, console: Console, jobs: int = 1) -> dic
         jobs: number of runs that share this machine.
 
     Raises:
-        UserError: for a folder that holds something else, and for wrong data, networks or options.
-        RunError: for a loss that is not finite, and for a full disk.
+        UserError: for a folder that holds something else or is being written by another process,
+            and for wrong data, networks or options.
+        RunError: for a loss that is not finite, a full disk, and a folder removed meanwhile.
         Interrupted: (a KeyboardInterrupt) after a signal, once the state is saved.
     """
     folder = RunFolder(out)
@@ -50,7 +53,17 @@ def run(recipe: Recipe, out: str | Path, console: Console, jobs: int = 1) -> dic
             text = f"{folder} is finished: {describe_summary(summary)}; nothing to do"
             console.print(text, markup=False, highlight=False, soft_wrap=True)
         return summary
+    with ExitStack() as stack:
+        stack.enter_context(saying_what_is_kept(folder))
+        if local_rank() == 0:
+            stack.enter_context(folder.locked())
+        return _train(recipe, folder, loggers, console, jobs)
 
+
+def _train(
+    recipe: Recipe, folder: RunFolder, loggers: list[str], console: Console, jobs: int
+) -> dict[str, Any]:
+    """Trains to the end and writes the files of a finished run; returns the summary."""
     components = assemble(recipe, open_run_images(recipe, folder, jobs))
     if components.teacher is not None:
         check_teacher(folder, components.teacher.fingerprint)
@@ -61,7 +74,7 @@ def run(recipe: Recipe, out: str | Path, console: Console, jobs: int = 1) -> dic
     progress = ProgressBar(console, run_title(recipe), recipe.epochs)
     trainer = make_trainer(recipe, folder, fabric, components, runtime, progress)
     announce(recipe, components, runtime, trainer)
-    if not folder.checkpoint_file.is_file():
+    if not folder.has_checkpoint:
         dry_step(components, trainer)
     # Only now, so that a refused run leaves no folder in the way of the next try.
     if fabric.is_global_zero:
@@ -77,7 +90,9 @@ def run(recipe: Recipe, out: str | Path, console: Console, jobs: int = 1) -> dic
         return {}
     if (count := components.data.unreadable_count() - components.data.skipped) > 0:
         progress.say(f"warning: {count} unreadable images were met and left out")
+    folder.check_lock()
     summary = finish(recipe, folder, components, runtime, rows)
+    folder.check_lock()
     progress.say(f"{folder}: {describe_summary(summary)}")
     return summary
 
@@ -99,7 +114,7 @@ def _record(
     """Writes config.yaml and environment.json; of a run that continues, runtime and data only."""
     earlier = folder.environment()
     current = {"auto": asdict(runtime), "data": asdict(components.data.record)}
-    if earlier and folder.exists and folder.checkpoint_file.is_file():
+    if earlier and folder.exists and folder.has_checkpoint:
         # Versions and command stay those of the start.
         if earlier | current != earlier:
             write_json(folder.environment_file, earlier | current)

@@ -1,14 +1,16 @@
-"""Ctrl-C and SIGTERM: a run finishes its step, saves its state and stops."""
+"""Ctrl-C and SIGTERM: a run finishes its step, saves its state and stops; imports no torch."""
 
 from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from lightning.fabric import Fabric
+from ..run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
 
 
 class Interrupted(KeyboardInterrupt):
@@ -16,6 +18,25 @@ class Interrupted(KeyboardInterrupt):
 
     def __init__(self) -> None:
         super().__init__("the state is saved; run the same command again to continue")
+
+
+def interrupt(number: int, frame: Any) -> None:
+    """A handler of SIGTERM: the process ends as after Ctrl-C, with a line and status 130."""
+    raise KeyboardInterrupt
+
+
+@contextmanager
+def saying_what_is_kept(folder: RunFolder) -> Iterator[None]:
+    """An interruption of the block says what the next run of the command begins with."""
+    try:
+        yield
+    except Interrupted:
+        raise
+    except KeyboardInterrupt as stop:
+        kept = "nothing is saved yet; run the same command again to start anew"
+        if folder.has_checkpoint:
+            kept = "the last checkpoint is kept; run the same command again to continue"
+        raise KeyboardInterrupt(kept) from stop
 
 
 @contextmanager
@@ -51,5 +72,7 @@ class StopRequest:
         """Whether any rank received a signal; all ranks must call this at the same step."""
         if fabric.world_size == 1:
             return self.received
+        import torch
+
         received = torch.tensor(float(self.received), device=fabric.device)
         return bool(fabric.all_reduce(received, reduce_op="sum"))

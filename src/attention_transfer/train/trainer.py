@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -17,7 +18,7 @@ from ..apply.inference import as_input
 from ..data.augment import Augment
 from ..data.plan import EpochPlan, TrainingBatch
 from ..data.stream import Stream
-from ..errors import LocalError, RunError, UserError
+from ..errors import LocalError, RunError, UserError, first_line
 from ..run_folder import RunFolder
 from ..runtime.cuda_graphs import CudaGraphs
 from ..transfer import Transfer
@@ -103,10 +104,8 @@ class Trainer:
             Interrupted: after a signal, once the state is saved.
             RunError: if the loss is not finite or a file cannot be written.
         """
-        if self.folder.checkpoint_file.is_file():
-            state = load_checkpoint(self.folder.checkpoint_file, self.fabric.device)
-            self.load_state_dict(state)
-            self.progress.say(f"continuing {self.folder} at step {self.step} of {self.total_steps}")
+        if self.folder.has_checkpoint:
+            self._continue()
         self.log(self.rows)
         with signal_handlers(self.stop, signal.SIGINT, signal.SIGTERM), self.progress:
             while not self.rows or self.rows[-1]["step"] < self.total_steps:
@@ -187,10 +186,11 @@ class Trainer:
             "lr": self.lr,
             "rng": torch.get_rng_state(),
             "cuda_rng": cuda_rng,
+            "rows": self.rows,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues from `state`, with the rows of metrics.jsonl up to its step."""
+        """Continues from `state`."""
         self.module.load_state_dict(state["transfer"])
         if self.average is not None:
             self.average.load_state_dict(state["average"])
@@ -202,7 +202,30 @@ class Trainer:
         torch.set_rng_state(state["rng"].cpu())
         if state["cuda_rng"] is not None:
             torch.cuda.set_rng_state(state["cuda_rng"].cpu())
-        self.rows = [row for row in self.folder.metrics() if row["step"] <= self.step]
+        if "rows" in state:
+            self.rows = state["rows"]
+        else:  # an early checkpoint
+            self.rows = [row for row in self.folder.metrics() if row["step"] <= self.step]
+
+    def _continue(self) -> None:
+        """Loads the checkpoint, or the one before it, and mends the files that are damaged."""
+        folder, say = self.folder, self.progress.say
+        state, file = load_checkpoint(folder, self.fabric.device, say)
+        try:
+            self.load_state_dict(state)
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise RunError(
+                f"{file} does not fit this run ({first_line(error)}): "
+                "put the run's own file back, or remove the run folder to start anew"
+            ) from error
+        self.fabric.barrier()  # every rank has read the file that rank 0 may rename
+        if self.fabric.is_global_zero:
+            if file != folder.checkpoint_file:
+                # Otherwise the next save would keep the damaged file as the one before.
+                os.replace(file, folder.checkpoint_file)
+            if folder.restore_metrics(self.rows):
+                say(f"{folder.metrics_file} is written anew from the checkpoint")
+        say(f"continuing {folder} at step {self.step} of {self.total_steps}")
 
     def _position(self) -> tuple[int, int]:
         """The epoch, counted from 0, and the first of its steps that is still to do."""
@@ -300,9 +323,9 @@ class Trainer:
         self._check_finite()
         state = self.state_dict()
         if self.fabric.is_global_zero:
-            # In this order: a continued run drops a row too many, and could not restore one.
+            self.folder.check_lock()
             self.folder.write_metrics(self.rows)
-            save_checkpoint(self.folder.checkpoint_file, state)
+            save_checkpoint(self.folder, state)
 
     def _check_finite(self) -> None:
         """Raises `RunError` if the loss, or a weight after the last step, is not finite."""

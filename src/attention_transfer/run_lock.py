@@ -1,0 +1,128 @@
+"""One process writes to a run folder: a lock that the system gives back when its owner ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from contextlib import suppress
+from datetime import datetime
+from pathlib import Path
+from typing import BinaryIO
+
+from .errors import RunError, UserError
+
+try:
+    import fcntl
+except ImportError:  # Windows; there the folder is not locked
+    fcntl = None  # type: ignore[assignment]
+
+LOCK_FILE = ".lock"
+
+
+class RunLock:
+    """The lock on a folder, held from `take` to `release`."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.file = folder / LOCK_FILE
+        self._stream: BinaryIO | None = None
+        self._made_folders: list[Path] = []
+
+    def take(self) -> None:
+        """Locks the folder, and makes it if there is none.
+
+        Raises:
+            UserError: if another process holds the lock; the message names it.
+        """
+        folders = (self.folder, *self.folder.parents)
+        self._made_folders = [folder for folder in folders if not folder.exists()]
+        self.folder.mkdir(parents=True, exist_ok=True)
+        while self._stream is None:
+            stream = open(self.file, "a+b")  # noqa: SIM115 (open as long as the lock is held)
+            if not _lock(stream):
+                owner = _read_owner(stream)
+                stream.close()
+                raise UserError(
+                    f"{self.folder} is being written by {owner}: wait for its end, or stop it"
+                )
+            # The last owner may have removed the file between its opening and its locking here.
+            if _is_file_of(stream, self.file):
+                self._stream = stream
+            else:
+                stream.close()
+        _open_locks.add(self._stream)
+        self._stream.truncate(0)
+        owner_record = {
+            "process": os.getpid(),
+            "host": socket.gethostname(),
+            "since": datetime.now().isoformat(" ", "seconds"),
+        }
+        self._stream.write(json.dumps(owner_record).encode())
+        self._stream.flush()
+
+    def check(self) -> None:
+        """Raises `RunError` if the folder was removed or replaced since `take`."""
+        if self._stream is not None and not _is_file_of(self._stream, self.file):
+            raise RunError(
+                f"{self.folder} was removed or replaced while the run was writing to it: "
+                "run the command again to start anew"
+            )
+
+    def release(self) -> None:
+        """Removes the lock, and the folders that `take` made if nothing was written to them."""
+        if self._stream is None:
+            return
+        if _is_file_of(self._stream, self.file):
+            self.file.unlink()
+        _open_locks.discard(self._stream)
+        self._stream.close()
+        self._stream = None
+        with suppress(OSError):
+            for folder in self._made_folders:
+                folder.rmdir()
+
+
+# A forked process shares the lock, and would hold it when this process has ended.
+_open_locks: set[BinaryIO] = set()
+
+
+def _close_in_child() -> None:
+    for stream in _open_locks:
+        stream.close()
+    _open_locks.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_close_in_child)
+
+
+def _lock(stream: BinaryIO) -> bool:
+    """Whether this process has the lock now."""
+    if fcntl is None:
+        return True
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        # A file system without locks, such as some network ones.
+        return True
+    return True
+
+
+def _is_file_of(stream: BinaryIO, path: Path) -> bool:
+    """Whether `path` still names the open file."""
+    try:
+        return os.path.samestat(os.fstat(stream.fileno()), path.stat())
+    except OSError:
+        return False
+
+
+def _read_owner(stream: BinaryIO) -> str:
+    stream.seek(0)
+    try:
+        owner = json.loads(stream.read())
+        return f"process {owner['process']} on {owner['host']} since {owner['since']}"
+    except (ValueError, KeyError, TypeError):  # it has not written its name yet
+        return "another process"
