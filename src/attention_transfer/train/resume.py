@@ -78,7 +78,7 @@ def open_run_images(recipe: Recipe, folder: RunFolder, jobs: int) -> Dataset:
 def _check_data(folder: RunFolder, data: Dataset) -> None:
     recorded = folder.environment().get("data")
     # Older runs have no record, and a run without a checkpoint starts anew.
-    if recorded is None or not folder.checkpoint_file.is_file():
+    if recorded is None or not folder.has_checkpoint:
         return
     changes = []  # the most telling one first
     for key, value in asdict(data.record).items():
