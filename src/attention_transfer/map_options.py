@@ -24,6 +24,11 @@ class MapOptions:
         option("Map over positions, or over channels for pairs with equal channels."),
     ] = "space"
 
+    def map_name(self, layer: str) -> str:
+        """The name of a layer's map under these options, such as `group0.sum2`."""
+        over_channels = ".channel" * (self.axis == "channel")
+        return f"{layer}.{self.kind}{self.p:g}{over_channels}"
+
 
 @dataclass(frozen=True)
 class LossOptions(MapOptions):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar, get_args
 
 import torch
@@ -16,13 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .errors import UserError, check_choice
+from .map_inputs import Features, PairWeights, StoredMap, TeacherFeatures, pair_features
 from .map_options import Convention, LossOptions, MapOptions
 from .numerics import EPS, at_least_float32, power
 from .ops import activation_loss
 from .options import checked
 
-Features = Tensor | Sequence[Tensor] | Mapping[str, Tensor]
-PairWeights = Sequence[float] | Mapping[str, float]
 Options = TypeVar("Options", bound=MapOptions)
 
 
@@ -94,11 +92,14 @@ def at_loss(
 
 
 def map_loss(
-    student: Features, teacher: Features, options: LossOptions, weights: PairWeights | None = None
+    student: Features,
+    teacher: TeacherFeatures,
+    options: LossOptions,
+    weights: PairWeights | None = None,
 ) -> Tensor:
-    """`at_loss` under options that are checked already."""
+    """`at_loss` under options that are checked already; `teacher` may hold `StoredMap`s."""
     total: Tensor | None = None
-    for name, s, t, weight in _pairs(student, teacher, weights):
+    for name, s, t, weight in pair_features(student, teacher, weights):
         term = map_distance(*paired_maps(s, t, options, name), options)
         if weight != 1.0:  # the default costs no operation
             term = term * weight
@@ -134,9 +135,14 @@ def _cached_options(cls: type[Options], *values: Any) -> Options:
 
 
 def paired_maps(
-    student: Tensor, teacher: Tensor, options: LossOptions, name: str = "pair"
+    student: Tensor, teacher: Tensor | StoredMap, options: LossOptions, name: str = "pair"
 ) -> tuple[Tensor, Tensor]:
     """The normalised maps of one pair, brought to one size: two tensors (N, M)."""
+    teacher_options, stored = options, isinstance(teacher, StoredMap)
+    if isinstance(teacher, StoredMap):
+        # Its scale is lost. That changes nothing: resizing is linear, and the result is normalised.
+        teacher = teacher.as_features()
+        teacher_options = LossOptions("sum", 1.0, options.axis, resize=options.resize)
     student = validated(student, f"student features of {name}")
     teacher = validated(teacher, f"teacher features of {name}")
     if student.shape[0] != teacher.shape[0]:
@@ -148,7 +154,12 @@ def paired_maps(
     size = None
     if options.axis != "channel" and _grid(student) != _grid(teacher):
         size = common_grid(student, teacher, name)
-    ys, yt = _map_at(student, options, size), _map_at(teacher, options, size)
+    if stored and size is not None and options.resize == "features":
+        raise UserError(
+            f"{name}: resize='features' pools the teacher's features, and a store holds its maps: "
+            "choose resize='map' or 'bilinear'"
+        )
+    ys, yt = _map_at(student, options, size), _map_at(teacher, teacher_options, size)
     if ys.shape != yt.shape:
         raise UserError(
             f"{name}: axis='channel' compares channel by channel, but the student has "
@@ -329,53 +340,3 @@ def _resize_map(q: Tensor, size: tuple[int, int], resize: str) -> Tensor:
     if resize == "bilinear":
         return F.interpolate(q, size, mode="bilinear", align_corners=False, antialias=True)
     raise UserError(f"unknown resize {resize!r}")
-
-
-def _pairs(
-    student: Features, teacher: Features, weights: PairWeights | None
-) -> list[tuple[str, Tensor, Tensor, float]]:
-    """(name, student features, teacher features, weight) of each pair."""
-    if isinstance(student, Tensor) and isinstance(teacher, Tensor):
-        student, teacher = [student], [teacher]
-    if isinstance(student, Mapping) and isinstance(teacher, Mapping):
-        return _pairs_by_name(student, teacher, weights)
-    if not isinstance(student, (list, tuple)) or not isinstance(teacher, (list, tuple)):
-        raise UserError(
-            f"student features are a {type(student).__name__}, the teacher's a "
-            f"{type(teacher).__name__}: expected both a tensor, both a list, or both a dict"
-        )
-    if len(student) != len(teacher):
-        raise UserError(
-            f"{len(student)} student features but {len(teacher)} of the teacher's: "
-            "expected equal numbers"
-        )
-    factors: Sequence[float] = [1.0] * len(student)
-    if weights is not None:
-        if isinstance(weights, Mapping) or len(weights) != len(student):
-            raise UserError(
-                f"weights is {weights!r}: expected a list of {len(student)} numbers, one a pair"
-            )
-        factors = weights
-    names = [f"pair {j}" for j in range(len(student))]
-    return list(zip(names, student, teacher, factors, strict=True))
-
-
-def _pairs_by_name(
-    student: Mapping[str, Tensor], teacher: Mapping[str, Tensor], weights: PairWeights | None
-) -> list[tuple[str, Tensor, Tensor, float]]:
-    if student.keys() != teacher.keys():
-        raise UserError(
-            f"the student's layers are {list(student)}, the teacher's {list(teacher)}: "
-            "expected the same keys"
-        )
-    if weights is None:
-        weights = dict.fromkeys(student, 1.0)
-    if not isinstance(weights, Mapping):
-        raise UserError(
-            "weights is a list, but the features are a dict: expected a dict with the same keys"
-        )
-    if weights.keys() != student.keys():
-        raise UserError(
-            f"weights has {list(weights)}, the features {list(student)}: expected the same keys"
-        )
-    return [(name, student[name], teacher[name], weights[name]) for name in student]

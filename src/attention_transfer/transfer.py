@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from .errors import UserError, about
+from .map_inputs import StoredMap
+from .map_options import MapOptions
 from .methods.base import Method, StepInputs, TrainingFraction
 from .numerics import check_logits, check_tensor, cross_entropy
 from .second_order import (
@@ -21,8 +22,8 @@ from .second_order import (
     logits_and_input_gradient,
 )
 from .taps import Tap, call_uncompiled, evaluating, resolve_pairs, split_preprocessing
+from .teacher import FrozenTeacher, Store, TeacherOutput, Transform
 
-Transform = Callable[[Tensor], Tensor]
 Pairs = list[tuple[str, str]]
 # The methods of `Transfer` that `compile` compiles.
 _REGIONS = ("run_teacher", "_student_step")
@@ -36,14 +37,6 @@ class Output(NamedTuple):
     parts: dict[str, Tensor]
 
 
-class TeacherOutput(NamedTuple):
-    """The teacher's logits, features of the pairs and J, as far as the methods need them."""
-
-    logits: Tensor | None = None
-    features: Sequence[Tensor] = ()
-    gradient: Tensor | None = None
-
-
 class Transfer(nn.Module):
     """A student under a teacher's guidance: `transfer(x, y)` runs both and gives the loss.
 
@@ -54,7 +47,8 @@ class Transfer(nn.Module):
     Args:
         student: images (N, C, H, W) -> logits (N, K). A compiled or wrapped one is unwrapped;
             of a loaded one with its preprocessing inside, `.network` is trained, in place.
-        teacher: the same, trained; None where no method needs one.
+        teacher: the same, trained; None where no method needs one. A `TeacherStore` in its place
+            needs no network: see `forward`.
         methods: `ActivationTransfer`, `KnowledgeDistillation`, …; by default labels alone.
         pairs: [(student layer, teacher layer)], or "auto": the stages of equal stride (needs
             `example`); "last2": the last two of these, and so on.
@@ -64,14 +58,14 @@ class Transfer(nn.Module):
 
     Raises:
         UserError: (a ValueError) where a teacher or an example that a method needs is missing, no
-            method uses the teacher, two methods have one name, a layer does not exist, or features
-            of a pair do not fit.
+            method uses the teacher, two methods have one name, a layer does not exist, features of
+            a pair do not fit, or a method cannot learn from a store.
     """
 
     def __init__(
         self,
         student: nn.Module,
-        teacher: nn.Module | None = None,
+        teacher: nn.Module | Store | None = None,
         methods: Sequence[Method] = (),
         pairs: str | Sequence[tuple[str, str]] = "auto",
         example: Tensor | None = None,
@@ -92,14 +86,21 @@ class Transfer(nn.Module):
         self.student_transform = nn.Identity() if student_transform is None else student_transform
         # A tuple of one or none keeps the teacher out of modules(), parameters() and state_dict();
         # `_apply` moves it all the same.
-        self._frozen: tuple[_FrozenTeacher, ...] = ()
-        if teacher is not None:
-            self._frozen = (_FrozenTeacher(*_split(teacher, teacher_transform, "teacher")),)
+        self._frozen: tuple[FrozenTeacher, ...] = ()
+        self.store: Store | None = None
+        self.map_options = _maps_to_read(methods, teacher)
+        if isinstance(teacher, nn.Module):
+            self._frozen = (FrozenTeacher(*_split(teacher, teacher_transform, "teacher")),)
         self.pairs: Pairs = []
         self._student_tap: Tap | None = None
         self._teacher_tap: Tap | None = None
         if self._frozen and any(m.needs_features for m in methods):
             self._tap_pairs(pairs, example)
+        elif teacher is not None and not self._frozen:
+            self._use_store(cast(Store, teacher), pairs, example)
+        self._map_names: list[str] = []
+        if self.map_options is not None:
+            self._map_names = [self.map_options.map_name(t) for _, t in self.pairs]
         self._gradient_methods = [m for m in methods if m.needs_gradient]
         self._checked_first_batch = not self._gradient_methods
         if example is not None:
@@ -112,7 +113,13 @@ class Transfer(nn.Module):
         """The frozen copy of the teacher."""
         return self._frozen[0].network if self._frozen else None
 
-    def forward(self, x: Tensor, y: Tensor, progress: TrainingFraction = None) -> Output:
+    def forward(
+        self,
+        x: Tensor,
+        y: Tensor,
+        progress: TrainingFraction = None,
+        teacher: TeacherOutput | None = None,
+    ) -> Output:
         """The loss of one batch.
 
         Args:
@@ -121,10 +128,14 @@ class Transfer(nn.Module):
                 image of label -100 stays out of the cross-entropy.
             progress: the share of the training that is done, a float or 0-d tensor in [0, 1]. A
                 tensor outside is clamped to it: to refuse it would wait for the device.
+            teacher: what the teacher says of x, if it is known; otherwise the teacher runs. With a
+                store it is `transfer.store.read(rows, view)`, the numbers of the images and of
+                their view.
 
         Raises:
             UserError: for a student that returns no logits (N, K), labels of another shape or, in
-                eager mode on a CPU, out of range; and for a float outside [0, 1].
+                eager mode on a CPU, out of range; for a float outside [0, 1]; and without `teacher`
+                under a store.
         """
         check_tensor(x, "x")
         check_tensor(y, "y")
@@ -133,7 +144,17 @@ class Transfer(nn.Module):
             self._checked_first_batch = True
             if text := self.batch_dependence_warning():
                 warnings.warn(text, BatchStatisticsWarning, stacklevel=2)
-        return self._student_step(x, y, progress, self.run_teacher(x, y))
+        if teacher is None:
+            if self.store is not None:
+                raise UserError(
+                    "a store is in the teacher's place: call transfer(x, y, progress, "
+                    "teacher=transfer.store.read(rows, view)) with the numbers of the images in x"
+                )
+            teacher = self.run_teacher(x, y)
+        elif not isinstance(teacher, TeacherOutput):
+            kind = type(teacher).__name__
+            raise UserError(f"teacher= is an object of type {kind}: expected a TeacherOutput")
+        return self._student_step(x, y, progress, teacher.with_features(self._map_names))
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compiles this module in place."""
@@ -241,12 +262,20 @@ class Transfer(nn.Module):
                 weights[key if counts[key] == 1 else f"{method.name}.{key}"] = value
         return weights
 
-    def features(self, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """(The student's, the teacher's) features of the pairs, in eval mode, without gradients."""
+    def features(
+        self, x: Tensor, teacher: TeacherOutput | None = None
+    ) -> tuple[list[Tensor], list[Tensor | StoredMap]]:
+        """(The student's, the teacher's) features of the pairs, in eval mode, without gradients.
+
+        Under a store the teacher's are those of `teacher`, by default placeholders.
+        """
         with evaluating(self.student):
-            # By the class: the instance's method may be compiled, for another batch size.
-            teacher = Transfer.run_teacher(self, x)
-            return self._read_student(x)[1], list(teacher.features)
+            if self.store is not None:
+                teacher = teacher or self.store.placeholder(len(x))
+            else:
+                # By the class: the instance's method may be compiled, for another batch size.
+                teacher = Transfer.run_teacher(self, x)
+            return self._read_student(x)[1], list(teacher.with_features(self._map_names).features)
 
     def close(self) -> None:
         """Takes the hooks off the student; they also go with this object."""
@@ -266,6 +295,21 @@ class Transfer(nn.Module):
             teacher._apply(fn)
         return self
 
+    def _use_store(
+        self, store: Store, pairs: str | Sequence[tuple[str, str]], example: Tensor | None
+    ) -> None:
+        """Finds the pairs, taps the student, and keeps the maps of the store that are needed."""
+        if self.map_options is not None:
+            xs = None
+            if example is not None:
+                with torch.no_grad():
+                    xs = self.student_transform(example)
+            stages = store.stages(self.map_options)
+            self.pairs = resolve_pairs(pairs, self.student, stages, xs, xs)
+            with about("the student"):
+                self._student_tap = Tap(self.student, [s for s, _ in self.pairs], xs)
+        self.store = store.select([t for _, t in self.pairs], self.map_options)
+
     def _tap_pairs(self, pairs: str | Sequence[tuple[str, str]], example: Tensor | None) -> None:
         """Finds the pairs and taps the two networks at their layers."""
         (teacher,) = self._frozen
@@ -279,16 +323,6 @@ class Transfer(nn.Module):
                 self._student_tap = Tap(self.student, [s for s, _ in self.pairs], xs)
             with about("the teacher"):
                 self._teacher_tap = Tap(teacher.network, [t for _, t in self.pairs], xt)
-
-
-class _FrozenTeacher(nn.Module):
-    """A copy of the teacher and its transform, in eval mode and without gradients."""
-
-    def __init__(self, network: nn.Module, transform: Transform | None):
-        super().__init__()
-        self.network = copy.deepcopy(network)
-        self.transform = nn.Identity() if transform is None else copy.deepcopy(transform)
-        self.eval().requires_grad_(False)
 
 
 def _split(
@@ -317,9 +351,15 @@ def _read(
     return logits, [features[layer] for layer in layers]
 
 
-def _check_methods(
-    methods: Sequence[Method], teacher: nn.Module | None, example: Tensor | None
-) -> None:
+def _maps_to_read(methods: Sequence[Method], teacher: object) -> MapOptions | None:
+    """The maps that the methods read of a store."""
+    options = list(dict.fromkeys(m.map_options for m in methods if m.map_options is not None))
+    if len(options) > 1 and not isinstance(teacher, nn.Module):
+        raise UserError("the methods read different maps of a store: give them one kind, p, axis")
+    return options[0] if options else None
+
+
+def _check_methods(methods: Sequence[Method], teacher: object, example: Tensor | None) -> None:
     for method in methods:
         if not isinstance(method, Method):
             raise UserError(f"methods has {method!r}: expected objects, like ActivationTransfer()")
@@ -331,8 +371,19 @@ def _check_methods(
             f"a teacher is given, but methods {names} use none: pass teacher=None, or a method "
             "that learns from it, such as ActivationTransfer()"
         )
+    under_store = teacher is not None and not isinstance(teacher, nn.Module)
+    if under_store and not hasattr(teacher, "read"):
+        raise UserError(
+            f"teacher is an object of type {type(teacher).__name__}: "
+            "expected a module, a TeacherStore or None"
+        )
     for method in methods:
         name = type(method).__name__
+        if under_store and method.needs_live_teacher is not None:
+            raise UserError(
+                f"{name} cannot learn from a store: {method.needs_live_teacher}; "
+                "pass the teacher itself"
+            )
         if method.needs_teacher and teacher is None:
             raise UserError(f"{name} needs a teacher, and teacher is None")
         if method.needs_example and example is None:

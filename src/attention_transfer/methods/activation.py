@@ -8,7 +8,9 @@ from torch import Tensor
 
 from .. import maps
 from ..errors import UserError
-from ..map_options import LossOptions
+from ..map_inputs import StoredMap
+from ..map_options import LossOptions, MapOptions
+from ..options import subset
 from .base import BetaMethod, Pairs, StepInputs, check_weight, schedule_factor
 
 # In shares of the number of steps. A β above the first (under `authors`, its mean over a schedule)
@@ -53,6 +55,7 @@ class ActivationTransfer(BetaMethod):
     ):
         super().__init__(beta, decay)
         self.options = maps.make_options(LossOptions, kind, p, axis, convention, resize, norm)
+        self.map_options = subset(self.options, MapOptions)
         self.pair_weights: list[float] | None = None
         if weights is not None:
             if isinstance(weights, (str, Mapping)) or not isinstance(weights, Iterable):
@@ -64,7 +67,9 @@ class ActivationTransfer(BetaMethod):
             step.student_features, step.teacher_features, self.options, self.pair_weights
         )
 
-    def prepare(self, pairs: Pairs, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> None:
+    def prepare(
+        self, pairs: Pairs, student: Sequence[Tensor], teacher: Sequence[Tensor | StoredMap]
+    ) -> None:
         if self.pair_weights is not None and len(self.pair_weights) != len(pairs):
             raise UserError(
                 f"weights has {len(self.pair_weights)} numbers for {len(pairs)} pairs: "
@@ -76,7 +81,7 @@ class ActivationTransfer(BetaMethod):
         maps.map_loss(students, dict(zip(names, teacher, strict=True)), self.options)
 
     def describe(
-        self, pairs: Pairs, student: Sequence[Tensor], teacher: Sequence[Tensor]
+        self, pairs: Pairs, student: Sequence[Tensor], teacher: Sequence[Tensor | StoredMap]
     ) -> list[str]:
         """A line a pair: layers, sizes, and the effective weight of β under the conventions."""
         conventions = ["paper"] if self.options.convention == "paper" else ["authors", "caffe"]
@@ -90,7 +95,8 @@ class ActivationTransfer(BetaMethod):
             for convention in conventions:
                 converted = maps.convert_beta(beta, self.options.convention, convention, positions)
                 betas.append(f"{converted:.5g} ({convention})")
-            sizes = f"{tuple(fs.shape[1:])} and {tuple(ft.shape[1:])}"
+            kept = " a map" * isinstance(ft, StoredMap)
+            sizes = f"{tuple(fs.shape[1:])} and{kept} {tuple(ft.shape[1:])}"
             lines.append(f"{s} ← {t}: {sizes}, M = {positions}, β = {', '.join(betas)}")
         return lines
 

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError, check_choice
+from ..map_inputs import StoredMap
+from ..map_options import MapOptions
 from .options import DECAYS
 
 # `step` drops where the CIFAR recipe drops its learning rate: at epochs 60, 120 and 160 of 200.
@@ -28,14 +30,14 @@ class StepInputs:
     """What the methods read of one step; each field as far as a method needs it.
 
     The input gradients J are (N, C, H, W) like the images; `flipped_gradient` is flip(J(flip(x)))
-    of the student.
+    of the student. Under a store, `StoredMap`s take the place of the teacher's features.
     """
 
     labels: Tensor
     student_logits: Tensor | None = None
     teacher_logits: Tensor | None = None
     student_features: Sequence[Tensor] = ()
-    teacher_features: Sequence[Tensor] = ()
+    teacher_features: Sequence[Tensor | StoredMap] = ()
     student_gradient: Tensor | None = None
     teacher_gradient: Tensor | None = None
     flipped_gradient: Tensor | None = None
@@ -52,6 +54,10 @@ class Method(nn.Module):
     needs_gradient: ClassVar[bool] = False
     needs_flipped: ClassVar[bool] = False
     needs_example: ClassVar[bool] = False
+    # Why a store of the teacher's maps and logits is not enough; None where it is.
+    needs_live_teacher: ClassVar[str | None] = None
+    # The attention maps that it reads of a store, if any.
+    map_options: MapOptions | None = None
     # {name of another method: {option: its default where both are chosen}}
     defaults_with: ClassVar[dict[str, dict[str, Any]]] = {}
     decay: str = "constant"
@@ -72,11 +78,13 @@ class Method(nn.Module):
         """The factor that this method leaves to the cross-entropy."""
         return 1.0
 
-    def prepare(self, pairs: Pairs, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> None:
+    def prepare(
+        self, pairs: Pairs, student: Sequence[Tensor], teacher: Sequence[Tensor | StoredMap]
+    ) -> None:
         """Raises `UserError` if the features of a dry run do not suit the method."""
 
     def describe(
-        self, pairs: Pairs, student: Sequence[Tensor], teacher: Sequence[Tensor]
+        self, pairs: Pairs, student: Sequence[Tensor], teacher: Sequence[Tensor | StoredMap]
     ) -> list[str]:
         """Lines for the start of a run: what the method does to each pair of layers."""
         return []

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from .. import maps
 from ..errors import UserError
+from ..map_inputs import StoredMap
 from ..numerics import at_least_float32
 from .base import BetaMethod, Pairs, StepInputs
 
@@ -60,6 +61,7 @@ class FullActivationTransfer(BetaMethod):
     part = "full"
     needs_teacher = True
     needs_features = True
+    needs_live_teacher = "it compares whole features, and a store holds their maps"
     needs_example = True  # for the sizes of the adapters
 
     def __init__(self, beta: float = 1e4, decay: str = "constant"):
@@ -70,6 +72,7 @@ class FullActivationTransfer(BetaMethod):
         terms = []
         for j, adapter in enumerate(self.adapters):
             student, teacher = step.student_features[j], step.teacher_features[j]
+            assert isinstance(teacher, Tensor), "no store: needs_live_teacher"
             s = maps.as_grid(at_least_float32(student))
             t = maps.as_grid(at_least_float32(teacher))
             if s.shape[2:] != t.shape[2:]:
@@ -81,12 +84,15 @@ class FullActivationTransfer(BetaMethod):
             terms.append(full_activation_loss(s, t))
         return torch.stack(terms).sum()
 
-    def prepare(self, pairs: Pairs, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> None:
+    def prepare(
+        self, pairs: Pairs, student: Sequence[Tensor], teacher: Sequence[Tensor | StoredMap]
+    ) -> None:
         """Makes the adapters, each a convolution where channels differ."""
         if not pairs:
             raise UserError("FullActivationTransfer got no pair of layers: expected at least one")
         self.adapters = nn.ModuleList()
         for (student_layer, teacher_layer), s, t in zip(pairs, student, teacher, strict=True):
+            assert isinstance(t, Tensor), "no store: needs_live_teacher"
             maps.validated(s, f"student features of {student_layer}")
             maps.validated(t, f"teacher features of {teacher_layer}")
             in_channels, out_channels = maps.as_grid(s).shape[1], maps.as_grid(t).shape[1]
@@ -99,7 +105,7 @@ class FullActivationTransfer(BetaMethod):
         self(StepInputs(labels, student_features=list(student), teacher_features=list(teacher)))
 
     def describe(
-        self, pairs: Pairs, student: Sequence[Tensor], teacher: Sequence[Tensor]
+        self, pairs: Pairs, student: Sequence[Tensor], teacher: Sequence[Tensor | StoredMap]
     ) -> list[str]:
         lines = []
         for (s, t), fs, ft, adapter in zip(pairs, student, teacher, self.adapters, strict=True):

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from .. import maps
 from ..errors import UserError
+from ..map_inputs import StoredMap
 from ..numerics import at_least_float32
 from .base import BetaMethod, Pairs, StepInputs
 
@@ -56,7 +57,7 @@ class GradientMethod(BetaMethod):
         self.squared = bool(squared)
 
     def describe(
-        self, pairs: Pairs, student: Sequence[Tensor], teacher: Sequence[Tensor]
+        self, pairs: Pairs, student: Sequence[Tensor], teacher: Sequence[Tensor | StoredMap]
     ) -> list[str]:
         form = "‖·‖²" if self.squared else "‖·‖"
         return [
@@ -79,6 +80,7 @@ class GradientTransfer(GradientMethod):
     name = "gradient"
     part = "gradient"
     needs_teacher = True
+    needs_live_teacher = "it needs the teacher's input gradients, and a store holds none"
 
     def forward(self, step: StepInputs) -> Tensor:
         assert step.student_gradient is not None

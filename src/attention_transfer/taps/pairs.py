@@ -125,11 +125,13 @@ def parse_pairs(text: str) -> str | list[tuple[str, str]]:
 def resolve_pairs(
     pairs: str | Sequence[tuple[str, str]],
     student: nn.Module,
-    teacher: nn.Module,
+    teacher: nn.Module | Sequence[Stage],
     xs: Tensor | None,
     xt: Tensor | None,
 ) -> list[tuple[str, str]]:
     """The pairs as given; for "auto" and "last2" those of the stages on each network's example.
+
+    The teacher may be known by its stages alone; it then needs no example.
 
     Raises:
         UserError: for pairs that are none, and where the stages are needed without an example.
@@ -149,7 +151,12 @@ def resolve_pairs(
             f"pairs={pairs!r} needs example=, a batch of images (N, C, H, W), "
             "to find the layers with"
         )
-    matches = pair_stages(student, teacher, (xs, xt))
+    if isinstance(teacher, nn.Module):
+        matches = pair_stages(student, teacher, (xs, xt))
+    else:
+        with about("the student"):
+            student_stages = stages(student, xs)
+        matches = match_stages(student_stages, teacher)
     if pairs == "auto":
         return matches
     count = int(pairs.removeprefix("last"))

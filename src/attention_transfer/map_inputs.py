@@ -1,0 +1,87 @@
+"""What the loss over attention maps takes: features or kept maps, paired by order or by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .errors import UserError
+
+
+class StoredMap(NamedTuple):
+    """A normalised map that was kept, in the place of the teacher's features.
+
+    `values` are (N, H, W), or (N, C) of a map over channels.
+    """
+
+    values: Tensor
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.values.shape
+
+    def as_features(self) -> Tensor:
+        """Features (N, 1, H, W), or (N, C, 1, 1), whose map by the sum at p = 1 is this map."""
+        if self.values.ndim == 2:
+            return self.values[:, :, None, None]
+        return self.values.unsqueeze(1)
+
+
+Features = Tensor | Sequence[Tensor] | Mapping[str, Tensor]
+TeacherFeatures = Features | Sequence[Tensor | StoredMap] | Mapping[str, Tensor | StoredMap]
+PairWeights = Sequence[float] | Mapping[str, float]
+
+
+def pair_features(
+    student: Features, teacher: TeacherFeatures, weights: PairWeights | None
+) -> list[tuple[str, Tensor, Tensor | StoredMap, float]]:
+    """(name, student features, teacher features, weight) of each pair."""
+    if isinstance(student, Tensor) and isinstance(teacher, Tensor):
+        student, teacher = [student], [teacher]
+    if isinstance(student, Mapping) and isinstance(teacher, Mapping):
+        return _pair_by_name(student, teacher, weights)
+    if not isinstance(student, (list, tuple)) or not isinstance(teacher, (list, tuple)):
+        raise UserError(
+            f"student features are a {type(student).__name__}, the teacher's a "
+            f"{type(teacher).__name__}: expected both a tensor, both a list, or both a dict"
+        )
+    if len(student) != len(teacher):
+        raise UserError(
+            f"{len(student)} student features but {len(teacher)} of the teacher's: "
+            "expected equal numbers"
+        )
+    factors: Sequence[float] = [1.0] * len(student)
+    if weights is not None:
+        if isinstance(weights, Mapping) or len(weights) != len(student):
+            raise UserError(
+                f"weights is {weights!r}: expected a list of {len(student)} numbers, one a pair"
+            )
+        factors = weights
+    names = [f"pair {j}" for j in range(len(student))]
+    return list(zip(names, student, teacher, factors, strict=True))
+
+
+def _pair_by_name(
+    student: Mapping[str, Tensor],
+    teacher: Mapping[str, Tensor | StoredMap],
+    weights: PairWeights | None,
+) -> list[tuple[str, Tensor, Tensor | StoredMap, float]]:
+    if student.keys() != teacher.keys():
+        raise UserError(
+            f"the student's layers are {list(student)}, the teacher's {list(teacher)}: "
+            "expected the same keys"
+        )
+    if weights is None:
+        weights = dict.fromkeys(student, 1.0)
+    if not isinstance(weights, Mapping):
+        raise UserError(
+            "weights is a list, but the features are a dict: expected a dict with the same keys"
+        )
+    if weights.keys() != student.keys():
+        raise UserError(
+            f"weights has {list(weights)}, the features {list(student)}: expected the same keys"
+        )
+    return [(name, student[name], teacher[name], weights[name]) for name in student]

@@ -1,0 +1,35 @@
+"""The fingerprint of a network: its weights and its preprocessing."""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from torch import nn
+
+
+def network_fingerprint(network: nn.Module, preprocess: object = None) -> str:
+    """SHA-256 of the class, parameters and buffers of a network, and of its preprocessing.
+
+    A preprocessing that is no module is known by its name alone.
+    """
+    digest = hashlib.sha256(type(network).__name__.encode())
+    if preprocess is not None and not isinstance(preprocess, nn.Module):
+        digest.update(str(getattr(preprocess, "__qualname__", type(preprocess))).encode())
+    for module in (network, preprocess):
+        if isinstance(module, nn.Module):
+            _add(digest, module)
+    return digest.hexdigest()
+
+
+def _add(digest: hashlib._Hash, module: nn.Module) -> None:
+    # A preprocessing keeps its size beside its buffers.
+    digest.update(repr(getattr(module, "size", None)).encode())
+    # Not the state dict, which leaves out buffers that are not persistent.
+    tensors = dict(module.named_parameters()) | dict(module.named_buffers())
+    for name, tensor in sorted(tensors.items()):
+        if name.endswith("num_batches_tracked"):  # no output depends on it
+            continue
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        plain = tensor.detach().cpu().contiguous().flatten()
+        digest.update(plain.view(torch.uint8).numpy())

@@ -1,0 +1,223 @@
+"""store.json: what a store holds, and of which teacher, images and views; imports no torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import quote
+
+from pydantic import TypeAdapter, ValidationError
+
+from ..errors import UserError
+from ..map_options import MapOptions
+from ..run_folder import write_json
+
+FILE = "store.json"
+VERSION = 1
+ITEM_BYTES = {"float16": 2, "float32": 4, "int32": 4}
+Views = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class TeacherRecord:
+    """The teacher of a store; its numbers are known if `teach` filled the store."""
+
+    name: str
+    fingerprint: str  # of its weights and preprocessing
+    classes: tuple[str, ...]
+    has_class_names: bool = True
+    folder: str | None = None  # its run
+    weights: str | None = None  # SHA-256 of its file of weights
+    precision: str | None = None
+    numbers: dict[str, float] = dataclasses.field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ImagesRecord:
+    """The training images of a store, all that its source has."""
+
+    spec: str
+    fingerprint: str
+    count: int
+    size: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class ArrayEntry:
+    """An array (V, N, ...): a row for each image of each view."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: Literal["float16", "float32", "int32"]
+    layer: str | None = None  # of a map
+    options: MapOptions | None = None  # of a map
+
+    @property
+    def file(self) -> str:
+        return f"{quote(self.name, safe='')}.npy"
+
+    @property
+    def filled_file(self) -> str:
+        """The file that marks the rows that are there, a byte each."""
+        return f"{quote(self.name, safe='')}.filled.npy"
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a row and its mark."""
+        return math.prod(self.shape[2:]) * ITEM_BYTES[self.dtype] + 1
+
+    @property
+    def bytes(self) -> int:
+        return self.shape[0] * self.shape[1] * self.row_bytes
+
+
+@dataclass(frozen=True)
+class StageRecord:
+    """A stage of the teacher, as `taps.Stage` has it."""
+
+    name: str
+    shape: tuple[int, ...]
+    stride: float
+    depth: int
+
+
+@dataclass(frozen=True)
+class Header:
+    """All of store.json."""
+
+    teacher: TeacherRecord
+    images: ImagesRecord
+    views: Views  # their number, and the options of the augmentation that makes them
+    dtype: Literal["float16", "float32"]
+    top_k: int | None
+    stages: tuple[StageRecord, ...]
+    arrays: tuple[ArrayEntry, ...]
+    version: int = VERSION
+
+    @property
+    def view_count(self) -> int:
+        return int(self.views["views"])
+
+    @property
+    def bytes(self) -> int:
+        """The size of the filled store."""
+        return sum(entry.bytes for entry in self.arrays)
+
+    def with_arrays(self, entries: tuple[ArrayEntry, ...]) -> Header:
+        """The header with those of the entries that it lacks."""
+        names = {entry.name for entry in self.arrays}
+        return replace(self, arrays=(*self.arrays, *(e for e in entries if e.name not in names)))
+
+    def key(self) -> str:
+        """A short name that differs where two stores may not be one."""
+        identity = [
+            *(self.version, self.teacher.fingerprint, self.images.fingerprint, self.images.count),
+            *(self.images.size, self.views, self.dtype, self.top_k),
+        ]
+        text = json.dumps(identity, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def check_same(self, folder: Path, wanted: Header) -> None:
+        """Raises `UserError` unless this, the header in `folder`, is of the same as `wanted`."""
+        advice = "choose another --store"
+        if self.teacher.fingerprint != wanted.teacher.fingerprint:
+            raise UserError(
+                f"{folder} is the store of another teacher: {self.teacher.name} with other weights "
+                f"or preprocessing than {wanted.teacher.name}; {advice}"
+            )
+        self.check_images(folder, wanted.images)
+        for key, value in wanted.views.items():
+            self.check_view_option(folder, key, value)
+        for key in ("dtype", "top_k"):
+            mine, other = getattr(self, key), getattr(wanted, key)
+            if mine != other:
+                raise UserError(f"{folder} is a store with {key} {mine}, not {other}: {advice}")
+
+    def check_images(self, folder: Path, images: ImagesRecord) -> None:
+        """Raises `UserError` if the store is of other images."""
+        mine = self.images
+        same = (mine.fingerprint, mine.count) == (images.fingerprint, images.count)
+        if not same or mine.size != images.size:
+            raise UserError(
+                f"{folder} is a store of other images: {_describe(mine)}, not {_describe(images)}"
+            )
+
+    def check_view_option(self, folder: Path, key: str, value: Any) -> None:
+        """Raises `UserError` if the views were made with another value of an option."""
+        mine = _plain(self.views.get(key))
+        if mine != _plain(value):
+            raise UserError(
+                f"{folder} is a store of other views: "
+                f"{key} is {mine} there and {_plain(value)} here"
+            )
+
+
+def read_header(folder: Path) -> Header:
+    """The header of the store in `folder`.
+
+    Raises:
+        UserError: if there is none, it is damaged, or of another version.
+    """
+    file = folder / FILE
+    if not file.is_file():
+        state = "is no store: it has no store.json" if folder.exists() else "does not exist"
+        raise UserError(f"{folder} {state}; a store is what --out of teach named")
+    try:
+        content = json.loads(file.read_bytes())
+        version = content["version"]
+        if version == VERSION:
+            return _adapter().validate_python(content)
+    except (ValueError, KeyError, TypeError, ValidationError):
+        raise UserError(f"{file} is damaged: remove the store and fill it again") from None
+    raise UserError(f"{file} has version {version}: this version of the package reads {VERSION}")
+
+
+def write_header(folder: Path, header: Header) -> None:
+    """Writes store.json, whole or not at all."""
+    write_json(folder / FILE, dataclasses.asdict(header))
+
+
+def is_store(path: str | Path | None) -> bool:
+    """Whether `path` is the folder of a store."""
+    return path is not None and (Path(path) / FILE).is_file()
+
+
+def view_options(options: Any) -> Views:
+    """The number of views, and those of the augmentation's options that make them."""
+    keys = ["views", "augment", "flip"]
+    keys += ["crop_padding"] if options.augment == "crop" else ["crop_scale", "crop_ratio"]
+    return {key: _plain(getattr(options, key)) for key in keys}
+
+
+def store_defaults(teacher: str | None) -> dict[str, Any]:
+    """The options of a run that a store in the teacher's place knows."""
+    if not is_store(teacher):
+        return {}
+    header = read_header(Path(str(teacher)))
+    defaults: dict[str, Any] = {"data": header.images.spec, **header.views}
+    if header.images.size is not None:
+        defaults["image_size"] = header.images.size[0]
+    return defaults
+
+
+@cache
+def _adapter() -> TypeAdapter[Header]:
+    return TypeAdapter(Header)
+
+
+def _plain(value: Any) -> Any:
+    """As JSON gives it back."""
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _describe(images: ImagesRecord) -> str:
+    text = f"{images.count} of {images.spec}"
+    if images.size is not None:
+        text += " at {}×{}".format(*images.size)
+    return f"{text} ({images.fingerprint[:8]})"

@@ -1,0 +1,350 @@
+"""`TeacherStore`: what a teacher says of fixed views of images, read from files and added to them."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..errors import RunError, UserError
+from ..map_inputs import StoredMap
+from ..map_options import MapOptions
+from ..maps import as_grid, attention_map
+from ..numerics import at_least_float32, check_logits
+from ..taps import Stage
+from ..teacher import TeacherOutput
+from . import top_k
+from .arrays import Rows, StoredArray, Values, locked
+from .header import FILE, Header, read_header, write_header
+
+LOGITS, CLASSES = "logits", "logits.classes"
+
+
+class TeacherStore:
+    """A folder of what a teacher says: `TeacherStore(folder)` opens one.
+
+    An image is named by its number (its row) in the training images, and by its view. `read` gives
+    what `Transfer` takes as `teacher=`; `add` keeps what a teacher says of images that are not
+    there yet. Several processes may read and add at the same time.
+
+    Attributes:
+        header: the teacher, images and views.
+        note: why nothing more is written, such as a full disk; None while all is well.
+
+    Raises:
+        UserError: (a ValueError) for a folder that is no store, or a damaged one.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]):
+        self.folder = Path(folder)
+        self.header = read_header(self.folder)
+        self.map_options: MapOptions | None = None
+        self.note: str | None = None
+        self._arrays: list[StoredArray] = []
+        self._use([entry.name for entry in self.header.arrays])
+        for array in self._arrays:
+            array.check()
+
+    @classmethod
+    def create(cls, folder: str | os.PathLike[str], header: Header) -> TeacherStore:
+        """The store in `folder`; it is made, or gets the arrays of the header that it lacks.
+
+        Raises:
+            UserError: for a folder that holds something else, or cannot be written.
+        """
+        path = Path(folder)
+        try:
+            if not (path / FILE).is_file():
+                _check_new(path)
+            path.mkdir(parents=True, exist_ok=True)
+            with locked(path):
+                present = replace(header, arrays=())
+                if (path / FILE).is_file():
+                    present = read_header(path)
+                    present.check_same(path, header)
+                complete = present.with_arrays(header.arrays)
+                for entry in complete.arrays[len(present.arrays) :]:
+                    StoredArray.create(path, entry)
+                if complete != present or not (path / FILE).is_file():
+                    write_header(path, complete)
+        except OSError as error:
+            raise UserError(
+                f"cannot write the store {path} ({error.strerror}): choose another place (--store)"
+            ) from error
+        return cls(path)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A copy opens the files itself: those of a memory map would be copied into memory.
+        return _reopen, (
+            self.folder,
+            [array.entry.name for array in self._arrays],
+            self.map_options,
+        )
+
+    def stages(self, options: MapOptions) -> list[Stage]:
+        """The teacher's stages whose maps under these options are there."""
+        names = {entry.name for entry in self.header.arrays}
+        stages = []
+        for record in self.header.stages:
+            if options.map_name(record.name) in names:
+                stages.append(Stage(record.name, record.shape, record.stride, record.depth))
+        return stages
+
+    def select(self, layers: Sequence[str], options: MapOptions | None) -> TeacherStore:
+        """The same store, of which `read` gives the logits and the maps of these layers only.
+
+        Raises:
+            UserError: if a map is not there.
+        """
+        names = []
+        if options is not None:
+            names = [options.map_name(layer) for layer in dict.fromkeys(layers)]
+        present = [entry.name for entry in self.header.arrays if entry.layer is not None]
+        for name in names:
+            if name not in present:
+                raise UserError(
+                    f"{self.folder} has the maps {', '.join(present) or 'of no layer'}: "
+                    f"expected {name} (layer, kind and p); the teacher itself could add it"
+                )
+        selected = TeacherStore.__new__(TeacherStore)
+        selected.__dict__.update(self.__dict__)
+        selected.map_options = options
+        selected._use([*self._logit_names(), *names])
+        return selected
+
+    def has(self, rows: Tensor, view: int = 0) -> bool:
+        """Whether all that `read` would give of these images is there."""
+        index = self._index(rows, view)
+        return all(array.filled(view, index).all() for array in self._arrays)
+
+    def count_missing(self, rows: Tensor, views: Sequence[int]) -> int:
+        """Number of pairs (image, view) of which something is not there."""
+        return sum(len(self.missing(rows, view)) for view in views)
+
+    def missing(self, rows: Tensor, view: int) -> Tensor:
+        """Those of the images of which something is not there."""
+        index = self._index(rows, view)
+        filled = np.ones(len(index), np.bool_)
+        for array in self._arrays:
+            filled &= array.filled(view, index)
+        return torch.from_numpy(index[~filled])
+
+    def read(
+        self, rows: Tensor, view: int = 0, device: torch.device | str = "cpu"
+    ) -> TeacherOutput:
+        """What the teacher says of one view of some images, in float32 on `device`.
+
+        Args:
+            rows: int64 (B,), the numbers of the images.
+            view: the number of the view.
+
+        Raises:
+            UserError: for numbers outside of the store, and for images that are not there.
+        """
+        index = self._index(rows, view)
+        if not self.has(rows, view):
+            missing = self.missing(rows, view)
+            raise UserError(
+                f"{self.folder} has no row {int(missing[0])} of view {view} ({len(missing)} of "
+                f"{len(index)} are missing): fill it (attention-transfer teach), or add them"
+            )
+        return self._output(*self._gather(index, view), device)
+
+    def add(
+        self,
+        rows: Tensor,
+        view: int,
+        logits: Tensor,
+        features: Mapping[str, Tensor],
+    ) -> TeacherOutput:
+        """Keeps what the teacher says of images of which something is not there yet.
+
+        Returns what the store then says of all of them, whoever added it, in the precision of the
+        store. If it cannot be written to, `note` says why and the values come from the arguments.
+
+        Args:
+            rows: int64 (B,), the numbers of the images.
+            view: the number of the view.
+            logits: (B, K).
+            features: {layer: features (B, C, H, W) or (B, L, D)} of the layers whose maps are kept.
+
+        Raises:
+            UserError: for numbers outside of the store and for other shapes.
+            RunError: for values that are not finite.
+        """
+        index = self._index(rows, view)
+        said = self._encode(logits, features)
+        for array, values in zip(self._arrays, said, strict=True):
+            expected = (len(index), *array.row_shape)
+            if values.shape != expected:
+                raise UserError(
+                    f"{array.entry.name} of the teacher is {values.shape}: expected {expected}"
+                )
+            if not np.isfinite(values).all():
+                raise RunError(f"{array.entry.name} of the teacher is not finite in view {view}")
+        if self.note is None:
+            try:
+                self._write(index, view, said)
+            except OSError as error:
+                self.note = f"{self.folder} cannot be written ({error.strerror})"
+        parts, flat = self._gather(index, view)
+        for array, part, values in zip(self._arrays, parts, said, strict=True):
+            absent = ~array.filled(view, index)
+            part[absent] = values[absent]
+        return self._output(parts, flat, logits.device)
+
+    def placeholder(self, count: int) -> TeacherOutput:
+        """Something of the shape that `read` gives for `count` images: logits 0, even maps."""
+        maps = {}
+        for array in self._arrays:
+            if array.entry.layer is not None:
+                maps[array.entry.name] = torch.ones(count, *array.row_shape)
+        return TeacherOutput(torch.zeros(count, self.classes), maps=maps)
+
+    @property
+    def classes(self) -> int:
+        """Number of classes of the logits."""
+        return len(self.header.teacher.classes)
+
+    @property
+    def layers(self) -> list[str]:
+        """The layers whose maps `read` gives."""
+        return [array.entry.layer for array in self._arrays if array.entry.layer is not None]
+
+    def record(self, numbers: Mapping[str, float]) -> None:
+        """Keeps numbers on the teacher, such as its validation accuracy, in store.json."""
+        with locked(self.folder):
+            header = read_header(self.folder)
+            teacher = replace(header.teacher, numbers=header.teacher.numbers | dict(numbers))
+            write_header(self.folder, replace(header, teacher=teacher))
+        self.header = read_header(self.folder)
+
+    def _logit_names(self) -> list[str]:
+        return [entry.name for entry in self.header.arrays if entry.layer is None]
+
+    def _use(self, names: Sequence[str]) -> None:
+        """Takes these arrays; those that are open already stay so."""
+        opened = {array.entry.name: array for array in self._arrays}
+        entries = {entry.name: entry for entry in self.header.arrays}
+        self._arrays = [
+            opened.get(name) or StoredArray(self.folder, entries[name]) for name in names
+        ]
+
+    def _index(self, rows: Tensor, view: int) -> Rows:
+        """The rows for numpy, which reads what lies behind an array without a word."""
+        index: Rows = torch.as_tensor(rows).cpu().numpy().astype(np.int64, copy=False)
+        count, views = self.header.images.count, self.header.view_count
+        if not 0 <= view < views:
+            raise UserError(f"view is {view}: {self.folder} has views 0 to {views - 1}")
+        if index.ndim != 1 or not len(index) or index.min() < 0 or index.max() >= count:
+            raise UserError(f"rows are {rows}: expected numbers (B,) from 0 to {count - 1}")
+        return index
+
+    def _gather(self, index: Rows, view: int) -> tuple[list[Values], dict[str, NDArray[Any]]]:
+        """The rows of each array (B, ...), which lie side by side in one array a type."""
+        sizes: dict[str, int] = {}
+        for array in self._arrays:
+            size = len(index) * math.prod(array.row_shape)
+            sizes[array.entry.dtype] = sizes.get(array.entry.dtype, 0) + size
+        # In one piece, so that a batch is one copy to the device.
+        flat = {dtype: np.empty(size, dtype) for dtype, size in sizes.items()}
+        ends = dict.fromkeys(flat, 0)
+        parts: list[Values] = []
+        for array in self._arrays:
+            dtype = array.entry.dtype
+            shape = (len(index), *array.row_shape)
+            start, ends[dtype] = ends[dtype], ends[dtype] + math.prod(shape)
+            part = flat[dtype][start : ends[dtype]].reshape(shape)
+            array.take(view, index, part)
+            parts.append(part)
+        return parts, flat
+
+    def _output(
+        self, parts: Sequence[Values], flat: Mapping[str, NDArray[Any]], device: torch.device | str
+    ) -> TeacherOutput:
+        on_device = {dtype: _to_device(values, device) for dtype, values in flat.items()}
+        ends = dict.fromkeys(flat, 0)
+        tensors: dict[str, Tensor] = {}
+        for array, part in zip(self._arrays, parts, strict=True):
+            dtype = array.entry.dtype
+            start, ends[dtype] = ends[dtype], ends[dtype] + part.size
+            tensors[array.entry.name] = on_device[dtype][start : ends[dtype]].view(part.shape)
+        logits = tensors.pop(LOGITS, None)
+        if (classes := tensors.pop(CLASSES, None)) is not None and logits is not None:
+            logits = top_k.decode(logits, classes, self.classes)
+        return TeacherOutput(logits, maps=tensors)
+
+    @torch.no_grad()
+    def _encode(self, logits: Tensor, features: Mapping[str, Tensor]) -> list[Values]:
+        """The rows of each array, as they are kept."""
+        values = {LOGITS: at_least_float32(check_logits(logits, "the teacher"))}
+        if self.header.top_k is not None:
+            values[LOGITS], values[CLASSES] = top_k.encode(logits, self.header.top_k)
+        largest = float(np.finfo(self.header.dtype).max)
+        values[LOGITS] = values[LOGITS].clamp(-largest, largest)
+        rows = []
+        for array in self._arrays:
+            entry = array.entry
+            if entry.layer is not None:
+                if self.map_options is None or entry.layer not in features:
+                    raise UserError(
+                        f"{entry.name} is kept: expected the features of {entry.layer}, and a "
+                        "store that `select` has narrowed to one kind, p and axis"
+                    )
+                values[entry.name] = stored_map(features[entry.layer], self.map_options).values
+            tensor = values[entry.name].to(getattr(torch, entry.dtype))
+            rows.append(tensor.cpu().numpy())
+        return rows
+
+    def _write(self, index: Rows, view: int, said: Sequence[Values]) -> None:
+        # An image may stand twice in a batch: a readable one takes the place of an unreadable one.
+        rows, first = np.unique(index, return_index=True)
+        with locked(self.folder):
+            for array, values in zip(self._arrays, said, strict=True):
+                absent = ~array.filled(view, rows)
+                if absent.any():
+                    array.write(view, rows[absent], values[first[absent]])
+
+
+def stored_map(features: Tensor, options: MapOptions) -> StoredMap:
+    """The normalised map of features as a store keeps it: (N, H, W), or (N, C) over channels."""
+    with torch.no_grad(), torch.autocast(features.device.type, enabled=False):
+        values = attention_map(features, options.kind, options.p, axis=options.axis)
+    if options.axis == "space":
+        values = values.unflatten(1, as_grid(features).shape[2:])
+    return StoredMap(values)
+
+
+def _to_device(values: NDArray[Any], device: torch.device | str) -> Tensor:
+    """Floats as float32, whole numbers as int64."""
+    tensor = torch.from_numpy(values)
+    if torch.device(device).type == "cuda":
+        tensor = tensor.pin_memory()
+    tensor = tensor.to(device, non_blocking=True)
+    return tensor.float() if tensor.is_floating_point() else tensor.long()
+
+
+def _check_new(folder: Path) -> None:
+    """Raises `UserError` for a folder with other things in it."""
+    if folder.is_file():
+        raise UserError(f"{folder} is a file: a store is a folder, choose another place")
+    # Hidden files do not count: a killed process leaves partial ones.
+    if folder.is_dir() and any(
+        path.name[0] != "." and path.suffix != ".npy" for path in folder.iterdir()
+    ):
+        raise UserError(f"{folder} exists and holds no store: choose another place (--store)")
+
+
+def _reopen(folder: Path, names: list[str], options: MapOptions | None) -> TeacherStore:
+    store = TeacherStore(folder)
+    store._use(names)
+    store.map_options = options
+    return store

@@ -1,0 +1,68 @@
+"""The teacher's side of a `Transfer`: what it says, a frozen copy, or a store in its place."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+from torch import Tensor, nn
+
+from .errors import UserError
+from .map_inputs import StoredMap
+from .map_options import MapOptions
+from .taps import Stage
+
+Transform = Callable[[Tensor], Tensor]
+
+
+class TeacherOutput(NamedTuple):
+    """The teacher's logits, features of the pairs and J, as far as the methods need them.
+
+    A store gives normalised maps by name in the place of features: (N, H, W), or (N, C).
+    """
+
+    logits: Tensor | None = None
+    features: Sequence[Tensor | StoredMap] = ()
+    gradient: Tensor | None = None
+    maps: Mapping[str, Tensor] | None = None
+
+    def with_features(self, names: Sequence[str]) -> TeacherOutput:
+        """The output with the maps of these names, if it has maps, in the place of features.
+
+        Raises:
+            UserError: if a map is not there.
+        """
+        if self.maps is None:
+            return self
+        for name in names:
+            if name not in self.maps:
+                raise UserError(f"the teacher's maps are {', '.join(self.maps)}: expected {name}")
+        features = [StoredMap(self.maps[name]) for name in names]
+        return self._replace(features=features, maps=None)
+
+
+class Store(Protocol):
+    """What `Transfer` asks of a store in the teacher's place; `TeacherStore` is one."""
+
+    def stages(self, options: MapOptions) -> Sequence[Stage]:
+        """The teacher's stages whose maps are there."""
+
+    def select(self, layers: Sequence[str], options: MapOptions | None) -> Store:
+        """The same store with the maps of these layers only; raises `UserError` if one is none."""
+
+    def read(self, rows: Tensor, view: int = 0) -> TeacherOutput:
+        """What the teacher says of one view of some images."""
+
+    def placeholder(self, count: int) -> TeacherOutput:
+        """Something of the shape that `read` gives for `count` images."""
+
+
+class FrozenTeacher(nn.Module):
+    """A copy of the teacher and its transform, in eval mode and without gradients."""
+
+    def __init__(self, network: nn.Module, transform: Transform | None):
+        super().__init__()
+        self.network = copy.deepcopy(network)
+        self.transform = nn.Identity() if transform is None else copy.deepcopy(transform)
+        self.eval().requires_grad_(False)
