@@ -72,8 +72,9 @@ def small(**options: Any) -> Any:
 
 def distilled(teacher: Path, method: str = "at+kd", **options: Any) -> Any:
     """The recipe of a small distillation; the β suits its few steps."""
-    beta = {"beta": 1.0} if "at" in method else {}
-    return small(command="distill", teacher=str(teacher), method=method, **beta, **options)
+    if "at" in method:
+        options = {"beta": 1.0} | options
+    return small(command="distill", teacher=str(teacher), method=method, **options)
 
 
 def carry_out(recipe: Any, out: Path) -> str:

@@ -274,7 +274,7 @@ class TestLayers:
 class TestMethods:
     def test_defaults(self):
         both = methods()
-        assert both["at"].beta == 1000 and (both["kd"].alpha, both["kd"].temperature) == (0.9, 4.0)
+        assert both["at"].is_auto and (both["kd"].alpha, both["kd"].temperature) == (0.9, 4.0)
 
     def test_attention_transfer_decays_beside_distillation_alone(self):
         assert methods()["at"].decay == "linear"
@@ -395,7 +395,7 @@ class TestMethods:
 
     @pytest.mark.parametrize("text", ["", "much", "at=much", "at=1000,5", "at="])
     def test_a_beta_that_is_none(self, text):
-        with pytest.raises(UserError, match="beta is .*expected a number, or METHOD=NUMBER"):
+        with pytest.raises(UserError, match="beta is .*expected a number, auto, or METHOD=NUMBER"):
             make_recipe(DISTILL, {"beta": text})
 
 

@@ -71,13 +71,14 @@ class TestOutput:
             ("two", "two"),
             ("three", "three"),
         ]
-        chosen = make(at.ActivationTransfer(), pairs=[("two", "one"), ("two", "three")])
+        method = at.ActivationTransfer(1000.0)
+        chosen = make(method, pairs=[("two", "one"), ("two", "three")])
         _, s = at.tap(chosen.student, ["two"])(x)
         _, t = at.tap(chosen.teacher, ["one", "three"])(x)
         expected = 1000 * at.at_loss([s["two"], s["two"]], [t["one"], t["three"]])
         torch.testing.assert_close(chosen(x, y).parts["at"], expected)
         torch.testing.assert_close(
-            make(at.ActivationTransfer(), pairs=chosen.pairs, example=None)(x, y).parts["at"],
+            make(method, pairs=chosen.pairs, example=None)(x, y).parts["at"],
             expected,
         )
 
@@ -152,8 +153,8 @@ class TestDecay:
     def test_schedules(self, decay, points, tensor):
         x, y = batch()
         transfer, full = (
-            make(at.ActivationTransfer(decay=decay)),
-            make(at.ActivationTransfer())(x, y).parts["at"],
+            make(at.ActivationTransfer(1000.0, decay=decay)),
+            make(at.ActivationTransfer(1000.0))(x, y).parts["at"],
         )
         for progress, factor in points.items():
             given = torch.tensor(float(progress)) if tensor else progress
@@ -176,7 +177,8 @@ class TestDecay:
         assert make_all()(*batch()).loss.isfinite()
 
     def test_distillation_is_not_decayed(self):
-        transfer = make(at.ActivationTransfer(decay="linear"), at.KnowledgeDistillation())
+        method = at.ActivationTransfer(1000.0, decay="linear")
+        transfer = make(method, at.KnowledgeDistillation())
         out = transfer(*batch(), progress=1.0)
         assert out.parts["at"].item() == 0 and out.parts["kd"].item() > 0
         assert transfer.weights(1.0) == {"beta": 0.0, "alpha": 0.9}
@@ -251,7 +253,7 @@ class TestTeacher:
 
     def test_no_gradient_is_kept_for_it(self):
         x, y = batch()
-        out = make(at.ActivationTransfer(), at.KnowledgeDistillation())(x.requires_grad_(), y)
+        out = make(at.ActivationTransfer(1000.0), at.KnowledgeDistillation())(x.requires_grad_(), y)
         out.loss.backward()
         assert x.grad is not None  # the student's share only: the teacher ran without a graph
         student = Net()

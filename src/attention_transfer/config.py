@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 
 from .data.options import AugmentOptions, DataOptions, check_augment, data_defaults
 from .errors import UserError, check_choice
-from .methods.options import TEACHER_METHOD, MethodOptions
+from .methods.options import AUTO, TEACHER_METHOD, MethodOptions
 from .models.options import NetworkOptions
 from .options import from_mapping, option, option_specs
 from .run_folder import is_run_config, read_yaml_mapping
@@ -90,6 +90,7 @@ def make_recipe(*layers: Mapping[str, Any]) -> Recipe:
     if values.get("method") is None:
         # Here, so that the recipe and config.yaml hold the method in effect.
         values["method"] = "none" if values.get("teacher") is None else TEACHER_METHOD
+    _fill_beta(values)
     recipe = from_mapping(Recipe, values)
     _check(recipe)
     return recipe
@@ -113,6 +114,22 @@ def recipe_from_flags(
         _check_code_of_run(recipe, file, flags)
     check_flags(recipe, flags)
     return recipe
+
+
+def _fill_beta(values: dict[str, Any]) -> None:
+    """Gives attention transfer its default β, "auto", where no layer names one.
+
+    Older recipes hold `beta: null`, which is the 1000 that was the default then.
+    """
+    names = {name.strip() for name in str(values["method"]).split("+")}
+    if "at" not in names:
+        return
+    beta = values.get("beta")
+    if "beta" not in values:
+        # With kd, which has no β, a single word is enough.
+        values["beta"] = AUTO if names <= {"at", "kd"} else {"at": AUTO}
+    elif isinstance(beta, Mapping) and "at" not in beta:
+        values["beta"] = {"at": AUTO} | dict(beta)
 
 
 def layered_recipe(*layers: Mapping[str, Any]) -> Recipe:

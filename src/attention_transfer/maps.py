@@ -181,6 +181,17 @@ def _map_at(features: Tensor, options: LossOptions, size: tuple[int, int] | None
     return normalize_map(_resize_map(q, size, options.resize).flatten(1))
 
 
+def map_positions(student: Tensor, teacher: Tensor | StoredMap, options: LossOptions) -> int:
+    """M of a pair: the number of positions at which its maps are compared, or of channels."""
+    if isinstance(teacher, StoredMap):
+        teacher = teacher.as_features()
+    if options.axis == "channel":
+        return as_grid(student).shape[1]
+    if _grid(student) == _grid(teacher):
+        return math.prod(_grid(student))
+    return math.prod(common_grid(student, teacher, "pair"))
+
+
 def map_distance(student: Tensor, teacher: Tensor, options: LossOptions) -> Tensor:
     """The loss of one pair of normalised maps (N, M) under a convention: a scalar."""
     d = student - teacher

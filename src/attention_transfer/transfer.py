@@ -104,9 +104,12 @@ class Transfer(nn.Module):
         self._gradient_methods = [m for m in methods if m.needs_gradient]
         self._checked_first_batch = not self._gradient_methods
         if example is not None:
-            features = self.features(example)
+            _, teacher_features = self.features(example)
+            # With their graph: a method may ask which features depend on trained weights.
+            with evaluating(self.student), torch.enable_grad():
+                student_features = self._read_student(example)[1]
             for method in self.methods:
-                method.prepare(self.pairs, *features)
+                method.prepare(self.pairs, student_features, teacher_features)
 
     @property
     def teacher(self) -> nn.Module | None:

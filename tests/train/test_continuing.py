@@ -441,3 +441,14 @@ def test_sigterm_outside_the_training_loop(tmp_path, request, place, kept):
     )  # fmt: skip
     assert (said.returncode, said.stderr) == (130, f"attention-transfer: interrupted: {kept}\n")
     assert (tmp_path / "run").exists() == ("last checkpoint" in kept)
+
+
+def test_a_run_from_before_beta_was_automatic_keeps_its_beta(teacher_run, tmp_path):
+    old = distilled(teacher_run, method="at", beta=None)  # as in its config.yaml: 1000
+    interrupt(old, tmp_path / "run", 3)
+    today = small(command="distill", teacher=str(teacher_run), method="at")
+    assert today.beta == "auto"
+    carry_out(today, tmp_path / "run")
+    assert [row["weights"] for row in rows(tmp_path / "run")] == [{"beta": 1000.0}] * 2
+    with pytest.raises(UserError, match="beta is None there and 5"):
+        carry_out(distilled(teacher_run, method="at", beta=5), tmp_path / "run")

@@ -218,11 +218,10 @@ def _authors_epoch(row: Mapping[str, Any]) -> dict[str, Any]:
     weights = row.get("weights", {})
     # With several methods the key of β is at.beta; with one it is beta, which may be another's.
     beta = weights.get("beta", 0) if "at" in row.get("parts", {}) else 0
-    epoch = {
-        "alpha": weights.get("alpha", 0),
-        "beta": weights.get("at.beta", beta),
-        "epoch": row.get("epoch", 0),
-    }
+    epoch = {"alpha": weights.get("alpha", 0), "epoch": row.get("epoch", 0)}
+    if not any(key.startswith("beta[") or ".beta[" in key for key in weights):
+        # Their log has one β; "auto" has one for each pair.
+        epoch["beta"] = weights.get("at.beta", beta)
     for theirs, ours, factor in AUTHORS_METRICS:
         if ours in row:
             epoch[theirs] = factor * row[ours]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..errors import UserError, check_choice
 from ..map_inputs import StoredMap
 from ..map_options import MapOptions
-from .options import DECAYS
+from .options import AUTO, DECAYS
 
 # `step` drops where the CIFAR recipe drops its learning rate: at epochs 60, 120 and 160 of 200.
 _STEPS = (0.3, 0.6, 0.8)
@@ -54,6 +54,7 @@ class Method(nn.Module):
     needs_gradient: ClassVar[bool] = False
     needs_flipped: ClassVar[bool] = False
     needs_example: ClassVar[bool] = False
+    has_auto_beta: ClassVar[bool] = False  # whether β may be "auto"
     # Why a store of the teacher's maps and logits is not enough; None where it is.
     needs_live_teacher: ClassVar[str | None] = None
     # The attention maps that it reads of a store, if any.
@@ -101,10 +102,13 @@ class BetaMethod(Method):
         UserError: (a ValueError) for a β that is no finite number ≥ 0, or an unknown schedule.
     """
 
-    def __init__(self, beta: float, decay: str):
+    def __init__(self, beta: float | str, decay: str):
         super().__init__()
         check_choice("decay", decay, DECAYS)
-        self.beta, self.decay = check_weight("beta", beta), decay
+        self.decay = decay
+        # Under "auto" the method weighs its pairs itself, so that β is 1.
+        self.is_auto = self.has_auto_beta and beta == AUTO
+        self.beta = 1.0 if self.is_auto else check_weight("beta", beta)
 
     def weight(self, progress: TrainingFraction) -> float | Tensor:
         return self.beta * schedule_factor(self.decay, progress)
@@ -113,7 +117,7 @@ class BetaMethod(Method):
         return {"beta": float(self.weight(progress))}
 
 
-def check_weight(name: str, value: float) -> float:
+def check_weight(name: str, value: float | str) -> float:
     """The value, if it is a finite number ≥ 0."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
         raise UserError(f"{name} is {value!r}: expected a finite number ≥ 0")

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BeforeValidator
 
 from ..map_options import LossOptions
 from ..options import Bool, Float, Numbers, by_method, option
 
+AUTO = "auto"  # the β that a method finds itself
 FALLS = ("constant", "linear", "cosine", "step")
 # The method of a run that has a teacher and names no method.
 TEACHER_METHOD = "at+kd"
 DECAYS = (*FALLS, "warm-up", *(f"warm-up+{fall}" for fall in FALLS[1:]))
+
+
+Beta = Float | Literal["auto"]
 
 
 @dataclass(frozen=True)
@@ -59,12 +63,12 @@ class MethodOptions(GradientOptions, DistillationOptions, ActivationOptions):
         ),
     ] = None
     beta: Annotated[
-        Float | dict[str, Float] | None,
+        Beta | dict[str, Beta] | None,
         BeforeValidator(by_method),
         option(
-            "Weight β of a method; METHOD=NUMBER,… where several methods have one.",
-            expected="a number, or METHOD=NUMBER,…",
-            default_text="at: 1000, full: 10000, others: 1",
+            "Weight β of a method, or auto (at only); METHOD=NUMBER,… where several have one.",
+            expected="a number, auto, or METHOD=NUMBER,…",
+            default_text="at: auto, full: 10000, others: 1",
         ),
     ] = None
     decay: Annotated[

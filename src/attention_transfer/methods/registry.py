@@ -15,7 +15,7 @@ from .distillation import KnowledgeDistillation
 from .full import FullActivationTransfer
 from .gradient import GradientTransfer
 from .min_l2 import GradientNorm
-from .options import MethodOptions
+from .options import AUTO, MethodOptions
 from .symmetry import GradientSymmetry
 
 METHODS: dict[str, type[Method]] = {
@@ -31,6 +31,7 @@ METHODS: dict[str, type[Method]] = {
 }
 # One value, or one by method: {"at": 1000, "symmetry": 1}; None stands for the method's default.
 PER_METHOD = ("beta", "decay")
+OLD_BETA = 1000.0
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(MethodOptions)}
 _SHARED = tuple(key for key in _DEFAULTS if key not in (*PER_METHOD, "method", "pairs"))
 
@@ -121,7 +122,8 @@ def _by_method(
     """{method: value} of --beta or --decay; empty if it is not given."""
     value = getattr(options, key)
     if value is None:
-        return {}
+        # The default of recipes and run folders from before "auto".
+        return {"at": OLD_BETA} if key == "beta" and "at" in parameters else {}
     having = [name for name, accepted in parameters.items() if key in accepted]
     if not having:
         raise UserError(_unused(options, key))
@@ -133,6 +135,13 @@ def _by_method(
                     f"{', '.join(having)} with a {key}"
                 )
         return value
+    if value == AUTO:
+        names = [name for name in having if METHODS[name].has_auto_beta]
+        if not names:
+            raise UserError(
+                f"--beta is auto, but method {options.method!r} has no automatic β: give a number"
+            )
+        return dict.fromkeys(names, value)
     # A schedule without a name is that of β, if a method has β; kd=SCHEDULE names that of α.
     names = [name for name in having if "beta" in parameters[name]] or having
     if key == "beta" and len(names) > 1:

@@ -244,9 +244,11 @@ def _names(rows: list[SettingRow], key: str) -> list[str]:
 
 
 def _symbol(name: str) -> str:
-    """`beta` -> `β`; `at.beta` -> `β of at`, where several methods have a β."""
-    method, _, option = name.rpartition(".")
+    """`beta` -> `β`; `at.beta` -> `β of at`, where several have one; `beta[conv1]` -> `β[conv1]`."""
+    whole, bracket, layer = name.partition("[")
+    method, _, option = whole.rpartition(".")
     symbol = {"beta": "β", "alpha": "α", "ce": "cross-entropy"}.get(option, option)
+    symbol += bracket + layer
     if method:
         return f"{symbol} of {method}"
     return symbol

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..apply.evaluate import EVALUATION_BATCH, evaluate
 from ..apply.inference import InferenceModel, as_input
 from ..data.dataset import Dataset
+from ..data.images import balanced_subset
 from ..errors import UserError
 from ..methods.registry import create_methods
 from ..models.network import Network
@@ -30,6 +31,8 @@ from .trainer import Trainer
 
 if TYPE_CHECKING:
     from ..config import Recipe
+
+EXAMPLE_IMAGES = 8
 
 
 @dataclass
@@ -80,7 +83,9 @@ def assemble(recipe: Recipe, data: Dataset | None = None) -> RunComponents:
     student_module = student.module.to(memory_format=torch.channels_last)
     # A copy of the student, so it must be made before the Transfer adds hooks.
     average = make_average(recipe, student_module)
-    example = as_input(data.train.batch(slice(0, 2)))
+    # Of many classes, as a folder's first images are alike.
+    examples = balanced_subset(data.train.labels, EXAMPLE_IMAGES, seed=0)
+    example = as_input(data.train.batch(examples))
     check_network(student, example, f"the student {recipe.model}")
     teacher_module = teacher_transform = None
     if teacher is not None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
-from typing import TYPE_CHECKING
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
 
 from ..data.dataset import Dataset
 from ..errors import UserError
+from ..methods.options import AUTO
 from ..run_folder import RunFolder, write_json
 from .images import open_images
 
@@ -40,18 +41,33 @@ def check_folder(folder: RunFolder, recipe: Recipe) -> None:
         raise UserError(
             f"{folder} holds a run with {how} images: leave --stream out, or choose another --out"
         )
-    # Older runs lack newer options, whose defaults are what those runs did.
-    existing = type(recipe)().to_dict() | folder.config()
-    differences = [
-        f"{key} is {existing.get(key)!r} there and {value!r} here"
-        for key, value in recipe.identity().items()
-        if existing.get(key) != value
-    ]
+    differences = _differences(recipe, folder.config())
     if differences:
         raise UserError(
             f"{folder} holds a different run ({'; '.join(differences[:4])}): "
             "choose another --out, or remove it"
         )
+
+
+def keep_old_beta(folder: RunFolder, recipe: Recipe) -> Recipe:
+    """The recipe, with the default β of a run that was started before "auto" was the default.
+
+    The config.yaml of such a run says `beta: null`, which was 1000.
+    """
+    if not folder.exists or recipe.beta != AUTO or folder.config().get("beta", AUTO) is not None:
+        return recipe
+    return replace(recipe, beta=None)
+
+
+def _differences(recipe: Recipe, config: dict[str, Any]) -> list[str]:
+    """The options that change numbers and differ from those of a run folder."""
+    # Older runs lack newer options, whose defaults are what those runs did.
+    existing = type(recipe)().to_dict() | config
+    return [
+        f"{key} is {existing.get(key)!r} there and {value!r} here"
+        for key, value in recipe.identity().items()
+        if existing.get(key) != value
+    ]
 
 
 def _check_new(folder: RunFolder) -> None:
