@@ -214,7 +214,7 @@ class TestTeacher:
 
     def test_it_is_no_part_of_the_module(self):
         student = Net()
-        transfer = make(at.ActivationTransfer(), at.GradientTransfer(), student=student)
+        transfer = make(at.ActivationTransfer(1.0), at.GradientTransfer(), student=student)
         assert {id(p) for p in transfer.parameters()} == {id(p) for p in student.parameters()}
         assert [id(p) for p in transfer.trainable_parameters()] == [
             id(p) for p in student.parameters()

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from .. import maps
@@ -14,10 +17,10 @@ from ..options import subset
 from .base import BetaMethod, Pairs, StepInputs, TrainingFraction, check_weight, schedule_factor
 from .options import AUTO
 
-# What β = "auto" stands for: the weight of a pair per unit of ½‖D‖², or of ½‖D‖ under `paper`.
-# From 1 to 10 students are level, on every pair of networks that was tried (results/defaults.md).
+# β = "auto" makes the term this number for a student that shows the teacher's mean maps: it is
+# the weight of the share of the maps' variance that is not explained (results/defaults.md).
 AUTO_WEIGHT = 3.0
-# Maps with less variance over the images than this say the same of every image.
+# Maps with a smaller spread over the images than this say the same of every image.
 CONSTANT = 1e-6
 
 # In shares of the number of steps. A β above the first (under `authors`, its mean over a schedule)
@@ -32,8 +35,10 @@ class ActivationTransfer(BetaMethod):
 
     Args:
         beta: β under `convention`; the paper's 1000 goes with `authors` and tens of thousands of
-            steps. "auto" weighs every pair by the energy of its map difference, whatever its size:
-            `AUTO_WEIGHT` · ½‖D‖² (under `paper`, · ½‖D‖). A pair that cannot teach weighs 0.
+            steps. "auto" is `AUTO_WEIGHT` · Σ ½‖D‖² / Σ ½‖Y_teacher − its mean over images‖², both
+            sums over the pairs: it depends on no map's size (under `paper`, of norms that are not
+            squared). The means are those of `Transfer`'s example, best some 32 training images. A
+            pair that cannot teach is left out.
         kind, p, convention, resize, norm, axis, weights: as in `at_loss`.
         decay: `constant`, `linear` or `cosine` (both to zero), `step` (×0.2 at 30, 60 and 80 % of
             the training), or `warm-up` (from zero over the first tenth), alone or before one of
@@ -64,10 +69,15 @@ class ActivationTransfer(BetaMethod):
         decay: str = "constant",
     ):
         super().__init__(beta, decay)
-        # Why a pair cannot teach, by its number; known from an example.
-        self.left_out: dict[int, str] = {}
+        self.needs_example = self.is_auto
         self.pair_names: list[str] = []
-        self.recorded: list[float] = []  # β of each pair under "auto", before its schedule
+        # Why a pair cannot teach, by its number.
+        self.left_out: dict[int, str] = {}
+        self._auto_betas: list[float] = []
+        if self.is_auto:
+            # β of each pair before its schedule. It is part of the state, because the example of a
+            # run that continues may be read from a store.
+            self.register_buffer("auto_betas", torch.zeros(0))
         self.options = maps.make_options(LossOptions, kind, p, axis, convention, resize, norm)
         self.map_options = subset(self.options, MapOptions)
         self.pair_weights: list[float] | None = None
@@ -77,11 +87,13 @@ class ActivationTransfer(BetaMethod):
             self.pair_weights = [check_weight("weights", w) for w in weights]
 
     def forward(self, step: StepInputs) -> Tensor:
-        student, teacher = step.student_features, step.teacher_features
-        weights = self.pair_weights
-        if self.is_auto:
-            weights = self.recorded or self._pair_betas(student, teacher)
-        return maps.map_loss(student, teacher, self.options, weights)
+        return maps.map_loss(
+            step.student_features, step.teacher_features, self.options, self.pair_betas()
+        )
+
+    def pair_betas(self) -> list[float] | None:
+        """The weight of each pair, before β of all and its schedule; None: 1 each."""
+        return self._auto_betas if self.is_auto else self.pair_weights
 
     def prepare(
         self, pairs: Pairs, student: Sequence[Tensor], teacher: Sequence[Tensor | StoredMap]
@@ -91,58 +103,61 @@ class ActivationTransfer(BetaMethod):
                 f"weights has {len(self.pair_weights)} numbers for {len(pairs)} pairs: "
                 "expected one a pair"
             )
-        self.pair_names = [f"{s}={t}" for s, t in pairs]
         # Dicts, so that an error names the layers.
         names = [f"pair {j} ({s} ← {t})" for j, (s, t) in enumerate(pairs)]
         students = dict(zip(names, student, strict=True))
         maps.map_loss(students, dict(zip(names, teacher, strict=True)), self.options)
         if self.is_auto:
-            self.left_out = self._find_useless(student, teacher)
-            self.recorded = self._pair_betas(student, teacher)
+            self.pair_names = [f"{s}={t}" for s, t in pairs]
+            self._set_auto_betas(student, teacher)
 
-    def _find_useless(
+    def _set_auto_betas(
         self, student: Sequence[Tensor], teacher: Sequence[Tensor | StoredMap]
-    ) -> dict[int, str]:
-        """{number of a pair: why the student can learn nothing from it}."""
-        reasons = {}
+    ) -> None:
+        spreads = [self._spread(fs, ft) for fs, ft in zip(student, teacher, strict=True)]
         trained = [features.requires_grad for features in student]
-        for j, (fs, ft) in enumerate(zip(student, teacher, strict=True)):
-            # A store shows its maps only as they are read.
-            if not isinstance(ft, StoredMap) and self._is_constant(fs, ft):
-                reasons[j] = "the teacher's map is the same for every image"
+        self.left_out = {}
+        for j, spread in enumerate(spreads):
+            if spread < CONSTANT:
+                self.left_out[j] = "the teacher's map is the same for every image"
             elif any(trained) and not trained[j]:
-                reasons[j] = "no weight that is trained changes the student's map"
-        if len(reasons) == len(student):
-            return {}  # preflight says what is wrong
-        return reasons
-
-    def _is_constant(self, student: Tensor, teacher: Tensor) -> bool:
-        """Whether the teacher's map says the same of every image of the example."""
-        y = maps.paired_maps(student, teacher, self.options)[1]
-        spread = (y - y.mean(0)).square().sum(1).mean()
-        return len(y) > 1 and float(spread) < CONSTANT
-
-    def _pair_betas(
-        self, student: Sequence[Tensor], teacher: Sequence[Tensor | StoredMap]
-    ) -> list[float]:
-        """β of each pair under the convention."""
+                self.left_out[j] = "no weight that is trained changes the student's map"
+        kept = [spread for j, spread in enumerate(spreads) if j not in self.left_out]
+        if not kept:
+            raise UserError(
+                "beta is 'auto', but no pair can teach: the teacher's maps are the same for every "
+                "image of the example, or the student's layers are frozen; expected an example of "
+                "several images, or a number for beta"
+            )
         betas = []
         for j, (fs, ft) in enumerate(zip(student, teacher, strict=True)):
-            beta = self.beta
-            if self.is_auto:
-                beta = self._auto_beta(maps.map_positions(fs, ft, self.options))
+            beta = AUTO_WEIGHT / sum(kept)
+            if self.options.convention != "paper":
+                positions = maps.map_positions(fs, ft, self.options)
+                beta = maps.convert_beta(beta, "caffe", self.options.convention, positions)
             if self.pair_weights is not None:
                 beta *= self.pair_weights[j]
-            if j in self.left_out:
-                beta = 0.0
-            betas.append(beta)
-        return betas
+            betas.append(0.0 if j in self.left_out else beta)
+        self.auto_betas = torch.tensor(betas)
+        self._auto_betas = self.auto_betas.tolist()
 
-    def _auto_beta(self, positions: int) -> float:
-        """The β of a pair with maps of this size that "auto" stands for."""
-        if self.options.convention == "paper":
-            return AUTO_WEIGHT
-        return maps.convert_beta(AUTO_WEIGHT, "caffe", self.options.convention, positions)
+    def _spread(self, student: Tensor, teacher: Tensor | StoredMap) -> float:
+        """The distance of the teacher's maps from their mean over the images, unbiased."""
+        y = maps.paired_maps(student, teacher, self.options)[1].double()
+        options = self.options
+        if options.convention == "authors":
+            options = replace(options, convention="caffe")
+        distance = float(maps.map_distance(y, y.mean(0).expand_as(y), options))
+        freedom = max(1, len(y) - 1) / len(y)
+        if options.convention == "paper":
+            return distance / freedom**0.5
+        return distance / freedom
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        if self.is_auto:
+            # Beside the buffer, so that a step reads no tensor for its constants.
+            self._auto_betas = self.auto_betas.tolist()
 
     def weights(self, progress: TrainingFraction) -> dict[str, float]:
         """β in effect; under "auto" of each pair: `beta[group0=group0]`."""
@@ -151,7 +166,7 @@ class ActivationTransfer(BetaMethod):
         factor = float(self.weight(progress))
         return {
             f"beta[{name}]": beta * factor
-            for name, beta in zip(self.pair_names, self.recorded, strict=True)
+            for name, beta in zip(self.pair_names, self._auto_betas, strict=True)
         }
 
     def describe(
@@ -160,14 +175,13 @@ class ActivationTransfer(BetaMethod):
         """A line a pair: layers, sizes, and the effective weight of β under the conventions."""
         conventions = ["paper"] if self.options.convention == "paper" else ["authors", "caffe"]
         lines = []
-        pair_betas = self._pair_betas(student, teacher)
+        factors = self.pair_betas() or [1.0] * len(pairs)
         for j, ((s, t), fs, ft) in enumerate(zip(pairs, student, teacher, strict=True)):
+            beta = self.beta * factors[j]
             positions = maps.map_positions(fs, ft, self.options)
             betas = []
             for convention in conventions:
-                converted = maps.convert_beta(
-                    pair_betas[j], self.options.convention, convention, positions
-                )
+                converted = maps.convert_beta(beta, self.options.convention, convention, positions)
                 betas.append(f"{converted:.5g} ({convention})")
             kept = " a map" * isinstance(ft, StoredMap)
             sizes = f"{tuple(fs.shape[1:])} and{kept} {tuple(ft.shape[1:])}"

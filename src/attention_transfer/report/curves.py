@@ -244,7 +244,7 @@ def _names(rows: list[SettingRow], key: str) -> list[str]:
 
 
 def _symbol(name: str) -> str:
-    """`beta` -> `β`; `at.beta` -> `β of at`, where several have one; `beta[conv1]` -> `β[conv1]`."""
+    """`beta` -> `β`; `at.beta` -> `β of at`, where several have one; `beta[a=b]` -> `β[a=b]`."""
     whole, bracket, layer = name.partition("[")
     method, _, option = whole.rpartition(".")
     symbol = {"beta": "β", "alpha": "α", "ce": "cross-entropy"}.get(option, option)

@@ -1,4 +1,4 @@
-"""`TeacherStore`: what a teacher says of fixed views of images, read from files and added to them."""
+"""`TeacherStore`: what a teacher says of fixed views of images, read from files and kept in them."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ from .trainer import Trainer
 if TYPE_CHECKING:
     from ..config import Recipe
 
-EXAMPLE_IMAGES = 8
+EXAMPLE_IMAGES = 32
 
 
 @dataclass
