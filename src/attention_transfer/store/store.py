@@ -1,4 +1,4 @@
-"""`TeacherStore`: what a teacher says of fixed views of images, read from files and kept in them."""
+"""`TeacherStore`: what a teacher says of fixed views of images, in files that grow."""
 
 from __future__ import annotations
 
