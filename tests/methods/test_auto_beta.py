@@ -1,9 +1,9 @@
-"""beta="auto": the share of the variance of the teacher's maps that the student's do not explain."""
+"""beta="auto": the share of the variance of the teacher's maps that is not explained."""
 
 import pytest
 import torch
-from toys import Net, batch, make
 from torch import Tensor, nn
+from toys import Net, batch, make
 
 import attention_transfer as at
 from attention_transfer.methods.activation import AUTO_WEIGHT

@@ -37,6 +37,7 @@ FILES = {
     "summary.json",
 }
 METRICS = {
+    "gradients",
     *("epoch", "step", "lr", "train_loss", "val_loss", "train_accuracy", "val_accuracy"),
     *("parts", "weights", "images_per_second", "seconds"),
 }
@@ -64,7 +65,10 @@ def test_the_files_of_distill(teacher_run, tmp_path, method):
     carry_out(small(command="distill", method=method, epochs=1, **given), tmp_path / "run")
     assert names(tmp_path / "run") == FILES
     (row,) = rows(tmp_path / "run")
-    assert set(row["parts"]) == {"ce"} | {"none": set(), "at": {"at"}, "kd": {"kd"}}[method]
+    terms = {"ce"} | {"none": set(), "at": {"at"}, "kd": {"kd"}}[method]
+    assert set(row["parts"]) == terms
+    # A student that learns alone has nothing to balance.
+    assert row.get("gradients", {}).keys() == (set() if method == "none" else terms)
     assert row["weights"] == {"none": {}, "at": {"beta": 1.0}, "kd": {"alpha": 0.9}}[method]
     share = 1 - row["weights"].get("alpha", 0)
     assert row["parts"]["ce"] == pytest.approx(share * row["train_loss"], rel=1e-4)
@@ -97,6 +101,8 @@ def test_metrics(student_run):
     for row in found:
         assert set(row["parts"]) == {"ce", "at", "kd"}
         assert all(value > 0 for value in row["parts"].values())
+        assert set(row["gradients"]) == {"ce", "at", "kd"}
+        assert all(value > 0 for value in row["gradients"].values())
         assert 0 <= row["train_accuracy"] <= 1
         assert 0 <= row["val_accuracy"] <= 1
         assert row["images_per_second"] > 0

@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 import pytest
+from small_runs import carry_out, distilled
 
 from attention_transfer.train.watch import EPOCHS, Watch, transfer_ratio
 
@@ -54,3 +55,15 @@ def test_the_start_of_training_is_no_evidence() -> None:
 def test_terms_of_transfer_add_up() -> None:
     assert transfer_ratio({"gradients": {"ce": 2.0, "at": 1.0, "kd": 3.0}}) == 2.0
     assert transfer_ratio({"gradients": {"ce": 0.0, "at": 1.0}}) is None
+
+
+def test_a_run_whose_transfer_drowns_the_labels_says_so(teacher_run, tmp_path) -> None:
+    recipe = distilled(teacher_run, method="at", beta=1e6, epochs=4, lr=1e-4)
+    said = carry_out(recipe, tmp_path / "run")
+    assert said.count("transfer outweighs the labels") == 1
+
+
+def test_a_run_whose_transfer_does_nothing_says_so(teacher_run, tmp_path) -> None:
+    recipe = distilled(teacher_run, method="at", beta=1e-4, epochs=3)
+    said = carry_out(recipe, tmp_path / "run")
+    assert said.count("transfer does next to nothing") == 1

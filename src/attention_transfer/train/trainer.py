@@ -29,6 +29,7 @@ from .options import OptimizerOptions, TrainingOptions
 from .progress import ProgressBar
 from .regularize import Mix, training_mode
 from .signals import Interrupted, StopRequest, signal_handlers
+from .watch import Watch
 
 Row = dict[str, Any]
 # Steps between checks for a signal across ranks; each check costs a synchronisation.
@@ -91,6 +92,7 @@ class Trainer:
         self.terms = ["ce", *(method.part for method in transfer.methods)]
         self.meter = Meter(self.terms, fabric.device)
         self.stop = StopRequest(progress.say)
+        self.watch = Watch(progress.say, len(loader.images.classes))
         self.log: Callable[[list[Row]], None] = lambda rows: None  # called with all rows so far
         self.step = 0
         self.seconds = 0.0
@@ -131,8 +133,13 @@ class Trainer:
                 # Wait for rank 0 to write: torchrun kills all ranks when one has ended.
                 self.fabric.barrier()
                 raise Interrupted
-        row = self._finish_epoch(epoch, (last - first) * self.batch_size / self._elapsed())
+        images_per_second = (last - first) * self.batch_size / self._elapsed()
+        if first == last:  # only the validation is left to do
+            batch = self._batch(plan, last - 1)
+        gradients = self.watch.measure(self.module, batch, (self.step - 1) / self.total_steps)
+        row = self._finish_epoch(epoch, images_per_second) | gradients
         self.rows.append(row)
+        self.watch.see(self.rows, self.step / self.total_steps)
         self.meter = Meter(self.terms, self.fabric.device)
         self._save()
         self.log(self.rows)

@@ -6,8 +6,13 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from ..checks.balance import term_gradients
+from ..data.plan import TrainingBatch
+from ..transfer import Transfer
+
 # Ratios of the gradient of transfer to that of the labels (results/defaults.md).
 TOO_STRONG, TOO_WEAK = 5.0, 0.02
+IMAGES = 32  # of which the gradients are measured at the end of an epoch
 EPOCHS = 3  # as many epochs in a row must agree
 # Share of ln K, the cross-entropy of a guess, above which the labels are not learned.
 NOT_LEARNED = 0.8
@@ -19,12 +24,23 @@ class Watch:
     Args:
         say: prints a line.
         classes: number of classes K.
-        share: share of the training that must be done before the labels may count as not learned.
     """
 
     def __init__(self, say: Callable[[str], None], classes: int):
         self.say, self.guess = say, math.log(classes)
         self.said = False
+
+    def measure(
+        self, transfer: Transfer, batch: TrainingBatch, progress: float
+    ) -> dict[str, dict[str, float]]:
+        """The row's entry `gradients`: the norm of each term's gradient on some images of a batch.
+
+        Empty for a student that learns alone.
+        """
+        if not transfer.methods:
+            return {}
+        x, y = batch.images[:IMAGES], batch.labels[:IMAGES]
+        return {"gradients": term_gradients(transfer, x, y, progress)}
 
     def see(self, rows: list[dict[str, Any]], progress: float) -> None:
         """Says at most one sentence in all, after an epoch that ended at `progress`."""
