@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import sys
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
@@ -51,7 +52,9 @@ def run_seeds(
         recipes = [replace(recipe, seed=recipe.seed + k) for k in range(seeds)]
         runs = [(r, RunFolder(out / f"seed-{r.seed}")) for r in recipes]
     if jobs > 1 and seeds > 1:
-        _run_jobs(runs, min(jobs, seeds), console)
+        errors = run_tasks([Task(*pair) for pair in runs], min(jobs, seeds), console)
+        if errors:
+            raise next(iter(errors.values()))
     else:
         for seed_recipe, folder in runs:
             run_and_report(seed_recipe, folder, console)
@@ -71,12 +74,30 @@ def run_and_report(
     return summary
 
 
+@dataclass(frozen=True)
+class Task:
+    """A run to carry out.
+
+    `after` are the runs that must be finished before it starts. `log` is the file that gets what
+    the run says; without one it goes to standard output.
+    """
+
+    recipe: Recipe
+    folder: RunFolder
+    after: tuple[RunFolder, ...] = ()
+    log: Path | None = None
+
+    @property
+    def is_ready(self) -> bool:
+        return all(folder.finished for folder in self.after)
+
+
 @dataclass
 class Job:
     """A run in a process of its own. (An executor of concurrent.futures would end all of its
     processes when one dies, and takes no signals.)"""
 
-    folder: RunFolder
+    task: Task
     process: Any
     pipe: Connection  # receives the run's error, or None
 
@@ -90,65 +111,93 @@ class Job:
         self.process.join()
         if error is None:
             return None
-        return type(error)(f"{self.folder}: {error}")
+        return type(error)(f"{self.task.folder}: {error}")
 
 
-def submit(recipe: Recipe, folder: RunFolder, jobs: int, threads: int) -> Job:
+def submit(task: Task, jobs: int, threads: int) -> Job:
     """Starts a run that shares this machine with `jobs` - 1 others."""
     context = multiprocessing.get_context("spawn")  # CUDA and OpenMP do not survive a fork
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(
-        target=_work, args=(recipe, folder, jobs, threads, os.getpid(), sender)
-    )
+    arguments = (task, jobs, threads, os.getpid(), sender)
+    process = context.Process(target=_work, args=arguments)
     # The process inherits this: Ctrl-C reaches it too, and must not end it before it can save.
     with signal_handlers(signal.SIG_IGN, signal.SIGINT):
         process.start()
     sender.close()  # so that the end of the process ends the pipe
-    return Job(folder, process, receiver)
+    return Job(task, process, receiver)
 
 
-def _run_jobs(runs: list[tuple[Recipe, RunFolder]], jobs: int, console: Console) -> None:
-    waiting = list(runs)
+def run_tasks(
+    tasks: Sequence[Task],
+    jobs: int,
+    console: Console,
+    keep_going: bool = False,
+    watch: Callable[[Task, bool], None] = lambda task, is_running: None,
+) -> dict[Path, Exception]:
+    """Carries out tasks in processes, `jobs` at the same time; returns the errors by folder.
+
+    Args:
+        keep_going: whether other tasks are started after an error. A task whose `after` failed is
+            never started.
+        watch: is called with a task and True when it starts, with False when it has ended.
+
+    Raises:
+        Interrupted: after a signal, once every run has saved its state.
+    """
+    waiting = list(tasks)
     running: list[Job] = []
-    errors: list[Exception] = []
+    errors: dict[Path, Exception] = {}
     signals: list[int] = []
-    prepare_data(runs[0][0].data)  # once, not in each process
+    for data in dict.fromkeys(task.recipe.data for task in tasks):
+        prepare_data(data)  # once, not in each process
     threads = max(1, torch.get_num_threads() // jobs)
+
+    def startable() -> list[Task]:
+        if signals or (errors and not keep_going):
+            return []
+        return [task for task in waiting if task.is_ready][: jobs - len(running)]
+
     with signal_handlers(lambda number, _: signals.append(number), signal.SIGINT, signal.SIGTERM):
-        while running or (waiting and not errors and not signals):
-            while waiting and not errors and not signals and len(running) < jobs:
-                running.append(submit(*waiting.pop(0), jobs, threads))
+        while True:
+            for task in startable():
+                waiting.remove(task)
+                running.append(submit(task, jobs, threads))
+                watch(task, True)
+            if not running:
+                break
             ready = wait([job.pipe for job in running], POLL_SECONDS)
             for job in [job for job in running if job.pipe in ready]:
                 running.remove(job)
                 error = job.result()
+                watch(job.task, False)
                 if error is not None and not (signals and job.process.exitcode):
-                    errors.append(error)
+                    errors[job.task.folder.path] = error
                     text = f"failed: {error}"
                     console.print(text, markup=False, highlight=False, soft_wrap=True)
             if signals:
                 for job in running:
                     # Harmless to a run that has stopped for Ctrl-C already.
                     job.process.terminate()
-    if errors:
-        raise errors[0]
-    if signals:
+    if signals and (keep_going or not errors):
         raise Interrupted
+    return errors
 
 
-def _work(
-    recipe: Recipe, folder: RunFolder, jobs: int, threads: int, parent: int, pipe: Connection
-) -> None:
+def _work(task: Task, jobs: int, threads: int, parent: int, pipe: Connection) -> None:
     """The process of a job: sends what went wrong, or None, through `pipe` to its parent."""
     if "OMP_NUM_THREADS" not in os.environ:
         os.environ["OMP_NUM_THREADS"] = str(threads)  # for the processes that this one starts
         torch.set_num_threads(threads)
-    stdout: Any = _LabelledStdout(folder.path.name)
+    stdout: Any = _LabelledStdout(task.folder.path.name)
+    if task.log is not None:
+        task.log.parent.mkdir(parents=True, exist_ok=True)
+        stdout = open(task.log, "a", buffering=1)  # noqa: SIM115  # the process ends with the run
     error: Exception | None = None
     try:
         signal.signal(signal.SIGTERM, interrupt)
         end_with_parent(parent)
-        run_and_report(recipe, folder, Console(file=stdout, force_terminal=False), jobs)
+        console = Console(file=stdout, force_terminal=False)
+        run_and_report(task.recipe, task.folder, console, jobs)
     except (UserError, RunError) as raised:
         # A plain error of either kind, because not every subclass can be pickled.
         kind = UserError if isinstance(raised, UserError) else RunError
