@@ -19,7 +19,7 @@ from .apply.options import (
     PredictOptions,
     StagesOptions,
 )
-from .config import recipe_from_flags, recipe_names
+from .config import Recipe, recipe_from_flags, recipe_names
 from .data.options import AugmentOptions, DataOptions
 from .errors import UserError
 from .methods.options import MethodOptions
@@ -27,6 +27,7 @@ from .models.options import NetworkOptions
 from .options import Int, OptionSpec, from_mapping, option, option_specs, own_options
 from .outputs import check_output
 from .runtime.options import RuntimeOptions
+from .studies.options import PASSED_ON, ReproduceOptions
 from .train.options import LabelOptions, LogOptions, OptimizerOptions, TrainingOptions
 
 
@@ -286,6 +287,22 @@ def _bench_groups() -> dict[str, list[OptionSpec]]:
     return {"options": [*specs.values()]}
 
 
+def reproduce(arguments: dict[str, Any]) -> None:
+    """A table of the paper: carry out its runs, or continue, and print it beside the paper's."""
+    changes = {key: arguments.pop(key) for key in PASSED_ON if key in arguments}
+    options = from_mapping(ReproduceOptions, arguments)
+    from .studies.reproduce import reproduce
+
+    reproduce(options, changes, _console())
+
+
+def _lot_groups(options: type, theirs: str) -> dict[str, list[OptionSpec]]:
+    """Options of many runs, and those of the recipe that hold for all of them."""
+    recipe = option_specs(Recipe)
+    passed_on = [replace(recipe[key], default_text=theirs) for key in PASSED_ON]
+    return {"options": [*option_specs(options).values()], "of every run": passed_on}
+
+
 @dataclass(frozen=True)
 class Command:
     """A command: `run` gets the arguments that were given; its docstring is the help."""
@@ -312,5 +329,8 @@ COMMANDS = {
     "maps": Command(maps, MapsOptions),
     "stages": Command(stages, StagesOptions),
     "export": Command(export, ExportOptions),
+    "reproduce": Command(
+        reproduce, grouped_options=lambda: _lot_groups(ReproduceOptions, "the table's")
+    ),
     "bench": Command(bench, grouped_options=_bench_groups),
 }

@@ -101,6 +101,13 @@ def _resident(
     return Dataset(spec, train_images, val_images, mean, std, record, skipped, notes, shown)
 
 
+def count_images(options: DataOptions, seed: int) -> tuple[int, int]:
+    """The numbers of training and validation images, of which none is decoded."""
+    options = subset(options, DataOptions)
+    train, val, _, _ = _select(_open_source(options), options, seed)
+    return len(train), len(val)
+
+
 def prepare_data(spec: str) -> None:
     """Downloads data once, before several processes open it. (For the hub, its library locks.)"""
     kind, _, place = spec.partition(":")

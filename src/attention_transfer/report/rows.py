@@ -3,42 +3,13 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 
+from ..stats import Spread
 from .formats import MISSING, model_name
 from .load_run import LoadedRun, finite_number, get_nested
 from .settings import without_seed
-
-
-@dataclass(frozen=True)
-class Spread:
-    """The results of the seeds of one setting; `sd` is None for a single seed."""
-
-    values: tuple[float, ...]
-    mean: float
-    sd: float | None  # sample standard deviation, n - 1
-    median: float
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, results: Iterable[float | None]) -> Spread | None:
-        """The spread of the results that are known, or None if none is."""
-        values = tuple(value for value in results if value is not None)
-        if not values:
-            return None
-        mean, median = statistics.fmean(values), statistics.median(values)
-        sd = statistics.stdev(values) if len(values) > 1 else None
-        return cls(values, mean, sd, median, min(values), max(values))
-
-    @property
-    def n(self) -> int:
-        return len(self.values)
-
-    def overlaps(self, other: Spread) -> bool:
-        return self.low <= other.high and other.low <= self.high
 
 
 @dataclass(eq=False)

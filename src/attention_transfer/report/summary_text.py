@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from ..stats import Spread
 from .formats import count, data_name, plural
 from .load_run import finite_number
-from .rows import SettingRow, Spread, error_percent, teacher_name
+from .rows import SettingRow, error_percent, teacher_name
 
 
 def error_digits(rows: list[SettingRow]) -> int:

@@ -6,10 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from ..stats import Spread
 from .formats import MINUS, MISSING, count, minutes, percent, rate, signed, significant
 from .labels import setting_columns
 from .load_run import finite_number
-from .rows import SettingRow, Spread
+from .rows import SettingRow
 from .summary_text import caveats, error_digits, sentences
 from .teachers import with_teachers
 

@@ -1,0 +1,132 @@
+"""Carries out the runs of a plan, and shows them all in one view."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from ..errors import RunError, UserError
+from ..launch import Task, run_and_report, run_tasks
+from ..train.finish import describe_summary
+
+
+def carry_out(
+    tasks: Sequence[Task], seconds: Mapping[Path, float], jobs: int, console: Console
+) -> dict[Path, Exception]:
+    """Carries out tasks, `jobs` at the same time; returns the errors by folder.
+
+    A task comes after those that it needs. After an error the others go on.
+
+    Args:
+        seconds: how long each run will take, for the view.
+
+    Raises:
+        Interrupted: after a signal, once every run has saved its state.
+    """
+    view = LotView(console, tasks, seconds)
+    with view:
+        if jobs > 1:
+            return run_tasks(tasks, jobs, console, keep_going=True, watch=view.watch)
+        errors: dict[Path, Exception] = {}
+        for task in tasks:
+            if not task.is_ready:
+                continue  # what it needs has failed
+            view.watch(task, True)
+            error = _run_here(task)
+            view.watch(task, False)
+            if error is not None:
+                errors[task.folder.path] = error
+                view.say(f"failed: {error}")
+        return errors
+
+
+def _run_here(task: Task) -> Exception | None:
+    """A run in this process; its words go into its log."""
+    assert task.log is not None, "a planned run has a log"
+    task.log.parent.mkdir(parents=True, exist_ok=True)
+    with open(task.log, "a", buffering=1) as log:
+        try:
+            run_and_report(task.recipe, task.folder, Console(file=log, force_terminal=False))
+        except (UserError, RunError) as error:
+            return type(error)(f"{task.folder}: {error}")
+    return None
+
+
+def task_name(task: Task) -> str:
+    """`at wrn-16-1, seed 0`."""
+    method = task.recipe.method
+    name = task.recipe.model if method == "none" else f"{method} {task.recipe.model}"
+    return f"{name}, seed {task.recipe.seed}"
+
+
+class LotView(Progress):
+    """A bar for all runs and a line for each that is under way; without a terminal, a line each
+    time that a run starts or ends."""
+
+    def __init__(self, console: Console, tasks: Sequence[Task], seconds: Mapping[Path, float]):
+        self._seconds = {task.folder.path: seconds[task.folder.path] for task in tasks}
+        self._running: dict[Path, tuple[Task, TaskID]] = {}
+        self._ended: list[Path] = []
+        self._count = len(tasks)
+        self._lot: TaskID | None = None
+        super().__init__(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            TextColumn("{task.fields[state]}"),
+            TimeRemainingColumn(),
+            console=console,
+            refresh_per_second=1,
+            disable=not console.is_terminal,
+            transient=True,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
+        total = sum(self._seconds.values())
+        self._lot = self.add_task("all runs", total=total, state=self._state())
+
+    def _state(self) -> str:
+        return f"{len(self._ended)} of {self._count} runs"
+
+    def say(self, text: str) -> None:
+        """Prints a line that stays."""
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def watch(self, task: Task, is_running: bool) -> None:
+        """Takes note of a run that starts or has ended."""
+        folder = task.folder
+        if is_running:
+            line = self.add_task(f"  {task_name(task)}", total=1.0, state="")
+            self._running[folder.path] = task, line
+            if self.disable:
+                number = len(self._ended) + len(self._running)
+                self.say(f"run {number} of {self._count}: {task_name(task)}")
+            return
+        _, line = self._running.pop(folder.path)
+        self.remove_task(line)
+        summary = folder.summary()
+        if summary is not None:
+            self._ended.append(folder.path)
+            self.say(f"{task_name(task)}: {describe_summary(summary)}")
+
+    def get_renderables(self) -> Iterable[Any]:
+        # Called at each refresh: what the runs wrote since is read then.
+        if self._lot is not None:
+            self._read_progress()
+        yield from super().get_renderables()
+
+    def _read_progress(self) -> None:
+        done = sum(self._seconds[path] for path in self._ended)
+        for path, (task, line) in list(self._running.items()):
+            rows = task.folder.metrics()
+            if rows:
+                share = rows[-1]["epoch"] / task.recipe.epochs
+                error = 100 * (1 - rows[-1]["val_accuracy"])
+                state = f"epoch {rows[-1]['epoch']}/{task.recipe.epochs}, {error:.2f} % error"
+                self.update(line, completed=share, state=state)
+                done += share * self._seconds[path]
+        assert self._lot is not None
+        self.update(self._lot, completed=done, state=self._state())

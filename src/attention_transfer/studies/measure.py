@@ -1,0 +1,151 @@
+"""How long the runs of a plan will take on this machine: a few steps of each kind of run."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from ..apply.inference import as_input
+from ..config import Recipe
+from ..data.dataset import Dataset
+from ..data.open import count_images
+from ..launch import Task
+from ..models.create import create_model
+from ..models.network import fixed_size, save_student
+from ..models.trained import Preprocess
+from ..run_folder import RunFolder, read_json, write_json
+from ..runtime.process import make_fabric, set_up_process
+from ..runtime.resolve import resolve_runtime
+from ..train.assemble import assemble, make_trainer
+from ..train.images import open_images
+from ..train.progress import ProgressBar
+from ..train.regularize import training_mode
+from ..train.trainer import Trainer
+
+WARM_UP_STEPS = 1
+STEPS = 3
+VAL_IMAGES = 100
+# Of a run beyond its steps: starting, the dry step, maps, measuring the network, the report.
+EXTRA_SECONDS = 20.0
+# What a kind of run is: options that change the time of a step.
+KIND_KEYS = (
+    *("model", "method", "batch_size", "accumulate", "data", "image_size", "augment", "pairs"),
+    *("device", "precision"),
+)
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Seconds of a training step and of a validation image, in eager mode; the parameters."""
+
+    step: float
+    val_image: float
+    parameters: int
+
+
+def run_seconds(
+    tasks: Iterable[Task], recipes: Mapping[str, Recipe], jobs: int, file: Path
+) -> dict[Path, tuple[float, Speed]]:
+    """Seconds and speed of each run, by folder, with `jobs` of them at the same time.
+
+    Args:
+        recipes: those of all planned runs by folder, teachers among them.
+        file: keeps what was measured, so that a plan that continues is quick to make.
+    """
+    kept: dict[str, Any] = read_json(file) or {}
+    counts: dict[str, tuple[int, int]] = {}
+    threads = max(1, torch.get_num_threads() // jobs)
+    seconds = {}
+    for task in tasks:
+        recipe = task.recipe
+        teacher = recipes[recipe.teacher].model if recipe.teacher else None
+        key = json.dumps([*(getattr(recipe, name) for name in KIND_KEYS), teacher, threads])
+        if key not in kept:
+            kept[key] = vars(measure(recipe, teacher, threads))
+            write_json(file, kept)
+        speed = Speed(**kept[key])
+        data = json.dumps([recipe.data, recipe.limit_train, recipe.limit_val, recipe.val_split])
+        if data not in counts:
+            counts[data] = count_images(recipe, seed=0)
+        train, val = counts[data]
+        steps = max(1, train // recipe.batch_size) * recipe.epochs
+        if recipe.max_steps is not None:
+            steps = min(steps, recipe.max_steps)
+        total = steps * speed.step + recipe.epochs * val * speed.val_image + EXTRA_SECONDS
+        seconds[task.folder.path] = total, speed
+    return seconds
+
+
+def measure(recipe: Recipe, teacher: str | None, threads: int) -> Speed:
+    """Times a few steps of a run without writing it; its teacher may be untrained."""
+    before = torch.get_num_threads()
+    images = (STEPS + WARM_UP_STEPS) * recipe.batch_size
+    recipe = replace(
+        recipe,
+        model=recipe.model.removesuffix(":pretrained"),
+        student_weights=None,
+        teacher=None,
+        limit_train=min(images, recipe.limit_train or images),
+        limit_val=VAL_IMAGES,
+        compile="off",
+        log=None,
+    )
+    torch.set_num_threads(threads)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            if teacher is not None:
+                data = open_images(recipe, recipe.augment, recipe, recipe.seed)
+                name = teacher.removesuffix(":pretrained")
+                write_untrained_run(RunFolder(Path(folder) / "teacher"), name, data)
+                recipe = replace(recipe, teacher=str(Path(folder) / "teacher"))
+            return _measure(recipe, RunFolder(Path(folder) / "run"))
+    finally:
+        torch.set_num_threads(before)
+
+
+def write_untrained_run(folder: RunFolder, model: str, data: Dataset) -> None:
+    """A run folder whose network has its initial weights: it takes as long as a trained one."""
+    torch.manual_seed(0)
+    module = create_model(model, len(data.classes))
+    preprocess = Preprocess(data.mean, data.std, fixed_size(module))
+    size = preprocess.size or data.image_size
+    folder.write_config({"command": "train", "model": model})
+    save_student(folder.student_file, module, model, data.classes, preprocess, size)
+
+
+def _measure(recipe: Recipe, folder: RunFolder) -> Speed:
+    components = assemble(recipe)
+    fabric = make_fabric(recipe, set_up_process(resolve_runtime(recipe)))
+    runtime = resolve_runtime(recipe)
+    progress = ProgressBar(Console(quiet=True), "", recipe.epochs)
+    trainer = make_trainer(recipe, folder, fabric, components, runtime, progress)
+    training_mode(components.transfer, recipe.freeze_bn)
+    plan = trainer.loader.epoch(recipe.seed, 0, trainer.batch_size)
+    steps = trainer.steps_per_epoch
+    _train(trainer, plan, range(min(WARM_UP_STEPS, steps)))
+    start = time.perf_counter()
+    _train(trainer, plan, [k % steps for k in range(STEPS)])
+    step = (time.perf_counter() - start) / STEPS
+    components.transfer.eval()
+    start = time.perf_counter()
+    with torch.no_grad():
+        trainer.validate()
+    val_image = (time.perf_counter() - start) / len(components.data.val)
+    parameters = sum(p.numel() for p in components.student.module.parameters())
+    return Speed(step, val_image, parameters)
+
+
+def _train(trainer: Trainer, plan: Any, steps: Iterable[int]) -> None:
+    for step in steps:
+        x, y = trainer.loader.batch(plan, step)
+        trainer.train_step(as_input(x), y)
+    if trainer.fabric.device.type == "cuda":
+        torch.cuda.synchronize()

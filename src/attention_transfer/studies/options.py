@@ -1,0 +1,124 @@
+"""The options of `reproduce` and `study`; imports no torch."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator
+
+from ..options import Bool, Int, comma_separated, option
+
+TABLES = ("table1", "table2", "table3", "table4", "table5")
+STUDIES = (
+    "beta",
+    "mechanisms",
+    "cost",
+    "same-architecture",
+    "few-labels",
+    "localisation",
+)
+# Keys of the recipe that a table or a study takes as flags, for all of its runs.
+PASSED_ON = (
+    *("epochs", "batch_size", "max_steps", "limit_train", "limit_val", "image_size"),
+    *("stream", "workers", "device", "precision", "compile"),
+)
+# Those of them that make a table another one than the paper's.
+SMALLER = ("epochs", "max_steps", "limit_train", "limit_val", "image_size", "batch_size")
+
+
+def named_specs(value: Any) -> Any:
+    """`"cub=folder:a,scenes=folder:b"` -> a mapping; a single spec has the name "" ."""
+    if not isinstance(value, str):
+        return value
+    if not re.match(r"[A-Za-z]\w*=", value):
+        return {"": value}
+    pairs = [part.partition("=") for part in re.split(r",(?=[A-Za-z]\w*=)", value)]
+    return {name: spec for name, _, spec in pairs}
+
+
+Words = Annotated[tuple[str, ...], BeforeValidator(comma_separated)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LotOptions:
+    """Many runs: how many, where, and how many at a time."""
+
+    seeds: Annotated[Int, option("Seeds of each setting, from 0.", ge=1)] = 3
+    jobs: Annotated[
+        Int, option("Runs at the same time, each with its share of the cores.", ge=1)
+    ] = 1
+    out: Annotated[
+        Path, option("Folder of runs and tables; tables and studies in it share their runs.")
+    ] = Path("runs/evidence")
+    dry_run: Annotated[Bool, option("Print the plan (runs, hours, disk) and stop.")] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReproduceOptions(LotOptions):
+    """Which table of the paper, and how much of it."""
+
+    table: Annotated[str, option(f"{', '.join(TABLES)}, or a table file (YAML).", positional=True)]
+    rows: Annotated[
+        Words,
+        option(
+            "Rows of the table, by name or as TEACHER:STUDENT.",
+            expected="names of rows, like wrn-16-2:wrn-16-1",
+            default_text="all",
+        ),
+    ] = ()
+    seeds: Annotated[Int, option("Seeds of each setting, from 0.", ge=1)] = 5
+    data: Annotated[
+        dict[str, str] | None,
+        BeforeValidator(named_specs),
+        option(
+            "The images, as of train; NAME=SPEC,… where a table has several data sets.",
+            expected="a data spec, or NAME=SPEC,…",
+            default_text="the table's",
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyOptions(LotOptions):
+    """Which study, on which networks and images."""
+
+    study: Annotated[str, option(f"{', '.join(STUDIES)}.", positional=True)]
+    student: Annotated[str, option("Student network.", default_text="the study's")] = ""
+    teacher: Annotated[str, option("Teacher network.", default_text="the study's")] = ""
+    recipe: Annotated[
+        str,
+        option(
+            "Recipe of all runs.",
+            default_text="digits-student; digits-teacher for teachers",
+        ),
+    ] = ""
+    data: Annotated[str, option("The images, as of train.", default_text="the recipe's")] = ""
+    methods: Annotated[
+        Words,
+        option("Methods to compare.", expected="methods, like at,kd", default_text="the study's"),
+    ] = ()
+    values: Annotated[
+        Words,
+        option(
+            "beta: the values of β; few-labels: shares of the training images, in percent; "
+            "localisation: epochs of the networks trained alone.",
+            expected="numbers, like 0.3,1,3",
+            default_text="the study's",
+        ),
+    ] = ()
+    conventions: Annotated[
+        Words,
+        option("beta: conventions of the loss.", expected="conventions, like authors,caffe",
+               default_text="all three"),
+    ] = ()  # fmt: skip
+    pairs: Annotated[
+        Words,
+        option(
+            "cost: pairs of networks.",
+            expected="TEACHER:STUDENT,…",
+            default_text="two of the paper's and three of timm's",
+        ),
+    ] = ()

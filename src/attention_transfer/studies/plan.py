@@ -1,0 +1,218 @@
+"""The plan of a table: its runs, each once, in folders named after what they are."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from ..config import Recipe, layered_recipe, named_recipe
+from ..errors import UserError
+from ..launch import Task
+from ..options import option_specs
+from ..run_folder import RunFolder
+from .table_file import TEACHER, Row, Table
+
+# What names a run's folder without being an option of its own: seeds and other runs.
+NOT_IN_DIGEST = ("seed", "teacher", "student_weights", "model", "method")
+
+
+@dataclass
+class Entry:
+    """A setting of a row: its runs, one a seed, and the published figures by metric."""
+
+    row: Row
+    setting: str
+    folders: list[RunFolder] = field(default_factory=list)
+    published: dict[str, float] = field(default_factory=dict)
+    confirmed: bool = False
+
+
+@dataclass
+class Plan:
+    """The runs of a table by folder, in an order that they can be carried out in, and its cells."""
+
+    title: str
+    root: Path
+    metrics: tuple[str, ...] = ("error",)
+    source: str = ""
+    tasks: dict[Path, Task] = field(default_factory=dict)
+    entries: list[Entry] = field(default_factory=list)
+    errors: dict[Path, Exception] = field(default_factory=dict)  # of the runs that failed
+
+    def add(self, recipe: Recipe, after: tuple[RunFolder, ...] = ()) -> RunFolder:
+        """The folder of a run, which joins the plan unless it is there already."""
+        folder = RunFolder(self.root / "runs" / run_name(recipe, self.root))
+        log = self.root / "logs" / f"{folder.path.relative_to(self.root / 'runs')}.txt"
+        self.tasks.setdefault(folder.path, Task(recipe, folder, after, log))
+        return folder
+
+    @property
+    def unfinished(self) -> list[Task]:
+        return [task for task in self.tasks.values() if not task.folder.finished]
+
+
+def run_name(recipe: Recipe, root: Path) -> str:
+    """`wrn-16-1/at-3f2a91c4/seed-0`: the network, the method, a digest of all other options.
+
+    A run that another table needs, too, has the same name there. The options that have their
+    default are left out of the digest: a new option renames no run.
+    """
+    defaults = {key: spec.default for key, spec in option_specs(Recipe).items()}
+    options: dict[str, Any] = {}
+    for key, value in recipe.identity().items():
+        default = defaults[key]
+        if isinstance(default, tuple):
+            default = list(default)
+        if key not in NOT_IN_DIGEST and value != default:
+            options[key] = value
+    for key in ("teacher", "student_weights"):
+        place = getattr(recipe, key)
+        if place is not None:
+            # Relative to the root, so that the digest does not depend on where that is.
+            options[key] = str(place).removeprefix(f"{root}/")
+    text = json.dumps(options, sort_keys=True, default=str)
+    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+    model = re.sub(r"[^\w.+-]+", "-", recipe.model)
+    return f"{model}/{recipe.method}-{digest}/seed-{recipe.seed}"
+
+
+def make_plan(
+    table: Table,
+    rows: list[Row],
+    seeds: int,
+    root: Path,
+    data: Mapping[str, str] | None = None,
+    changes: Mapping[str, Any] | None = None,
+) -> Plan:
+    """All runs of the rows: pretraining, teachers, students.
+
+    Args:
+        data: specs by name; "" is that of every row.
+        changes: recipe keys over all others.
+
+    Raises:
+        UserError: for data that is not named, and for options that do not go together.
+    """
+    root = root.resolve()  # a run's recipe names its teacher's folder
+    plan = Plan(table.title, root, tuple(table.metrics), table.source)
+    planner = _Planner(table, plan, _checked_data(table, rows, data or {}), dict(changes or {}))
+    for row in rows:
+        planner.add_row(row, seeds)
+    return plan
+
+
+def _checked_data(table: Table, rows: list[Row], data: Mapping[str, str]) -> dict[str, str]:
+    names = list(dict.fromkeys(row.data for row in rows if row.data))
+    valid = [*table.data_names]
+    if table.pretraining is not None:
+        valid.append(table.pretraining.data)
+    for name in data:
+        if name and name not in valid:
+            raise UserError(
+                f"--data names {name!r}: expected {', '.join(valid) or 'one spec without a name'}"
+            )
+    specs = dict(data)
+    if "" in specs and len(names) == 1:
+        specs[names[0]] = specs[""]
+    missing = [name for name in names if name not in specs]
+    if missing:
+        example = ",".join(f"{name}=folder:{name.upper()}" for name in names)
+        if len(names) == 1:
+            example = f"folder:{names[0].upper()}"
+        raise UserError(f"{table.title} needs your copy of {', '.join(missing)}: --data {example}")
+    return specs
+
+
+class _Planner:
+    def __init__(self, table: Table, plan: Plan, data: dict[str, str], changes: dict[str, Any]):
+        self.table, self.plan, self.data, self.changes = table, plan, data, changes
+
+    def add_row(self, row: Row, seeds: int) -> None:
+        settings = row.settings or self.table.settings
+        teacher = self._teacher(row)
+        for name, options in settings.items():
+            entry = self._entry(row, name)
+            for seed in range(seeds):
+                recipe, after = self._student(row, options, teacher, seed)
+                entry.folders.append(self.plan.add(recipe, after))
+        if teacher is not None:
+            self._entry(row, TEACHER).folders.append(teacher)
+
+    def _entry(self, row: Row, setting: str) -> Entry:
+        entry = Entry(row, setting, confirmed=setting in row.confirmed)
+        figures = row.published.get(setting, [])
+        if isinstance(figures, float):
+            figures = [figures]
+        entry.published = dict(zip(self.table.metrics, figures, strict=False))
+        self.plan.entries.append(entry)
+        return entry
+
+    def _layers(self, row: Row, recipe: str | None) -> list[Mapping[str, Any]]:
+        layers: list[Mapping[str, Any]] = []
+        if recipe is not None:
+            layers.append(named_recipe(recipe))
+        spec = self.data.get(row.data or "")
+        if spec is not None:
+            layers.append({"data": spec})
+        return [*layers, self.table.options, row.options]
+
+    def _teacher(self, row: Row) -> RunFolder | None:
+        if row.teacher is None:
+            return None
+        start, after = self._start(row, row.teacher)
+        recipe = self._recipe(
+            *self._layers(row, self.table.teacher_recipe or self.table.recipe),
+            self.table.teacher_options,
+            row.teacher_options,
+            start,
+            {"command": "train", "seed": self.table.teacher_seed},
+        )
+        return self.plan.add(recipe, after)
+
+    def _student(
+        self, row: Row, options: Mapping[str, Any], teacher: RunFolder | None, seed: int
+    ) -> tuple[Recipe, tuple[RunFolder, ...]]:
+        start, after = self._start(row, row.student)
+        roles: dict[str, Any] = {"command": "train", "seed": seed}
+        if options.get("method", "none") != "none":
+            roles["command"] = "distill"
+            if teacher is not None and _learns_from_teacher(options["method"]):
+                roles["teacher"] = str(teacher)
+                after = (*after, teacher)
+        layers = self._layers(row, self.table.recipe)
+        return self._recipe(*layers, options, start, roles), after
+
+    def _start(self, row: Row, model: str) -> tuple[dict[str, Any], tuple[RunFolder, ...]]:
+        """The network that a run starts from, and the run that has to make it first."""
+        pretraining = self.table.pretraining
+        if pretraining is None:
+            return {"model": model}, ()
+        if pretraining.data not in self.data:
+            return {"model": f"{model}:pretrained"}, ()
+        recipe = self._recipe(
+            named_recipe(pretraining.recipe),
+            {"data": self.data[pretraining.data], "model": model, "command": "train"},
+        )
+        folder = self.plan.add(recipe)
+        return {"model": model, "student_weights": str(folder)}, (folder,)
+
+    def _recipe(self, *layers: Mapping[str, Any]) -> Recipe:
+        """The layers with the changes over them; the rate drops at the same shares of a run."""
+        recipe = layered_recipe(*layers, self.changes)
+        if recipe.schedule != "step" or "epochs" not in self.changes:
+            return recipe
+        factor = recipe.epochs / layered_recipe(*layers).epochs
+        milestones = dict.fromkeys(1 + round((m - 1) * factor) for m in recipe.milestones)
+        # A drop at the start of the first epoch would only be a lower rate.
+        return replace(recipe, milestones=tuple(m for m in milestones if m > 1))
+
+
+def _learns_from_teacher(method: str) -> bool:
+    from ..methods.registry import METHODS, method_names
+
+    return any(METHODS[name].needs_teacher for name in method_names(method))

@@ -1,0 +1,144 @@
+"""Runs as JSON lines: one compact file a table, no weights.
+
+The first line describes the table: `title`, `metrics`, `source` and what else its page needs. Each
+other line is a run, or an entry's published figures (without a seed).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..errors import UserError
+from ..run_folder import RunFolder, replacing
+from ..stats import Spread
+
+Line = dict[str, Any]
+
+
+@dataclass
+class Cell:
+    """A setting of a row: the lines of its finished runs, and the published figures."""
+
+    row: str
+    setting: str
+    runs: list[Line] = field(default_factory=list)
+    published: dict[str, float] = field(default_factory=dict)
+    confirmed: bool = False
+    planned: int = 0
+
+    def values(self, key: str) -> dict[Any, float]:
+        """A number of each run, by seed."""
+        return {run["seed"]: run[key] for run in self.runs if run.get(key) is not None}
+
+    def spread(self, key: str) -> Spread | None:
+        return Spread.of(self.values(key).values())
+
+
+@dataclass
+class TableData:
+    """A table's first line, and its cells in order."""
+
+    head: Line
+    cells: list[Cell]
+
+    @property
+    def title(self) -> str:
+        return str(self.head.get("title", ""))
+
+    @property
+    def metrics(self) -> list[str]:
+        return list(self.head.get("metrics", ["error"]))
+
+    def cell(self, row: str, setting: str) -> Cell | None:
+        for cell in self.cells:
+            if (cell.row, cell.setting) == (row, setting):
+                return cell
+        return None
+
+
+def summarize(folder: RunFolder) -> Line | None:
+    """A finished run as a line, without paths of this machine; None for an unfinished one."""
+    summary = folder.summary()
+    if summary is None:
+        return None
+    config, environment = folder.config(), folder.environment()
+    final = summary["final"]
+    line: Line = {
+        "seed": summary["seed"],
+        "model": summary["model"],
+        "method": summary["method"],
+        "data": str(summary["data"]).partition(":")[0],
+        "epochs": summary["epochs"],
+        "limit_train": config.get("limit_train"),
+        "error": _error_percent(final["val_accuracy"]),
+        "val_loss": round(final["val_loss"], 5),
+        "train_loss": round(final["train_loss"], 5),
+        "parameters": summary["parameters"],
+        "flops": summary["flops"],
+        "minutes": round(summary["seconds"] / 60, 2),
+        "images_per_second": round(summary["images_per_second"], 1),
+        "commit": environment.get("commit"),
+        "precision": (environment.get("auto") or {}).get("precision"),
+        "hardware": environment.get("hardware"),
+        "torch": (environment.get("versions") or {}).get("torch"),
+    }
+    if "val_top5" in final:
+        line["top5_error"] = _error_percent(final["val_top5"])
+    teacher = summary.get("teacher") or {}
+    if teacher:
+        line["teacher"] = teacher["model"]
+        line["teacher_error"] = _error_percent(teacher["val_accuracy"])
+    attention = summary.get("attention") or {}
+    if attention:
+        line["in_box"] = round(100 * attention["in_box"][-1], 2)
+    return line
+
+
+def _error_percent(accuracy: float) -> float:
+    return round(100 * (1 - accuracy), 4)
+
+
+def write_table_data(file: Path, table: TableData) -> None:
+    lines = [table.head]
+    for cell in table.cells:
+        place = {"row": cell.row, "setting": cell.setting}
+        if cell.published:
+            figures = {"published": cell.published, "confirmed": cell.confirmed}
+            lines.append(place | figures)
+        lines += [place | run for run in cell.runs]
+    with replacing(file) as partial:
+        partial.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+
+
+def read_table_data(file: Path) -> TableData:
+    """What `write_table_data` wrote.
+
+    Raises:
+        UserError: for a file that cannot be read or holds something else.
+    """
+    try:
+        lines = [json.loads(line) for line in file.read_text().splitlines() if line.strip()]
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {file}: {error}") from error
+    if not lines or "title" not in lines[0] or not all("setting" in line for line in lines[1:]):
+        raise UserError(
+            f"{file} holds no table: expected a line with a title, then a line for each run"
+        )
+    cells: dict[tuple[str, str], Cell] = {}
+    for line in lines[1:]:
+        row, setting = line.pop("row", ""), line.pop("setting")
+        cell = cells.setdefault((row, setting), Cell(row, setting))
+        if "published" in line:
+            cell.published, cell.confirmed = line["published"], bool(line.get("confirmed"))
+        else:
+            cell.runs.append(line)
+    return TableData(lines[0], list(cells.values()))
+
+
+def merge_lines(runs: Iterable[Line | None]) -> list[Line]:
+    """The lines of finished runs, by seed."""
+    return sorted((run for run in runs if run is not None), key=lambda run: run["seed"])

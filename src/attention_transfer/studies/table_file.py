@@ -1,0 +1,120 @@
+"""A table as a declarative file: rows and settings of recipe keys, and published figures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ValidationError
+
+from ..config import read_recipe
+from ..errors import UserError, check_choice, nearest
+from .options import TABLES
+
+TEACHER = "teacher"  # the setting that is the teacher itself
+
+
+class Pretraining(BaseModel, extra="forbid", frozen=True):
+    """The runs before a table's own, on the data of this name."""
+
+    recipe: str
+    data: str
+
+
+class Row(BaseModel, extra="forbid", frozen=True):
+    """A student and its teacher, with the published figures by setting.
+
+    `data` names the data set of a table that has several; `options` are recipe keys of all its
+    runs; `teacher_options` are those of its teacher alone. `settings` replaces the table's.
+    """
+
+    student: str
+    teacher: str | None = None
+    name: str = ""
+    data: str | None = None
+    options: dict[str, Any] = {}
+    teacher_options: dict[str, Any] = {}
+    settings: dict[str, dict[str, Any]] | None = None
+    published: dict[str, float | list[float]] = {}
+    confirmed: list[str] = []
+
+    @property
+    def pair(self) -> str:
+        """`wrn-16-2:wrn-16-1`, as --rows names it."""
+        return f"{self.teacher}:{self.student}"
+
+    @property
+    def key(self) -> str:
+        return self.name or self.pair
+
+
+class Table(BaseModel, extra="forbid", frozen=True):
+    """What a table file holds.
+
+    `settings` are the columns of the paper's table, by name: recipe keys over those of `recipe`,
+    `options` and the row. `metrics` are `error` and `top5_error`, in percent.
+    """
+
+    title: str
+    source: str = ""
+    recipe: str | None = None
+    teacher_recipe: str | None = None
+    options: dict[str, Any] = {}
+    teacher_options: dict[str, Any] = {}
+    teacher_seed: int = 0
+    pretraining: Pretraining | None = None
+    metrics: list[Literal["error", "top5_error"]] = ["error"]
+    settings: dict[str, dict[str, Any]]
+    rows: list[Row]
+
+    @property
+    def data_names(self) -> list[str]:
+        """The data sets that a user has to name."""
+        return list(dict.fromkeys(row.data for row in self.rows if row.data))
+
+
+def read_table(name: str) -> Table:
+    """A table of the package by its name, or one of the user's own by its file.
+
+    Raises:
+        UserError: for an unknown name, and for a file that is no table.
+    """
+    if name.endswith((".yaml", ".yml")):
+        return parse_table(read_recipe(Path(name)), name)
+    check_choice("table", name, TABLES)
+    folder = resources.files("attention_transfer.recipes") / "tables"
+    with resources.as_file(folder / f"{name}.yaml") as path:
+        return parse_table(read_recipe(path), name)
+
+
+def parse_table(values: Mapping[str, Any], name: str) -> Table:
+    """A checked table; `name` is its name in an error."""
+    try:
+        table = Table.model_validate(dict(values))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        hint = nearest(str(first["loc"][-1]), Table.model_fields | Row.model_fields)
+        raise UserError(f"{name}: {place}: {first['msg']}{hint}") from None
+    for row in table.rows:
+        settings = [*(row.settings or table.settings), TEACHER]
+        for setting in (*row.published, *row.confirmed):
+            check_choice(f"setting of {name}, row {row.key},", setting, settings)
+    return table
+
+
+def chosen_rows(table: Table, names: Sequence[str]) -> list[Row]:
+    """The rows that --rows names, all without it.
+
+    Raises:
+        UserError: for a name that is no row's.
+    """
+    if not names:
+        return table.rows
+    keys = [row.key for row in table.rows]
+    valid = [*keys, *(row.pair for row in table.rows)]
+    for name in names:
+        check_choice("row", name, dict.fromkeys(valid))
+    return [row for row in table.rows if row.key in names or row.pair in names]
