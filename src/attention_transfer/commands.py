@@ -287,6 +287,18 @@ def _bench_groups() -> dict[str, list[OptionSpec]]:
     return {"options": [*specs.values()]}
 
 
+@dataclass(frozen=True)
+class ZooOptions:
+    """The list takes no options."""
+
+
+def zoo(arguments: dict[str, Any]) -> None:
+    """List the trained networks that come with the package, named zoo:NAME like any model."""
+    from .apply.zoo import print_zoo
+
+    print_zoo(_console())
+
+
 def reproduce(arguments: dict[str, Any]) -> None:
     """A table of the paper: carry out its runs, or continue, and print it beside the paper's."""
     changes = {key: arguments.pop(key) for key in PASSED_ON if key in arguments}
@@ -329,6 +341,7 @@ COMMANDS = {
     "maps": Command(maps, MapsOptions),
     "stages": Command(stages, StagesOptions),
     "export": Command(export, ExportOptions),
+    "zoo": Command(zoo, ZooOptions),
     "reproduce": Command(
         reproduce, grouped_options=lambda: _lot_groups(ReproduceOptions, "the table's")
     ),

@@ -27,8 +27,11 @@ from pathlib import Path
 from typing import Any
 
 from .authors_log import MODEL_FILE, is_authors_run
-from .errors import RunError, UserError
+from .errors import RunError, UserError, nearest
 from .run_lock import RunLock
+
+ZOO = "zoo:"  # before the name of a network that comes with the package: a run folder in zoo/
+ZOO_FOLDER = Path(__file__).parent / "zoo"
 
 
 @contextmanager
@@ -111,11 +114,38 @@ def write_json(path: Path, value: Any) -> None:
         partial.write_text(json.dumps(value, indent=1) + "\n")
 
 
+def zoo_names() -> list[str]:
+    """The networks that come with the package, as `zoo:NAME`."""
+    return [ZOO + file.parent.name for file in sorted(ZOO_FOLDER.glob("*/config.yaml"))]
+
+
+def run_path(name: str | os.PathLike[str]) -> Path:
+    """The folder of a run: `name` itself, or that of `zoo:NAME`.
+
+    Raises:
+        UserError: for a network that does not come with the package.
+    """
+    if not str(name).startswith(ZOO):
+        return Path(name)
+    names = zoo_names()
+    if str(name) not in names:
+        raise UserError(
+            f"no network {str(name)!r} comes with the package: expected one of "
+            f"{', '.join(names) or 'none yet'}{nearest(str(name), names)}"
+        )
+    return ZOO_FOLDER / str(name).removeprefix(ZOO)
+
+
+def is_folder_name(name: str | os.PathLike[str]) -> bool:
+    """Whether `name` is a folder, or `zoo:NAME`."""
+    return run_path(name).is_dir()
+
+
 class RunFolder:
     """Reads and writes a run's folder. A missing file reads as None or as empty."""
 
     def __init__(self, path: str | os.PathLike[str]):
-        self.path = Path(path)
+        self.path = run_path(path)
         self.config_file = self.path / "config.yaml"
         self.environment_file = self.path / "environment.json"
         self.metrics_file = self.path / "metrics.jsonl"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from ..errors import UserError, first_few
 from ..models.create import pretrained_images
 from ..models.network import Network, load_trained
 from ..models.start import check_network, load_network
-from ..run_folder import RunFolder
+from ..run_folder import RunFolder, is_folder_name
 from .inference import as_input
 from .load import inference_model
 
@@ -50,7 +49,7 @@ def evaluate_network(
             `spec` for a network that does not say where its data is.
     """
     network = None
-    if Path(name).is_dir():
+    if is_folder_name(name):
         network, options = _run_options(name, spec, weights, image_size, trust_code)
     else:
         options = _model_options(name, spec, weights, image_size)

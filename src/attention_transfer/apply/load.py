@@ -15,7 +15,7 @@ from ..models.network import Network, fixed_size, load_trained
 from ..models.start import LIBRARIES, load_network
 from ..models.trained import Preprocess
 from ..options import from_mapping
-from ..run_folder import RunFolder
+from ..run_folder import RunFolder, is_folder_name
 from ..runtime.options import RuntimeOptions
 from ..runtime.resolve import resolve_runtime
 from .inference import InferenceModel
@@ -52,7 +52,7 @@ def load_by_name(name: str, trust_code: bool = False) -> Network:
     """
     if RunFolder(name).exists or is_authors_run(name):
         return load_trained(name, trust_code)
-    if Path(name).is_dir():
+    if is_folder_name(name):
         RunFolder.open(name)  # raises: what a run folder needs
     if name.endswith(":pretrained"):
         count = pretrained_classes(name) or 1000

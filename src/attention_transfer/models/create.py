@@ -1,4 +1,4 @@
-"""`create_model`: wrn-16-1, nin-thin, timm/NAME, torchvision/NAME, FILE.py:FACTORY."""
+"""`create_model`: wrn-16-1, nin-thin, timm/NAME, torchvision/NAME, zoo:NAME, FILE.py:FACTORY."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from ..errors import UserError, nearest
+from ..run_folder import ZOO, RunFolder
 from .user_file import create_from_file, public_functions
 
 EXAMPLES = (
@@ -20,7 +21,7 @@ EXAMPLES = (
 )
 FORMS = (
     "wrn-DEPTH-WIDTH, nin-thin[-no-bn], nin-wide[-no-bn], timm/NAME[:pretrained], "
-    "torchvision/NAME[:pretrained] or FILE.py:FACTORY"
+    "torchvision/NAME[:pretrained], zoo:NAME or FILE.py:FACTORY"
 )
 
 
@@ -29,8 +30,9 @@ def create_model(name: str, num_classes: int) -> nn.Module:
 
     Args:
         name: `wrn-DEPTH-WIDTH`, `nin-thin` or `nin-wide` (`-no-bn`: without batch normalisation),
-            `timm/resnet18[:pretrained]`, `torchvision/resnet18[:pretrained]`, or `FILE.py:FACTORY`,
-            your own function, called with the keyword `num_classes` if it takes that.
+            `timm/resnet18[:pretrained]`, `torchvision/resnet18[:pretrained]`, `zoo:NAME` (a trained
+            network of the package), or `FILE.py:FACTORY`, your own function, called with the
+            keyword `num_classes` if it takes that.
         num_classes: the number of classes, at least 1. Pretrained weights keep all but the head.
 
     Raises:
@@ -51,6 +53,8 @@ def create_model(name: str, num_classes: int) -> nn.Module:
         return _create_timm(match[1], num_classes, match[2] is not None)
     if match := re.fullmatch(r"torchvision/([^:]+)(:pretrained)?", name):
         return _create_torchvision(match[1], num_classes, match[2] is not None)
+    if name.startswith(ZOO):
+        return _create_from_zoo(name, num_classes)
     if (file := executed_file(name)) is not None:
         return create_from_file(file, name.rpartition(":")[2], num_classes)
     suggestions = _suggestions(name)[:3]
@@ -58,6 +62,23 @@ def create_model(name: str, num_classes: int) -> nn.Module:
     if suggestions:
         hint = f"; did you mean {' or '.join(suggestions)}?"
     raise UserError(f"unknown model {name!r}: expected {FORMS}{hint}")
+
+
+def _create_from_zoo(name: str, num_classes: int) -> nn.Module:
+    """A network of the package with its weights; its head is new for another number of classes."""
+    from .network import load_run_network
+    from .weights import load_backbone
+
+    trained = load_run_network(name)
+    preprocess = trained.preprocess
+    module = trained.module
+    if len(trained.classes) != num_classes:
+        module = create_model(str(RunFolder(name).config()["model"]), num_classes)
+        load_backbone(module, trained.module.state_dict(), name)
+    # As timm's attribute: the preprocessing of all pretrained networks is read there.
+    mean, std = (v.flatten().tolist() for v in (preprocess.mean, preprocess.std))
+    module.pretrained_cfg = {"mean": mean, "std": std}  # type: ignore[assignment]
+    return module
 
 
 def _suggestions(name: str) -> list[str]:

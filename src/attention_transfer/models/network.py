@@ -14,7 +14,7 @@ from torch import nn
 
 from ..authors_log import MODEL_FILE, is_authors_run
 from ..errors import UserError
-from ..run_folder import RunFolder, replacing
+from ..run_folder import ZOO, RunFolder, replacing
 from .authors import load_authors_run
 from .create import check_trusted, create_model
 from .trained import Preprocess, TrainedNetwork
@@ -190,12 +190,24 @@ def load_run_network(folder: str | Path, trust_code: bool = False) -> Network:
         )
     name, classes = about["model"], tuple(about["classes"])
     # The file holds the weights, so the pretrained ones need not be downloaded.
+    if str(folder).startswith(ZOO):
+        _check_zoo(run)
     architecture = name.removesuffix(":pretrained")
     check_trusted(run.student_file, architecture, trust_code)
     module = create_model(architecture, len(classes))
     load_weights(module, run.student_file)
     preprocess = Preprocess(about["mean"], about["std"], tuple(about["image_size"]))
     return Network(module.eval(), name, classes, preprocess, run_fingerprint(folder), str(folder))
+
+
+def _check_zoo(run: RunFolder) -> None:
+    """Raises `UserError` for weights of the package that are not those of their card."""
+    recorded = (run.summary() or {}).get("sha256")
+    if recorded != file_fingerprint(run.student_file):
+        raise UserError(
+            f"{run.student_file} is not the file that its summary.json describes: "
+            "install the package again"
+        )
 
 
 def read_metadata(file: Path) -> dict[str, Any] | None:

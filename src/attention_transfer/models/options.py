@@ -8,7 +8,8 @@ from typing import Annotated
 from ..options import Bool, option
 
 MODEL_NAMES = (
-    "wrn-16-1, nin-thin, timm/NAME[:pretrained], torchvision/NAME[:pretrained] or FILE.py:FACTORY"
+    "wrn-16-1, nin-thin, timm/NAME[:pretrained], torchvision/NAME[:pretrained], zoo:NAME or "
+    "FILE.py:FACTORY"
 )
 
 

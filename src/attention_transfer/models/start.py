@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError, first_few
+from ..run_folder import ZOO, is_folder_name
 from .create import create_model, pretrained_classes
 from .network import Network, file_fingerprint, fixed_size, load_trained, saved_preprocess
 from .trained import Preprocess
@@ -31,15 +32,15 @@ def load_network(
 ) -> Network:
     """A network with trained weights: a teacher, or one to evaluate.
 
-    `spec` is a run folder, ours or the authors' (the student of their distillation), or a model's
-    name with `:pretrained` or a file of `weights`. `mean` and `std` normalise the data's images;
-    they hold for a network that has no normalisation of its own. `role` is its name in an error.
-    `trust_code`: a run may name a network FILE.py:FACTORY.
+    `spec` is `zoo:NAME`, a run folder, ours or the authors' (the student of their distillation), or
+    a model's name with `:pretrained` or a file of `weights`. `mean` and `std` normalise the data's
+    images; they hold for a network that has no normalisation of its own. `role` is its name in an
+    error. `trust_code`: a run may name a network FILE.py:FACTORY.
 
     Raises:
         UserError: for a network without trained weights, or with other classes than the data.
     """
-    if Path(spec).is_dir():
+    if is_folder_name(spec):
         return _load_teacher_run(spec, classes, weights, role, trust_code)
     # A path that does not exist, or else a model's name.
     if "/" in spec and not spec.startswith(LIBRARIES) and ".py:" not in spec:
@@ -129,6 +130,8 @@ def start_network(
     Raises:
         UserError: for weights that do not fit, and for `weights` of a pretrained model.
     """
+    if spec.startswith(ZOO) and weights is None:
+        weights = spec
     module = create_model(spec, len(classes))
     preprocess = Preprocess(mean, std, fixed_size(module))
     data_mean = preprocess.mean
@@ -147,7 +150,7 @@ def start_network(
         raise UserError(
             f"{spec} starts from its own weights: leave :pretrained or --student-weights out"
         )
-    elif Path(weights).is_dir():
+    elif is_folder_name(weights):
         run = load_trained(weights, trust_code)
         source = f"{weights} ({run.name})"
         new_head = not run.matches_classes(classes)

@@ -209,7 +209,7 @@ class _Planner:
         factor = recipe.epochs / layered_recipe(*layers).epochs
         milestones = dict.fromkeys(1 + round((m - 1) * factor) for m in recipe.milestones)
         # A drop at the start of the first epoch would only be a lower rate.
-        return replace(recipe, milestones=tuple(m for m in milestones if m > 1))
+        return replace(recipe, milestones=tuple(m for m in milestones if 1 < m <= recipe.epochs))
 
 
 def _learns_from_teacher(method: str) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..apply.evaluate import EVALUATION_BATCH, evaluate
@@ -12,7 +11,7 @@ from ..apply.inference import InferenceModel, profile
 from ..apply.maps import attention_in_box, layer_names, save_maps
 from ..data.dataset import Dataset
 from ..models.network import Network, save_student
-from ..run_folder import RunFolder, write_json
+from ..run_folder import RunFolder, run_path, write_json
 from ..runtime.resolve import RuntimeConfig
 from .assemble import RunComponents
 
@@ -81,7 +80,7 @@ def _summarize_teacher(teacher: Network, network: InferenceModel, data: Dataset)
     metrics = evaluate(network, data.val.to(network.device), EVALUATION_BATCH, network.device)
     return {
         "name": teacher.name,
-        "folder": str(Path(teacher.folder).resolve()) if teacher.folder else None,
+        "folder": str(run_path(teacher.folder).resolve()) if teacher.folder else None,
         "model": teacher.name,
         **profile(network, data.image_size),
         "val_accuracy": metrics["accuracy"],

@@ -1,0 +1,162 @@
+"""Adds the network of a finished run to the trained networks that come with the package.
+
+    python bench/add_to_zoo.py RUN NAME [--half] [--data D] [--about TEXT]
+
+The entry is a run folder in src/attention_transfer/zoo/NAME: weights, config.yaml, environment.json
+and summary.json without paths of this machine, the checksum of the weights, and README.md, a model
+card. The stored weights are evaluated once more, on the run's own data or on --data.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from attention_transfer import run_folder
+from attention_transfer.apply.evaluate import evaluate_network
+from attention_transfer.errors import UserError
+from attention_transfer.models.network import file_fingerprint, load_run_network, save_student
+from attention_transfer.run_folder import ZOO, RunFolder, write_json
+
+LARGEST = 4_000_000  # bytes of weights in the repository
+# Of summary.json: what depends on the machine alone says nothing of the network.
+LEFT_OUT = ("inference", "images_per_second")
+
+
+def add(run: Path, name: str, half: bool, data: str | None, about: str) -> Path:
+    """The folder of the new entry.
+
+    Raises:
+        UserError: for a name that is taken or unfit, an unfinished run, and weights that are too
+            large.
+    """
+    folder = run_folder.ZOO_FOLDER / name
+    if not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", name):
+        raise UserError(f"NAME is {name!r}: expected small letters, digits, dots and dashes")
+    if folder.exists():
+        raise UserError(f"{folder} exists: choose another NAME, or remove it")
+    source = RunFolder.open(run)
+    summary = source.summary()
+    if summary is None:
+        raise UserError(f"{run} is not finished")
+    try:
+        _write(source, RunFolder(folder), summary, half)
+        metrics = evaluate_network(f"{ZOO}{name}", data or source.config()["data"])
+        stored = RunFolder(folder).summary() or {}
+        stored["stored_accuracy"] = metrics["accuracy"]
+        write_json(folder / "summary.json", stored)
+        card = model_card(name, stored, RunFolder(folder), about)
+        (folder / "README.md").write_text(card)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    return folder
+
+
+def _write(source: RunFolder, entry: RunFolder, summary: dict[str, Any], half: bool) -> None:
+    network = load_run_network(source.path)
+    module, preprocess = network.module, network.preprocess
+    if half:
+        module = module.half()
+    assert preprocess.size is not None, "a trained network knows its size"
+    model = network.name.removesuffix(":pretrained")
+    save_student(entry.student_file, module, model, network.classes, preprocess, preprocess.size)
+    size = entry.student_file.stat().st_size
+    if size > LARGEST:
+        raise UserError(
+            f"the weights have {size / 1e6:.1f} MB: expected at most {LARGEST / 1e6:.0f} MB "
+            "(--half stores them in float16)"
+        )
+    places = _places(source, summary)
+    config = source.config() | {"model": model, "student_weights": None}
+    entry.write_config(_without_places(config, places))
+    write_json(entry.environment_file, _without_places(source.environment(), places))
+    kept = {key: value for key, value in summary.items() if key not in LEFT_OUT}
+    kept |= {"model": model, "dtype": "float16" if half else "float32"}
+    kept |= {"sha256": file_fingerprint(entry.student_file)}
+    # Until the stored weights are evaluated, so that the entry can be read.
+    kept["stored_accuracy"] = summary["final"]["val_accuracy"]
+    write_json(entry.summary_file, _without_places(kept, places))
+
+
+def _places(source: RunFolder, summary: dict[str, Any]) -> dict[str, str]:
+    """What stands for each place of this machine."""
+    config = source.config()
+    kind, _, place = str(config.get("data", "")).partition(":")
+    places = {}
+    if place:
+        places[f"{kind}:{place}"] = (
+            kind if kind.startswith("cifar") else f"{kind}:{Path(place).name}"
+        )
+    teacher = summary.get("teacher") or {}
+    for name in (config.get("teacher"), teacher.get("folder")):
+        if name:
+            places[str(name)] = str(teacher.get("model"))
+    return places
+
+
+def _without_places(value: Any, places: dict[str, str]) -> Any:
+    """`value` with its places replaced; any other absolute path keeps its last part."""
+    text = json.dumps(value, ensure_ascii=False)
+    for place in sorted(places, key=len, reverse=True):
+        text = text.replace(json.dumps(place, ensure_ascii=False)[1:-1], places[place])
+    return json.loads(re.sub(r'"/[^"]*/([^"/]+)"', r'"\1"', text))
+
+
+def model_card(name: str, summary: dict[str, Any], entry: RunFolder, about: str) -> str:
+    """README.md of an entry."""
+    environment, config = entry.environment(), entry.config()
+    hardware = environment.get("hardware") or {}
+    teacher = summary.get("teacher") or {}
+    lines = [
+        f"# `{ZOO}{name}`",
+        "",
+        about or f"{summary['model']} on {summary['data']}.",
+        "",
+        "| | |",
+        "|---|---|",
+        f"| network | {summary['model']}, {summary['parameters']:,} parameters |",
+        f"| data | {summary['data']}, {len(summary['classes'])} classes |",
+        f"| training | {summary['method']}, {summary['epochs']} epochs, seed {summary['seed']} |",
+        f"| error | {100 * (1 - summary['stored_accuracy']):.2f} %, the last epoch's weights in "
+        f"{summary['dtype']} |",
+    ]
+    if teacher:
+        error = 100 * (1 - teacher["val_accuracy"])
+        lines.append(f"| teacher | {teacher['model']}, {error:.2f} % error |")
+    words = " ".join(environment.get("command") or [])
+    machine = hardware.get("gpu") or hardware.get("cpu")
+    lines += [
+        f"| command | `{words}` |",
+        f"| commit | {environment.get('commit')} |",
+        f"| hardware | {machine} |",
+        f"| SHA-256 | `{summary['sha256']}` |",
+        "",
+        f"The recipe is in config.yaml (batch {config.get('batch_size')}, "
+        f"rate {config.get('lr')}, {config.get('schedule')}). One run, no choice of the best.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    parser.add_argument("run", type=Path)
+    parser.add_argument("name")
+    parser.add_argument("--half", action="store_true", help="store the weights in float16")
+    parser.add_argument("--data", help="the images to evaluate on, where they moved")
+    parser.add_argument("--about", default="", help="a sentence for the card")
+    given = parser.parse_args()
+    try:
+        print(add(given.run, given.name, given.half, given.data, given.about))
+    except UserError as error:
+        print(f"add_to_zoo.py: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

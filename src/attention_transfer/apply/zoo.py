@@ -1,0 +1,67 @@
+"""The trained networks that come with the package: their list."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from ..run_folder import RunFolder, zoo_names
+
+
+@dataclass(frozen=True)
+class ZooEntry:
+    """What the card of a network says, for a line of the list."""
+
+    name: str  # zoo:NAME
+    model: str
+    data: str
+    classes: int
+    error: float  # in percent, of the stored weights
+    bytes: int
+    command: str
+
+    @classmethod
+    def read(cls, name: str) -> ZooEntry:
+        """The entry of `zoo:NAME`."""
+        folder = RunFolder(name)
+        summary, environment = folder.summary() or {}, folder.environment()
+        return cls(
+            name=name,
+            model=summary["model"],
+            data=summary["data"],
+            classes=len(summary["classes"]),
+            error=100 * (1 - summary["stored_accuracy"]),
+            bytes=folder.student_file.stat().st_size,
+            command=shlex.join(environment.get("command", [])),
+        )
+
+
+def print_zoo(console: Console) -> None:
+    """Lists the networks, with the command that trained each."""
+    entries = [ZooEntry.read(name) for name in zoo_names()]
+    if not entries:
+        console.print("no trained network comes with this version of the package")
+        return
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("name", overflow="fold")
+    table.add_column("network", overflow="fold")
+    table.add_column("data", overflow="fold")
+    for header in ("classes", "error %", "MB"):
+        table.add_column(header, justify="right")
+    for entry in entries:
+        table.add_row(
+            entry.name,
+            entry.model,
+            entry.data,
+            str(entry.classes),
+            f"{entry.error:.2f}",
+            f"{entry.bytes / 1e6:.1f}",
+        )
+    console.print(table)
+    for entry in entries:
+        text = f"{entry.name}: {entry.command}"
+        console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,120 @@
+"""`reproduce` from end to end, with runs of a few steps."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from small_runs import Command, contents, stop_after
+
+TABLE = {
+    "title": "Tiny table",
+    "source": "nobody",
+    "options": {"data": "digits", "limit_val": 100, "batch_size": 32, "flip": False},
+    "settings": {
+        "student alone": {"method": "none"},
+        "KD": {"method": "kd"},
+    },
+    "rows": [
+        {
+            "student": "wrn-10-1",
+            "teacher": "wrn-10-2",
+            "published": {"student alone": 50.0, "KD": 40.0},
+            "confirmed": ["KD"],
+        }
+    ],
+}
+LINE = "reproduce mine.yaml --out out --limit-train 64 --epochs 1 --device cpu --compile off"
+
+
+class Killed(BaseException):
+    """As if the process had been killed: nothing is saved."""
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    file = tmp_path / "mine.yaml"
+    file.write_text(yaml.safe_dump(TABLE))
+    return file
+
+
+def finished(folder: Path) -> set[Path]:
+    return {file.parent for file in folder.rglob("summary.json")}
+
+
+@pytest.mark.usefixtures("table")
+def test_the_whole_table_and_again(command: Command, tmp_path, monkeypatch):
+    seen = []
+
+    def kill(trainer):
+        seen.append(trainer)
+        if len(seen) == 3:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        stop_after(patch, 1, kill)
+        with pytest.raises(Killed):
+            # The first trainer is that of the measurement.
+            command(f"{LINE} --seeds 2")
+    before = finished(tmp_path / "out")
+    assert len(before) >= 1
+    files = {folder: contents(folder) for folder in before}
+
+    said = command(f"{LINE} --seeds 2")
+    assert (said.status, said.err) == (0, "")
+    assert f"5 runs in {tmp_path / 'out'}; {len(before)} finished" in said.out
+    assert {folder: contents(folder) for folder in before} == files
+    assert len(finished(tmp_path / "out")) == 5
+    stem = "mine-epochs=1-limit_train=64"
+    page = (tmp_path / "out" / f"{stem}.md").read_text()
+    assert "Tiny table (made small: epochs 1, limit-train 64)" in page
+    assert "50†" in page and "| 40 |" in page
+    lines = [json.loads(x) for x in (tmp_path / "out" / f"{stem}.jsonl").read_text().splitlines()]
+    assert lines[0]["title"] in page
+    runs = [line for line in lines if "seed" in line]
+    assert [(line["setting"], line["seed"]) for line in runs] == [
+        ("student alone", 0), ("student alone", 1), ("KD", 0), ("KD", 1), ("teacher", 0),
+    ]  # fmt: skip
+    assert str(tmp_path) not in json.dumps(lines)
+    assert "Tiny table" in (tmp_path / "out" / f"{stem}.txt").read_text()
+
+    said = command(f"{LINE} --seeds 2")
+    assert "5 finished, 0 to continue, 0 to do" in said.out
+
+
+@pytest.mark.usefixtures("table")
+def test_a_dry_run_starts_nothing(command: Command, tmp_path):
+    said = command(f"{LINE} --dry-run --seeds 1")
+    assert said.status == 0
+    assert "3 runs in" in said.out and "0 finished" in said.out
+    assert "MB of disk" in said.out
+    assert not finished(tmp_path)
+    assert [file.name for file in (tmp_path / "out").iterdir()] == ["measured.json"]
+
+
+def test_a_failed_run_is_named_and_the_others_go_on(command: Command, tmp_path, table):
+    values = TABLE | {"settings": TABLE["settings"] | {"worse": {"method": "none", "lr": 1e30}}}
+    table.write_text(yaml.safe_dump(values))
+    said = command(f"{LINE} --seeds 1 --precision fp32")
+    assert said.status == 1
+    assert "1 of 4 runs are not finished" in said.err and "not finite" in said.err
+    assert len(finished(tmp_path / "out")) == 3
+    assert "Tiny table" in said.out
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("reproduce table6", "did you mean table"),
+        ("reproduce", "table"),
+        ("reproduce table1 --rows wrn-40-2:wrn-16-1", "unknown row"),
+        ("reproduce table5", "--data folder:IMAGENET"),
+        ("reproduce table1 --epochs 0", "epochs is 0"),
+    ],
+)
+def test_mistakes_are_one_line(command: Command, line, words):
+    said = command(line)
+    assert said.status == 2
+    assert words in said.err and said.err.count("\n") == 1
