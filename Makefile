@@ -5,10 +5,10 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types bench clean
+.PHONY: help demo test lint types bench results clean
 
 help:  ## what one can do
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-6s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-7s %s\n", $$1, $$2}'
 
 $(READY): pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -42,6 +42,9 @@ bench: $(READY)  ## measure speed as ratios to the authors' step; rewrites resul
 	$(BIN)/python -m pip install --quiet --editable '.[peers]'
 	$(BIN)/python bench/peer_torchdistill.py --rounds 5 --steps 5 --json results/bench/peer.json
 	$(BIN)/python bench/tables.py results/bench.md results/gradient.md
+
+results: $(READY)  ## write the tables of README, docs and results again, from results/*.jsonl
+	$(BIN)/python bench/results_tables.py
 
 clean:  ## remove the environment and what tests and tools left
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .mypy_cache

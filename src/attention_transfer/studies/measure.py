@@ -145,7 +145,7 @@ def _measure(recipe: Recipe, folder: RunFolder) -> Speed:
 
 def _train(trainer: Trainer, plan: Any, steps: Iterable[int]) -> None:
     for step in steps:
-        x, y = trainer.loader.batch(plan, step)
+        x, y, *_ = trainer.loader.batch(plan, step)
         trainer.train_step(as_input(x), y)
     if trainer.fabric.device.type == "cuda":
         torch.cuda.synchronize()

@@ -118,8 +118,8 @@ def _number(key: str, form: str) -> Writer:
     """The mean over the seeds of a number that the runs measured."""
 
     def write(cell: Cell, context: Context) -> str:
-        spread = cell.spread(key)
-        return MISSING if spread is None else format(spread.mean, form)
+        mean = cell.mean(key)
+        return MISSING if mean is None else format(mean, form)
 
     return write
 

@@ -1,7 +1,8 @@
 """Runs as JSON lines: one compact file a table, no weights.
 
-The first line describes the table: `title`, `metrics`, `source` and what else its page needs. Each
-other line is a run, or an entry's published figures (without a seed).
+The first line describes the table: `title`, `metrics`, `columns`, `source`, `notes`. Each other
+line belongs to a setting: a run, or what is known of the setting as a whole (`published` figures,
+`means` over its runs).
 """
 
 from __future__ import annotations
@@ -21,18 +22,27 @@ Line = dict[str, Any]
 
 @dataclass
 class Cell:
-    """A setting of a row: the lines of its finished runs, and the published figures."""
+    """A setting of a row: the lines of its finished runs, and the published figures.
+
+    `means` are numbers of which only the mean over the runs is known.
+    """
 
     row: str
     setting: str
     runs: list[Line] = field(default_factory=list)
     published: dict[str, float] = field(default_factory=dict)
     confirmed: bool = False
+    means: dict[str, float] = field(default_factory=dict)
     planned: int = 0
 
     def values(self, key: str) -> dict[Any, float]:
         """A number of each run, by seed."""
         return {run["seed"]: run[key] for run in self.runs if run.get(key) is not None}
+
+    def mean(self, key: str) -> float | None:
+        """The mean of a number over the runs."""
+        spread = self.spread(key)
+        return self.means.get(key) if spread is None else spread.mean
 
     def spread(self, key: str) -> Spread | None:
         return Spread.of(self.values(key).values())
@@ -109,6 +119,8 @@ def write_table_data(file: Path, table: TableData) -> None:
         if cell.published:
             figures = {"published": cell.published, "confirmed": cell.confirmed}
             lines.append(place | figures)
+        if cell.means:
+            lines.append(place | {"means": cell.means})
         lines += [place | run for run in cell.runs]
     with replacing(file) as partial:
         partial.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
@@ -134,6 +146,8 @@ def read_table_data(file: Path) -> TableData:
         cell = cells.setdefault((row, setting), Cell(row, setting))
         if "published" in line:
             cell.published, cell.confirmed = line["published"], bool(line.get("confirmed"))
+        elif "means" in line:
+            cell.means = line["means"]
         else:
             cell.runs.append(line)
     return TableData(lines[0], list(cells.values()))

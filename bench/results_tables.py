@@ -1,0 +1,124 @@
+"""Writes the tables of README, docs/ and results/ again, from the runs' summaries beside them.
+
+    python bench/results_tables.py                       all pages
+    python bench/results_tables.py --from RUN... --json results/NAME.jsonl --title TITLE
+
+A table belongs to the comment before it, which names files of runs (`studies/summaries.py`):
+
+    <!-- table: results/demo.jsonl -->
+    <!-- table: results/demo.jsonl: mean | in box % = on the digit -->
+
+or, for columns of several files side by side, a line each. COLUMN = HEADER replaces a header; without
+columns the file's own hold. People write the sentences around the tables.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from attention_transfer.errors import UserError
+from attention_transfer.report import group_runs, read_run
+from attention_transfer.run_folder import find_runs, replacing
+from attention_transfer.studies.render import REPRODUCTION, joined_table, text_table
+from attention_transfer.studies.summaries import (
+    Cell,
+    TableData,
+    merge_lines,
+    read_table_data,
+    summarize,
+    write_table_data,
+)
+
+ROOT = Path(__file__).parents[1]
+MARKER = re.compile(r"^<!-- table:(?P<files>(?s:.*?))-->\n+(?P<table>(?:\|.*\n)*)", re.MULTILINE)
+Columns = list[tuple[str, str | None]]
+
+
+def pages(root: Path = ROOT) -> list[Path]:
+    """The pages that may hold tables."""
+    found = [root / "README.md"]
+    for folder in ("docs", "results"):
+        found += sorted((root / folder).rglob("*.md"))
+    return [page for page in found if page.is_file()]
+
+
+def rewrite(page: str, root: Path = ROOT) -> str:
+    """The page with its tables written again; `root` is where the names of its files start.
+
+    Raises:
+        UserError: for a file that cannot be read, and an unknown column.
+    """
+
+    def table(match: re.Match[str]) -> str:
+        marker = f"<!-- table:{match['files']}-->"
+        return f"{marker}\n\n{table_of(match['files'], root)}\n"
+
+    return MARKER.sub(table, page)
+
+
+def table_of(text: str, root: Path) -> str:
+    """The table of a marker, as Markdown."""
+    parts = []
+    for line in text.strip().splitlines():
+        name, _, columns = line.partition(":")
+        parts.append((read_table_data(root / name.strip()), parse_columns(columns)))
+    (data, columns), *others = parts
+    if columns or others:
+        return joined_table(parts).markdown()
+    return text_table(data, data.head.get("columns", REPRODUCTION)).markdown()
+
+
+def parse_columns(text: str) -> Columns:
+    """`mean = error | seeds` -> [("mean", "error"), ("seeds", None)]"""
+    columns: Columns = []
+    for part in filter(None, (word.strip() for word in text.split("|"))):
+        name, _, header = part.partition("=")
+        columns.append((name.strip(), header.strip() or None))
+    return columns
+
+
+def collect(folders: list[Path], title: str, columns: list[str]) -> TableData:
+    """The finished runs of folders as a table: a setting for each row that `compare` prints."""
+    rows = group_runs([read_run(folder) for folder in find_runs(list(folders))])
+    cells = []
+    for row in rows:
+        runs = find_runs([run.folder for run in row.runs])
+        cells.append(Cell("", row.label, merge_lines(summarize(folder) for folder in runs)))
+    head: dict[str, Any] = {"title": title}
+    if columns:
+        head["columns"] = columns
+    return TableData(head, cells)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    parser.add_argument("--from", dest="runs", nargs="+", type=Path, help="folders of runs")
+    parser.add_argument("--json", type=Path, help="the file of summaries to write from them")
+    parser.add_argument("--title", default="", help="what the runs are")
+    parser.add_argument("--columns", default="", help="columns of the page: seeds|mean|each")
+    given = parser.parse_args()
+    try:
+        if given.runs:
+            if given.json is None:
+                raise UserError("--from needs --json: name the file to write")
+            columns = [name for name, _ in parse_columns(given.columns)]
+            title = given.title or given.json.stem
+            write_table_data(given.json, collect(given.runs, title, columns))
+        for page in pages():
+            before = page.read_text()
+            after = rewrite(before)
+            if after != before:
+                with replacing(page) as partial:
+                    partial.write_text(after)
+                print(page.relative_to(ROOT))
+    except (UserError, OSError) as error:
+        print(f"results_tables.py: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()
