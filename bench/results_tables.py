@@ -8,8 +8,8 @@ A table belongs to the comment before it, which names files of runs (`studies/su
     <!-- table: results/demo.jsonl -->
     <!-- table: results/demo.jsonl: mean | in box % = on the digit -->
 
-or, for columns of several files side by side, a line each. COLUMN = HEADER replaces a header; without
-columns the file's own hold. People write the sentences around the tables.
+or, for columns of several files side by side, a line each. COLUMN = HEADER replaces a header;
+without columns the file's own hold. People write the sentences around the tables.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ from .models.options import NetworkOptions
 from .options import Int, OptionSpec, from_mapping, option, option_specs, own_options
 from .outputs import check_output
 from .runtime.options import RuntimeOptions
-from .studies.options import PASSED_ON, ReproduceOptions
+from .studies.options import PASSED_ON, ReproduceOptions, StudyOptions
 from .train.options import LabelOptions, LogOptions, OptimizerOptions, TrainingOptions
 
 
@@ -308,6 +308,15 @@ def reproduce(arguments: dict[str, Any]) -> None:
     reproduce(options, changes, _console())
 
 
+def study(arguments: dict[str, Any]) -> None:
+    """A question of the paper's reviewers: its runs, a table with intervals, and a plot."""
+    changes = {key: arguments.pop(key) for key in PASSED_ON if key in arguments}
+    options = from_mapping(StudyOptions, arguments)
+    from .studies.study import run_study
+
+    run_study(options, arguments, changes, _console())
+
+
 def _lot_groups(options: type, theirs: str) -> dict[str, list[OptionSpec]]:
     """Options of many runs, and those of the recipe that hold for all of them."""
     recipe = option_specs(Recipe)
@@ -345,5 +354,6 @@ COMMANDS = {
     "reproduce": Command(
         reproduce, grouped_options=lambda: _lot_groups(ReproduceOptions, "the table's")
     ),
+    "study": Command(study, grouped_options=lambda: _lot_groups(StudyOptions, "the study's")),
     "bench": Command(bench, grouped_options=_bench_groups),
 }

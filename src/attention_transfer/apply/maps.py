@@ -92,10 +92,11 @@ def layer_names(network: InferenceModel, images: Images) -> list[str]:
 def attention_in_box(
     network: InferenceModel, layers: list[str], images: Images
 ) -> dict[str, Any] | None:
-    """Mean share of each stage's attention inside the object's box; None if no box is known.
+    """How each stage's attention agrees with the object's box; None if no box is known.
 
-    A map is taken as a distribution over the pixels: resized bilinearly to the image and divided by
-    its sum. `box_area` is the share that a uniform map would have.
+    A map is resized bilinearly to the image. `in_box` is the mean share of its sum inside the box;
+    `pointing` is the share of images whose largest value lies there (the pointing game, Zhang et
+    al. 2016). `box_area` is what a uniform map would have in both.
     """
     if images.boxes is None or not layers:
         return None
@@ -107,15 +108,17 @@ def attention_in_box(
     chosen = images.subset(boxed)
     assert chosen.boxes is not None
     masks = box_masks(chosen.boxes, chosen.image_size).to(network.device)
-    shares = []
+    shares, hits = [], []
     for start in range(0, len(chosen), BATCH):
         part = slice(start, start + BATCH)
         x = as_input(chosen.batch(part).to(network.device))
         _, maps = stage_maps(network, layers, x)
         shares.append(torch.stack([share_inside(m, masks[part]) for m in maps]))
+        hits.append(torch.stack([peak_inside(m, masks[part]) for m in maps]))
     return {
         "stages": layers,
         "in_box": torch.cat(shares, 1).mean(1).tolist(),
+        "pointing": torch.cat(hits, 1).float().mean(1).tolist(),
         "box_area": masks.float().mean().item(),
         "images": len(chosen),
     }
@@ -130,10 +133,22 @@ def box_masks(boxes: Tensor, size: tuple[int, int]) -> Tensor:
 
 def share_inside(maps: Tensor, masks: Tensor) -> Tensor:
     """The share of each map (N, h, w) inside its mask (N, H, W): (N,)."""
-    size = masks.shape[1:]
-    full = F.interpolate(maps[:, None], size, mode="bilinear", align_corners=False)[:, 0]
+    full = _at_size_of(masks, maps)
     # A map of zeros has no attention inside: 0, not 0/0.
     return (full * masks).sum((1, 2)) / full.sum((1, 2)).clamp_min(1e-12)
+
+
+def peak_inside(maps: Tensor, masks: Tensor) -> Tensor:
+    """Whether the largest value of each map (N, h, w) lies in its mask (N, H, W): (N,) bool."""
+    full = _at_size_of(masks, maps)
+    peaks = full.flatten(1).argmax(1, keepdim=True)
+    # A map of zeros points nowhere.
+    return masks.flatten(1).gather(1, peaks)[:, 0] & (full.amax((1, 2)) > 0)
+
+
+def _at_size_of(masks: Tensor, maps: Tensor) -> Tensor:
+    size = masks.shape[1:]
+    return F.interpolate(maps[:, None], size, mode="bilinear", align_corners=False)[:, 0]
 
 
 def map_columns(

@@ -5,16 +5,15 @@ from __future__ import annotations
 import ctypes
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..models.network import load_trained, run_fingerprint
 from ..taps import evaluating
-from .inference import InferenceModel
 from .load import inference_model
 
 ROUNDS = 9
@@ -32,7 +31,8 @@ def measure_speeds(
     after round: where the speed of the machine drifts, it drifts for all of them. Each runs in
     the precision of its run, and `precision` names it.
     """
-    networks: dict[tuple[Any, ...], tuple[InferenceModel, Tensor]] = {}
+    networks: dict[Any, tuple[nn.Module, Tensor]] = {}
+    precisions: dict[Any, str] = {}
     keys: dict[Path, tuple[Any, ...]] = {}
     for folder in folders:
         if run_fingerprint(folder) is None:
@@ -45,31 +45,39 @@ def measure_speeds(
         if keys[folder] not in networks:
             images = torch.rand(BATCH, 3, *size, device=model.device)
             networks[keys[folder]] = model, images.to(memory_format=torch.channels_last)
+            precisions[keys[folder]] = "bf16" if model.bf16 else "fp32"
+    measured = measure_in_turn(networks)
+    return {folder: measured[key] | {"precision": precisions[key]} for folder, key in keys.items()}
+
+
+def measure_in_turn(
+    networks: Mapping[Any, tuple[nn.Module, Tensor]], rounds: int = ROUNDS
+) -> dict[Any, dict[str, Any]]:
+    """Images per second, latency and peak memory of networks, each with its batch of images."""
     peaks = {key: _peak_mib(*pair) for key, pair in networks.items()}
-    rates: dict[tuple[Any, ...], list[float]] = {key: [] for key in networks}
-    latencies: dict[tuple[Any, ...], list[float]] = {key: [] for key in networks}
-    for _ in range(ROUNDS):
+    rates: dict[Any, list[float]] = {key: [] for key in networks}
+    latencies: dict[Any, list[float]] = {key: [] for key in networks}
+    for _ in range(rounds):
         for key, (model, images) in networks.items():
-            rates[key].append(BATCH / _seconds(model, images))
+            rates[key].append(len(images) / _seconds(model, images))
             latencies[key].append(1e3 * _seconds(model, images[:1]))
     measured = {}
-    for key, (model, _) in networks.items():
+    for key, (_, images) in networks.items():
         measured[key] = {
             "images_per_second": _spread(rates[key]),
             "latency_ms": _spread(latencies[key]),
             "peak_mib": peaks[key],
-            "precision": "bf16" if model.bf16 else "fp32",
-            "device": model.device.type,
-            "rounds": ROUNDS,
+            "device": images.device.type,
+            "rounds": rounds,
         }
-    return {folder: measured[key] for folder, key in keys.items()}
+    return measured
 
 
 def _spread(values: list[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "low": min(values), "high": max(values)}
 
 
-def _seconds(model: InferenceModel, images: Tensor) -> float:
+def _seconds(model: nn.Module, images: Tensor) -> float:
     """Seconds of a call, the mean of as many as fill a round."""
     with evaluating(model), torch.no_grad():
         calls, start = 0, time.perf_counter()
@@ -82,7 +90,7 @@ def _seconds(model: InferenceModel, images: Tensor) -> float:
                 return elapsed / calls
 
 
-def _peak_mib(model: InferenceModel, images: Tensor) -> float | None:
+def _peak_mib(model: nn.Module, images: Tensor) -> float | None:
     """MiB of a batch's forward pass beyond weights and images; None where nothing tells it."""
     with evaluating(model), torch.no_grad():
         model(images)  # the first call makes workspaces that stay

@@ -105,6 +105,9 @@ def summarize(folder: RunFolder) -> Line | None:
     attention = summary.get("attention") or {}
     if attention:
         line["in_box"] = round(100 * attention["in_box"][-1], 2)
+        line["box_area"] = round(100 * attention["box_area"], 2)
+    if attention.get("pointing"):
+        line["pointing"] = round(100 * attention["pointing"][-1], 2)
     return line
 
 

@@ -1,0 +1,56 @@
+"""FLOPs of a training step, second derivatives included, and the activations that it keeps."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from ..config import Recipe
+from ..methods.registry import METHODS, create_methods, method_names
+from ..models.create import create_model
+from ..transfer import Transfer
+
+IMAGES = 4
+CLASSES = 10
+
+
+def step_flops(recipe: Recipe, teacher: str, method: str, size: int = 32) -> float:
+    """FLOPs an image of a step's forward and backward pass, the teacher's among them."""
+    methods = create_methods(replace(recipe, method=method, beta=None, decay=None))
+    needs_teacher = any(METHODS[name].needs_teacher for name in method_names(method))
+    torch.manual_seed(0)
+    student = create_model(recipe.model, CLASSES)
+    teacher_module = create_model(teacher, CLASSES).eval() if needs_teacher else None
+    x = torch.rand(IMAGES, 3, size, size)
+    transfer = Transfer(student, teacher_module, methods, example=x)
+    with FlopCounterMode(display=False) as counter:
+        transfer(x, torch.arange(IMAGES) % CLASSES, torch.tensor(0.0)).loss.backward()
+    return counter.get_total_flops() / IMAGES
+
+
+def saved_mib(network: nn.Module, images: Tensor) -> float:
+    """MiB of activations that a forward pass keeps for the backward pass, weights left out.
+
+    Each storage counts once. It is the same on every device.
+    """
+    weights = {p.untyped_storage().data_ptr() for p in network.parameters()}
+    storages: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            storages[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    training = network.training
+    network.train()
+    with saved_tensors_hooks(keep, lambda tensor: tensor):
+        logits = network(images)
+        F.cross_entropy(logits, logits.argmax(1))
+    network.train(training)
+    return sum(storages.values()) / 2**20

@@ -1,0 +1,191 @@
+"""Study `cost`: what teachers and students cost: time, arithmetic and memory; no training."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+
+from ..apply.inference import InferenceModel
+from ..apply.load import load_by_name, own_size
+from ..apply.speed import measure_in_turn
+from ..errors import UserError
+from ..models.network import Network
+from ..models.trained import Preprocess
+from ..options import from_mapping
+from ..report.formats import MISSING, count, significant
+from ..run_folder import replacing
+from ..runtime.environment import environment
+from ..runtime.options import RuntimeOptions
+from ..runtime.resolve import count_flops, fast_bf16, resolve_runtime
+from .compute import saved_mib
+from .options import StudyOptions
+from .plots import save_cost_figure
+from .render import TextTable
+
+PAIRS = (
+    "wrn-16-2:wrn-16-1",
+    "wrn-40-2:wrn-16-2",
+    "timm/resnet50:timm/resnet18",
+    "timm/resnet34:timm/mobilenetv3_small_100",
+    "timm/convnext_tiny:timm/efficientnet_b0",
+)
+BATCH = 32
+ROUNDS = 5
+Line = dict[str, Any]
+
+
+def run_cost(options: StudyOptions, changes: Mapping[str, Any], console: Console) -> None:
+    """Measures every network of the pairs in every form, all in turn; writes table and plot.
+
+    Raises:
+        UserError: for a pair without a colon, and an unknown network.
+    """
+    device = str(changes.get("device", "auto"))
+    runtime = resolve_runtime(from_mapping(RuntimeOptions, {"device": device}))
+    batch = int(changes.get("batch_size", BATCH))
+    lines: list[Line] = []
+    notes: list[str] = []
+    for pair in options.pairs or PAIRS:
+        names = split_pair(pair)
+        if options.dry_run:
+            console.print(f"{pair}: {ROUNDS} rounds of each form", highlight=False)
+            continue
+        with console.status(pair):
+            lines += measure_pair(pair, names, runtime.device, batch, notes)
+    if options.dry_run:
+        return
+    stem = options.out / "study-cost"
+    title = f"Costs, batches of {batch}, on {machine_name(environment(runtime))}"
+    table = cost_table(lines)
+    console.print(table.for_terminal(title))
+    for note in notes:
+        console.print(note, markup=False, highlight=False, soft_wrap=True)
+    head = {"title": title, "environment": environment(runtime), "notes": notes}
+    with replacing(stem.with_suffix(".jsonl")) as partial:
+        partial.write_text("".join(json.dumps(line) + "\n" for line in [head, *lines]))
+    with replacing(stem.with_suffix(".md")) as partial:
+        remarks = "".join(f"- {note}\n" for note in notes)
+        partial.write_text(f"# {title}\n\n{table.markdown()}\n\n{remarks}")
+    save_cost_figure(lines, stem.with_suffix(".png"))
+    files = ", ".join(str(stem.with_suffix(suffix)) for suffix in (".md", ".jsonl", ".png"))
+    console.print(f"written: {files}", markup=False, highlight=False, soft_wrap=True)
+
+
+def split_pair(pair: str) -> tuple[str, str]:
+    """`teacher:student`; the names of models may have colons of their own (`:pretrained`)."""
+    words = pair.replace(":pretrained", "\0").replace("zoo:", "\1").split(":")
+    if len(words) != 2 or not all(words):
+        raise UserError(f"pairs has {pair!r}: expected TEACHER:STUDENT")
+    teacher, student = (w.replace("\0", ":pretrained").replace("\1", "zoo:") for w in words)
+    return teacher, student
+
+
+def measure_pair(
+    pair: str, names: tuple[str, str], device: str, batch: int, notes: list[str]
+) -> list[Line]:
+    """A line for each network and form."""
+    forms: dict[tuple[str, str], tuple[nn.Module, Tensor]] = {}
+    facts: dict[str, Line] = {}
+    for role, name in zip(("teacher", "student"), names, strict=True):
+        network = load_by_name(name)
+        size = own_size(name, network) or (224, 224)
+        images = torch.rand(batch, 3, *size, device=device)
+        images = images.to(memory_format=torch.channels_last)
+        for form, model in make_forms(network, size, device, notes).items():
+            forms[role, form] = model, images
+        facts[role] = describe(network, images) | {"network": name, "size": list(size)}
+    lines = []
+    for (role, form), speed in measure_in_turn(forms, ROUNDS).items():
+        lines.append({"pair": pair, "role": role, "form": form} | facts[role] | speed)
+    return lines
+
+
+def make_forms(
+    network: Network, size: tuple[int, int], device: str, notes: list[str]
+) -> dict[str, nn.Module]:
+    """The network in fp32, in bf16 and exported; a form that it cannot have is noted."""
+    module = network.module.to(device).to(memory_format=torch.channels_last).eval()
+    own = network.preprocess
+    mean, std = (value.flatten().tolist() for value in (own.mean, own.std))
+    preprocess = Preprocess(mean, std, size).to(device)
+    forms: dict[str, nn.Module] = {"fp32": InferenceModel(module, preprocess, "fp32")}
+    if fast_bf16(device):
+        forms["bf16"] = InferenceModel(module, preprocess, "bf16")
+    try:
+        forms["exported"] = exported(module, preprocess, size, device)
+    except Exception as error:  # tracing raises nearly anything on a network it cannot follow
+        notes.append(f"{network.name} cannot be exported: {type(error).__name__}")
+    return forms
+
+
+class Exported(nn.Module):
+    """The graph of `export --format pt2`, which has no modes of its own."""
+
+    def __init__(self, graph: nn.Module):
+        super().__init__()
+        self.__dict__["graph"] = graph  # not a child: a graph refuses eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.__dict__["graph"](x)
+        return logits
+
+
+def exported(
+    module: nn.Module, preprocess: nn.Module, size: tuple[int, int], device: str
+) -> nn.Module:
+    whole = nn.Sequential(preprocess, module).eval()
+    example = torch.rand(2, 3, *size, device=device)  # a batch of 1 would be taken for a constant
+    shapes = ({0: torch.export.Dim("batch")},)
+    program = torch.export.export(whole, (example,), dynamic_shapes=shapes)
+    return Exported(program.module())
+
+
+def describe(network: Network, images: Tensor) -> Line:
+    """What does not depend on time: parameters, FLOPs, activations of a training step."""
+    module = network.module
+    return {
+        "parameters": sum(p.numel() for p in module.parameters()),
+        "flops": count_flops(module.eval(), images[:1]),
+        "activation_mib": round(saved_mib(module, images), 2),
+    }
+
+
+def cost_table(lines: list[Line]) -> TextTable:
+    """A row for each network and form; a student's numbers beside its teacher's."""
+    headers = [
+        "pair", "network", "form", "latency ms (batch 1)", "images/s", "parameters", "FLOPs",
+        "training activations MiB", "inference peak MiB",
+    ]  # fmt: skip
+    rows = []
+    for line in lines:
+        latency, rate = line["latency_ms"], line["images_per_second"]
+        peak = line["peak_mib"]
+        rows.append(
+            [
+                line["pair"],
+                f"{line['role']} {line['network']}",
+                line["form"],
+                _with_range(latency),
+                _with_range(rate),
+                count(line["parameters"]),
+                count(line["flops"]),
+                significant(line["activation_mib"]),
+                MISSING if peak is None else significant(peak, 2),
+            ]
+        )
+    return TextTable(headers, rows, labels=3)
+
+
+def _with_range(spread: Mapping[str, float]) -> str:
+    low, high = significant(spread["low"]), significant(spread["high"])
+    return f"{significant(spread['median'])} ({low}–{high})"
+
+
+def machine_name(record: Mapping[str, Any]) -> str:
+    hardware = record["hardware"]
+    return str(hardware["gpu"] or f"{hardware['cores']} cores of {hardware['cpu']}")

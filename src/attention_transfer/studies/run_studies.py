@@ -1,0 +1,218 @@
+"""The studies that are tables of runs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ..config import layered_recipe, named_recipe
+from ..data.open import count_images
+from ..errors import UserError
+from .options import StudyOptions
+from .table_file import Table, parse_table
+
+Settings = dict[str, dict[str, Any]]
+STUDENT, TEACHER = "wrn-16-1", "wrn-16-2"
+# By convention, values of β that weigh a pair of 32×32, 16×16 and 8×8 maps about alike.
+BETAS = {
+    "authors": (10.0, 30.0, 100.0, 300.0, 1000.0),
+    "paper": (0.3, 1.0, 3.0, 10.0, 30.0),
+    "caffe": (0.3, 1.0, 3.0, 10.0, 30.0),
+}
+DECAYS = ("constant", "linear")
+SHARES = (1.0, 10.0, 100.0)  # of the labels, in percent
+# Fewer labels get more epochs, by the root of the factor: neither equal epochs nor equal steps.
+STRETCH = 0.5
+METHOD_NAMES = {"none": "student alone", "at": "AT", "kd": "KD", "at+kd": "AT+KD", "full": "F-ActT"}
+# β that suits a few hundred steps; the command's own default is for a long run.
+SHORT_BETA = 100.0
+# The teacher of the same network must not be the student's own seed.
+TEACHER_SEED = 1000
+
+
+def setting(method: str, **options: Any) -> dict[str, Any]:
+    """The recipe keys of a method with the β of a short run."""
+    keys: dict[str, Any] = {"method": method}
+    if "at" in method.split("+"):
+        keys |= {"beta": {"at": SHORT_BETA}, "convention": "authors"}
+    return keys | options
+
+
+def method_name(method: str) -> str:
+    return METHOD_NAMES.get(method, method)
+
+
+def beta_table(options: StudyOptions, changes: dict[str, Any]) -> Table:
+    """Settings of every convention, decay and β."""
+    settings: Settings = {"student alone": {"method": "none"}}
+    for convention in options.conventions or tuple(BETAS):
+        if convention not in BETAS:
+            raise UserError(f"convention {convention!r}: expected {', '.join(BETAS)}")
+        values = [number(word, "values") for word in options.values] or BETAS[convention]
+        for decay in DECAYS:
+            for beta in values:
+                keys = {"beta": beta, "convention": convention, "decay": decay}
+                settings[beta_name(convention, decay, beta)] = {"method": "at"} | keys
+    if beta_may_be_auto():
+        settings["auto"] = {"method": "at", "beta": "auto"}
+    return _table("β of attention transfer", options, settings)
+
+
+def beta_name(convention: str, decay: str, beta: float) -> str:
+    return f"{convention}, {decay}, β = {beta:g}"
+
+
+def beta_may_be_auto() -> bool:
+    """Whether this version chooses β by itself."""
+    from ..methods.options import MethodOptions
+    from ..options import from_mapping
+
+    try:
+        from_mapping(MethodOptions, {"beta": "auto"})
+    except UserError:
+        return False
+    return True
+
+
+def few_labels_table(options: StudyOptions, changes: dict[str, Any]) -> Table:
+    """A row for each share of the labels; the teacher sees all of them."""
+    base = _student_recipe(options, changes)
+    images, _ = count_images(base, seed=0)
+    epochs = changes.pop("epochs", base.epochs)
+    rows = []
+    for word in options.values or tuple(map(str, SHARES)):
+        percent = number(word, "values")
+        if not 0 < percent <= 100:
+            raise UserError(f"values has {word}: expected shares in percent, above 0, at most 100")
+        count = max(1, round(images * percent / 100))
+        budget = {"limit_train": count, "epochs": round(epochs * (100 / percent) ** STRETCH)}
+        settings = {
+            method_name(method): setting(method, **budget)
+            for method in ("none", *(options.methods or ("at", "kd", "at+kd")))
+        }
+        rows.append({"name": f"{percent:g} %", "settings": settings})
+    return _table("Few labels", options, {}, rows, {"limit_train": None})
+
+
+def mechanisms_table(options: StudyOptions, changes: dict[str, Any]) -> Table:
+    """Each mechanism for as many epochs as the FLOPs of `at` allow."""
+    from .compute import step_flops
+
+    base = _student_recipe(options, changes, "nin-thin-no-bn", lr=0.03)
+    epochs = changes.pop("epochs", base.epochs)
+    teacher = options.teacher or "nin-wide-no-bn"
+    methods = options.methods or (
+        *("at", "gradient", "symmetry", "min-l2", "full", "kd"),
+        *("at+kd", "at+gradient", "at+symmetry"),
+    )
+    flops = {m: step_flops(base, teacher, m) for m in ("none", "at", *methods)}
+    settings: Settings = {}
+    for method in ("none", *methods):
+        budget = max(1, round(epochs * flops["at"] / flops[method]))
+        betas = {"at": SHORT_BETA, "gradient": 0.02, "symmetry": 0.02, "min-l2": 0.02}
+        chosen = {name: betas[name] for name in method.split("+") if name in betas}
+        keys: dict[str, Any] = {"method": method, "epochs": budget}
+        if chosen:
+            keys["beta"] = chosen
+        settings[method_name(method)] = keys
+    table = _table(
+        "Mechanisms at equal compute",
+        options,
+        settings,
+        [{"student": base.model, "teacher": teacher}],
+    )
+    return table.model_copy(update={"options": {**table.options, "lr": base.lr}})
+
+
+def same_architecture_table(options: StudyOptions, changes: dict[str, Any]) -> Table:
+    """Teachers that are weaker than, the same as, and stronger than their student."""
+    student = options.student or STUDENT
+    teachers = {"weaker": "wrn-10-1", "same": student, "stronger": TEACHER}
+    if options.teacher:
+        teachers = {"same": student, "other": options.teacher}
+    settings = {
+        method_name(method): setting(method)
+        for method in ("none", *(options.methods or ("at", "kd", "at+kd")))
+    }
+    # All teachers learn from the student's own images: their strength is their architecture.
+    rows = [{"name": name, "teacher": teacher} for name, teacher in teachers.items()]
+    table = _table("Teachers of the same, a weaker and a stronger network", options, settings, rows)
+    recipe = table.recipe if options.recipe else "digits-student"
+    return table.model_copy(update={"teacher_seed": TEACHER_SEED, "teacher_recipe": recipe})
+
+
+def localisation_table(options: StudyOptions, changes: dict[str, Any]) -> Table:
+    """Networks of different strength: methods, each trained for several numbers of epochs."""
+    base = _student_recipe(options, changes)
+    epochs = changes.pop("epochs", base.epochs)
+    shares = (1 / 12, 1 / 4, 1 / 2, 1.0)
+    lengths = [max(1, round(epochs * share)) for share in shares]
+    if options.values:
+        lengths = [int(number(word, "values")) for word in options.values]
+    settings: Settings = {}
+    for method in ("none", *(options.methods or ("at", "kd", "at+kd"))):
+        for length in dict.fromkeys(lengths):
+            name = f"{method_name(method)}, {length} epochs"
+            settings[name] = setting(method, epochs=length)
+    return _table("Attention and the object", options, settings)
+
+
+def _student_recipe(
+    options: StudyOptions, changes: Mapping[str, Any], student: str = STUDENT, **keys: Any
+) -> Any:
+    data = {"data": options.data} if options.data else {}
+    if options.recipe:
+        keys = {}
+    return layered_recipe(
+        named_recipe(options.recipe or "digits-student"),
+        data,
+        keys,
+        {"model": options.student or student},
+        changes,
+    )
+
+
+def _table(
+    title: str,
+    options: StudyOptions,
+    settings: Settings,
+    rows: list[dict[str, Any]] | None = None,
+    teacher_options: Mapping[str, Any] | None = None,
+) -> Table:
+    """A table of one or several rows on the networks and images of the options."""
+    pair = {"student": options.student or STUDENT, "teacher": options.teacher or TEACHER}
+    values: dict[str, Any] = {
+        "title": title,
+        "recipe": options.recipe or "digits-student",
+        "teacher_recipe": options.recipe or "digits-teacher",
+        "options": {"data": options.data} if options.data else {},
+        "teacher_options": dict(teacher_options or {}),
+        "settings": settings,
+        "rows": [pair | row for row in rows or [{}]],
+    }
+    return parse_table(values, f"study {options.study}")
+
+
+def number(word: str, flag: str) -> float:
+    """A positive number of a flag.
+
+    Raises:
+        UserError: for anything else.
+    """
+    try:
+        value = float(word)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise UserError(f"{flag} has {word!r}: expected positive numbers")
+    return value
+
+
+TABLES: dict[str, Callable[[StudyOptions, dict[str, Any]], Table]] = {
+    "beta": beta_table,
+    "few-labels": few_labels_table,
+    "mechanisms": mechanisms_table,
+    "same-architecture": same_architecture_table,
+    "localisation": localisation_table,
+}
