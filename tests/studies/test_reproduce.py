@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from small_runs import Command, contents, stop_after
+from small_runs import Command, contents, stop_after, write_factory
 
 TABLE = {
     "title": "Tiny table",
@@ -36,7 +36,7 @@ class Killed(BaseException):
 @pytest.fixture
 def table(tmp_path: Path) -> Path:
     file = tmp_path / "mine.yaml"
-    file.write_text(yaml.safe_dump(TABLE))
+    file.write_text(yaml.safe_dump(TABLE, sort_keys=False))
     return file
 
 
@@ -96,7 +96,7 @@ def test_a_dry_run_starts_nothing(command: Command, tmp_path):
 
 def test_a_failed_run_is_named_and_the_others_go_on(command: Command, tmp_path, table):
     values = TABLE | {"settings": TABLE["settings"] | {"worse": {"method": "none", "lr": 1e30}}}
-    table.write_text(yaml.safe_dump(values))
+    table.write_text(yaml.safe_dump(values, sort_keys=False))
     said = command(f"{LINE} --seeds 1 --precision fp32")
     assert said.status == 1
     assert "1 of 4 runs are not finished" in said.err and "not finite" in said.err
@@ -104,11 +104,22 @@ def test_a_failed_run_is_named_and_the_others_go_on(command: Command, tmp_path, 
     assert "Tiny table" in said.out
 
 
+def test_a_table_that_names_a_file_of_code_needs_a_persons_word(command: Command, tmp_path, table):
+    write_factory(tmp_path)
+    row = TABLE["rows"][0] | {"student": "net.py:make", "teacher": "net.py:make_normalised"}
+    table.write_text(yaml.safe_dump(TABLE | {"rows": [row]}, sort_keys=False))
+    said = command(f"{LINE} --seeds 1")
+    assert said.status == 2
+    assert "add --trust-code" in said.err
+    said = command(f"{LINE} --seeds 1 --trust-code")
+    assert (said.status, said.err) == (0, "")
+
+
 @pytest.mark.parametrize(
     ("line", "words"),
     [
         ("reproduce table6", "did you mean table"),
-        ("reproduce", "table"),
+        ("reproduce", "TABLE"),
         ("reproduce table1 --rows wrn-40-2:wrn-16-1", "unknown row"),
         ("reproduce table5", "--data folder:IMAGENET"),
         ("reproduce table1 --epochs 0", "epochs is 0"),

@@ -23,7 +23,7 @@ STUDIES = (
 # Keys of the recipe that a table or a study takes as flags, for all of its runs.
 PASSED_ON = (
     *("epochs", "batch_size", "max_steps", "limit_train", "limit_val", "image_size"),
-    *("stream", "workers", "device", "precision", "compile"),
+    *("stream", "workers", "device", "precision", "compile", "trust_code"),
 )
 # Those of them that make a table another one than the paper's.
 SMALLER = ("epochs", "max_steps", "limit_train", "limit_val", "image_size", "batch_size")

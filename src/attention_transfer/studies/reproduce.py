@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from ..errors import RunError
+from ..models.create import check_trusted
 from ..report.formats import model_name, plural
 from ..run_folder import replacing
 from .carry_out import carry_out
@@ -36,6 +37,9 @@ def reproduce(options: ReproduceOptions, changes: Mapping[str, Any], console: Co
     """
     table = read_table(options.table)
     rows = chosen_rows(table, options.rows)
+    for row in rows:
+        for network in filter(None, (row.student, row.teacher)):
+            check_trusted(options.table, network, bool(changes.get("trust_code")))
     plan = make_plan(table, rows, options.seeds, options.out, options.data, changes)
     if not carry_out_plan(plan, options, console):
         return

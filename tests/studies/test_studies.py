@@ -1,0 +1,188 @@
+"""The studies: their plans, their tables and plots, with runs of a step or two."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from small_runs import Command
+
+from attention_transfer.errors import UserError
+from attention_transfer.options import from_mapping
+from attention_transfer.studies.compute import saved_mib, step_flops
+from attention_transfer.studies.cost import split_pair
+from attention_transfer.studies.options import StudyOptions
+from attention_transfer.studies.plan import make_plan
+from attention_transfer.studies.run_studies import TABLES, beta_may_be_auto
+from attention_transfer.studies.study import beta_curves, localisation_notes, runs_by_method
+from attention_transfer.studies.summaries import Cell, TableData
+
+SMALL = "--limit-train 64 --limit-val 60 --batch-size 32 --device cpu --compile off --epochs 1"
+NETS = "--student wrn-10-1 --teacher wrn-10-1"
+PNG = b"\x89PNG"
+
+
+def table_of(name: str, changes=None, **options):
+    given = from_mapping(StudyOptions, {"study": name, **options})
+    return TABLES[name](given, dict(changes or {}))
+
+
+def recipes_of(name: str, root: Path, changes=None, **options):
+    changes = dict(changes or {})
+    given = from_mapping(StudyOptions, {"study": name, **options})
+    table = TABLES[name](given, changes)
+    plan = make_plan(table, table.rows, 1, root, {}, changes)
+    return {(e.row.name, e.setting): plan.tasks[e.folders[0].path].recipe for e in plan.entries}
+
+
+def test_beta_has_a_curve_for_every_convention_and_decay():
+    table = table_of("beta", values="1,10")
+    assert len(table.settings) == 1 + 3 * 2 * 2 + beta_may_be_auto()
+    data = TableData({}, [Cell("", name) for name in table.settings])
+    curves = beta_curves(data)
+    assert {c: {d: list(v) for d, v in by.items()} for c, by in curves.items()} == {
+        convention: {"constant": [1.0, 10.0], "linear": [1.0, 10.0]}
+        for convention in ("authors", "paper", "caffe")
+    }
+
+
+def test_few_labels_has_more_epochs_for_fewer_labels_and_one_teacher(tmp_path):
+    recipes = recipes_of("few-labels", tmp_path, values="1,100", methods="kd")
+    few, all_labels = recipes["1 %", "KD"], recipes["100 %", "KD"]
+    assert (few.limit_train, all_labels.limit_train) == (120, 12000)
+    assert (few.epochs, all_labels.epochs) == (120, 12)
+    assert few.teacher == all_labels.teacher
+    assert recipes["1 %", "teacher"].limit_train is None
+
+
+def test_mechanisms_have_the_same_flops(tmp_path):
+    recipes = recipes_of("mechanisms", tmp_path, {"epochs": 100}, methods="at,gradient,kd")
+    epochs = {setting: recipe.epochs for (_, setting), recipe in recipes.items()}
+    assert epochs["AT"] == 100
+    assert epochs["student alone"] > 100 > epochs["gradient"]
+    base = recipes["", "AT"]
+    spent = {}
+    for method, setting in (("none", "student alone"), ("at", "AT"), ("gradient", "gradient")):
+        spent[method] = epochs[setting] * step_flops(base, "nin-wide-no-bn", method)
+    assert spent["none"] == pytest.approx(spent["at"], rel=0.02)
+    assert spent["gradient"] == pytest.approx(spent["at"], rel=0.02)
+
+
+def test_the_teacher_of_the_same_network_has_another_seed(tmp_path):
+    recipes = recipes_of("same-architecture", tmp_path)
+    same = recipes["same", "teacher"]
+    assert same.model == recipes["same", "AT"].model
+    assert same.seed not in range(100)
+    assert recipes["weaker", "teacher"].model == "wrn-10-1"
+    assert recipes["weaker", "teacher"].limit_train == recipes["weaker", "AT"].limit_train
+
+
+def test_localisation_has_networks_of_many_strengths(tmp_path):
+    recipes = recipes_of("localisation", tmp_path)
+    assert len(recipes) >= 10
+    assert {recipe.epochs for recipe in recipes.values()} >= {1, 3, 6, 12}
+
+
+def test_correlations_are_those_of_the_runs():
+    cells = []
+    for setting, shift in (("student alone, 2 epochs", 0.0), ("AT, 2 epochs", 10.0)):
+        runs = []
+        for seed in range(4):
+            share = 20.0 + shift + seed
+            runs.append(
+                {"seed": seed, "error": 60 - share, "in_box": share + 0.1 * shift * seed,
+                 "pointing": 50.0 + (seed % 2)}
+            )  # fmt: skip
+        cells.append(Cell("", setting, runs))
+    data = TableData({}, cells)
+    assert set(runs_by_method(data)) == {"student alone", "AT"}
+    notes = localisation_notes(data)
+    assert any(note.startswith("Rank correlation of accuracy and attention inside the box, all "
+                               "networks: 1.00") for note in notes)  # fmt: skip
+    assert any("AT after 2 epochs" in note and "+11.5 points" in note for note in notes)
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        (f"study localisation {NETS} {SMALL} --methods at --values 1 --seeds 2", "AT, 1 epochs"),
+        (f"study same-architecture {NETS} {SMALL} --methods kd --seeds 2", "same: WRN-10-1"),
+    ],
+)
+def test_a_study_writes_its_table_and_plot(command: Command, tmp_path, line, words):
+    said = command(f"{line} --out out")
+    assert (said.status, said.err) == (0, "")
+    assert words in said.out
+    name = line.split()[1]
+    (page,) = (tmp_path / "out").glob(f"study-{name}*.md")
+    assert words in page.read_text()
+    (picture,) = (tmp_path / "out").glob(f"study-{name}*.png")
+    assert picture.read_bytes().startswith(PNG)
+
+
+@pytest.mark.parametrize("name", ["beta", "few-labels"])
+def test_curves_are_drawn(name, tmp_path):
+    from attention_transfer.studies.study import draw
+
+    table = table_of(name)
+    cells = []
+    for row in table.rows:
+        for setting in row.settings or table.settings:
+            runs = [{"seed": seed, "error": 10.0 + seed} for seed in range(3)]
+            cells.append(Cell(row.name, setting, runs))
+    draw(name, TableData({}, cells), tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").read_bytes().startswith(PNG)
+
+
+def test_cost_measures_every_form(command: Command, tmp_path, monkeypatch):
+    monkeypatch.setattr("attention_transfer.apply.speed.ROUND_SECONDS", 0.0)
+    said = command("study cost --pairs wrn-10-2:wrn-10-1 --batch-size 2 --device cpu --out out")
+    assert (said.status, said.err) == (0, "")
+    lines = (tmp_path / "out" / "study-cost.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines[1:]]
+    forms = {(row["role"], row["form"]) for row in rows}
+    assert forms >= {(r, f) for r in ("teacher", "student") for f in ("fp32", "exported")}
+    teacher, student = (
+        next(row for row in rows if row["role"] == role) for role in ("teacher", "student")
+    )
+    for key in ("parameters", "flops", "activation_mib"):
+        assert teacher[key] > student[key] > 0
+    assert (tmp_path / "out" / "study-cost.png").read_bytes().startswith(PNG)
+
+
+def test_activations_that_are_kept():
+    """A layer keeps its input; ReLU keeps its output, which is the next layer's input."""
+    from torch import nn
+
+    network = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+    images = torch.rand(32, 8)
+    logits = 32 * 4  # kept by the cross-entropy as log-probabilities
+    expected = 4 * (32 * 8 + 32 * 16 + logits)
+    # The labels and the weight of the loss are small.
+    assert saved_mib(network, images) * 2**20 == pytest.approx(expected, abs=32 * 8 + 64)
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("study betta", "did you mean beta"),
+        ("study cost --seeds 3", "--seeds is given, but study cost does not read it"),
+        ("study cost --epochs 3", "trains nothing"),
+        ("study beta --pairs a:b", "does not read it"),
+        ("study beta --conventions mine", "expected authors, paper, caffe"),
+        ("study few-labels --values 0", "expected positive numbers"),
+        ("study cost --pairs wrn-10-1", "expected TEACHER:STUDENT"),
+    ],
+)
+def test_mistakes_are_one_line(command: Command, line, words):
+    said = command(line)
+    assert said.status == 2
+    assert words in said.err and said.err.count("\n") == 1
+
+
+def test_names_of_pairs():
+    assert split_pair("timm/a:pretrained:zoo:b") == ("timm/a:pretrained", "zoo:b")
+    with pytest.raises(UserError):
+        split_pair("a:b:c")
