@@ -53,7 +53,7 @@ class Method(nn.Module):
     # J of the student, and of the teacher too if the method needs one.
     needs_gradient: ClassVar[bool] = False
     needs_flipped: ClassVar[bool] = False
-    needs_example: ClassVar[bool] = False
+    needs_example: bool = False
     has_auto_beta: ClassVar[bool] = False  # whether β may be "auto"
     # Why a store of the teacher's maps and logits is not enough; None where it is.
     needs_live_teacher: ClassVar[str | None] = None

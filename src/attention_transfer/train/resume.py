@@ -24,11 +24,16 @@ FINGERPRINTS = {
 }
 
 
-def check_folder(folder: RunFolder, recipe: Recipe) -> None:
-    """Raises `UserError` for a folder that holds something else, or a run of another recipe."""
+def check_folder(folder: RunFolder, recipe: Recipe) -> Recipe:
+    """The recipe of the run; one that continues keeps the default β of the time it was started.
+
+    Raises:
+        UserError: for a folder that holds something else, or a run of another recipe.
+    """
     if not folder.exists:
         _check_new(folder)
-        return
+        return recipe
+    recipe = _keep_old_beta(folder, recipe)
     record = folder.environment()
     precision = record.get("auto", {}).get("precision")
     if precision is not None and recipe.precision not in ("auto", precision):
@@ -47,16 +52,17 @@ def check_folder(folder: RunFolder, recipe: Recipe) -> None:
             f"{folder} holds a different run ({'; '.join(differences[:4])}): "
             "choose another --out, or remove it"
         )
+    return recipe
 
 
-def keep_old_beta(folder: RunFolder, recipe: Recipe) -> Recipe:
+def _keep_old_beta(folder: RunFolder, recipe: Recipe) -> Recipe:
     """The recipe, with the default β of a run that was started before "auto" was the default.
 
     The config.yaml of such a run says `beta: null`, which was 1000.
     """
-    if not folder.exists or recipe.beta != AUTO or folder.config().get("beta", AUTO) is not None:
-        return recipe
-    return replace(recipe, beta=None)
+    if recipe.beta == AUTO and folder.config().get("beta", AUTO) is None:
+        return replace(recipe, beta=None)
+    return recipe
 
 
 def _differences(recipe: Recipe, config: dict[str, Any]) -> list[str]:

@@ -22,7 +22,7 @@ from .dry_step import dry_step
 from .finish import describe_summary, finish
 from .loggers import Loggers, check_loggers
 from .progress import ProgressBar
-from .resume import check_folder, check_teacher, keep_old_beta, mending_allowed, open_run_images
+from .resume import check_folder, check_teacher, mending_allowed, open_run_images
 from .signals import saying_what_is_kept
 
 if TYPE_CHECKING:
@@ -44,8 +44,7 @@ def run(recipe: Recipe, out: str | Path, console: Console, jobs: int = 1) -> dic
         Interrupted: (a KeyboardInterrupt) after a signal, once the state is saved.
     """
     folder = RunFolder(out)
-    recipe = keep_old_beta(folder, recipe)
-    check_folder(folder, recipe)
+    recipe = check_folder(folder, recipe)
     loggers = check_loggers(recipe)
     if (summary := folder.summary()) is not None:
         if recipe.teacher is not None:

@@ -8,16 +8,14 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.fabric import Fabric
 from torch import Tensor
 
 from ..apply.inference import as_input
-from ..data.augment import Augment
 from ..data.plan import EpochPlan, TrainingBatch
-from ..data.stream import Stream
 from ..errors import LocalError, RunError, UserError, first_line
 from ..run_folder import RunFolder
 from ..runtime.cuda_graphs import CudaGraphs
@@ -30,6 +28,10 @@ from .progress import ProgressBar
 from .regularize import Mix, training_mode
 from .signals import Interrupted, StopRequest, signal_handlers
 from .watch import Watch
+
+if TYPE_CHECKING:
+    from ..data.augment import Augment
+    from ..data.stream import Stream
 
 Row = dict[str, Any]
 # Steps between checks for a signal across ranks; each check costs a synchronisation.

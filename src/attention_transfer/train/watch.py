@@ -46,8 +46,8 @@ class Watch:
         """Says at most one sentence in all, after an epoch that ended at `progress`."""
         if self.said or len(rows) < EPOCHS:
             return
-        ratios = [transfer_ratio(row) for row in rows[-EPOCHS:]]
-        if None in ratios:
+        ratios = [ratio for row in rows[-EPOCHS:] if (ratio := transfer_ratio(row)) is not None]
+        if len(ratios) < EPOCHS:
             return
         low, high = min(ratios), max(ratios)
         loss = rows[-1]["train_loss"]
