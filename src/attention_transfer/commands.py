@@ -21,7 +21,7 @@ from .apply.options import (
 )
 from .config import Recipe, recipe_from_flags, recipe_names
 from .data.options import AugmentOptions, DataOptions
-from .errors import UserError
+from .errors import UserError, plural
 from .methods.options import MethodOptions
 from .models.options import NetworkOptions
 from .options import Int, OptionSpec, from_mapping, option, option_specs, own_options
@@ -163,7 +163,8 @@ def evaluate(arguments: dict[str, Any]) -> None:
         top5 = f", top-5 error {100 * (1 - numbers['top5']):.2f} %"
     print(
         f"{options.network}: error {100 * (1 - numbers['accuracy']):.2f} %{top5}, "
-        f"loss {numbers['loss']:.4f} on {numbers['images']} images in {numbers['precision']}"
+        f"loss {numbers['loss']:.4f} on {plural(numbers['images'], 'image')} "
+        f"in {numbers['precision']}"
     )
     _write_json(options.json, numbers)
 
@@ -241,7 +242,8 @@ def maps(arguments: dict[str, Any]) -> None:
     save_maps_figure([MapColumn(*column) for column in columns], pictures, options.out)
     for note in notes:
         print(note)
-    print(f"{len(pictures)} images × {len(columns)} networks: {options.out}")
+    size = f"{plural(len(pictures), 'image')} × {plural(len(columns), 'network')}"
+    print(f"{size}: {options.out}")
 
 
 def stages(arguments: dict[str, Any]) -> None:

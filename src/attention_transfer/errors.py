@@ -45,6 +45,13 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     return f"; did you mean {' or '.join(matches)}?"
 
 
+def plural(number: int, noun: str) -> str:
+    """`1 seed`, `3 seeds`."""
+    if number == 1:
+        return f"{number} {noun}"
+    return f"{number} {noun}s"
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an exception's message, or its type if the message is empty."""
     lines = str(error).strip().splitlines()

@@ -26,9 +26,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from .authors_log import MODEL_FILE, is_authors_run
-from .errors import RunError, UserError, nearest
+from .errors import RunError, UserError, first_line, nearest
 from .run_lock import RunLock
+from .run_schema import Config, Environment, MetricsRow, Summary, validated
 
 ZOO = "zoo:"  # before the name of a network that comes with the package: a run folder in zoo/
 ZOO_FOLDER = Path(__file__).parent / "zoo"
@@ -213,7 +216,7 @@ class RunFolder:
     def config(self) -> dict[str, Any]:
         if not self.exists:
             return {}
-        return read_yaml_mapping(self.config_file)
+        return validated(read_yaml_mapping(self.config_file), Config, self.config_file)
 
     def write_config(self, config: Mapping[str, Any]) -> None:
         import yaml
@@ -222,21 +225,30 @@ class RunFolder:
             partial.write_text(yaml.safe_dump(dict(config), sort_keys=False))
 
     def environment(self) -> dict[str, Any]:
-        return read_json(self.environment_file) or {}
+        return read_json(self.environment_file, Environment) or {}
 
     def summary(self) -> dict[str, Any] | None:
-        return read_json(self.summary_file)
+        return read_json(self.summary_file, Summary)
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The rows of finished epochs, oldest first, without a last line that a crash cut short."""
+        """The rows of finished epochs, oldest first, without a last line that a crash cut short.
+
+        Raises:
+            UserError: for any other line that is damaged; the message names it.
+        """
         if not self.metrics_file.is_file():
             return []
         rows = []
-        for line in self.metrics_file.read_text().splitlines():
+        lines = _read_text(self.metrics_file).splitlines()
+        for number, line in enumerate(lines, start=1):
+            source = f"{self.metrics_file}, line {number},"
             try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError:
-                break
+                value = parse_json(line, source)
+            except UserError:
+                if number == len(lines):
+                    break
+                raise
+            rows.append(validated(value, MetricsRow, source))
         return rows
 
     def write_metrics(self, rows: list[dict[str, Any]]) -> None:
@@ -257,19 +269,34 @@ def _json_lines(rows: list[dict[str, Any]]) -> bytes:
     return "".join(json.dumps(row) + "\n" for row in rows).encode()
 
 
-def read_json(path: Path) -> dict[str, Any] | None:
-    """The object in a JSON file, or None if there is no file.
+def read_json(path: Path, schema: type[BaseModel]) -> dict[str, Any] | None:
+    """The object in a JSON file, as `schema` has it, or None if there is no file.
 
     Raises:
-        UserError: for a file that is not JSON.
+        UserError: for a file that is not JSON, and for a value of another type.
     """
     if not path.is_file():
         return None
+    return validated(parse_json(_read_text(path), path), schema, path)
+
+
+def _read_text(path: Path) -> str:
     try:
-        value: dict[str, Any] = json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON: {error}") from error
-    return value
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} cannot be read: {first_line(error)}") from error
+
+
+def parse_json(content: str, source: str | Path) -> Any:
+    """The value of a JSON text; `source` is where it stands, in an error.
+
+    Raises:
+        UserError: for a text that is not JSON.
+    """
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{source} is not JSON: {first_line(error)}") from error
 
 
 def read_yaml_mapping(path: Path) -> dict[str, Any]:

@@ -334,7 +334,7 @@ def test_what_auto_decided_is_kept(tmp_path):
     other = "fp32" if about["auto"]["precision"] == "bf16" else "bf16"
     about["auto"] |= {"precision": other, "threads": 1}
     file.write_text(json.dumps(about))
-    assert f"cpu, {other}, eager, 1 threads" in carry_out(recipe, tmp_path / "run")
+    assert f"cpu, {other}, eager, 1 thread" in carry_out(recipe, tmp_path / "run")
     assert json.loads(file.read_text()) == about
 
 

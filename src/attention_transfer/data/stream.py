@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..errors import RunError, UserError, first_line
+from ..errors import RunError, UserError, first_line, plural
 from .decode import decode_into, fit_boxes, unreadable_message
 from .images import ImageSet
 from .plan import EpochPlan, EpochPlanner, TrainingBatch, check_step
@@ -208,8 +208,7 @@ class Stream(EpochPlanner):
             note = ""
         if not workers:
             return f"images decoded while training, between the steps{note}"
-        plural = "s" * (workers != 1)
-        return f"images decoded while training, by {workers} worker{plural}{note}"
+        return f"images decoded while training, by {plural(workers, 'worker')}{note}"
 
     def _request(self, plan: EpochPlan, step: int) -> BatchRequest:
         end = min((step + 1) * plan.batch_size, len(plan.order))

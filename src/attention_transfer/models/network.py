@@ -13,8 +13,9 @@ import torch
 from torch import nn
 
 from ..authors_log import MODEL_FILE, is_authors_run
-from ..errors import UserError
-from ..run_folder import ZOO, RunFolder, replacing
+from ..errors import UserError, first_line
+from ..run_folder import ZOO, RunFolder, parse_json, replacing
+from ..run_schema import Metadata, validated
 from .authors import load_authors_run
 from .create import check_trusted, create_model
 from .trained import Preprocess, TrainedNetwork
@@ -220,12 +221,13 @@ def read_metadata(file: Path) -> dict[str, Any] | None:
 
     try:
         with safe_open(file, framework="pt") as content:
-            about: dict[str, Any] | None = json.loads(
-                (content.metadata() or {}).get(METADATA_KEY, "null")
-            )
-    except (SafetensorError, ValueError) as error:
-        raise UserError(f"{file} is damaged: {error}") from error
-    return about
+            text = (content.metadata() or {}).get(METADATA_KEY)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{file} is damaged: {first_line(error)}") from error
+    if text is None:
+        return None
+    source = f"{file}, its metadata,"
+    return validated(parse_json(text, source), Metadata, source)
 
 
 def saved_preprocess(weights: str | Path) -> Preprocess | None:

@@ -12,6 +12,9 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 
+DEEPEST = 10_000
+MOST_PARAMETERS = 10**9  # 4 GB; WRN-28-10 has 36.5 million
+
 
 class Block(nn.Module):
     """BN-ReLU-conv twice, plus the shortcut."""
@@ -47,6 +50,7 @@ class WideResNet(nn.Module):
             )
         if width < 1:
             raise UserError(f"wrn-{depth}-{width}: the width is {width}, expected at least 1")
+        _check_size(depth, width)
         self.conv0 = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
         inputs, groups = 16, []
         # The first block of a group has its stride: 32×32, 16×16, 8×8.
@@ -64,6 +68,20 @@ class WideResNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.group2(self.group1(self.group0(self.conv0(x))))
         return self.fc(F.relu(self.bn(x)).mean((2, 3)))
+
+
+def _check_size(depth: int, width: int) -> None:
+    """Raises `UserError` for a network that no machine can hold, such as wrn-1000000-1."""
+    if depth > DEEPEST:
+        raise UserError(f"wrn-{depth}-{width}: the depth is {depth}, expected at most {DEEPEST}")
+    blocks = (depth - 4) // 6
+    # Each block has two 3×3 convolutions of 16, 32 or 64 times the width.
+    parameters = blocks * 2 * 9 * (16**2 + 32**2 + 64**2) * width**2
+    if parameters > MOST_PARAMETERS:
+        raise UserError(
+            f"wrn-{depth}-{width} has {parameters:.1e} parameters, expected at most "
+            f"{MOST_PARAMETERS:.0e}: choose a smaller depth or width"
+        )
 
 
 def _initialise(module: nn.Module) -> None:

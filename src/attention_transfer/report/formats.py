@@ -60,11 +60,6 @@ def percent(share: float | None) -> str:
     return MISSING if share is None else f"{100 * share:.1f}"
 
 
-def plural(number: int, noun: str) -> str:
-    """`1 seed`, `3 seeds`."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
 def model_name(model: str) -> str:
     """`wrn-16-2` as papers write it: WRN-16-2; `nin-thin`: NIN-thin; other names unchanged."""
     family, dash, size = model.partition("-")

@@ -7,11 +7,11 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError
+from ..errors import UserError, plural
 from ..run_folder import is_special, replacing
 from . import summary_text
 from .curves import curve_charts, make_styles, spread_chart
-from .formats import option_value, percent, plural
+from .formats import option_value, percent
 from .grouping import group_runs
 from .load_run import LoadedRun
 from .overlays import map_grids

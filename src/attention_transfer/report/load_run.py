@@ -123,19 +123,9 @@ def read_own_run(folder: RunFolder) -> LoadedRun:
     Raises:
         UserError: if a file cannot be parsed.
     """
-    try:
-        metrics = folder.metrics()
-    except UnicodeDecodeError as error:
-        raise UserError(f"{folder.metrics_file} cannot be read: {first_line(error)}") from None
-    config = {str(name): value for name, value in folder.config().items()}
-    run = LoadedRun(folder.path, config, [line for line in metrics if isinstance(line, dict)])
-    # Valid JSON need not be an object.
-    summary, environment = folder.summary(), folder.environment()
-    if isinstance(summary, dict):
-        run.summary = summary
-    if isinstance(environment, dict):
-        run.environment = environment
-    return run
+    return LoadedRun(
+        folder.path, folder.config(), folder.metrics(), folder.summary(), folder.environment()
+    )
 
 
 def _read_maps(path: Path, prefix: str) -> StoredMaps | None:

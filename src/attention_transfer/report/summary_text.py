@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from ..errors import plural
 from ..stats import Spread
-from .formats import count, data_name, plural
+from .formats import count, data_name
 from .load_run import finite_number
 from .rows import SettingRow, error_percent, teacher_name
 

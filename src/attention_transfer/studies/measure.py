@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import RootModel
 from rich.console import Console
 
 from ..apply.inference import as_input
@@ -51,6 +52,10 @@ class Speed:
     parameters: int
 
 
+class _Kept(RootModel[dict[str, dict[str, float]]]):
+    """The file of `run_seconds`."""
+
+
 def run_seconds(
     tasks: Iterable[Task], recipes: Mapping[str, Recipe], jobs: int, file: Path
 ) -> dict[Path, tuple[float, Speed]]:
@@ -60,7 +65,7 @@ def run_seconds(
         recipes: those of all planned runs by folder, teachers among them.
         file: keeps what was measured, so that a plan that continues is quick to make.
     """
-    kept: dict[str, Any] = read_json(file) or {}
+    kept: dict[str, Any] = read_json(file, _Kept) or {}
     counts: dict[str, tuple[int, int]] = {}
     threads = max(1, torch.get_num_threads() // jobs)
     seconds = {}

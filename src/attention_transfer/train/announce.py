@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..apply.inference import as_input
+from ..errors import plural
 from ..methods.options import TEACHER_METHOD
 from ..runtime.resolve import RuntimeConfig
 from .assemble import RunComponents
@@ -38,8 +39,8 @@ def announce(
         mode = "CUDA graphs"
     say(
         f"{run_title(recipe)} on {recipe.data}: {len(data.train)} training and "
-        f"{len(data.val)} validation images, {trainer.total_steps} steps; "
-        f"{runtime.device}, {runtime.precision}, {mode}, {runtime.threads} threads; "
+        f"{len(data.val)} validation images, {plural(trainer.total_steps, 'step')}; "
+        f"{runtime.device}, {runtime.precision}, {mode}, {plural(runtime.threads, 'thread')}; "
         f"{trainer.loader.describe(trainer.batch_size)}"
     )
     if recipe.command == "distill" and recipe.method in DEFAULT_METHODS:

@@ -10,6 +10,7 @@ from ..apply.evaluate import EVALUATION_BATCH, evaluate
 from ..apply.inference import InferenceModel, profile
 from ..apply.maps import attention_in_box, layer_names, save_maps
 from ..data.dataset import Dataset
+from ..errors import UserError, plural
 from ..models.network import Network, save_student
 from ..run_folder import RunFolder, run_path, write_json
 from ..runtime.resolve import RuntimeConfig
@@ -90,13 +91,21 @@ def _summarize_teacher(teacher: Network, network: InferenceModel, data: Dataset)
 
 
 def describe_summary(summary: dict[str, Any]) -> str:
-    """One line for a finished run."""
-    final = summary["final"]
+    """One line for a finished run.
+
+    Raises:
+        UserError: for a summary that lacks a number of it.
+    """
+    final = summary.get("final") or {}
+    numbers = summary | final
+    for key in ("val_accuracy", "val_loss", "epochs", "seconds", "images_per_second"):
+        if numbers.get(key) is None:
+            raise UserError(f"it lacks {key}: delete it, and the command writes it again")
     precision = ""
     if (accuracy := final.get("val_accuracy_fp32")) is not None:
         precision = f" in bf16 ({100 * (1 - accuracy):.2f} % in fp32)"
     return (
         f"{100 * (1 - final['val_accuracy']):.2f} % error{precision}, loss {final['val_loss']:.3f} "
-        f"after {summary['epochs']} epochs, {summary['seconds'] / 60:.1f} min "
+        f"after {plural(summary['epochs'], 'epoch')}, {summary['seconds'] / 60:.1f} min "
         f"at {summary['images_per_second']:,.0f} images/s"
     )

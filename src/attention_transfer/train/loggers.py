@@ -12,6 +12,7 @@ from typing import Any
 
 from ..errors import UserError, first_line
 from ..run_folder import RunFolder, read_json, write_json
+from ..run_schema import LoggerStates
 from .options import LogOptions, logger_names
 
 PROJECT = "attention-transfer"
@@ -68,7 +69,7 @@ class Loggers:
     ):
         self.say = say
         self.state_file = folder.path / "logs" / "state.json"
-        self.state: dict[str, dict[str, Any]] = read_json(self.state_file) or {}
+        self.state: dict[str, dict[str, Any]] = read_json(self.state_file, LoggerStates) or {}
         self.loggers: dict[str, Any] = {}
         for name in names:
             state = self.state.setdefault(name, {"step": 0, "id": None})

@@ -3,14 +3,40 @@
 from __future__ import annotations
 
 import time
+from datetime import timedelta
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task
+from rich.text import Text
 
 from .meter import Meter
 
 REFRESH_SECONDS = 1  # reading the meter synchronises with the device
+WIDTH_FOR_BAR = 110  # of a terminal, in columns
+
+
+class _Line(ProgressColumn):
+    """Epoch, step, time left, losses, speed, title: as many, from the first, as there is room."""
+
+    def __init__(self, console: Console):
+        super().__init__()
+        self.console = console
+
+    def render(self, task: Task) -> Text:
+        room = self.console.width - 4  # beside the spinner
+        if self.console.width >= WIDTH_FOR_BAR:
+            room -= 21
+        parts = [task.description, f"step {task.completed:.0f}/{task.total or 0:.0f}"]
+        if task.time_remaining is not None:
+            parts.append(f"{timedelta(seconds=round(task.time_remaining))} left")
+        parts += [task.fields["losses"], task.fields["rate"], task.fields["title"]]
+        line = parts[0]
+        for part in filter(None, parts[1:]):
+            if len(line) + 3 + len(part) > room:
+                break
+            line += f" · {part}"
+        return Text(line, no_wrap=True)
 
 
 class ProgressBar:
@@ -18,18 +44,16 @@ class ProgressBar:
 
     def __init__(self, console: Console, title: str, epochs: int):
         self.console, self.title, self.epochs = console, title, epochs
+        columns: list[ProgressColumn] = [SpinnerColumn(), _Line(console)]
+        if console.width >= WIDTH_FOR_BAR:
+            columns.insert(1, BarColumn(bar_width=20))
         self.bar = Progress(
-            SpinnerColumn(),
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=20),
-            TextColumn("step {task.completed:.0f}/{task.total:.0f} · {task.fields[rate]}"),
-            TextColumn("· {task.fields[losses]}"),
-            TimeRemainingColumn(),
+            *columns,
             console=console,
             disable=not console.is_terminal,
             transient=True,
         )
-        self.task = self.bar.add_task(title, total=1, rate="", losses="")
+        self.task = self.bar.add_task("", total=1, rate="", losses="", title=title)
         self._last_time = time.monotonic()
         self._last_step = 0
 
@@ -46,7 +70,7 @@ class ProgressBar:
 
     def begin(self, epoch: int, step: int, total: int) -> None:
         self._last_step, self._last_time = step, time.monotonic()
-        title = f"{self.title} epoch {epoch}/{self.epochs}"
+        title = f"epoch {epoch}/{self.epochs}"
         self.bar.update(self.task, description=title, completed=step, total=total)
 
     def update(self, step: int, batch_size: int, meter: Meter) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..data.dataset import Dataset
 from ..errors import UserError
 from ..methods.options import AUTO
+from ..methods.registry import method_names
 from ..run_folder import RunFolder, write_json
 from .images import open_images
 
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from ..config import Recipe
 
 
+PLACES = ("model", "teacher", "teacher_weights", "student_weights", "data")
 # What another fingerprint of a `DataRecord` means.
 FINGERPRINTS = {
     "fingerprint": "its training images or labels are others",
@@ -25,7 +28,10 @@ FINGERPRINTS = {
 
 
 def check_folder(folder: RunFolder, recipe: Recipe) -> Recipe:
-    """The recipe of the run; one that continues keeps the default β of the time it was started.
+    """The recipe, as the run in the folder has it.
+
+    The terms of the method keep their order, in which their sum is rounded. A run that continues
+    keeps the default β of the time it was started.
 
     Raises:
         UserError: for a folder that holds something else, or a run of another recipe.
@@ -35,7 +41,7 @@ def check_folder(folder: RunFolder, recipe: Recipe) -> Recipe:
         return recipe
     recipe = _keep_old_beta(folder, recipe)
     record = folder.environment()
-    precision = record.get("auto", {}).get("precision")
+    precision = (record.get("auto") or {}).get("precision")
     if precision is not None and recipe.precision not in ("auto", precision):
         raise UserError(
             f"{folder} holds a run in {precision}: leave --precision out, or choose another --out"
@@ -52,7 +58,7 @@ def check_folder(folder: RunFolder, recipe: Recipe) -> Recipe:
             f"{folder} holds a different run ({'; '.join(differences[:4])}): "
             "choose another --out, or remove it"
         )
-    return recipe
+    return replace(recipe, method=folder.config().get("method", recipe.method))
 
 
 def _keep_old_beta(folder: RunFolder, recipe: Recipe) -> Recipe:
@@ -72,8 +78,29 @@ def _differences(recipe: Recipe, config: dict[str, Any]) -> list[str]:
     return [
         f"{key} is {existing.get(key)!r} there and {value!r} here"
         for key, value in recipe.identity().items()
-        if existing.get(key) != value
+        if not _means_the_same(key, existing.get(key), value)
     ]
+
+
+def _means_the_same(key: str, there: Any, here: Any) -> bool:
+    """Whether two values of an option are one: `./teacher` is `teacher`, `kd+at` is `at+kd`."""
+    if there == here:
+        return True
+    if not isinstance(there, str) or not isinstance(here, str):
+        return False
+    if key == "method":
+        return sorted(method_names(there)) == sorted(method_names(here))
+    return key in PLACES and _real_place(key, there) == _real_place(key, here)
+
+
+def _real_place(key: str, value: str) -> tuple[str, str]:
+    """A path as the file system has it, and what stands beside: folder:PATH, FILE.py:FACTORY."""
+    path, beside = value, ""
+    if key == "data":
+        beside, _, path = value.partition(":")
+    elif ".py:" in value:
+        path, _, beside = value.rpartition(":")
+    return os.path.realpath(path), beside
 
 
 def _check_new(folder: RunFolder) -> None:

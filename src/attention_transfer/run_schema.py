@@ -1,0 +1,181 @@
+"""What the files of a run folder hold, as far as this package reads it.
+
+Any key may be missing or null, and others may stand beside: other versions write them. A value that
+is read has the type that stands here, so no reader checks it again.
+"""
+
+from __future__ import annotations
+
+import reprlib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, RootModel, ValidationError
+
+from .errors import UserError
+
+Numbers = dict[str, float | None]
+Count = Annotated[int, Field(ge=0, lt=1 << 63)]
+Side = Annotated[int, Field(ge=1, le=1 << 16)]
+Name = Annotated[str, Field(pattern=r"^[^\x00]*$")]
+
+
+class Config(BaseModel):
+    """config.yaml: the recipe. A person may write it: `lr: 5e-4` is text for YAML."""
+
+    model_config = ConfigDict(extra="allow")
+
+    command: str | None = None
+    model: Name | None = None
+    student: Name | None = None  # of old runs: the model
+    teacher: Name | None = None
+    method: str | None = None
+    data: Name | None = None
+    seed: Count | None = None
+    epochs: Count | None = None
+    batch_size: Count | None = None
+    image_size: Side | None = None
+    limit_val: Count | None = None
+    val_split: float | None = None
+    on_bad_image: Literal["error", "skip"] | None = None
+    augment: Literal["crop", "imagenet"] | None = None
+    lr: float | None = None
+    momentum: float | None = None
+    weight_decay: float | None = None
+    lr_decay: float | None = None
+    milestones: list[int] | None = None
+    temperature: float | None = None
+
+
+class Record(BaseModel):
+    """What this package wrote: a number as text is damage."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+
+class Auto(Record):
+    """What `auto` decided on the machine of the run."""
+
+    device: str | None = None
+    precision: Literal["fp32", "bf16"] | None = None
+    compile: bool = False
+    threads: Annotated[int, Field(ge=1, le=1 << 16)] | None = None
+    graphs: bool = False
+
+
+class Environment(Record):
+    """environment.json."""
+
+    versions: dict[str, Any] | None = None
+    hardware: dict[str, Any] | None = None
+    command: Any = None
+    auto: Auto | None = None
+    teacher: str | None = None
+    streamed: bool | None = None
+    data: dict[str, Any] | None = None
+
+
+class MetricsRow(Record):
+    """A line of metrics.jsonl."""
+
+    epoch: Count | None = None
+    step: Count | None = None
+    lr: float | None = None
+    train_loss: float | None = None
+    val_loss: float | None = None
+    train_accuracy: float | None = None
+    val_accuracy: float | None = None
+    val_top5: float | None = None
+    parts: Numbers | None = None
+    weights: Numbers | None = None
+    gradients: Numbers | None = None
+    images_per_second: float | None = None
+    seconds: float | None = None
+
+
+class InBox(Record):
+    """The share of attention inside the objects' boxes, by stage."""
+
+    stages: list[str] | None = None
+    in_box: list[float | None] | None = None
+    box_area: float | None = None
+    images: Count | None = None
+
+
+class NetworkFacts(Record):
+    """What summary.json says of the student, and below `teacher` of the teacher."""
+
+    model: str | None = None
+    parameters: float | None = None
+    flops: float | None = None
+    inference: Numbers | None = None
+    attention: InBox | None = None
+
+
+class TeacherFacts(NetworkFacts):
+    """The teacher in summary.json."""
+
+    name: str | None = None
+    folder: Name | None = None
+    val_accuracy: float | None = None
+    val_loss: float | None = None
+
+
+class Summary(NetworkFacts):
+    """summary.json."""
+
+    command: str | None = None
+    method: str | None = None
+    data: str | None = None
+    seed: Count | None = None
+    epochs: Count | None = None
+    classes: list[str] | None = None
+    final: Numbers | None = None
+    seconds: float | None = None
+    images_per_second: float | None = None
+    sha256: str | None = None
+    teacher: TeacherFacts | None = None
+
+
+class Metadata(Record):
+    """The metadata of student.safetensors, all of it needed to use the network."""
+
+    model: Name
+    classes: list[str] = Field(min_length=1)
+    mean: Annotated[list[float], Field(min_length=3, max_length=3)]
+    std: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=3, max_length=3)]
+    image_size: Annotated[list[Side], Field(min_length=2, max_length=2)]
+
+
+class LoggerState(Record):
+    """A logger in logs/state.json."""
+
+    step: Count
+    id: str | None
+
+
+class LoggerStates(RootModel[dict[str, LoggerState]]):
+    """logs/state.json."""
+
+
+def validated(value: Any, schema: type[BaseModel], source: str | Path) -> dict[str, Any]:
+    """`value` as `schema` has it; `source` is its file, and perhaps its line, in an error.
+
+    Raises:
+        UserError: for a value of another type; the message names the field.
+    """
+    try:
+        read = schema.model_validate(value)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+    else:
+        plain: dict[str, Any] = read.model_dump(exclude_unset=True)
+        return plain
+    field = ".".join(str(key) for key in first["loc"])
+    subject = "it is"
+    if field:
+        subject = f"{field} is"
+    expected = first["msg"].removeprefix("Input should be ")
+    raise UserError(
+        f"{source} is damaged: {subject} {reprlib.repr(first['input'])}, expected {expected}"
+    )
