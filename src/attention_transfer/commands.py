@@ -21,7 +21,7 @@ from .apply.options import (
 )
 from .config import Recipe, recipe_from_flags, recipe_names
 from .data.options import AugmentOptions, DataOptions
-from .errors import UserError, plural
+from .errors import plural
 from .methods.options import MethodOptions
 from .models.options import NetworkOptions
 from .options import Int, OptionSpec, from_mapping, option, option_specs, own_options
@@ -90,10 +90,6 @@ def _launch(command: str, arguments: dict[str, Any]) -> None:
     keys = option_specs(LaunchOptions).keys() & arguments.keys()
     launch = from_mapping(LaunchOptions, {key: arguments.pop(key) for key in keys})
     recipe = recipe_from_flags(command, launch.recipe, launch.config, arguments)
-    if launch.jobs > 1 and launch.seeds == 1:
-        raise UserError(
-            f"--jobs is {launch.jobs}, but there is one run: add --seeds, or leave --jobs out"
-        )
     from .launch import run_seeds
 
     run_seeds(recipe, launch.out, launch.seeds, _console(), launch.jobs)

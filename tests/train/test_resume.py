@@ -70,5 +70,5 @@ def test_a_summary_that_lacks_a_number(teacher_run, tmp_path):
 
     shutil.copytree(teacher_run, tmp_path / "run")
     write_json(tmp_path / "run" / "summary.json", {"final": {"val_accuracy": 0.5}})
-    with pytest.raises(UserError, match=r"summary\.json is damaged: it lacks val_loss: delete it"):
+    with pytest.raises(UserError, match=r"summary\.json is damaged: it lacks val_loss; delete it"):
         run(small(), tmp_path / "run", Console(quiet=True))

@@ -110,7 +110,7 @@ class LotView(Progress):
         summary = folder.summary()
         if summary is not None:
             self._ended.append(folder.path)
-            self.say(f"{task_name(task)}: {describe_summary(summary)}")
+            self.say(f"{task_name(task)}: {describe_summary(task.folder, summary)}")
 
     def get_renderables(self) -> Iterable[Any]:
         # Called at each refresh: what the runs wrote since is read then.

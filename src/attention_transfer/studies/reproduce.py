@@ -8,9 +8,9 @@ from typing import Any
 
 from rich.console import Console
 
-from ..errors import RunError
+from ..errors import RunError, plural
 from ..models.create import check_trusted
-from ..report.formats import model_name, plural
+from ..report.formats import model_name
 from ..run_folder import replacing
 from .carry_out import carry_out
 from .measure import Speed, run_seconds

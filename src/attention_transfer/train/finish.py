@@ -90,7 +90,7 @@ def _summarize_teacher(teacher: Network, network: InferenceModel, data: Dataset)
     }
 
 
-def describe_summary(summary: dict[str, Any]) -> str:
+def describe_summary(folder: RunFolder, summary: dict[str, Any]) -> str:
     """One line for a finished run.
 
     Raises:
@@ -100,7 +100,10 @@ def describe_summary(summary: dict[str, Any]) -> str:
     numbers = summary | final
     for key in ("val_accuracy", "val_loss", "epochs", "seconds", "images_per_second"):
         if numbers.get(key) is None:
-            raise UserError(f"it lacks {key}: delete it, and the command writes it again")
+            raise UserError(
+                f"{folder.summary_file} is damaged: it lacks {key}; delete it, and the command "
+                "writes it again"
+            )
     precision = ""
     if (accuracy := final.get("val_accuracy_fp32")) is not None:
         precision = f" in bf16 ({100 * (1 - accuracy):.2f} % in fp32)"

@@ -10,7 +10,6 @@ from warnings import catch_warnings, simplefilter
 
 from rich.console import Console
 
-from ..errors import about
 from ..models.network import run_fingerprint
 from ..run_folder import RunFolder, write_json
 from ..runtime.environment import environment
@@ -51,8 +50,7 @@ def run(recipe: Recipe, out: str | Path, console: Console, jobs: int = 1) -> dic
         if recipe.teacher is not None:
             check_teacher(folder, run_fingerprint(recipe.teacher))
         if local_rank() == 0:
-            with about(f"{folder.summary_file} is damaged"):
-                text = f"{folder} is finished: {describe_summary(summary)}; nothing to do"
+            text = f"{folder} is finished: {describe_summary(folder, summary)}; nothing to do"
             console.print(text, markup=False, highlight=False, soft_wrap=True)
         return summary
     with ExitStack() as stack:
@@ -95,7 +93,7 @@ def _train(
     folder.check_lock()
     summary = finish(recipe, folder, components, runtime, rows)
     folder.check_lock()
-    progress.say(f"{folder}: {describe_summary(summary)}")
+    progress.say(f"{folder}: {describe_summary(folder, summary)}")
     return summary
 
 
