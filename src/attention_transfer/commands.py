@@ -19,16 +19,11 @@ from .apply.options import (
     PredictOptions,
     StagesOptions,
 )
-from .config import Recipe, recipe_from_flags, recipe_names
-from .data.options import AugmentOptions, DataOptions
+from .config import LaunchOptions, Recipe, distill_groups, recipe_from_flags, train_groups
 from .errors import plural
-from .methods.options import MethodOptions
-from .models.options import NetworkOptions
-from .options import Int, OptionSpec, from_mapping, option, option_specs, own_options
+from .options import Int, OptionSpec, from_mapping, option, option_specs
 from .outputs import check_output
-from .runtime.options import RuntimeOptions
 from .studies.options import PASSED_ON, ReproduceOptions, StudyOptions
-from .train.options import LabelOptions, LogOptions, OptimizerOptions, TrainingOptions
 
 
 def _console() -> Any:
@@ -52,30 +47,6 @@ def _write_json(file: Path | None, value: Any) -> None:
 # train, distill
 
 
-@dataclass(frozen=True)
-class LaunchOptions:
-    """Where the runs go, and how many there are."""
-
-    out: Annotated[Path, option("Run folder to write, or to continue.")]
-    recipe: Annotated[
-        str | None,
-        option(f"A recipe of the package: {', '.join(recipe_names())}.", default_text="none"),
-    ] = None
-    config: Annotated[
-        Path | None,
-        option("A recipe file (YAML, the same keys); flags override it.", default_text="none"),
-    ] = None
-    seeds: Annotated[Int, option("Number of seeds, each in a folder seed-S of --out.", ge=1)] = 1
-    jobs: Annotated[
-        Int,
-        option(
-            "Seeds that run at the same time, each with its share of the cores.",
-            ge=1,
-            aliases=("--at-once",),
-        ),
-    ] = 1
-
-
 def train(arguments: dict[str, Any]) -> None:
     """Train one network alone: a teacher, or a baseline."""
     _launch("train", arguments)
@@ -93,46 +64,6 @@ def _launch(command: str, arguments: dict[str, Any]) -> None:
     from .launch import run_seeds
 
     run_seeds(recipe, launch.out, launch.seeds, _console(), launch.jobs)
-
-
-def _train_groups() -> dict[str, list[OptionSpec]]:
-    network = option_specs(NetworkOptions)
-    return {
-        "what to train": [
-            network["model"],
-            network["student_weights"],
-            network["trust_code"],
-            *option_specs(LaunchOptions).values(),
-        ],
-        "data": [*option_specs(DataOptions).values()],
-        "optimiser and schedule": [
-            *option_specs(TrainingOptions).values(),
-            *option_specs(OptimizerOptions).values(),
-        ],
-        "augmentation": [
-            *option_specs(AugmentOptions).values(),
-            *option_specs(LabelOptions).values(),
-        ],
-        "this machine": [*option_specs(RuntimeOptions).values()],
-        "logging": [*option_specs(LogOptions).values()],
-    }
-
-
-def _distill_groups() -> dict[str, list[OptionSpec]]:
-    network = option_specs(NetworkOptions)
-    methods = option_specs(MethodOptions)
-    # Method, β, decay and pairs come first: they are what one sets first.
-    first = {spec.key: spec for spec in own_options(MethodOptions)}
-    groups = _train_groups()
-    return {
-        "what to train": [
-            replace(network["model"], flags=("--student", "--model")),
-            network["teacher"],
-            network["teacher_weights"],
-            *groups["what to train"][1:],
-        ],
-        "method": [*(first | methods).values()],
-    } | {title: specs for title, specs in groups.items() if title != "what to train"}
 
 
 # evaluate, predict, export, compare, maps, stages
@@ -340,8 +271,8 @@ class Command:
 
 COMMANDS = {
     "demo": Command(demo, DemoOptions),
-    "train": Command(train, grouped_options=_train_groups),
-    "distill": Command(distill, grouped_options=_distill_groups),
+    "train": Command(train, grouped_options=train_groups),
+    "distill": Command(distill, grouped_options=distill_groups),
     "evaluate": Command(evaluate, EvaluateOptions),
     "predict": Command(predict, PredictOptions),
     "compare": Command(compare, CompareOptions),

@@ -43,12 +43,12 @@ def run_seeds(
     """
     if seeds > 1 and RunFolder(out).exists:
         raise UserError(f"{out} holds a single run: give the {seeds} seeds another --out")
-    if jobs > 1 and seeds == 1:
-        raise UserError(f"--jobs is {jobs}, but there is one run: add --seeds, or leave --jobs out")
     if jobs > 1 and recipe.devices * recipe.nodes > 1:
         raise UserError(
             f"--jobs is {jobs}: a run of several processes has the machine to itself, expected 1"
         )
+    if jobs > 1 and seeds == 1:
+        raise UserError(f"--jobs is {jobs}, but there is one run: add --seeds, or leave --jobs out")
     runs = [(recipe, RunFolder(out))]
     if seeds > 1:
         recipes = [replace(recipe, seed=recipe.seed + k) for k in range(seeds)]
