@@ -41,6 +41,13 @@ def hub(monkeypatch, picture):
     return put
 
 
+@pytest.mark.parametrize("place", ["/data/pets", "../pets", "me/pets/more", "./pets", "~/pets"])
+def test_a_path_is_no_name_of_the_hub(hub, place):
+    with pytest.raises(UserError, match="names no data set of the hub: expected OWNER/NAME; for"):
+        open_data(f"hub:{place}")
+    assert not hub.asked
+
+
 @pytest.mark.parametrize("stream", ["on", "off"])
 def test_images_labels_and_names(hub, picture, stream):
     hub(

@@ -3,9 +3,9 @@
 import pytest
 
 from attention_transfer.data.open import open_data
+from attention_transfer.data.shards import find_shards
 from attention_transfer.data.spec import nearest_path, split_columns, unique_names
 from attention_transfer.data.tables import split_files
-from attention_transfer.data.wds import find_shards
 from attention_transfer.errors import UserError
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from attention_transfer.data.open import open_data
-from attention_transfer.data.wds import expand_braces
+from attention_transfer.data.shards import expand_braces
 from attention_transfer.errors import UserError
 
 

@@ -157,13 +157,21 @@ def _parse_boxes(path: Path, reader: csv.DictReader[str]) -> Boxes:
         )
     for row in reader:
         try:
-            x0, y0, x1, y1 = (int(row[column]) for column in BOX_COLUMNS[1:])
-        except (TypeError, ValueError):
+            x0, y0, x1, y1 = (_pixel(row[column]) for column in BOX_COLUMNS[1:])
+            # Backslashes come from Windows.
+            file = row["file"].replace("\\", "/")
+        except (TypeError, ValueError, AttributeError):
             raise UserError(
                 f"{path}, line {reader.line_num}: expected a file and four whole numbers; "
                 "correct or delete it"
             ) from None
         # In the file both ends are inside the box (a whole 64-pixel image is 0 to 63).
-        # Backslashes come from Windows.
-        boxes[row["file"].replace("\\", "/")] = (x0, y0, x1 + 1, y1 + 1)
+        boxes[file] = (x0, y0, x1 + 1, y1 + 1)
     return boxes
+
+
+def _pixel(text: str) -> int:
+    value = int(text)
+    if abs(value) >= 1 << 31:
+        raise ValueError(f"{value} is no pixel of an image")
+    return value

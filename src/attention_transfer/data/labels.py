@@ -14,11 +14,26 @@ from .reader import Reader
 Labels = NDArray[np.int64] | list[str | None]
 
 
-def class_names(labels: Labels) -> tuple[str, ...]:
-    """The distinct words, sorted; for whole numbers, all from 0 to the highest."""
+# Classes without names and without an image each, such as of a few images of ImageNet.
+MOST_EMPTY_CLASSES = 1000
+
+
+def class_names(reader: Reader, labels: Labels) -> tuple[str, ...]:
+    """The distinct words, sorted; for whole numbers, all from 0 to the highest.
+
+    Raises:
+        UserError: for a number that is larger than the number of images and 1,000.
+    """
     if isinstance(labels, list):
         return tuple(sorted({word for word in labels if word is not None}))
-    return tuple(str(i) for i in range(1 + int(labels.max(initial=-1))))
+    highest = int(labels.max(initial=-1))
+    if highest >= max(len(labels), MOST_EMPTY_CLASSES):
+        raise UserError(
+            f"{reader.location(int(labels.argmax()))}: the label {highest} is too large for the "
+            f"number of a class, counted from 0, of {len(labels)} images: correct it, name "
+            "another label, or give the classes names"
+        )
+    return tuple(str(i) for i in range(1 + highest))
 
 
 def encode_labels(reader: Reader, labels: Labels, classes: tuple[str, ...]) -> Tensor:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -58,7 +58,14 @@ def open_data(
     options = from_mapping(DataOptions, {**given, **changes})
     spec = options.data
 
-    source = _open_source(options)
+    try:
+        source = _open_source(options)
+    except OSError as error:
+        name = error.filename or "it"
+        raise UserError(
+            f"cannot open {spec}: {name}: {error.strerror or error}; check the path and its "
+            "permissions"
+        ) from error
     train, val, shown, notes = _select(source, options, seed)
     size = options.image_size or train.image_size[0]
     # Data of one known size is decoded at that size, and resized later.
@@ -116,7 +123,7 @@ def prepare_data(spec: str) -> None:
 
         download(kind)
     elif kind == "wds" and place:
-        from .wds import find_shards
+        from .shards import find_shards
 
         find_shards(place)
 
@@ -165,7 +172,7 @@ def _open_source(options: DataOptions) -> Source:
 def _unknown_kind(spec: str, kind: str) -> UserError:
     kinds = [s.partition("[")[0].partition(":")[0] for s in DATA_SPECS]
     hint = nearest(kind, kinds)
-    if not hint and Path(spec).expanduser().is_dir():
+    if not hint and os.path.isdir(os.path.expanduser(spec)):
         hint = f"; did you mean folder:{spec}?"
     return UserError(f"unknown data {spec!r}: expected one of {', '.join(DATA_SPECS)}{hint}")
 

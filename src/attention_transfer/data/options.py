@@ -18,6 +18,9 @@ DATA_SPECS = (
     "wds:PATTERN",
     "hub:OWNER/NAME",
 )
+# Beyond these there is a slip of the finger: an image of 0.8 GB, a thousand processes.
+MOST_PIXELS = 1 << 14
+MOST_WORKERS = 1 << 10
 DATA_NAMES = f"{', '.join(DATA_SPECS[:-1])} or {DATA_SPECS[-1]}"
 
 
@@ -28,7 +31,12 @@ class DataOptions:
     data: Annotated[str, option(f"{DATA_NAMES}.")] = "digits"
     image_size: Annotated[
         Int | None,
-        option("Height and width in pixels to resize to.", ge=1, default_text="as they are"),
+        option(
+            "Height and width in pixels to resize to.",
+            ge=1,
+            le=MOST_PIXELS,
+            default_text="as they are",
+        ),
     ] = None
     limit_train: Annotated[
         Int | None,
@@ -63,6 +71,7 @@ class DataOptions:
         option(
             "Processes that decode streamed images.",
             ge=0,
+            le=MOST_WORKERS,
             default_text="by the cores",
             changes_numbers=False,
         ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from difflib import get_close_matches
 from pathlib import Path
@@ -13,15 +14,29 @@ COLUMNS = ("image", "label")
 
 def existing_folder(spec: str, place: str, expected: str) -> Path:
     """The folder that `place` names; an error says that `expected` should be there."""
-    path = Path(place).expanduser()
-    if path.is_dir():
+    path = expanded(spec, place)
+    if os.path.isdir(path):  # `Path.is_dir` raises for a path that is too long
         return path
-    state = "does not exist"
-    if path.exists():
-        state = "is not a folder"
+    state = "is not a folder"
+    try:
+        path.stat()
+    except FileNotFoundError:
+        state = "does not exist"
+    except (OSError, ValueError) as error:  # too long, a loop of links, a zero byte
+        state = f"cannot be opened ({getattr(error, 'strerror', None) or error})"
     raise UserError(
         f"data {spec!r}: {path} {state}; expected {expected}; check the path{nearest_path(path)}"
     )
+
+
+def expanded(spec: str, place: str) -> Path:
+    """The path at `place`, with the user's home in the place of ~."""
+    try:
+        return Path(place).expanduser()
+    except RuntimeError as error:
+        raise UserError(
+            f"data {spec!r}: the home in {place} is unknown; write the path in full"
+        ) from error
 
 
 def visible_files(folder: Path, pattern: str) -> list[Path]:
@@ -39,10 +54,10 @@ def visible_files(folder: Path, pattern: str) -> list[Path]:
 
 def nearest_path(path: Path) -> str:
     """`"; did you mean pets/train?"` for the sibling that a missing path resembles, or ""."""
-    if path.exists():
+    if os.path.exists(path):
         return ""
     missing = path
-    while not missing.parent.exists() and missing.parent != missing.parent.parent:
+    while not os.path.exists(missing.parent) and missing.parent != missing.parent.parent:
         missing = missing.parent
     try:
         siblings = [entry.name for entry in missing.parent.iterdir()]
@@ -60,7 +75,7 @@ def split_columns(spec: str, place: str) -> tuple[str, dict[str, str]]:
     A path that exists is taken as it is, even with a # in it.
     """
     path, mark, words = place.rpartition("#")
-    if not mark or Path(place).expanduser().exists():
+    if not mark or os.path.exists(expanded(spec, place)):
         return place, {}
     columns = {}
     for word in words.split(","):
@@ -75,7 +90,11 @@ def split_columns(spec: str, place: str) -> tuple[str, dict[str, str]]:
 
 
 def unique_names(names: list[str], origins: list[str]) -> tuple[str, ...]:
-    """Class names; where classes share one, each gets its origin: crane (n02012849)."""
+    """Class names; where classes share one, each gets its origin: crane (n02012849).
+
+    Bytes that are not UTF-8, as names of folders may have, become question marks.
+    """
+    names, origins = [_readable(name) for name in names], [_readable(name) for name in origins]
     count = Counter(names)
     unique = []
     for name, origin in zip(names, origins, strict=True):
@@ -83,3 +102,7 @@ def unique_names(names: list[str], origins: list[str]) -> tuple[str, ...]:
             name = f"{name} ({origin})"
         unique.append(name)
     return tuple(unique)
+
+
+def _readable(name: str) -> str:
+    return name.encode(errors="replace").decode()

@@ -8,18 +8,18 @@ its cache (HF_DATASETS_CACHE), which all processes map into memory and read in a
 from __future__ import annotations
 
 import glob
-import json
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..errors import UserError, first_line, nearest
+from ..errors import UserError, first_line
+from .columns import EXPECTED, Columns, check_columns, check_guess, find_columns
 from .decode import Encoded
 from .labels import Labels, class_names
 from .options import DataOptions
@@ -29,21 +29,9 @@ from .spec import visible_files
 
 # `test` is last, because its labels are often withheld.
 VAL_SPLITS = ("validation", "val", "test")
-IMAGE_NAMES = ("image", "img")
-LABEL_NAMES = ("label", "labels", "fine_label", "class", "target", "category")
-EXPECTED = {"image": "images as {bytes, path} or bytes", "label": "whole numbers or words"}
+HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)
 # Several times CIFAR-10, which opens without a copy and without importing `datasets` (1 to 2 s).
 IN_MEMORY_BYTES = 512 << 20
-
-
-@dataclass(frozen=True)
-class Columns:
-    """The columns to read, whether labels are a "number" or a "word", and the names of classes."""
-
-    image: str
-    label: str
-    label_kind: str
-    classes: tuple[str, ...]
 
 
 def open_parquet(
@@ -79,6 +67,11 @@ def open_hub(
     or column, or a label is out of range.
     """
     name, _, configuration = place.partition(":")
+    if not HUB_NAME.fullmatch(name):  # `datasets` would take a path for files of this machine
+        raise UserError(
+            f"hub:{place} names no data set of the hub: expected OWNER/NAME; for your own files "
+            "write parquet:PATH or folder:PATH"
+        )
     splits = _download(name, configuration or None)
     if not splits:
         raise UserError(f"hub:{place} has no splits: expected train; choose another")
@@ -91,7 +84,7 @@ def open_hub(
     def read(name: str) -> Labelled:
         table = splits[name].data
         files = [Path(f"hub:{place}") / name]
-        labels = _as_labels([table.column(columns.label)], columns)
+        labels = _as_labels([table.column(columns.label)], columns, files)
         return TableReader(table, columns.image, files, [table.num_rows]), labels
 
     return _open_splits(splits, read, columns, options, train)
@@ -105,10 +98,11 @@ def _open_splits(
     train_name: str = "train",
 ) -> Source:
     train, val = read(train_name), None
+    check_guess(*train, columns)
     present = [name for name in VAL_SPLITS if splits.get(name) and name != train_name]
     if options.val_split is None and present:
         val = read(present[0])
-    return source_in_files(train, val, columns.classes or class_names(train[1]), options)
+    return source_in_files(train, val, columns.classes or class_names(*train), options)
 
 
 def split_files(folder: Path, split: str) -> list[Path]:
@@ -123,88 +117,6 @@ def parquet_folder(path: Path) -> Path | None:
         if split_files(folder, "train"):
             return folder
     return None
-
-
-def find_columns(
-    schema: Any, where: str, spec: str, image: str | None = None, label: str | None = None
-) -> Columns:
-    """The named columns, or else those that Hugging Face's metadata, types and names point to.
-
-    Args:
-        schema: a `pyarrow.Schema`.
-        where, spec: the table, and the data spec to add #image=COLUMN to, for the errors.
-
-    Raises:
-        UserError: if there is no such column, or more than one.
-    """
-    features = _hugging_face_features(schema.metadata)
-    feature_types = {name: features.get(name, {}).get("_type") for name in schema.names}
-    kinds = {field.name: _kind(field.type) for field in schema}
-    images = [name for name in kinds if feature_types[name] == "Image"]
-    images = images or [name for name in kinds if kinds[name] == "image"]
-    numbers = [name for name in kinds if kinds[name] == "number"]
-    words = [name for name in kinds if kinds[name] == "word"]
-    class_labels = [name for name in numbers if feature_types[name] == "ClassLabel"]
-    all_columns = ", ".join(f"{field.name} ({field.type})" for field in schema)
-
-    def choose(role: str, given: str | None, candidates: list[str], guess: str | None) -> str:
-        name = given or guess
-        if name in candidates:
-            return str(name)
-        if given is not None:
-            problem, remedy = f"no {role} column {given!r}", f"check it{nearest(given, candidates)}"
-        elif not candidates:
-            problem, remedy = f"no {role} column", "check it"
-        else:
-            problem = f"several {role} columns ({', '.join(candidates)})"
-            remedy = f"name one, {spec}#{role}={candidates[0]}"
-        raise UserError(
-            f"{where} has {problem} (its columns: {all_columns}): "
-            f"expected {EXPECTED[role]}; {remedy}"
-        )
-
-    label_guess = (
-        _single_or_usual(class_labels, LABEL_NAMES)
-        or _single_or_usual([*numbers, *words], LABEL_NAMES)
-        or _single_or_usual(numbers)
-        or _single_or_usual(words)
-    )
-    image = choose("image", image, images, _single_or_usual(images, IMAGE_NAMES))
-    label = choose("label", label, [*numbers, *words], label_guess)
-    names = features.get(label, {}).get("names") or ()
-    return Columns(image, label, kinds[label], tuple(str(name) for name in names))
-
-
-def _single_or_usual(names: Sequence[str], usual: Sequence[str] = ()) -> str | None:
-    if len(names) == 1:
-        return names[0]
-    return next((name for name in usual if name in names), None)
-
-
-def _hugging_face_features(metadata: dict[bytes, bytes] | None) -> dict[str, dict[str, Any]]:
-    """Features by column from the JSON in a schema's metadata, empty if there is none."""
-    try:
-        features = json.loads((metadata or {})[b"huggingface"])["info"]["features"]
-    except (KeyError, ValueError, TypeError):
-        return {}
-    return {name: feature for name, feature in features.items() if isinstance(feature, dict)}
-
-
-def _kind(arrow_type: Any) -> str:
-    """What a column can be: "image", "number" or "word"; "" for anything else."""
-    from pyarrow import types
-
-    if types.is_dictionary(arrow_type):
-        arrow_type = arrow_type.value_type
-    if types.is_struct(arrow_type) and arrow_type.get_field_index("bytes") >= 0:
-        arrow_type = arrow_type.field("bytes").type
-    if types.is_binary(arrow_type) or types.is_large_binary(arrow_type):
-        return "image"
-    if types.is_integer(arrow_type) or types.is_boolean(arrow_type):
-        return "number"
-    if types.is_string(arrow_type) or types.is_large_string(arrow_type):
-        return "word"
-    return ""
 
 
 def _open_file(file: Path) -> Any:
@@ -233,7 +145,7 @@ def _read_parquet(files: Sequence[Path], columns: Columns) -> Labelled:
     tables = []
     for file in files:
         parquet = _open_file(file)
-        _check_columns(parquet.schema_arrow, columns, file)
+        check_columns(parquet.schema_arrow, columns, file)
         try:
             tables.append(parquet.read(columns=names))
         except (OSError, ValueError) as error:
@@ -241,34 +153,43 @@ def _read_parquet(files: Sequence[Path], columns: Columns) -> Labelled:
     counts = [table.num_rows for table in tables]
     if not sum(counts):
         raise UserError(f"{files[0]} has no rows: expected images and labels; check the file")
-    labels = _as_labels([table.column(columns.label) for table in tables], columns)
+    labels = _as_labels([table.column(columns.label) for table in tables], columns, files)
     if in_memory:
         images = [table.select([columns.image]) for table in tables]
-        # Permissive: a file whose images all lack a path has another type there.
-        table = pyarrow.concat_tables(images, promote_options="permissive")
+        try:
+            # Permissive: a file whose images all lack a path has another type there.
+            table = pyarrow.concat_tables(images, promote_options="permissive")
+        except pyarrow.ArrowTypeError as error:
+            raise UserError(
+                f"the files of {files[0].parent} hold images in several ways "
+                f"({first_line(error)}): expected one type for all; rewrite some"
+            ) from error
     else:
         table = _arrow_copy(files, columns.image)
     return TableReader(table, columns.image, files, counts), labels
 
 
-def _check_columns(schema: Any, columns: Columns, file: Path) -> None:
-    """Raises `UserError` unless a file has the columns of the first one, and labels of its kind."""
-    kinds = {field.name: _kind(field.type) for field in schema}
-    for name in (columns.label, columns.image):
-        same = name == columns.image or kinds.get(name) == columns.label_kind
-        if name not in kinds or not same:
+def _as_labels(label_columns: Sequence[Any], columns: Columns, files: Sequence[Path]) -> Labels:
+    """The labels in the column of each file."""
+    parts = []
+    for column, file in zip(label_columns, files, strict=True):
+        try:
+            parts.append(_read_labels(column, columns.label_kind))
+        except (OSError, ValueError) as error:  # a number beyond int64, text that is not UTF-8
             raise UserError(
-                f"{file} has no such column {name!r} as train (its columns: {', '.join(kinds)}): "
-                "expected the same; check it"
-            )
-
-
-def _as_labels(label_columns: Sequence[Any], columns: Columns) -> Labels:
+                f"{file}, column {columns.label!r}: cannot read the labels ({first_line(error)}): "
+                f"expected {EXPECTED['label']}; correct them, or name another column"
+            ) from error
     if columns.label_kind == "word":
-        return [word for column in label_columns for word in column.cast("string").to_pylist()]
+        return [word for part in parts for word in part]
+    return np.concatenate(parts)
+
+
+def _read_labels(column: Any, kind: str) -> Any:
+    if kind == "word":
+        return column.cast("string").to_pylist()
     # A missing label becomes -1, which Hugging Face writes for unlabelled images.
-    numbers = [column.cast("int64").fill_null(-1).to_numpy() for column in label_columns]
-    return np.concatenate(numbers)
+    return column.cast("int64").fill_null(-1).to_numpy()
 
 
 def _arrow_copy(files: Sequence[Path], column: str) -> Any:

@@ -7,35 +7,29 @@ shards, takes the types of labels from the first five samples, and stops at a da
 
 from __future__ import annotations
 
-import glob
 import json
 import os
 import re
-import shutil
-import sys
 import tarfile
-import urllib.request
 from collections.abc import Iterator, Sequence
-from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..errors import UserError, first_line
-from ..run_folder import replacing
-from .cifar import cache_folder
 from .decode import Encoded
-from .image_folder import EXTENSIONS, VAL_FOLDERS
+from .image_folder import EXTENSIONS
 from .labels import Labels, class_names
 from .options import DataOptions
 from .reader import PackedStrings, Reader, file_size
+from .shards import find_shards
 from .source import Labelled, Source, source_in_files
-from .spec import nearest_path, unique_names, visible_files
+from .spec import unique_names
 
 LABEL_KEYS = ("cls", "label", "class", "target", "class_name", "label_name")
-EXPECTED = "expected a folder with train-*.tar, or a pattern like shards/{train,val}-{000..099}.tar"
-BRACE = re.compile(r"\{([^{}]*)\}")
+LABEL_BYTES = 1 << 20  # read of a label's file
+LARGEST_LABEL = 10**18
 
 
 class Sample(NamedTuple):
@@ -63,110 +57,13 @@ def open_wds(place: str, options: DataOptions) -> Source:
     if use_words:
         notes = _mixed_label_notes(train_shards, train)
     labelled = _labelled(train_shards, train, use_words)
-    classes = _read_class_names(train_shards[0].parent) or class_names(labelled[1])
+    classes = _read_class_names(train_shards[0].parent) or class_names(*labelled)
     val = None
     if val_shards and options.val_split is None:
         val_samples, val_skipped = read_shards(val_shards, options.on_bad_image)
         val = _labelled(val_shards, val_samples, use_words)
         skipped += val_skipped
     return source_in_files(labelled, val, classes, options, skipped=skipped, notes=notes)
-
-
-def find_shards(place: str) -> tuple[list[Path], list[Path]]:
-    """The training and the validation shards, sorted; URLs are downloaded once into a cache.
-
-    `place` is a folder with train*.tar and val*, valid*, validation* or test*.tar, or a pattern
-    with {a,b}, {000..099}, * and ?. If a brace holds the word `train`, its other words name the
-    validation shards.
-    """
-    if place.startswith(("http://", "https://")):
-        train_urls, val_urls = (expand_braces(pattern) for pattern in _split_pattern(place))
-        return [_download(url) for url in train_urls], [_download(url) for url in val_urls]
-    if "://" in place or place.startswith("pipe:"):
-        raise UserError(f"wds:{place}: expected files or http(s):// shards; fetch them first")
-    folder = Path(place).expanduser()
-    if folder.is_dir():
-        train, val = visible_files(folder, "*train*.tar"), list[Path]()
-        for name in VAL_FOLDERS:
-            val = val or visible_files(folder, f"*{name}*.tar")
-    else:
-        train, val = (_matching_files(pattern) for pattern in _split_pattern(str(folder)))
-    if not train and folder.is_dir() and any(folder.glob("*.tar.*")):
-        raise UserError(
-            f"wds:{place} holds compressed shards only: {EXPECTED}; unpack them to .tar"
-        )
-    if not train:
-        raise UserError(f"wds:{place} names no shard that exists: {EXPECTED}; check it")
-    return train, [shard for shard in val if shard not in train]
-
-
-def _split_pattern(pattern: str) -> tuple[str, str]:
-    """The training pattern and the validation pattern ("" if there is none)."""
-    for brace in BRACE.finditer(pattern):
-        words = brace[1].split(",")
-        if "train" not in words:
-            continue
-        start, end = pattern[: brace.start()], pattern[brace.end() :]
-        words.remove("train")
-        val = ""
-        if words:
-            val = f"{start}{{{','.join(words)}}}{end}"
-        return f"{start}train{end}", val
-    return pattern, ""
-
-
-def expand_braces(pattern: str) -> list[str]:
-    """The names that a{1,2} and a{08..10} stand for, as in a shell."""
-    brace = BRACE.search(pattern)
-    if brace is None:
-        return [pattern] if pattern else []
-    words = brace[1].split(",")
-    numbers = re.fullmatch(r"(\d+)\.\.(\d+)", brace[1])
-    if numbers:
-        width = len(numbers[1]) if numbers[1].startswith("0") else 0
-        words = [f"{i:0{width}}" for i in range(int(numbers[1]), int(numbers[2]) + 1)]
-    names = []
-    for word in words:
-        names += expand_braces(pattern[: brace.start()] + word + pattern[brace.end() :])
-    return names
-
-
-def _matching_files(pattern: str) -> list[Path]:
-    """Existing files; a name without * and ? that does not exist is an error."""
-    files: list[Path] = []
-    for name in expand_braces(pattern):
-        matches = sorted(glob.glob(name))
-        if not matches and not glob.has_magic(name):
-            raise UserError(
-                f"the shard {name} does not exist: expected all shards of {pattern}; "
-                f"check the pattern{nearest_path(Path(name))}"
-            )
-        files += map(Path, matches)
-    return files
-
-
-def _download(url: str) -> Path:
-    """The shard at `url` in the cache folder, downloaded if it is not there yet."""
-    base, _, name = url.rpartition("/")
-    folder = cache_folder("wds") / sha256(base.encode()).hexdigest()[:16]
-    file = folder / name.partition("?")[0]
-    if file.is_file():
-        return file
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        print(f"downloading {url} into {folder}", file=sys.stderr)
-        with (
-            urllib.request.urlopen(url, timeout=60) as stream,
-            replacing(file) as partial,
-            open(partial, "wb") as out,
-        ):
-            shutil.copyfileobj(stream, out)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"cannot download the shard {url} ({first_line(error)}): check the address and the "
-            "network, or fetch the shards yourself and name their files"
-        ) from error
-    return file
 
 
 def _read_class_names(folder: Path) -> tuple[str, ...]:
@@ -212,7 +109,12 @@ def _read_shard(number: int, shard: Path) -> Iterator[Sample | str]:
     try:
         for name, images, label_files in _grouped_members(shard):
             label = _parse_label(label_files)
-            if images and label is not None:
+            if isinstance(label, int) and abs(label) > LARGEST_LABEL:
+                yield (
+                    f"{shard}, sample {name}, has a label of more than 18 digits: expected the "
+                    "number of a class, counted from 0; correct it"
+                )
+            elif images and label is not None:
                 yield Sample(number, *images[0], name, label)
             elif images:
                 yield (
@@ -240,6 +142,8 @@ def _grouped_members(shard: Path) -> Iterator[tuple[str, list[tuple[int, int]], 
         labels: dict[str, bytes] = {}
         for member in tar:
             # macOS adds hidden members such as ._0001.jpg.
+            if member.issparse():
+                raise tarfile.ReadError(f"its member {member.name} is sparse")
             if not member.isfile() or Path(member.name).name.startswith("."):
                 continue
             # The name of a sample ends at the first dot of the file name, folders excluded.
@@ -255,7 +159,7 @@ def _grouped_members(shard: Path) -> Iterator[tuple[str, list[tuple[int, int]], 
             elif extension in ("cls", "json"):
                 content = tar.extractfile(member)
                 assert content is not None, "only a link or a folder has none"
-                labels[extension] = content.read()
+                labels[extension] = content.read(LABEL_BYTES)
         # For tarfile, a shard that is cut off between two members just ends there.
         assert tar.fileobj is not None
         tar.fileobj.seek(tar.offset)
@@ -273,13 +177,16 @@ def _parse_label(files: dict[str, bytes]) -> int | str | None:
     elif "json" in files:
         try:
             value = json.loads(files["json"])
-        except ValueError:
+        except (ValueError, RecursionError):
             return None
         if isinstance(value, dict):
             value = next((value[key] for key in LABEL_KEYS if key in value), None)
     if isinstance(value, str) and not re.fullmatch(r"-?\d+", value):
         return value or None
-    if isinstance(value, int | str):
+    if isinstance(value, str):
+        # Cut off, because `int` refuses very long numbers: the rest makes it no smaller.
+        return int(value[:30])
+    if isinstance(value, int):
         return int(value)
     return None
 
