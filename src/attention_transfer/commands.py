@@ -19,11 +19,10 @@ from .apply.options import (
     PredictOptions,
     StagesOptions,
 )
-from .config import LaunchOptions, Recipe, distill_groups, recipe_from_flags, train_groups
+from .config import LaunchOptions, distill_groups, recipe_from_flags, train_groups
 from .errors import plural
 from .options import Int, OptionSpec, from_mapping, option, option_specs
 from .outputs import check_output
-from .studies.options import PASSED_ON, ReproduceOptions, StudyOptions
 
 
 def _console() -> Any:
@@ -230,6 +229,8 @@ def zoo(arguments: dict[str, Any]) -> None:
 
 def reproduce(arguments: dict[str, Any]) -> None:
     """A table of the paper: carry out its runs, or continue, and print it beside the paper's."""
+    from .studies.options import PASSED_ON, ReproduceOptions
+
     changes = {key: arguments.pop(key) for key in PASSED_ON if key in arguments}
     options = from_mapping(ReproduceOptions, arguments)
     from .studies.reproduce import reproduce
@@ -239,6 +240,8 @@ def reproduce(arguments: dict[str, Any]) -> None:
 
 def study(arguments: dict[str, Any]) -> None:
     """A question of the paper's reviewers: its runs, a table with intervals, and a plot."""
+    from .studies.options import PASSED_ON, StudyOptions
+
     changes = {key: arguments.pop(key) for key in PASSED_ON if key in arguments}
     options = from_mapping(StudyOptions, arguments)
     from .studies.study import run_study
@@ -246,8 +249,23 @@ def study(arguments: dict[str, Any]) -> None:
     run_study(options, arguments, changes, _console())
 
 
+def _reproduce_groups() -> dict[str, list[OptionSpec]]:
+    from .studies.options import ReproduceOptions
+
+    return _lot_groups(ReproduceOptions, "the table's")
+
+
+def _study_groups() -> dict[str, list[OptionSpec]]:
+    from .studies.options import StudyOptions
+
+    return _lot_groups(StudyOptions, "the study's")
+
+
 def _lot_groups(options: type, theirs: str) -> dict[str, list[OptionSpec]]:
     """Options of many runs, and those of the recipe that hold for all of them."""
+    from .config import Recipe
+    from .studies.options import PASSED_ON
+
     recipe = option_specs(Recipe)
     passed_on = [replace(recipe[key], default_text=theirs) for key in PASSED_ON]
     return {"options": [*option_specs(options).values()], "of every run": passed_on}
@@ -280,9 +298,7 @@ COMMANDS = {
     "stages": Command(stages, StagesOptions),
     "export": Command(export, ExportOptions),
     "zoo": Command(zoo, ZooOptions),
-    "reproduce": Command(
-        reproduce, grouped_options=lambda: _lot_groups(ReproduceOptions, "the table's")
-    ),
-    "study": Command(study, grouped_options=lambda: _lot_groups(StudyOptions, "the study's")),
+    "reproduce": Command(reproduce, grouped_options=_reproduce_groups),
+    "study": Command(study, grouped_options=_study_groups),
     "bench": Command(bench, grouped_options=_bench_groups),
 }

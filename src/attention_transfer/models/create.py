@@ -64,6 +64,13 @@ def create_model(name: str, num_classes: int) -> nn.Module:
     raise UserError(f"unknown model {name!r}: expected {FORMS}{hint}")
 
 
+def architecture(name: str) -> str:
+    """The name of a network without its weights: that of the architecture of `zoo:NAME`."""
+    if name.startswith(ZOO):
+        return str(RunFolder(name).config()["model"])
+    return name.removesuffix(":pretrained")
+
+
 def _create_from_zoo(name: str, num_classes: int) -> nn.Module:
     """A network of the package with its weights; its head is new for another number of classes."""
     from .network import load_run_network
@@ -73,7 +80,7 @@ def _create_from_zoo(name: str, num_classes: int) -> nn.Module:
     preprocess = trained.preprocess
     module = trained.module
     if len(trained.classes) != num_classes:
-        module = create_model(str(RunFolder(name).config()["model"]), num_classes)
+        module = create_model(architecture(name), num_classes)
         load_backbone(module, trained.module.state_dict(), name)
     # As timm's attribute: the preprocessing of all pretrained networks is read there.
     mean, std = (v.flatten().tolist() for v in (preprocess.mean, preprocess.std))

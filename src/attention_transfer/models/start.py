@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError, first_few
 from ..run_folder import ZOO, is_folder_name
-from .create import create_model, pretrained_classes
+from .create import architecture, create_model, pretrained_classes
 from .network import Network, file_fingerprint, fixed_size, load_trained, saved_preprocess
 from .trained import Preprocess
 from .user_file import user_code_location
@@ -130,9 +130,10 @@ def start_network(
     Raises:
         UserError: for weights that do not fit, and for `weights` of a pretrained model.
     """
-    if spec.startswith(ZOO) and weights is None:
-        weights = spec
-    module = create_model(spec, len(classes))
+    plain = spec
+    if spec.startswith(ZOO):
+        plain, weights = architecture(spec), weights or spec
+    module = create_model(plain, len(classes))
     preprocess = Preprocess(mean, std, fixed_size(module))
     data_mean = preprocess.mean
     pretrained = spec.endswith(":pretrained")

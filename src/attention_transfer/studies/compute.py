@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional as F
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from ..config import Recipe
 from ..methods.registry import METHODS, create_methods, method_names
@@ -28,9 +30,27 @@ def step_flops(recipe: Recipe, teacher: str, method: str, size: int = 32) -> flo
     teacher_module = create_model(teacher, CLASSES).eval() if needs_teacher else None
     x = torch.rand(IMAGES, 3, size, size)
     transfer = Transfer(student, teacher_module, methods, example=x)
-    with FlopCounterMode(display=False) as counter:
+    with _FlopCounter() as counter:
         transfer(x, torch.arange(IMAGES) % CLASSES, torch.tensor(0.0)).loss.backward()
-    return counter.get_total_flops() / IMAGES
+    return counter.total / IMAGES
+
+
+class _FlopCounter(TorchDispatchMode):
+    """As torch's FlopCounterMode, whose hooks on modules fail under torch.autograd.grad."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        result = function(*args, **kwargs)
+        count = flop_registry.get(function.overloadpacket)
+        if count is not None:
+            self.total += count(*args, **kwargs, out_val=result)
+        return result
 
 
 def saved_mib(network: nn.Module, images: Tensor) -> float:

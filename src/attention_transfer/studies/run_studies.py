@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from ..config import layered_recipe, named_recipe
@@ -25,18 +26,11 @@ SHARES = (1.0, 10.0, 100.0)  # of the labels, in percent
 # Fewer labels get more epochs, by the root of the factor: neither equal epochs nor equal steps.
 STRETCH = 0.5
 METHOD_NAMES = {"none": "student alone", "at": "AT", "kd": "KD", "at+kd": "AT+KD", "full": "F-ActT"}
-# β that suits a few hundred steps; the command's own default is for a long run.
-SHORT_BETA = 100.0
+# Chosen in short runs (results/cifar10-gradient.md); AT has β = auto.
+GRADIENT_BETA = 0.02
+GRADIENT_METHODS = ("gradient", "symmetry", "min-l2")
 # The teacher of the same network must not be the student's own seed.
 TEACHER_SEED = 1000
-
-
-def setting(method: str, **options: Any) -> dict[str, Any]:
-    """The recipe keys of a method with the β of a short run."""
-    keys: dict[str, Any] = {"method": method}
-    if "at" in method.split("+"):
-        keys |= {"beta": {"at": SHORT_BETA}, "convention": "authors"}
-    return keys | options
 
 
 def method_name(method: str) -> str:
@@ -54,8 +48,7 @@ def beta_table(options: StudyOptions, changes: dict[str, Any]) -> Table:
             for beta in values:
                 keys = {"beta": beta, "convention": convention, "decay": decay}
                 settings[beta_name(convention, decay, beta)] = {"method": "at"} | keys
-    if beta_may_be_auto():
-        settings["auto"] = {"method": "at", "beta": "auto"}
+    settings["auto"] = {"method": "at", "beta": "auto"}
     return _table("β of attention transfer", options, settings)
 
 
@@ -63,23 +56,13 @@ def beta_name(convention: str, decay: str, beta: float) -> str:
     return f"{convention}, {decay}, β = {beta:g}"
 
 
-def beta_may_be_auto() -> bool:
-    """Whether this version chooses β by itself."""
-    from ..methods.options import MethodOptions
-    from ..options import from_mapping
-
-    try:
-        from_mapping(MethodOptions, {"beta": "auto"})
-    except UserError:
-        return False
-    return True
-
-
 def few_labels_table(options: StudyOptions, changes: dict[str, Any]) -> Table:
     """A row for each share of the labels; the teacher sees all of them."""
     base = _student_recipe(options, changes)
-    images, _ = count_images(base, seed=0)
-    epochs = changes.pop("epochs", base.epochs)
+    images, _ = count_images(replace(base, limit_train=changes.get("limit_train")), seed=0)
+    epochs = base.epochs
+    # The teacher keeps what the user asks of all runs, the students have it by their share.
+    teacher = {"limit_train": None} | _take(changes, "epochs", "limit_train")
     rows = []
     for word in options.values or tuple(map(str, SHARES)):
         percent = number(word, "values")
@@ -88,11 +71,11 @@ def few_labels_table(options: StudyOptions, changes: dict[str, Any]) -> Table:
         count = max(1, round(images * percent / 100))
         budget = {"limit_train": count, "epochs": round(epochs * (100 / percent) ** STRETCH)}
         settings = {
-            method_name(method): setting(method, **budget)
+            method_name(method): {"method": method} | budget
             for method in ("none", *(options.methods or ("at", "kd", "at+kd")))
         }
         rows.append({"name": f"{percent:g} %", "settings": settings})
-    return _table("Few labels", options, {}, rows, {"limit_train": None})
+    return _table("Few labels", options, {}, rows, teacher)
 
 
 def mechanisms_table(options: StudyOptions, changes: dict[str, Any]) -> Table:
@@ -100,7 +83,7 @@ def mechanisms_table(options: StudyOptions, changes: dict[str, Any]) -> Table:
     from .compute import step_flops
 
     base = _student_recipe(options, changes, "nin-thin-no-bn", lr=0.03)
-    epochs = changes.pop("epochs", base.epochs)
+    epochs, teacher_options = base.epochs, _take(changes, "epochs")
     teacher = options.teacher or "nin-wide-no-bn"
     methods = options.methods or (
         *("at", "gradient", "symmetry", "min-l2", "full", "kd"),
@@ -110,18 +93,14 @@ def mechanisms_table(options: StudyOptions, changes: dict[str, Any]) -> Table:
     settings: Settings = {}
     for method in ("none", *methods):
         budget = max(1, round(epochs * flops["at"] / flops[method]))
-        betas = {"at": SHORT_BETA, "gradient": 0.02, "symmetry": 0.02, "min-l2": 0.02}
-        chosen = {name: betas[name] for name in method.split("+") if name in betas}
+        names = [name for name in method.split("+") if name in GRADIENT_METHODS]
         keys: dict[str, Any] = {"method": method, "epochs": budget}
-        if chosen:
-            keys["beta"] = chosen
+        if names:
+            keys["beta"] = dict.fromkeys(names, GRADIENT_BETA)
         settings[method_name(method)] = keys
-    table = _table(
-        "Mechanisms at equal compute",
-        options,
-        settings,
-        [{"student": base.model, "teacher": teacher}],
-    )
+    row = {"student": base.model, "teacher": teacher}
+    title = "Mechanisms at equal compute"
+    table = _table(title, options, settings, [row], teacher_options)
     return table.model_copy(update={"options": {**table.options, "lr": base.lr}})
 
 
@@ -131,8 +110,8 @@ def same_architecture_table(options: StudyOptions, changes: dict[str, Any]) -> T
     teachers = {"weaker": "wrn-10-1", "same": student, "stronger": TEACHER}
     if options.teacher:
         teachers = {"same": student, "other": options.teacher}
-    settings = {
-        method_name(method): setting(method)
+    settings: Settings = {
+        method_name(method): {"method": method}
         for method in ("none", *(options.methods or ("at", "kd", "at+kd")))
     }
     # All teachers learn from the student's own images: their strength is their architecture.
@@ -145,7 +124,7 @@ def same_architecture_table(options: StudyOptions, changes: dict[str, Any]) -> T
 def localisation_table(options: StudyOptions, changes: dict[str, Any]) -> Table:
     """Networks of different strength: methods, each trained for several numbers of epochs."""
     base = _student_recipe(options, changes)
-    epochs = changes.pop("epochs", base.epochs)
+    epochs, teacher_options = base.epochs, _take(changes, "epochs")
     shares = (1 / 12, 1 / 4, 1 / 2, 1.0)
     lengths = [max(1, round(epochs * share)) for share in shares]
     if options.values:
@@ -154,8 +133,13 @@ def localisation_table(options: StudyOptions, changes: dict[str, Any]) -> Table:
     for method in ("none", *(options.methods or ("at", "kd", "at+kd"))):
         for length in dict.fromkeys(lengths):
             name = f"{method_name(method)}, {length} epochs"
-            settings[name] = setting(method, epochs=length)
-    return _table("Attention and the object", options, settings)
+            settings[name] = {"method": method, "epochs": length}
+    return _table("Attention and the object", options, settings, None, teacher_options)
+
+
+def _take(changes: dict[str, Any], *keys: str) -> dict[str, Any]:
+    """The changes of these keys, which then hold no longer for all runs."""
+    return {key: changes.pop(key) for key in keys if key in changes}
 
 
 def _student_recipe(
