@@ -92,8 +92,8 @@ def test_correlations_are_those_of_the_runs():
         for seed in range(4):
             share = 20.0 + shift + seed
             runs.append(
-                {"seed": seed, "error": 60 - share, "in_box": share + 0.1 * shift * seed,
-                 "pointing": 50.0 + (seed % 2)}
+                {"seed": seed, "epochs": 2, "error": 60 - share,
+                 "in_box": share + 0.1 * shift * seed, "pointing": 50.0 + (seed % 2)}
             )  # fmt: skip
         cells.append(Cell("", setting, runs))
     data = TableData({}, cells)

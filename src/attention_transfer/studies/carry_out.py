@@ -57,10 +57,8 @@ def _run_here(task: Task) -> Exception | None:
 
 
 def task_name(task: Task) -> str:
-    """`at wrn-16-1, seed 0`."""
-    method = task.recipe.method
-    name = task.recipe.model if method == "none" else f"{method} {task.recipe.model}"
-    return f"{name}, seed {task.recipe.seed}"
+    """`wrn-16-1/at-3f2a91c4/seed-0`: the folder of the run, and its log, below the root."""
+    return "/".join(task.folder.path.parts[-3:])
 
 
 class LotView(Progress):

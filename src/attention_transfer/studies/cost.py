@@ -158,7 +158,7 @@ def describe(network: Network, images: Tensor) -> Line:
 def cost_table(lines: list[Line]) -> TextTable:
     """A row for each network and form; a student's numbers beside its teacher's."""
     headers = [
-        "pair", "network", "form", "latency ms (batch 1)", "images/s", "parameters", "FLOPs",
+        "network", "form", "latency ms (batch 1)", "images/s", "parameters", "FLOPs",
         "training activations MiB", "inference peak MiB",
     ]  # fmt: skip
     rows = []
@@ -167,7 +167,6 @@ def cost_table(lines: list[Line]) -> TextTable:
         peak = line["peak_mib"]
         rows.append(
             [
-                line["pair"],
                 f"{line['role']} {line['network']}",
                 line["form"],
                 _with_range(latency),
@@ -178,7 +177,7 @@ def cost_table(lines: list[Line]) -> TextTable:
                 MISSING if peak is None else significant(peak, 2),
             ]
         )
-    return TextTable(headers, rows, labels=3)
+    return TextTable(headers, rows, labels=2)
 
 
 def _with_range(spread: Mapping[str, float]) -> str:

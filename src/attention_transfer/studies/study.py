@@ -156,9 +156,15 @@ def localisation_notes(data: TableData) -> list[str]:
     """Rank correlations of accuracy with the attention's agreement, and what AT changes."""
     groups = runs_by_method(data)
     every_run = [run for runs in groups.values() for run in runs]
-    notes = []
+    by_length: dict[str, list[Line]] = {}
+    for run in every_run:
+        by_length.setdefault(f"after {run['epochs']} epochs", []).append(run)
+    notes = [
+        "Networks of one method or one length are not independent of each other, so the intervals "
+        "of the correlations are too narrow."
+    ]
     for key, label in MEASURES.items():
-        for name, runs in {"all networks": every_run, **groups}.items():
+        for name, runs in {"all networks": every_run, **groups, **by_length}.items():
             accuracy = [100 - run["error"] for run in runs]
             estimate = rank_correlation(accuracy, [run[key] for run in runs])
             if estimate is not None:
