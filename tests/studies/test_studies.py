@@ -55,6 +55,11 @@ def test_few_labels_has_more_epochs_for_fewer_labels_and_one_teacher(tmp_path):
     assert (few.epochs, all_labels.epochs) == (120, 12)
     assert few.teacher == all_labels.teacher
     assert recipes["1 %", "teacher"].limit_train is None
+    # As the command line has them: text.
+    small = {"limit_train": "500", "epochs": "2"}
+    recipes = recipes_of("few-labels", tmp_path, small, values="1,100", methods="kd")
+    assert (recipes["1 %", "KD"].limit_train, recipes["1 %", "KD"].epochs) == (5, 20)
+    assert (recipes["1 %", "teacher"].limit_train, recipes["1 %", "teacher"].epochs) == (500, 2)
 
 
 def test_mechanisms_have_the_same_flops(tmp_path):

@@ -65,10 +65,10 @@ def create_model(name: str, num_classes: int) -> nn.Module:
 
 
 def architecture(name: str) -> str:
-    """The name of a network without its weights: that of the architecture of `zoo:NAME`."""
+    """The network that `zoo:NAME` is, without its weights; any other name as it is."""
     if name.startswith(ZOO):
         return str(RunFolder(name).config()["model"])
-    return name.removesuffix(":pretrained")
+    return name
 
 
 def _create_from_zoo(name: str, num_classes: int) -> nn.Module:

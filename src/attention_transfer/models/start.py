@@ -130,10 +130,9 @@ def start_network(
     Raises:
         UserError: for weights that do not fit, and for `weights` of a pretrained model.
     """
-    plain = spec
     if spec.startswith(ZOO):
-        plain, weights = architecture(spec), weights or spec
-    module = create_model(plain, len(classes))
+        weights = weights or spec
+    module = create_model(architecture(spec), len(classes))
     preprocess = Preprocess(mean, std, fixed_size(module))
     data_mean = preprocess.mean
     pretrained = spec.endswith(":pretrained")

@@ -59,7 +59,8 @@ def beta_name(convention: str, decay: str, beta: float) -> str:
 def few_labels_table(options: StudyOptions, changes: dict[str, Any]) -> Table:
     """A row for each share of the labels; the teacher sees all of them."""
     base = _student_recipe(options, changes)
-    images, _ = count_images(replace(base, limit_train=changes.get("limit_train")), seed=0)
+    limit = base.limit_train if "limit_train" in changes else None
+    images, _ = count_images(replace(base, limit_train=limit), seed=0)
     epochs = base.epochs
     # The teacher keeps what the user asks of all runs, the students have it by their share.
     teacher = {"limit_train": None} | _take(changes, "epochs", "limit_train")
