@@ -23,7 +23,7 @@ LEAVES = {"data", "models"}
 CORE = {"taps", "methods", "transfer", "maps", "ops", "second_order"}
 # The only files that know the whole recipe.
 KNOW_THE_RECIPE = {
-    f"train/{name}.py" for name in ("run", "resume", "assemble", "announce", "finish")
+    f"train/{name}.py" for name in ("run", "resume", "assemble", "open_store", "announce", "finish")
 }
 LONGEST_FILE, LONGEST_FUNCTION, MOST_NAMES_IMPORTED = 400, 60, 27
 

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from .models.create import create_model as create_model
     from .models.network import load_student as load_student
     from .second_order import input_gradient as input_gradient
+    from .store.create import create_store as create_store
+    from .store.store import TeacherStore as TeacherStore
     from .taps import Stage as Stage
     from .taps import pair_stages as pair_stages
     from .taps import stages as stages
@@ -53,6 +55,8 @@ _MODULES = {
     "models.create": ["create_model"],
     "models.network": ["load_student"],
     "second_order": ["input_gradient"],
+    "store.create": ["create_store"],
+    "store.store": ["TeacherStore"],
     "taps": ["Stage", "pair_stages", "stages", "tap"],
     "transfer": ["Transfer"],
 }

@@ -23,6 +23,7 @@ from .config import LaunchOptions, distill_groups, recipe_from_flags, train_grou
 from .errors import plural
 from .options import Int, OptionSpec, from_mapping, option, option_specs
 from .outputs import check_output
+from .store import options as store_options
 
 
 def _console() -> Any:
@@ -180,6 +181,20 @@ def stages(arguments: dict[str, Any]) -> None:
     print_stages(options.model, options.teacher, options.image_size, _console(), options.trust_code)
 
 
+# teach
+
+
+def teach(arguments: dict[str, Any]) -> None:
+    """Keep what a teacher says of fixed views of the images: distill --teacher STORE needs no more.
+
+    The same command goes on filling a store that is not full.
+    """
+    options = store_options.teach_options(arguments)
+    from .train.teach import teach as fill
+
+    fill(options, _console())
+
+
 # demo, bench
 
 
@@ -291,6 +306,7 @@ COMMANDS = {
     "demo": Command(demo, DemoOptions),
     "train": Command(train, grouped_options=train_groups),
     "distill": Command(distill, grouped_options=distill_groups),
+    "teach": Command(teach, grouped_options=store_options.teach_groups),
     "evaluate": Command(evaluate, EvaluateOptions),
     "predict": Command(predict, PredictOptions),
     "compare": Command(compare, CompareOptions),

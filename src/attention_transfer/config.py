@@ -7,7 +7,7 @@ Each room declares its options (`*/options.py`); this file joins them. A key is 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Container, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
@@ -20,12 +20,13 @@ from .models.options import NetworkOptions
 from .options import Int, OptionSpec, from_mapping, option, option_specs, own_options
 from .run_folder import is_run_config, read_yaml_mapping
 from .runtime.options import RuntimeOptions
+from .store import header as stores
+from .store.options import StoreOptions
 from .train.options import (
     LabelOptions,
     LogOptions,
     OptimizerOptions,
     TrainingOptions,
-    check_mixing,
     check_training,
     logger_names,
 )
@@ -39,6 +40,7 @@ RETIRED = {"second_order": "auto"}
 class Recipe(
     LogOptions,
     RuntimeOptions,
+    StoreOptions,
     LabelOptions,
     AugmentOptions,
     OptimizerOptions,
@@ -133,12 +135,34 @@ def _fill_beta(values: dict[str, Any]) -> None:
 
 
 def layered_recipe(*layers: Mapping[str, Any]) -> Recipe:
-    """`make_recipe`, with the defaults of the data below the layer that names it."""
-    data, below = DataOptions().data, 0
+    """`make_recipe`, with the defaults of the data below the layer that names it.
+
+    A store in the teacher's place knows its images and views: they stand below the layer that names
+    the store.
+    """
+    teacher = None
+    for layer in layers:
+        teacher = layer.get("teacher", teacher)
+    kept = stores.store_defaults(teacher)
+    default = kept.pop("data", DataOptions().data)
+
+    def about_data(named: str | None) -> dict[str, Any]:
+        data = named or default
+        return {"data": data} | data_defaults(data)
+
+    layers = _with_defaults(layers, "data", about_data)
+    return make_recipe(*_with_defaults(layers, "teacher", lambda _: kept))
+
+
+def _with_defaults(
+    layers: tuple[Mapping[str, Any], ...], key: str, defaults: Callable[[Any], Mapping[str, Any]]
+) -> tuple[Mapping[str, Any], ...]:
+    """The layers, and the defaults that go with a key below the layer that has it."""
+    value, below = None, 0
     for index, layer in enumerate(layers):
-        if "data" in layer:
-            data, below = layer["data"], index
-    return make_recipe(*layers[:below], data_defaults(data), *layers[below:])
+        if key in layer:
+            value, below = layer[key], index
+    return (*layers[:below], defaults(value), *layers[below:])
 
 
 def _check_code_of_run(recipe: Recipe, file: Path, flags: Container[str]) -> None:
@@ -156,7 +180,8 @@ def check_flags(recipe: Recipe, flags: Container[str]) -> None:
     A recipe file may hold such an option for those who choose another schedule or method with it;
     a person who types a flag expects an effect.
     """
-    from .methods.registry import idle_options
+    from .methods.base import can_learn_from_store
+    from .methods.registry import create_methods, idle_options
 
     idle = idle_options(recipe)
     if recipe.schedule != "step":
@@ -169,6 +194,8 @@ def check_flags(recipe: Recipe, flags: Container[str]) -> None:
         idle["nesterov"] = (
             f"--nesterov is given, but --optimizer {recipe.optimizer} has none: leave it out"
         )
+    learns = can_learn_from_store(create_methods(recipe))
+    idle |= stores.idle_options(recipe, recipe.teacher, learns)
     for key, advice in idle.items():
         if key in flags:
             raise UserError(advice)
@@ -180,8 +207,7 @@ def _check(recipe: Recipe) -> None:
 
     logger_names(recipe)
     check_augment(recipe, recipe.stream)
-    check_training(recipe, recipe)
-    check_mixing(recipe, recipe.views)
+    check_training(recipe, recipe, recipe, recipe.views)
     methods = create_methods(recipe)
     needs_teacher = any(method.needs_teacher for method in methods)
     if recipe.command == "train" and (recipe.method != "none" or recipe.teacher is not None):
@@ -198,6 +224,7 @@ def _check(recipe: Recipe) -> None:
         )
     if recipe.teacher_weights is not None and recipe.teacher is None:
         raise UserError("--teacher-weights is given without --teacher: name the teacher's network")
+    stores.check_store(recipe, recipe.teacher)
     if not recipe.model:
         raise UserError("no network named: give --model (train) or --student (distill)")
 
@@ -295,4 +322,5 @@ def distill_groups() -> dict[str, list[OptionSpec]]:
             *groups["what to train"][1:],
         ],
         "method": [*(first | methods).values()],
+        "teach once, with --views": [*option_specs(StoreOptions).values()],
     } | {title: specs for title, specs in groups.items() if title != "what to train"}

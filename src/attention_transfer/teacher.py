@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from .errors import UserError
@@ -26,6 +27,13 @@ class TeacherOutput(NamedTuple):
     features: Sequence[Tensor | StoredMap] = ()
     gradient: Tensor | None = None
     maps: Mapping[str, Tensor] | None = None
+
+    def head(self, count: int) -> TeacherOutput:
+        """What a store says of the first images."""
+        logits, maps = self.logits, self.maps or {}
+        if logits is not None:
+            logits = logits[:count]
+        return self._replace(logits=logits, maps={name: m[:count] for name, m in maps.items()})
 
     def with_features(self, names: Sequence[str]) -> TeacherOutput:
         """The output with the maps of these names, if it has maps, in the place of features.
@@ -51,11 +59,13 @@ class Store(Protocol):
     def select(self, layers: Sequence[str], options: MapOptions | None) -> Store:
         """The same store with the maps of these layers only; raises `UserError` if one is none."""
 
-    def read(self, rows: Tensor, view: int = 0) -> TeacherOutput:
+    def read(
+        self, rows: Tensor, view: int = 0, device: torch.device | str = "cpu"
+    ) -> TeacherOutput:
         """What the teacher says of one view of some images."""
 
-    def placeholder(self, count: int) -> TeacherOutput:
-        """Something of the shape that `read` gives for `count` images."""
+    def sample(self, count: int) -> TeacherOutput:
+        """What `read` gives for some images that are there; of the right shape if none is."""
 
 
 class FrozenTeacher(nn.Module):

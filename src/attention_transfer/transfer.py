@@ -55,6 +55,8 @@ class Transfer(nn.Module):
         example: a batch like those to come, (N, C, H, W); the networks run on it in eval mode.
         student_transform, teacher_transform: each network's preprocessing, such as normalisation.
         label_smoothing: of the cross-entropy, in [0, 1); input gradients take the plain labels.
+        example_teacher: what the teacher says of the example, if that is known; a store gives other
+            images that it has in the place of these.
 
     Raises:
         UserError: (a ValueError) where a teacher or an example that a method needs is missing, no
@@ -73,6 +75,7 @@ class Transfer(nn.Module):
         student_transform: Transform | None = None,
         teacher_transform: Transform | None = None,
         label_smoothing: float = 0.0,
+        example_teacher: TeacherOutput | None = None,
     ):
         super().__init__()
         if example is not None:
@@ -88,7 +91,7 @@ class Transfer(nn.Module):
         # `_apply` moves it all the same.
         self._frozen: tuple[FrozenTeacher, ...] = ()
         self.store: Store | None = None
-        self.map_options = _maps_to_read(methods, teacher)
+        self.map_options = maps_to_read(methods, teacher)
         if isinstance(teacher, nn.Module):
             self._frozen = (FrozenTeacher(*_split(teacher, teacher_transform, "teacher")),)
         self.pairs: Pairs = []
@@ -104,7 +107,7 @@ class Transfer(nn.Module):
         self._gradient_methods = [m for m in methods if m.needs_gradient]
         self._checked_first_batch = not self._gradient_methods
         if example is not None:
-            _, teacher_features = self.features(example)
+            _, teacher_features = self.features(example, example_teacher)
             # With their graph: a method may ask which features depend on trained weights.
             with evaluating(self.student), torch.enable_grad():
                 student_features = self._read_student(example)[1]
@@ -270,12 +273,13 @@ class Transfer(nn.Module):
     ) -> tuple[list[Tensor], list[Tensor | StoredMap]]:
         """(The student's, the teacher's) features of the pairs, in eval mode, without gradients.
 
-        Under a store the teacher's are those of `teacher`, by default placeholders.
+        The teacher's are those of `teacher`, if it is given; a store without it gives those of
+        other images.
         """
         with evaluating(self.student):
-            if self.store is not None:
-                teacher = teacher or self.store.placeholder(len(x))
-            else:
+            if teacher is None and self.store is not None:
+                teacher = self.store.sample(len(x))
+            elif teacher is None:
                 # By the class: the instance's method may be compiled, for another batch size.
                 teacher = Transfer.run_teacher(self, x)
             return self._read_student(x)[1], list(teacher.with_features(self._map_names).features)
@@ -354,7 +358,7 @@ def _read(
     return logits, [features[layer] for layer in layers]
 
 
-def _maps_to_read(methods: Sequence[Method], teacher: object) -> MapOptions | None:
+def maps_to_read(methods: Sequence[Method], teacher: object = None) -> MapOptions | None:
     """The maps that the methods read of a store."""
     options = list(dict.fromkeys(m.map_options for m in methods if m.map_options is not None))
     if len(options) > 1 and not isinstance(teacher, nn.Module):

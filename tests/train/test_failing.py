@@ -51,8 +51,10 @@ def poison(monkeypatch, step):
     """The images of one step are not numbers, as if the network had overflowed there."""
     original = trainer.Trainer.train_step
 
-    def watched(self, x, y):
-        original(self, x * torch.nan if self.step + 1 == step else x, y)
+    def watched(self, batch, view):
+        if self.step + 1 == step:
+            batch = batch._replace(images=batch.images * torch.nan)
+        original(self, batch, view)
 
     monkeypatch.setattr(trainer.Trainer, "train_step", watched)
 

@@ -17,6 +17,7 @@ from rich.console import Console
 from ..apply.inference import as_input
 from ..config import make_recipe
 from ..data.images import ImageSet
+from ..data.plan import TrainingBatch
 from ..models.create import create_model
 from ..run_folder import RunFolder
 from ..train.assemble import assemble, make_trainer
@@ -58,7 +59,7 @@ def run(options: BenchOptions, console: Console, json_file: Path | None) -> None
         trainer.validate = lambda: {"loss": 0.0, "accuracy": 0.0}
         first = slice(0, options.batch_size)
         x = as_input(images.batch(first).to(fabric.device))
-        y = images.labels[first].to(fabric.device)
+        batch = TrainingBatch(x, images.labels[first].to(fabric.device), images.rows[first])
 
         def epoch() -> float:
             start = time.perf_counter()
@@ -67,7 +68,7 @@ def run(options: BenchOptions, console: Console, json_file: Path | None) -> None
             return trainer.steps_per_epoch * trainer.batch_size / seconds
 
         def step() -> None:
-            trainer.train_step(x, y)
+            trainer.train_step(batch)
             trainer.step -= 1  # this step belongs to no epoch
 
         steps = trainer.steps_per_epoch

@@ -15,6 +15,7 @@ from ..runtime.cuda_graphs import CudaGraphs
 from ..runtime.options import RuntimeOptions
 from ..runtime.process import compile_transfer, make_fabric, set_up_process
 from ..runtime.resolve import RuntimeConfig, resolve_runtime
+from ..teacher import TeacherOutput
 from ..train.optimizer import make_optimizer
 from ..train.options import OptimizerOptions
 from ..transfer import Transfer
@@ -66,9 +67,13 @@ def make_transfer(
 
 
 def training_step(
-    transfer: Transfer, batch: Batch, runtime: RuntimeConfig, fabric: Fabric
+    transfer: Transfer,
+    batch: Batch,
+    runtime: RuntimeConfig,
+    fabric: Fabric,
+    lesson: Callable[[], TeacherOutput | None] = lambda: None,
 ) -> Callable[[], None]:
-    """A step of a run on a batch that lies ready."""
+    """A step of a run on a batch that lies ready; `lesson` reads what a store says of it."""
     x, y = batch
     if runtime.compile:
         compile_transfer(transfer, runtime)
@@ -81,7 +86,7 @@ def training_step(
     def step() -> None:
         if runtime.graphs:
             graphs.begin()
-        output = wrapped(x, y, progress)
+        output = wrapped(x, y, progress, teacher=lesson())
         fabric.backward(output.loss)
         wrapped_optimizer.step()
         wrapped_optimizer.zero_grad()

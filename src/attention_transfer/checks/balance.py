@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..methods.base import TrainingFraction
 from ..second_order import BatchStatisticsWarning
 from ..taps import unwrap
+from ..teacher import TeacherOutput
 from ..transfer import Transfer
 from .unchanged import random_states_kept, unchanged
 
@@ -20,6 +21,7 @@ def term_gradients(
     x: Tensor,
     y: Tensor,
     progress: TrainingFraction = None,
+    teacher: TeacherOutput | None = None,
 ) -> dict[str, float]:
     """‖∂term/∂θ‖₂ of each weighted term of the loss, θ all of the student's trained weights.
 
@@ -31,6 +33,7 @@ def term_gradients(
         x: images (N, C, H, W).
         y: labels (N,), or probabilities (N, K).
         progress: the share of the training that is done.
+        teacher: as in a call of `transfer`.
 
     Raises:
         UserError: (a ValueError) as a call of `transfer`.
@@ -49,7 +52,7 @@ def term_gradients(
         torch.enable_grad(),
     ):
         warnings.simplefilter("ignore", BatchStatisticsWarning)
-        out = plain(x, y, progress)
+        out = plain(x, y, progress, teacher=teacher)
         for name, term in out.parts.items():
             norms[name] = float(torch.nn.utils.get_total_norm(gradients(term, parameters)))
     return norms

@@ -10,6 +10,7 @@ from functools import cached_property
 from torch import Tensor, nn
 
 from ..errors import first_few
+from ..map_inputs import StoredMap
 from ..maps import attention_map
 from ..methods.activation import ActivationTransfer
 from ..taps import depth_share, try_stages, unwrap
@@ -21,7 +22,8 @@ RANGE_SLACK = 1e-3
 # Layers that act in training mode only, by name: the last three are timm's and torchvision's.
 STOCHASTIC_LAYERS = ("RReLU", "DropPath", "StochasticDepth", "DropBlock2d")
 
-Features = tuple[list[Tensor], list[Tensor]]  # of each pair: the student's, the teacher's
+# Of each pair: the student's, the teacher's.
+Features = tuple[list[Tensor], list[Tensor | StoredMap]]
 
 
 def check_modes(transfer: Transfer) -> Iterator[Finding]:
@@ -103,9 +105,11 @@ def check_layers(transfer: Transfer, features: Features, x: Tensor) -> Iterator[
     spatial = any(method.options.axis == "space" for method in attention)
     # Features of equal images are equal, too.
     images_differ = bool((x != x[:1]).any())
-    for j, (side, _) in enumerate(networks(transfer)):
+    for j, side in enumerate(("student", "teacher")):
         layers = {pair[j]: f for pair, f in zip(transfer.pairs, features[j], strict=True)}
         for layer, feature in layers.items():
+            if isinstance(feature, StoredMap):
+                feature = feature.as_features()
             problem = _feature_problem(feature, images_differ, spatial)
             if problem is not None:
                 yield Finding(problem.level, f"the {side}'s layer {layer} {problem.text}")
@@ -181,8 +185,11 @@ class PairEnd:
 
 
 def check_pairs(transfer: Transfer, features: Features, io: NetworkIO) -> Iterator[Finding]:
-    """Pairs whose layers are in different parts of their networks."""
-    for pair, *pair_features in zip(transfer.pairs, *features, strict=True):
+    """Pairs whose layers are in different parts of their networks; a store has no network."""
+    for pair, student_features, teacher_features in zip(transfer.pairs, *features, strict=True):
+        if isinstance(teacher_features, StoredMap):
+            continue
+        pair_features = student_features, teacher_features
         student, teacher = (
             PairEnd(side, network, layer, io.inputs[side], feature)
             for (side, network), layer, feature in zip(

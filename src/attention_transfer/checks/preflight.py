@@ -12,6 +12,7 @@ from ..errors import UserError
 from ..numerics import check_tensor
 from ..second_order import BatchStatisticsWarning
 from ..taps import unwrap
+from ..teacher import TeacherOutput
 from ..transfer import Transfer
 from .findings import Finding, watch_networks
 from .networks import check_frozen, check_layers, check_modes, check_pairs, check_range
@@ -30,6 +31,7 @@ def preflight(
     *,
     images: Iterable[tuple[Tensor, Tensor]] | None = None,
     teacher_accuracy: float | None = None,
+    teacher: TeacherOutput | None = None,
 ) -> list[Finding]:
     """The findings of a dry step, errors first; to be called just before training, in its modes.
 
@@ -45,14 +47,16 @@ def preflight(
         images: labelled validation batches (x, y), balanced over the classes, such as a DataLoader;
             without them the teacher's accuracy is not checked. At most 400 images are used.
         teacher_accuracy: the teacher's known validation accuracy, in [0, 1].
+        teacher: what a store in the teacher's place says of x, `transfer.store.read(rows, view)`.
 
     Raises:
-        UserError: (a ValueError) for a wrong type or shape, or an accuracy outside [0, 1].
+        UserError: (a ValueError) for a wrong argument, and for a store without `teacher`.
     """
     plain = unwrap(transfer)
     if not isinstance(plain, Transfer):
         raise UserError(f"preflight got a {type(plain).__name__}: expected a Transfer")
     _check_arguments(x, y, teacher_accuracy)
+    teacher = _check_said(plain, teacher)
     x, y = x[:DRY_IMAGES].detach(), y[:DRY_IMAGES]
     findings = [*check_modes(plain), *check_frozen(plain)]
     if text := plain.batch_dependence_warning():
@@ -67,17 +71,31 @@ def preflight(
         warnings.simplefilter("ignore", BatchStatisticsWarning)
         try:
             with watch_networks(plain) as io:
-                features = plain.features(x)
+                features = plain.features(x, teacher)
         except UserError as error:
             findings.append(Finding("error", f"the networks cannot be run on the batch: {error}"))
         else:
             findings += check_range(x, io)
             findings += check_layers(plain, features, x)
             findings += check_pairs(plain, features, io)
-            findings += check_loss(plain, x, y, io)
+            if teacher is not None and teacher.logits is not None:
+                io.outputs["teacher"] = teacher.logits
+            findings += check_loss(plain, x, y, io, teacher)
             if images is not None and plain.teacher is not None:
                 findings += check_teacher(plain, images, teacher_accuracy, x.device)
     return sorted(findings, key=lambda finding: LEVELS.index(finding.level))
+
+
+def _check_said(transfer: Transfer, teacher: TeacherOutput | None) -> TeacherOutput | None:
+    """What a store says of the first images."""
+    if transfer.store is None:
+        return None
+    if teacher is None:
+        raise UserError(
+            "preflight of a Transfer with a store needs what it says of x: "
+            "teacher=transfer.store.read(rows, view)"
+        )
+    return teacher.head(DRY_IMAGES)
 
 
 def _check_arguments(x: Tensor, y: Tensor, teacher_accuracy: float | None) -> None:

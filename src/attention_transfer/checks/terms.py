@@ -11,6 +11,7 @@ from torch import Tensor
 from ..errors import UserError
 from ..methods.base import Method
 from ..numerics import IGNORED_LABEL
+from ..teacher import TeacherOutput
 from ..transfer import Transfer
 from .balance import gradients
 from .findings import Finding, NetworkIO
@@ -19,7 +20,9 @@ ROUNDING = 1e-12  # a term this small, before its weight, is 0 up to rounding
 PROGRESS = tuple(k / 10 for k in range(11))
 
 
-def check_loss(transfer: Transfer, x: Tensor, y: Tensor, io: NetworkIO) -> list[Finding]:
+def check_loss(
+    transfer: Transfer, x: Tensor, y: Tensor, io: NetworkIO, teacher: TeacherOutput | None = None
+) -> list[Finding]:
     """The loss of the batch, each of its terms, and their gradients."""
     classes = io.classes
     count = classes.get("student")
@@ -32,7 +35,7 @@ def check_loss(transfer: Transfer, x: Tensor, y: Tensor, io: NetworkIO) -> list[
     y = y.clamp(max=min(classes.values(), default=1 << 62) - 1)
     try:
         with torch.inference_mode(False), torch.enable_grad():
-            return list(_check_terms(transfer, x, y))
+            return list(_check_terms(transfer, x, y, teacher))
     except UserError as error:
         text = f"the loss cannot be taken: {_name_layers(str(error), transfer.pairs)}"
         if len(set(classes.values())) > 1:
@@ -48,11 +51,13 @@ def _name_layers(text: str, pairs: Sequence[tuple[str, str]]) -> str:
     return text
 
 
-def _check_terms(transfer: Transfer, x: Tensor, y: Tensor) -> Iterator[Finding]:
+def _check_terms(
+    transfer: Transfer, x: Tensor, y: Tensor, teacher: TeacherOutput | None
+) -> Iterator[Finding]:
     parameters = [p for p in transfer.student.parameters() if p.requires_grad]
     zero_terms = []
     for progress, terms in _terms_by_progress(transfer.methods).items():
-        out = transfer(x, y, progress)
+        out = transfer(x, y, progress, teacher=teacher)
         rounding = {m.part: ROUNDING * float(m.weight(progress)) for m in transfer.methods}
         for term in terms:
             value = out.parts[term]

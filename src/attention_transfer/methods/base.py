@@ -117,6 +117,16 @@ class BetaMethod(Method):
         return {"beta": float(self.weight(progress))}
 
 
+def can_learn_from_store(methods: Sequence[Method]) -> bool:
+    """Whether some methods need a teacher, and a store of its maps and logits is enough for all."""
+    taught = [method for method in methods if method.needs_teacher]
+    for method in taught:
+        reads_features = method.needs_features and method.map_options is None
+        if method.needs_live_teacher is not None or reads_features:
+            return False
+    return bool(taught)
+
+
 def check_weight(name: str, value: float | str) -> float:
     """The value, if it is a finite number ≥ 0."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:

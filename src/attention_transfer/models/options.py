@@ -32,7 +32,8 @@ class NetworkOptions:
     teacher: Annotated[
         str | None,
         option(
-            f"A run folder (the authors' too), or a model with trained weights: {MODEL_NAMES}.",
+            "A run folder (the authors' too), a store that `teach` filled, or a model with trained "
+            f"weights: {MODEL_NAMES}.",
             default_text="none",
         ),
     ] = None

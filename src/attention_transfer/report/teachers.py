@@ -59,6 +59,8 @@ def _row(student: LoadedRun, facts: dict[str, Any], key: str) -> SettingRow:
     run.summary["final"] = {"val_accuracy": facts["val_accuracy"]}
     row = SettingRow([run], role="teacher", is_implied=True)
     row.label = f"{row.model} teacher"
+    if facts.get("store"):
+        row.label += " (store)"
     return row
 
 

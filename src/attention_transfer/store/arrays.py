@@ -114,7 +114,7 @@ def _open_to_write(path: str | Path, flags: int = 0) -> Iterator[int]:
 
 
 def _write_all(file: int, values: Values, offset: int) -> None:
-    rest = memoryview(values).cast("B")
+    rest = memoryview(values.tobytes())
     while rest:
         # On a disk that is nearly full, fewer bytes may be written than asked for.
         written = os.pwrite(file, rest, offset)

@@ -32,4 +32,4 @@ def _add(digest: hashlib._Hash, module: nn.Module) -> None:
             continue
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         plain = tensor.detach().cpu().contiguous().flatten()
-        digest.update(plain.view(torch.uint8).numpy())
+        digest.update(plain.view(torch.uint8).numpy().tobytes())

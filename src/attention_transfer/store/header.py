@@ -16,7 +16,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from ..errors import UserError
 from ..map_options import MapOptions
+from ..options import option_specs
 from ..run_folder import write_json
+from .options import StoreOptions
 
 FILE = "store.json"
 VERSION = 1
@@ -36,6 +38,11 @@ class TeacherRecord:
     weights: str | None = None  # SHA-256 of its file of weights
     precision: str | None = None
     numbers: dict[str, float] = dataclasses.field(default_factory=dict)
+
+    @property
+    def identity(self) -> str:
+        """The fingerprint that a run records of its teacher."""
+        return self.weights or self.fingerprint
 
 
 @dataclass(frozen=True)
@@ -108,6 +115,11 @@ class Header:
     def bytes(self) -> int:
         """The size of the filled store."""
         return sum(entry.bytes for entry in self.arrays)
+
+    @property
+    def layers(self) -> list[str]:
+        """The layers with a map."""
+        return [entry.layer for entry in self.arrays if entry.layer is not None]
 
     def with_arrays(self, entries: tuple[ArrayEntry, ...]) -> Header:
         """The header with those of the entries that it lacks."""
@@ -201,9 +213,45 @@ def store_defaults(teacher: str | None) -> dict[str, Any]:
         return {}
     header = read_header(Path(str(teacher)))
     defaults: dict[str, Any] = {"data": header.images.spec, **header.views}
+    defaults |= {"store_dtype": header.dtype, "top_k": header.top_k}
     if header.images.size is not None:
         defaults["image_size"] = header.images.size[0]
     return defaults
+
+
+def check_store(options: Any, teacher: str | None) -> None:
+    """Raises `UserError` for options of a run that the store in its teacher's place denies."""
+    if not is_store(teacher):
+        return
+    folder = Path(str(teacher))
+    header = read_header(folder)
+    if options.teacher_weights is not None:
+        raise UserError(f"{folder} is a store and has no weights: leave --teacher-weights out")
+    for key, value in view_options(options).items():
+        header.check_view_option(folder, key, value)
+    for key, mine, wanted in (
+        ("store-dtype", header.dtype, options.store_dtype),
+        ("top-k", header.top_k, options.top_k),
+    ):
+        if mine != wanted:
+            raise UserError(f"{folder} was filled with --{key} {mine}: leave --{key} out")
+
+
+def idle_options(options: Any, teacher: str | None, learns: bool) -> dict[str, str]:
+    """{option: advice} of the options of a store that do nothing in a run.
+
+    `learns`: whether its methods learn from a store.
+    """
+    if is_store(teacher):
+        return {"store": "--store is given, but --teacher is a store itself: leave --store out"}
+    if options.views is None:
+        reason = "nothing is kept without fixed views: add --views, or leave it out"
+    elif not learns:
+        reason = f"method {options.method!r} learns from no store: leave it out"
+    else:
+        return {}
+    specs = option_specs(StoreOptions)
+    return {key: f"{spec.flags[0]} is given, but {reason}" for key, spec in specs.items()}
 
 
 @cache

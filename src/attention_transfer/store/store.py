@@ -1,4 +1,4 @@
-"""`TeacherStore`: what a teacher says of fixed views of images, in files that grow."""
+"""`TeacherStore`: what a teacher says of views of images, read from files or added to them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import RunError, UserError
-from ..map_inputs import StoredMap
 from ..map_options import MapOptions
 from ..maps import as_grid, attention_map
 from ..numerics import at_least_float32, check_logits
@@ -46,7 +45,6 @@ class TeacherStore:
     def __init__(self, folder: str | os.PathLike[str]):
         self.folder = Path(folder)
         self.header = read_header(self.folder)
-        self.map_options: MapOptions | None = None
         self.note: str | None = None
         self._arrays: list[StoredArray] = []
         self._use([entry.name for entry in self.header.arrays])
@@ -83,11 +81,7 @@ class TeacherStore:
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A copy opens the files itself: those of a memory map would be copied into memory.
-        return _reopen, (
-            self.folder,
-            [array.entry.name for array in self._arrays],
-            self.map_options,
-        )
+        return _reopen, (self.folder, [array.entry.name for array in self._arrays])
 
     def stages(self, options: MapOptions) -> list[Stage]:
         """The teacher's stages whose maps under these options are there."""
@@ -116,26 +110,28 @@ class TeacherStore:
                 )
         selected = TeacherStore.__new__(TeacherStore)
         selected.__dict__.update(self.__dict__)
-        selected.map_options = options
         selected._use([*self._logit_names(), *names])
         return selected
 
     def has(self, rows: Tensor, view: int = 0) -> bool:
         """Whether all that `read` would give of these images is there."""
-        index = self._index(rows, view)
-        return all(array.filled(view, index).all() for array in self._arrays)
+        return bool(self.filled(rows, view).all())
 
-    def count_missing(self, rows: Tensor, views: Sequence[int]) -> int:
-        """Number of pairs (image, view) of which something is not there."""
-        return sum(len(self.missing(rows, view)) for view in views)
-
-    def missing(self, rows: Tensor, view: int) -> Tensor:
-        """Those of the images of which something is not there."""
+    def filled(self, rows: Tensor, view: int = 0) -> Tensor:
+        """Of each image, whether all that `read` would give is there: bool (B,)."""
         index = self._index(rows, view)
         filled = np.ones(len(index), np.bool_)
         for array in self._arrays:
             filled &= array.filled(view, index)
-        return torch.from_numpy(index[~filled])
+        return torch.from_numpy(filled)
+
+    def has_all(self, rows: Tensor, views: Sequence[int]) -> bool:
+        """As `has`, for several views."""
+        return all(self.has(rows, view) for view in views)
+
+    def count_missing(self, rows: Tensor, views: Sequence[int]) -> int:
+        """Number of pairs (image, view) of which something is not there."""
+        return sum(int((~self.filled(rows, view)).sum()) for view in views)
 
     def read(
         self, rows: Tensor, view: int = 0, device: torch.device | str = "cpu"
@@ -149,11 +145,11 @@ class TeacherStore:
         Raises:
             UserError: for numbers outside of the store, and for images that are not there.
         """
-        index = self._index(rows, view)
-        if not self.has(rows, view):
-            missing = self.missing(rows, view)
+        index, filled = self._index(rows, view), self.filled(rows, view).numpy()
+        if not filled.all():
+            missing = index[~filled]
             raise UserError(
-                f"{self.folder} has no row {int(missing[0])} of view {view} ({len(missing)} of "
+                f"{self.folder} has no row {missing[0]} of view {view} ({len(missing)} of "
                 f"{len(index)} are missing): fill it (attention-transfer teach), or add them"
             )
         return self._output(*self._gather(index, view), device)
@@ -201,8 +197,14 @@ class TeacherStore:
             part[absent] = values[absent]
         return self._output(parts, flat, logits.device)
 
-    def placeholder(self, count: int) -> TeacherOutput:
-        """Something of the shape that `read` gives for `count` images: logits 0, even maps."""
+    def sample(self, count: int) -> TeacherOutput:
+        """What `read` gives for `count` images of view 0, of those that are there, evenly spaced.
+
+        Where none is there, it has the right shape: logits 0, even maps.
+        """
+        there = self.filled(torch.arange(self.header.images.count)).nonzero().flatten()
+        if len(there):
+            return self.read(there[torch.linspace(0, len(there) - 1, count).long()])
         maps = {}
         for array in self._arrays:
             if array.entry.layer is not None:
@@ -293,13 +295,13 @@ class TeacherStore:
         rows = []
         for array in self._arrays:
             entry = array.entry
-            if entry.layer is not None:
-                if self.map_options is None or entry.layer not in features:
+            if entry.layer is not None and entry.options is not None:
+                if entry.layer not in features:
                     raise UserError(
-                        f"{entry.name} is kept: expected the features of {entry.layer}, and a "
-                        "store that `select` has narrowed to one kind, p and axis"
+                        f"features are of {', '.join(features)}: expected those of {entry.layer} "
+                        f"too, whose map {self.folder} keeps"
                     )
-                values[entry.name] = stored_map(features[entry.layer], self.map_options).values
+                values[entry.name] = normalized_map(features[entry.layer], entry.options)
             tensor = values[entry.name].to(getattr(torch, entry.dtype))
             rows.append(tensor.cpu().numpy())
         return rows
@@ -314,13 +316,13 @@ class TeacherStore:
                     array.write(view, rows[absent], values[first[absent]])
 
 
-def stored_map(features: Tensor, options: MapOptions) -> StoredMap:
-    """The normalised map of features as a store keeps it: (N, H, W), or (N, C) over channels."""
+def normalized_map(features: Tensor, options: MapOptions) -> Tensor:
+    """The map of features as a store keeps it: (N, H, W), or (N, C) over channels."""
     with torch.no_grad(), torch.autocast(features.device.type, enabled=False):
         values = attention_map(features, options.kind, options.p, axis=options.axis)
     if options.axis == "space":
         values = values.unflatten(1, as_grid(features).shape[2:])
-    return StoredMap(values)
+    return values
 
 
 def _to_device(values: NDArray[Any], device: torch.device | str) -> Tensor:
@@ -343,8 +345,7 @@ def _check_new(folder: Path) -> None:
         raise UserError(f"{folder} exists and holds no store: choose another place (--store)")
 
 
-def _reopen(folder: Path, names: list[str], options: MapOptions | None) -> TeacherStore:
+def _reopen(folder: Path, names: list[str]) -> TeacherStore:
     store = TeacherStore(folder)
     store._use(names)
-    store.map_options = options
     return store

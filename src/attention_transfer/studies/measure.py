@@ -150,7 +150,7 @@ def _measure(recipe: Recipe, folder: RunFolder) -> Speed:
 
 def _train(trainer: Trainer, plan: Any, steps: Iterable[int]) -> None:
     for step in steps:
-        x, y, *_ = trainer.loader.batch(plan, step)
-        trainer.train_step(as_input(x), y)
+        batch = trainer.loader.batch(plan, step)
+        trainer.train_step(batch._replace(images=as_input(batch.images)), plan.view)
     if trainer.fabric.device.type == "cuda":
         torch.cuda.synchronize()

@@ -18,13 +18,15 @@ from ..data.images import balanced_subset
 from ..errors import UserError
 from ..methods.registry import create_methods
 from ..models.network import Network
-from ..models.start import check_network, load_network, start_network
+from ..models.start import check_network, start_network
 from ..run_folder import RunFolder
 from ..runtime.process import compile_transfer
 from ..runtime.resolve import RuntimeConfig, count_flops
 from ..taps import parse_pairs
 from ..transfer import Transfer
 from .images import make_loader, open_images
+from .lessons import Lessons
+from .open_store import OpenStore, load_teacher, open_store
 from .progress import ProgressBar
 from .regularize import make_average, make_mix
 from .trainer import Trainer
@@ -46,6 +48,7 @@ class RunComponents:
     example: Tensor  # a batch as the student sees it
     notes: Sequence[str] = ()  # where the student's weights come from
     average: Any = None
+    kept: OpenStore | None = None  # what the teacher says
 
     @property
     def trained(self) -> nn.Module:
@@ -54,6 +57,15 @@ class RunComponents:
             return self.student.module
         module: nn.Module = self.average.module
         return module
+
+    @property
+    def teacher_fingerprint(self) -> str | None:
+        """Of the teacher's weights, if they are known."""
+        if self.teacher is not None:
+            return self.teacher.fingerprint
+        if self.kept is not None:
+            return self.kept.store.header.teacher.identity
+        return None
 
     def inference(self, runtime: RuntimeConfig) -> InferenceModel:
         """The trained module with its preprocessing."""
@@ -70,11 +82,7 @@ def assemble(recipe: Recipe, data: Dataset | None = None) -> RunComponents:
         data = open_images(recipe, recipe.augment, recipe, recipe.seed)
     methods = create_methods(recipe)
     classes = data.classes, data.mean, data.std
-    teacher = None
-    if recipe.teacher is not None:
-        teacher = load_network(
-            recipe.teacher, *classes, recipe.teacher_weights, trust_code=recipe.trust_code
-        )
+    teacher = load_teacher(recipe, data)
     # After the teacher, whose initialisation draws numbers too: the student's depends on the seed.
     torch.manual_seed(recipe.seed)
     student, notes = start_network(
@@ -87,23 +95,33 @@ def assemble(recipe: Recipe, data: Dataset | None = None) -> RunComponents:
     examples = balanced_subset(data.train.labels, EXAMPLE_IMAGES, seed=0)
     example = as_input(data.train.batch(examples))
     check_network(student, example, f"the student {recipe.model}")
-    teacher_module = teacher_transform = None
     if teacher is not None:
         check_network(teacher, example, f"the teacher {recipe.teacher}")
-        teacher_module = teacher.module.to(memory_format=torch.channels_last)
-        teacher_transform = teacher.preprocess
+        teacher.module.to(memory_format=torch.channels_last)
+    pairs: str | list[tuple[str, str]] = parse_pairs(recipe.pairs)
+    kept = open_store(recipe, data, student, teacher, methods, examples)
+    side: Any = None
+    transform = example_teacher = None
+    if teacher is not None:
+        side, transform = teacher.module, teacher.preprocess
+    if kept is not None:
+        pairs, example_teacher, notes = kept.pairs, kept.example, [*notes, kept.note]
+        if not kept.missing:
+            # A teacher with nothing left to say stays off the device.
+            side, transform = kept.store, None
     transfer = Transfer(
         student_module,
-        teacher_module,
+        side,
         methods,
-        parse_pairs(recipe.pairs),
+        pairs,
         example,
         student_transform=student.preprocess,
-        teacher_transform=teacher_transform,
+        teacher_transform=transform,
         label_smoothing=recipe.label_smoothing,
+        example_teacher=example_teacher,
     )
     student_example = student.preprocess(example)
-    return RunComponents(data, student, teacher, transfer, student_example, notes, average)
+    return RunComponents(data, student, teacher, transfer, student_example, notes, average, kept)
 
 
 def training_flops(recipe: Recipe, components: RunComponents) -> float:
@@ -114,9 +132,13 @@ def training_flops(recipe: Recipe, components: RunComponents) -> float:
         images = min(images, recipe.max_steps * recipe.batch_size)
     student, teacher = components.student, components.teacher
     per_image = 3 * count_flops(student.module.eval(), student.preprocess(example))
+    total = float(per_image * images)
     if teacher is not None:
-        per_image += count_flops(teacher.module.eval(), teacher.preprocess(example))
-    return float(per_image * images)
+        times = images
+        if components.kept is not None:
+            times = min(times, components.kept.missing)
+        total += times * count_flops(teacher.module.eval(), teacher.preprocess(example))
+    return total
 
 
 def make_trainer(
@@ -141,6 +163,9 @@ def make_trainer(
         torch.compiler.reset()
         compile_transfer(transfer, runtime)
         network = torch.compile(network, dynamic=False)  # type: ignore[assignment]
+    lesson = {}
+    if components.kept is not None:
+        lesson = {"lesson": Lessons(components.kept.store, transfer, fabric, progress.say)}
     validate = partial(evaluate, network, val, EVALUATION_BATCH, fabric.device)
     return Trainer(
         recipe,
@@ -155,4 +180,5 @@ def make_trainer(
         mix=make_mix(recipe, len(components.data.classes)),
         average=components.average,
         graphs=runtime.graphs,
+        **lesson,
     )

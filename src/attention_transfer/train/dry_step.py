@@ -30,14 +30,23 @@ def dry_step(components: RunComponents, trainer: Trainer) -> None:
     """
     data, device = components.data, trainer.fabric.device
     index = balanced_subset(data.train.labels, DRY_IMAGES, seed=0)
+    x, labels = data.train.batch(index), data.train.labels[index]
+    teacher = None
+    store = components.transfer.store
+    if store is not None:
+        # A store speaks of views, not of the images as they are.
+        plan = trainer.loader.view_plan(0, index, len(index))
+        x, labels, rows = trainer.loader.batch(plan, 0)
+        teacher = store.read(rows, 0, device)
     training_mode(components.transfer, trainer.options.freeze_bn)
     with trainer.fabric.autocast():
         findings = preflight(
             components.transfer,
-            as_input(data.train.batch(index).to(device)),
-            data.train.labels[index].to(device),
+            as_input(x.to(device)),
+            labels.to(device),
             images=_validation_batches(data.val),
             teacher_accuracy=_recorded_accuracy(components.teacher),
+            teacher=teacher,
         )
     for finding in findings:
         if finding.level != "error":

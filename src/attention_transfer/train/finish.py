@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from ..apply.evaluate import EVALUATION_BATCH, evaluate
 from ..apply.inference import InferenceModel, profile
 from ..apply.maps import attention_in_box, layer_names, save_maps
 from ..data.dataset import Dataset
-from ..errors import UserError, plural
+from ..errors import RunError, UserError, plural
 from ..models.network import Network, save_student
 from ..run_folder import RunFolder, run_path, write_json
 from ..runtime.resolve import RuntimeConfig
+from ..store.store import TeacherStore
 from .assemble import RunComponents
 
 if TYPE_CHECKING:
@@ -38,6 +40,10 @@ def finish(
         module, transform = components.teacher.module, components.teacher.preprocess
         teacher = InferenceModel(module, transform, runtime.precision).to(device).eval()
         teacher_summary = _summarize_teacher(components.teacher, teacher, data)
+        if components.kept is not None:
+            _record_numbers(components.kept.store, teacher_summary)
+    elif components.kept is not None:
+        teacher_summary = _summarize_store(components.kept.store)
     layers = layer_names(student, data.val)
     if layers:
         save_maps(folder.maps_file, student, layers, data.val, data.shown, teacher)
@@ -88,6 +94,20 @@ def _summarize_teacher(teacher: Network, network: InferenceModel, data: Dataset)
         "val_loss": metrics["loss"],
         "attention": attention_in_box(network, layer_names(network, data.val), data.val),
     }
+
+
+def _record_numbers(store: TeacherStore, summary: dict[str, Any]) -> None:
+    """Lets the store know what it says of its teacher where no network is at hand."""
+    keys = "parameters", "flops", "val_accuracy", "val_loss"
+    with suppress(OSError, RunError):  # a full disk costs no run
+        store.record({key: float(summary[key]) for key in keys})
+
+
+def _summarize_store(store: TeacherStore) -> dict[str, Any]:
+    """What a store knows of its teacher, in the place of what a run measures."""
+    teacher = store.header.teacher
+    about = {"name": teacher.name, "folder": teacher.folder, "model": teacher.name}
+    return about | {"store": str(store.folder.resolve())} | teacher.numbers
 
 
 def describe_summary(folder: RunFolder, summary: dict[str, Any]) -> str:

@@ -64,9 +64,18 @@ def open_images(
 
 def make_loader(options: AugmentOptions, fabric: Fabric, images: Images) -> Augment | Stream:
     """What makes the training batches: from memory, or decoded while training."""
+    return augment_on(options, images, fabric.device, fabric.global_rank, fabric.world_size)
+
+
+def augment_on(
+    options: AugmentOptions,
+    images: Images,
+    device: torch.device | str,
+    rank: int = 0,
+    world: int = 1,
+) -> Augment | Stream:
+    """As `make_loader`, for a device and one of several processes."""
     if isinstance(images, ImageSet):
-        resident = images.to(fabric.device)
-        return Augment(resident, options.crop_padding, options.flip, options.views)
+        return Augment(images.to(device), options.crop_padding, options.flip, options.views)
     transform = make_transform(options, images.size)
-    rank, world = fabric.global_rank, fabric.world_size
-    return Stream(images, transform, fabric.device, rank, world, options.views)
+    return Stream(images, transform, device, rank, world, options.views)

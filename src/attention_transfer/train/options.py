@@ -127,8 +127,14 @@ class LogOptions:
     ] = None
 
 
-def check_training(training: TrainingOptions, optimizer: OptimizerOptions) -> None:
+def check_training(
+    training: TrainingOptions,
+    optimizer: OptimizerOptions,
+    labels: LabelOptions,
+    views: int | None = None,
+) -> None:
     """Raises `UserError` for options that do not go together."""
+    _check_mixing(labels, views)
     if training.accumulate > training.batch_size:
         raise UserError(
             f"accumulate is {training.accumulate}: "
@@ -145,7 +151,7 @@ def check_training(training: TrainingOptions, optimizer: OptimizerOptions) -> No
         )
 
 
-def check_mixing(options: LabelOptions, views: int | None) -> None:
+def _check_mixing(options: LabelOptions, views: int | None) -> None:
     """Raises `UserError` for mixed images that are to be fixed views."""
     if views is not None and (options.mixup or options.cutmix):
         raise UserError(

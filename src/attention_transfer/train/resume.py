@@ -6,13 +6,16 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..data.dataset import Dataset
 from ..errors import UserError
 from ..methods.options import AUTO
 from ..methods.registry import method_names
+from ..models.network import run_fingerprint
 from ..run_folder import RunFolder, write_json
+from ..store.header import is_store, read_header
 from .images import open_images
 
 if TYPE_CHECKING:
@@ -162,3 +165,10 @@ def check_teacher(folder: RunFolder, fingerprint: str | None) -> None:
         raise UserError(
             f"{folder} was trained with other weights of its teacher: choose another --out"
         )
+
+
+def teacher_fingerprint(teacher: str) -> str | None:
+    """Of the weights of a run, or of the teacher of a store; None of a model by name."""
+    if is_store(teacher):
+        return read_header(Path(teacher)).teacher.identity
+    return run_fingerprint(teacher)

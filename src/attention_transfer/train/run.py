@@ -10,7 +10,6 @@ from warnings import catch_warnings, simplefilter
 
 from rich.console import Console
 
-from ..models.network import run_fingerprint
 from ..run_folder import RunFolder, write_json
 from ..runtime.environment import environment
 from ..runtime.process import local_rank, make_fabric, set_up_process
@@ -22,7 +21,13 @@ from .dry_step import dry_step
 from .finish import describe_summary, finish
 from .loggers import Loggers, check_loggers
 from .progress import ProgressBar
-from .resume import check_folder, check_teacher, mending_allowed, open_run_images
+from .resume import (
+    check_folder,
+    check_teacher,
+    mending_allowed,
+    open_run_images,
+    teacher_fingerprint,
+)
 from .signals import saying_what_is_kept
 
 if TYPE_CHECKING:
@@ -48,7 +53,7 @@ def run(recipe: Recipe, out: str | Path, console: Console, jobs: int = 1) -> dic
     loggers = check_loggers(recipe)
     if (summary := folder.summary()) is not None:
         if recipe.teacher is not None:
-            check_teacher(folder, run_fingerprint(recipe.teacher))
+            check_teacher(folder, teacher_fingerprint(recipe.teacher))
         if local_rank() == 0:
             text = f"{folder} is finished: {describe_summary(folder, summary)}; nothing to do"
             console.print(text, markup=False, highlight=False, soft_wrap=True)
@@ -65,8 +70,7 @@ def _train(
 ) -> dict[str, Any]:
     """Trains to the end and writes the files of a finished run; returns the summary."""
     components = assemble(recipe, open_run_images(recipe, folder, jobs))
-    if components.teacher is not None:
-        check_teacher(folder, components.teacher.fingerprint)
+    check_teacher(folder, components.teacher_fingerprint)
     runtime = _resolve(recipe, folder, components)
     fabric = make_fabric(recipe, set_up_process(runtime))
     if not fabric.is_global_zero:
@@ -121,7 +125,7 @@ def _record(
         return
     folder.write_config(recipe.to_dict())
     record = environment(runtime) | current
-    record |= {"teacher": None, "streamed": components.data.streamed}
-    if components.teacher is not None:
-        record["teacher"] = components.teacher.fingerprint
+    record |= {"teacher": components.teacher_fingerprint, "streamed": components.data.streamed}
+    if components.kept is not None:
+        record["store"] = str(components.kept.store.folder.resolve())
     write_json(folder.environment_file, record)

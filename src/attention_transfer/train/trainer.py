@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -48,6 +49,8 @@ class Trainer:
         mix: mixes the images and labels of a batch.
         average: keeps the moving average of the student's weights (`make_average`).
         graphs: whether compiled steps are replayed as CUDA graphs.
+        lesson: gives what the teacher says of a batch, by its images, rows and view (`Lessons`);
+            None: the `Transfer` asks its teacher.
 
     Raises:
         UserError: if a batch has fewer images than processes or micro-batches.
@@ -68,10 +71,11 @@ class Trainer:
         mix: Mix | None = None,
         average: Any = None,
         graphs: bool = False,
+        lesson: Callable[..., Any] = lambda x, rows, view: None,
     ):
         self.options, self.folder, self.fabric = options, folder, fabric
         self.loader, self.validate, self.progress = loader, validate, progress
-        self.mix, self.average = mix, average
+        self.mix, self.average, self.lesson = mix, average, lesson
         self.graphs = CudaGraphs() if graphs else None
         self.batch_size = min(options.batch_size, len(loader.images))
         _check_batch_size(self.batch_size, fabric.world_size, options.accumulate)
@@ -127,7 +131,7 @@ class Trainer:
         for step in range(first, last):
             with self._saving_on_error():
                 batch = self._batch(plan, step)
-            self.train_step(batch.images, batch.labels)
+            self.train_step(batch, plan.view)
             self.progress.update(self.step, self.batch_size, self.meter)
             if step + 1 < last and self._shall_stop():
                 self.seconds += self._elapsed()
@@ -138,7 +142,9 @@ class Trainer:
         images_per_second = (last - first) * self.batch_size / self._elapsed()
         if first == last:  # only the validation is left to do
             batch = self._batch(plan, last - 1)
-        gradients = self.watch.measure(self.module, batch, (self.step - 1) / self.total_steps)
+        progress = (self.step - 1) / self.total_steps
+        lesson = partial(self.lesson, view=plan.view)
+        gradients = self.watch.measure(self.module, batch, progress, lesson)
         row = self._finish_epoch(epoch, images_per_second) | gradients
         self.rows.append(row)
         self.watch.see(self.rows, self.step / self.total_steps)
@@ -149,19 +155,20 @@ class Trainer:
         if self.stop.on_any_rank(self.fabric) and self.step < self.total_steps:
             raise Interrupted
 
-    def train_step(self, x: Tensor, y: Tensor) -> None:
-        """One step of the optimiser on images (N, 3, H, W) in [0, 1] and labels (N,)."""
+    def train_step(self, batch: TrainingBatch, view: int | None = None) -> None:
+        """One step of the optimiser on images (N, 3, H, W) in [0, 1], in one of their views."""
+        x, y, rows = batch
         # A tensor, because a compiled Transfer would take a float for a constant and recompile.
         progress = torch.full((), self.step / self.total_steps, device=self.fabric.device)
         self.lr = self.update.lr(self.step)
         if self.mix is not None:
             x, y = self.mix(x, y)
         count = self.options.accumulate
-        micro_batches = zip(x.tensor_split(count), y.tensor_split(count), strict=True)
-        for i, (images, labels) in enumerate(micro_batches, 1):
+        micro_batches = zip(*(part.tensor_split(count) for part in (x, y, rows)), strict=True)
+        for i, micro_batch in enumerate(micro_batches, 1):
             # Ranks exchange gradients after the last micro-batch only.
             with self.fabric.no_backward_sync(self.transfer, enabled=i < count):
-                self._backward(images, labels, progress, len(labels) / len(y))
+                self._backward(TrainingBatch(*micro_batch), view, progress, len(y))
         self.update(self.wrapped_optimizer.step, self.step)
         self.wrapped_optimizer.zero_grad()
         self.step += 1
@@ -259,12 +266,15 @@ class Trainer:
             x, y, rows = x[share], y[share], rows[share]
         return TrainingBatch(as_input(x), y, rows)
 
-    def _backward(self, x: Tensor, y: Tensor, progress: Tensor, share: float) -> None:
-        """Adds the gradient of a micro-batch, which is `share` of the batch."""
+    def _backward(
+        self, micro_batch: TrainingBatch, view: int | None, progress: Tensor, batch_size: int
+    ) -> None:
+        """Adds the gradient of a part of a batch of `batch_size` images."""
+        x, y, rows = micro_batch
         if self.graphs is not None:
             self.graphs.begin()
-        output = self.transfer(x, y, progress)
-        loss = output.loss
+        output = self.transfer(x, y, progress, teacher=self.lesson(x, rows, view))
+        loss, share = output.loss, len(y) / batch_size
         if share != 1:
             loss = loss * share
         self.fabric.backward(loss)

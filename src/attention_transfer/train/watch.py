@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from torch import Tensor
+
 from ..checks.balance import term_gradients
 from ..data.plan import TrainingBatch
 from ..transfer import Transfer
@@ -31,16 +33,20 @@ class Watch:
         self.said = False
 
     def measure(
-        self, transfer: Transfer, batch: TrainingBatch, progress: float
+        self,
+        transfer: Transfer,
+        batch: TrainingBatch,
+        progress: float,
+        lesson: Callable[[Tensor, Tensor], Any],
     ) -> dict[str, dict[str, float]]:
         """The row's entry `gradients`: the norm of each term's gradient on some images of a batch.
 
-        Empty for a student that learns alone.
+        Empty for a student that learns alone. `lesson` gives what a store says of images.
         """
         if not transfer.methods:
             return {}
-        x, y = batch.images[:IMAGES], batch.labels[:IMAGES]
-        return {"gradients": term_gradients(transfer, x, y, progress)}
+        x, y, rows = (part[:IMAGES] for part in batch)
+        return {"gradients": term_gradients(transfer, x, y, progress, lesson(x, rows))}
 
     def see(self, rows: list[dict[str, Any]], progress: float) -> None:
         """Says at most one sentence in all, after an epoch that ended at `progress`."""

@@ -1,0 +1,180 @@
+"""A new store: what it will hold, from the teacher's network and an example."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import UserError
+from ..map_options import MapOptions
+from ..maps import make_options
+from ..numerics import check_logits, check_tensor
+from ..taps import evaluating, split_preprocessing, tap, try_stages
+from ..teacher import Transform
+from .fingerprint import network_fingerprint
+from .header import ArrayEntry, Header, ImagesRecord, StageRecord, TeacherRecord, Views
+from .store import CLASSES, LOGITS, TeacherStore, normalized_map
+
+Dtype = Literal["float16", "float32"]
+
+
+def create_store(
+    folder: str | os.PathLike[str],
+    teacher: nn.Module,
+    example: Tensor,
+    *,
+    images: int,
+    views: int = 1,
+    data: str = "",
+    layers: Sequence[str] | None = None,
+    kind: str = "sum",
+    p: float = 2.0,
+    axis: str = "space",
+    dtype: Dtype = "float16",
+    top_k: int | None = None,
+    teacher_transform: Transform | None = None,
+) -> TeacherStore:
+    """The store in `folder` of what a teacher says of fixed views of images; made if it is new.
+
+    A store that is there is opened if it is of the same; maps that it lacks are added to it.
+
+    Args:
+        teacher: images (N, C, H, W) -> logits (N, K). One that was loaded with its preprocessing
+            inside is taken as it is.
+        example: a batch like those to come, (N, C, H, W).
+        images: the number of training images.
+        views: the number of fixed views of each image.
+        data: what identifies the images and the making of their views, a text of your own.
+        layers: the teacher's layers whose maps are kept; by default all its stages.
+        kind, p, axis: of the maps, as in `attention_map`.
+        dtype: of the values in the files.
+        top_k: keep this many logits an image, the rest of the probability spread evenly.
+        teacher_transform: the teacher's preprocessing, such as a normalisation.
+
+    Raises:
+        UserError: (a ValueError) for wrong options, and for a folder that holds something else.
+    """
+    check_tensor(example, "example")
+    for name, number in (("images", images), ("views", views)):
+        if not isinstance(number, int) or number < 1:
+            raise UserError(f"{name} is {number!r}: expected a whole number ≥ 1")
+    names = tuple(getattr(teacher, "class_names", ()))
+    network, preprocess = split_preprocessing(teacher)
+    transform = preprocess or teacher_transform
+    classes = names or _numbered_classes(network, example, transform)
+    record = TeacherRecord(
+        type(network).__name__, network_fingerprint(network, transform), classes, bool(names)
+    )
+    header = plan_store(
+        network,
+        example,
+        record,
+        ImagesRecord(data, data, images),
+        {"views": views},
+        layers,
+        make_options(MapOptions, kind, p, axis),
+        dtype,
+        top_k,
+        transform,
+    )
+    return TeacherStore.create(folder, header)
+
+
+def plan_store(
+    network: nn.Module,
+    example: Tensor,
+    teacher: TeacherRecord,
+    images: ImagesRecord,
+    views: Views,
+    layers: Sequence[str] | None,
+    options: MapOptions | None,
+    dtype: Dtype,
+    top_k: int | None,
+    transform: Transform | None,
+) -> Header:
+    """The header of a store of a network; writes nothing.
+
+    Without `layers` these are all stages; without `options` the store has logits alone.
+
+    Raises:
+        UserError: for layers that are none, and a `top_k` that leaves no class.
+    """
+    x = example
+    if transform is not None:
+        with torch.no_grad():
+            x = transform(example)
+    stages = try_stages(network, x)
+    if layers is None:
+        layers = [stage.name for stage in stages]
+    rows = views["views"], images.count
+    entries = _logit_entries(rows, len(teacher.classes), dtype, top_k)
+    if options is not None:
+        entries += _map_entries(network, x, layers, options, rows, dtype)
+    records = tuple(StageRecord(s.name, s.shape, s.stride, s.depth) for s in stages)
+    return Header(teacher, images, views, dtype, top_k, records, tuple(entries))
+
+
+def default_folder(header: Header) -> Path:
+    """The place of a store in the cache, by its teacher, images and views."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache / "attention-transfer" / "stores" / header.key()
+
+
+def _numbered_classes(
+    network: nn.Module, example: Tensor, transform: Transform | None
+) -> tuple[str, ...]:
+    with evaluating(network):
+        x = example if transform is None else transform(example)
+        logits = check_logits(network(x), "the teacher")
+    return tuple(str(k) for k in range(logits.shape[1]))
+
+
+def _logit_entries(
+    rows: tuple[int, int], classes: int, dtype: Dtype, top_k: int | None
+) -> list[ArrayEntry]:
+    if top_k is None:
+        return [ArrayEntry(LOGITS, (*rows, classes), dtype)]
+    if not isinstance(top_k, int) or not 1 <= top_k < classes:
+        raise UserError(
+            f"top_k is {top_k!r}: expected 1 to {classes - 1}, fewer than the {classes} classes"
+        )
+    return [
+        ArrayEntry(LOGITS, (*rows, top_k + 1), dtype),
+        ArrayEntry(CLASSES, (*rows, top_k), "int32"),
+    ]
+
+
+def _map_entries(
+    network: nn.Module,
+    x: Tensor,
+    layers: Sequence[str],
+    options: MapOptions,
+    rows: tuple[int, int],
+    dtype: Dtype,
+) -> list[ArrayEntry]:
+    with evaluating(network), tap(network, layers) as tapped:
+        _, features = tapped(x)
+    entries = []
+    for layer, feature in features.items():
+        shape = (*rows, *normalized_map(feature, options).shape[1:])
+        entries.append(ArrayEntry(options.map_name(layer), shape, dtype, layer, options))
+    return entries
+
+
+def teacher_record(network: Any, precision: str | None = None) -> TeacherRecord:
+    """The record of a `models.network.Network`."""
+    fingerprint = network_fingerprint(network.module, network.preprocess)
+    return TeacherRecord(
+        network.name,
+        fingerprint,
+        network.classes,
+        network.has_class_names,
+        str(Path(network.folder).resolve()) if network.folder else None,
+        network.fingerprint,
+        precision,
+    )

@@ -1,0 +1,107 @@
+"""The options of stores, and of the command that fills one; imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator
+
+from ..data.options import AugmentOptions, DataOptions, data_defaults
+from ..map_options import MapOptions
+from ..models.options import MODEL_NAMES, TrustCode
+from ..options import (
+    Bool,
+    Int,
+    OptionSpec,
+    comma_separated,
+    from_mapping,
+    option,
+    option_specs,
+    own_options,
+    subset,
+)
+from ..runtime.options import RuntimeOptions
+
+
+@dataclass(frozen=True)
+class PrecisionOptions:
+    """How exactly a store keeps what a teacher says."""
+
+    store_dtype: Annotated[
+        Literal["float16", "float32"], option("Precision of the kept maps and logits.")
+    ] = "float16"
+    top_k: Annotated[
+        Int | None,
+        option(
+            "Keep this many logits an image, the rest of the probability spread evenly.",
+            ge=1,
+            default_text="all",
+        ),
+    ] = None
+
+
+@dataclass(frozen=True)
+class StoreOptions(PrecisionOptions):
+    """Where and how a run keeps what its teacher says of fixed views."""
+
+    store: Annotated[
+        str | None,
+        option(
+            "With --views: folder that keeps what the teacher says of each view.",
+            default_text="a folder in the cache",
+            changes_numbers=False,
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeachOptions(RuntimeOptions, PrecisionOptions, MapOptions, AugmentOptions, DataOptions):
+    """The options of `teach`."""
+
+    teacher: Annotated[
+        str,
+        option(f"A run folder (the authors' too), or a model with trained weights: {MODEL_NAMES}."),
+    ]
+    out: Annotated[Path, option("Store to write, or to go on filling.")]
+    teacher_weights: Annotated[
+        str | None,
+        option("State dict for the teacher (.safetensors, .pt, .pth, .th).", default_text="none"),
+    ] = None
+    trust_code: TrustCode = False
+    layers: Annotated[
+        tuple[str, ...] | None,
+        BeforeValidator(comma_separated),
+        option("Layers whose maps are kept, like group1,group2.", default_text="all stages"),
+    ] = None
+    batch_size: Annotated[Int, option("Images at a time, in each process.", ge=1)] = 128
+    dry_run: Annotated[Bool, option("Say how large the store gets, and write nothing.")] = False
+
+    @property
+    def map_options(self) -> MapOptions:
+        """The maps that are kept."""
+        return subset(self, MapOptions)
+
+
+def teach_options(given: Mapping[str, Any]) -> TeachOptions:
+    """The checked options of `teach`, the data's own defaults below those that are given."""
+    defaults = data_defaults(given.get("data", DataOptions().data))
+    return from_mapping(TeachOptions, defaults | dict(given))
+
+
+def teach_groups() -> dict[str, list[OptionSpec]]:
+    """The flags of `teach`, by the titles of their groups in the help."""
+    # They select images of a run; a store has them all.
+    left_out = ("limit_train", "limit_val", "val_split")
+    return {
+        "what to keep": [
+            *own_options(TeachOptions),
+            *option_specs(PrecisionOptions).values(),
+            *option_specs(MapOptions).values(),
+        ],
+        "data": [spec for key, spec in option_specs(DataOptions).items() if key not in left_out],
+        "augmentation": [*option_specs(AugmentOptions).values()],
+        "this machine": [*option_specs(RuntimeOptions).values()],
+    }

@@ -1,0 +1,209 @@
+"""The store of a run: the one in its teacher's place, or the one that its teacher fills."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from ..apply.inference import as_input
+from ..data.dataset import Dataset, Images
+from ..data.options import AugmentOptions
+from ..errors import UserError, first_few
+from ..map_options import MapOptions
+from ..methods.base import Method, can_learn_from_store
+from ..models.network import Network
+from ..models.start import load_network
+from ..store.create import default_folder, plan_store, teacher_record
+from ..store.header import ImagesRecord, is_store, view_options
+from ..store.options import StoreOptions
+from ..store.store import TeacherStore
+from ..taps import evaluating, parse_pairs, resolve_pairs, tap
+from ..teacher import TeacherOutput
+from ..transfer import maps_to_read
+from .images import augment_on
+
+if TYPE_CHECKING:
+    from ..config import Recipe
+
+Pairs = list[tuple[str, str]]
+
+
+@dataclass
+class OpenStore:
+    """A store without what the methods do not read, and the pairs of layers."""
+
+    store: TeacherStore
+    pairs: Pairs
+    example: TeacherOutput  # what it says of the example images
+    missing: int  # views of images that the run needs and the store lacks
+    note: str
+
+
+def load_teacher(recipe: Recipe, data: Dataset) -> Network | None:
+    """The teacher's network; None without a teacher, and with a store in its place."""
+    if recipe.teacher is None or is_store(recipe.teacher):
+        return None
+    classes = data.classes, data.mean, data.std
+    return load_network(
+        recipe.teacher, *classes, recipe.teacher_weights, trust_code=recipe.trust_code
+    )
+
+
+def open_store(
+    recipe: Recipe,
+    data: Dataset,
+    student: Network,
+    teacher: Network | None,
+    methods: Sequence[Method],
+    index: Tensor,
+) -> OpenStore | None:
+    """The store of a run; None where nothing is kept.
+
+    Args:
+        index: the example images.
+
+    Raises:
+        UserError: for a store of something else, and one that lacks what only a teacher could add.
+    """
+    kept = recipe.views is not None and can_learn_from_store(methods)
+    if not kept and not is_store(recipe.teacher):
+        return None
+    options, pairs = maps_to_read(methods), parse_pairs(recipe.pairs)
+    example = as_input(data.train.batch(index))
+    x, layers = student.preprocess(example), Pairs()
+    if teacher is None:
+        store = store_as_teacher(str(recipe.teacher), data)
+        if options is not None:
+            layers = resolve_pairs(pairs, student.module, store.stages(options), x, x)
+        store = store.select([t for _, t in layers], options)
+        check_filled(recipe, store, data)
+    else:
+        if options is not None:
+            inputs = x, teacher.preprocess(example)
+            layers = resolve_pairs(pairs, student.module, teacher.module, *inputs)
+        names = [t for _, t in layers]
+        store = store_of_run(recipe, recipe, data, teacher, example, names, options)
+    said = first_lesson(store, recipe, data.train, index, teacher)
+    missing = count_missing(recipe, store, data)
+    return OpenStore(store, layers, said, missing, _describe(recipe, store, data, missing))
+
+
+def views_of(recipe: Recipe) -> range:
+    """The views that a run shows."""
+    assert recipe.views is not None, "a store is of fixed views"
+    return range(min(recipe.views, recipe.epochs))
+
+
+def count_missing(recipe: Recipe, store: TeacherStore, data: Dataset) -> int:
+    """Number of views of images that a run needs and its store lacks."""
+    return store.count_missing(data.train.rows, views_of(recipe))
+
+
+def store_of_run(
+    options: StoreOptions,
+    augment: AugmentOptions,
+    data: Dataset,
+    teacher: Network,
+    example: Tensor,
+    layers: Sequence[str],
+    map_options: MapOptions | None,
+) -> TeacherStore:
+    """The store that a run with a teacher reads and fills; made if it is new.
+
+    Args:
+        layers: the teacher's layers of the pairs.
+
+    Raises:
+        UserError: for a folder that holds something else, or cannot be written.
+    """
+    header = plan_store(
+        teacher.module,
+        example,
+        teacher_record(teacher),
+        images_record(data),
+        view_options(augment),
+        layers,
+        map_options,
+        options.store_dtype,
+        options.top_k,
+        teacher.preprocess,
+    )
+    folder = default_folder(header) if options.store is None else Path(options.store)
+    return TeacherStore.create(folder, header).select(layers, map_options)
+
+
+def first_lesson(
+    store: TeacherStore,
+    augment: AugmentOptions,
+    images: Images,
+    index: Tensor,
+    teacher: Network | None,
+) -> TeacherOutput:
+    """What the store says of view 0 of the images at `index`; a teacher says it if it is new.
+
+    β = "auto" comes from the teacher's maps of an example. By way of the store it is the same for a
+    run that fills it and for one that reads it.
+    """
+    rows = images.rows[index]
+    if teacher is None or store.has(rows):
+        return store.read(rows)
+    loader = augment_on(augment, images, "cpu")
+    x, _, rows = loader.batch(loader.view_plan(0, index, len(index)), 0)
+    inputs = teacher.preprocess(as_input(x))
+    with evaluating(teacher.module), tap(teacher.module, store.layers, inputs) as tapped:
+        return store.add(rows, 0, *tapped(inputs))
+
+
+def store_as_teacher(folder: str, data: Dataset) -> TeacherStore:
+    """The store in a teacher's place.
+
+    Raises:
+        UserError: if it is of other images or classes.
+    """
+    store = TeacherStore(folder)
+    header = store.header
+    header.check_images(store.folder, images_record(data))
+    teacher = header.teacher
+    if teacher.has_class_names and teacher.classes != data.classes:
+        raise UserError(
+            f"the teacher of {folder} has the classes {first_few(teacher.classes, 4)}, "
+            f"the data has {first_few(data.classes, 4)}"
+        )
+    if len(teacher.classes) != len(data.classes):
+        raise UserError(
+            f"the teacher of {folder} has {len(teacher.classes)} classes, the data has "
+            f"{len(data.classes)}: expected the same classes"
+        )
+    return store
+
+
+def check_filled(recipe: Recipe, store: TeacherStore, data: Dataset) -> None:
+    """Raises `UserError` if a store that has no teacher beside it lacks what a run needs."""
+    missing, total = count_missing(recipe, store, data), len(data.train) * len(views_of(recipe))
+    # A teacher has said nothing of images that cannot be read.
+    if missing == total or (missing and recipe.on_bad_image != "skip"):
+        raise UserError(
+            f"{store.folder} lacks {missing} of the {total} views of images that this run needs: "
+            "fill it with the same command (attention-transfer teach)"
+        )
+
+
+def _describe(recipe: Recipe, store: TeacherStore, data: Dataset, missing: int) -> str:
+    """One line: where the store is, how large it gets, and how much of it is there."""
+    header = store.header
+    there = 1 - missing / (len(data.train) * len(views_of(recipe)))
+    return (
+        f"the teacher's maps and logits of {header.view_count} views of {header.images.count} "
+        f"images are kept in {store.folder} ({header.bytes / 1e6:,.1f} MB when full, "
+        f"{header.dtype}); {there:.0%} of what this run needs is there"
+    )
+
+
+def images_record(data: Dataset) -> ImagesRecord:
+    """The record of the training images of a store."""
+    height, width = data.image_size
+    return ImagesRecord(data.spec, data.fingerprint, data.record.images, (height, width))

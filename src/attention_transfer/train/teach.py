@@ -1,0 +1,215 @@
+"""`teach`: a teacher says all that it has to say of fixed views of the images, into a store."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from lightning.fabric import Fabric
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+from torch import Tensor
+
+from ..apply.evaluate import EVALUATION_BATCH, evaluate
+from ..apply.inference import InferenceModel, as_input
+from ..data.dataset import Dataset
+from ..errors import RunError, UserError
+from ..models.network import Network
+from ..models.start import check_network, load_network
+from ..runtime.process import make_fabric, set_up_process
+from ..runtime.resolve import RuntimeConfig, count_flops, resolve_runtime
+from ..store.create import plan_store, teacher_record
+from ..store.header import Header, is_store, view_options
+from ..store.options import TeachOptions
+from ..store.store import TeacherStore
+from ..taps import Tap
+from .images import make_loader, open_images
+from .open_store import images_record
+
+Teacher = Callable[[Tensor], tuple[Tensor, dict[str, Tensor]]]
+
+
+def teach(options: TeachOptions, console: Console) -> None:
+    """Fills the store `options.out`, or goes on filling it.
+
+    Raises:
+        UserError: for wrong options, data or networks, and for a folder that holds something else.
+        RunError: if the store cannot be written, such as on a full disk; what is there is kept.
+    """
+    if options.views is None:
+        raise UserError("--views is required: the number of fixed views of each image, such as 4")
+    if is_store(options.teacher):
+        raise UserError(f"{options.teacher} is a store itself: expected the teacher's network")
+    data = open_images(options, options.augment, options, seed=0)
+    classes = data.classes, data.mean, data.std
+    network = load_network(
+        options.teacher, *classes, options.teacher_weights, trust_code=options.trust_code
+    )
+    example = as_input(data.train.batch(slice(0, 2)))
+    check_network(network, example, f"the teacher {options.teacher}")
+    flops = count_flops(network.module, network.preprocess(example[:1]))
+    runtime = resolve_runtime(options, float(flops * len(data.train) * options.views))
+    header = plan_store(
+        network.module,
+        example,
+        teacher_record(network, runtime.precision),
+        images_record(data),
+        view_options(options),
+        options.layers,
+        options.map_options,
+        options.store_dtype,
+        options.top_k,
+        network.preprocess,
+    )
+    if options.dry_run:
+        describe_size(header, options.out, console)
+        return
+    fabric = make_fabric(options, set_up_process(runtime))
+    if not fabric.is_global_zero:
+        console = Console(quiet=True)
+    store = TeacherStore.create(options.out, header)
+    if layers := header.layers:
+        store = store.select(layers, options.map_options)
+    _say_size(store, data, runtime, console)
+    teacher = _make_teacher(network, store.layers, example, fabric, runtime)
+    _fill(options, store, data, teacher, fabric, console)
+    fabric.barrier()
+    if not fabric.is_global_zero:
+        return
+    _conclude(store, network, data, flops, runtime.precision, console)
+
+
+def _conclude(
+    store: TeacherStore,
+    network: Network,
+    data: Dataset,
+    flops: int,
+    precision: str,
+    console: Console,
+) -> None:
+    """Keeps the teacher's validation accuracy beside its words."""
+    device = next(network.module.parameters()).device
+    numbers = {"parameters": float(sum(p.numel() for p in network.module.parameters()))}
+    numbers["flops"] = float(flops)
+    model = InferenceModel(network.module, network.preprocess, precision).eval()
+    measured = evaluate(model, data.val.to(device), EVALUATION_BATCH, device)
+    numbers |= {f"val_{name}": value for name, value in measured.items()}
+    store.record(numbers)
+    missing = store.count_missing(data.train.rows, range(store.header.view_count))
+    unreadable = ""
+    if missing:
+        unreadable = f"; {missing} views are of images that cannot be read"
+    _say(
+        console,
+        f"{store.folder}: the teacher has {100 * (1 - measured['accuracy']):.2f} % validation "
+        f"error; distill --teacher {store.folder} learns from it{unreadable}",
+    )
+
+
+def _make_teacher(
+    network: Network,
+    layers: list[str],
+    example: Tensor,
+    fabric: Fabric,
+    runtime: RuntimeConfig,
+) -> Teacher:
+    """Images (B, 3, H, W) in [0, 1] -> logits and the features of the layers."""
+    module = network.module.to(memory_format=torch.channels_last).eval()
+    tap = Tap(module, layers, network.preprocess(example))
+    module.to(fabric.device)
+    preprocess = network.preprocess.to(fabric.device)
+
+    def say(x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        with torch.no_grad():
+            logits, features = tap(preprocess(x))
+            return logits, features
+
+    teacher: Teacher = say
+    if runtime.compile:
+        teacher = torch.compile(say, dynamic=False)
+    return teacher
+
+
+def _fill(
+    options: TeachOptions,
+    store: TeacherStore,
+    data: Dataset,
+    teacher: Teacher,
+    fabric: Fabric,
+    console: Console,
+) -> None:
+    """Each process says what is missing in its share of the images."""
+    loader = make_loader(options, fabric, data.train)
+    share = torch.arange(len(data.train))[fabric.global_rank :: fabric.world_size]
+    views = store.header.view_count
+    with Progress(console=console, disable=not console.is_terminal, transient=True) as progress:
+        task = progress.add_task("", total=views * len(share))
+        for view in range(views):
+            index = share[~store.filled(data.train.rows[share], view)]
+            progress.update(task, description=f"view {view + 1}/{views}")
+            progress.advance(task, len(share) - len(index))
+            if not len(index):
+                continue
+            start = time.perf_counter()
+            # The first images fill up the last batch: a compiled teacher takes one shape.
+            size = min(options.batch_size, len(index))
+            padded = index[torch.arange(-(-len(index) // size) * size) % len(index)]
+            plan = loader.view_plan(view, padded, size)
+            for step in range(len(plan)):
+                x, _, rows = loader.batch(plan, step)
+                with fabric.autocast():
+                    logits, features = teacher(as_input(x))
+                store.add(rows, view, logits, features)
+                if store.note is not None:
+                    raise RunError(
+                        f"{store.note}: what is there is kept; make room and run the command again"
+                    )
+                progress.advance(task, size)
+            rate = len(index) * fabric.world_size / (time.perf_counter() - start)
+            _say(console, f"view {view + 1}/{views}: {rate:,.0f} images/s")
+
+
+def describe_size(header: Header, folder: Path, console: Console) -> None:
+    """Prints the size of each array and of all, and the free disk."""
+    table = Table("array", "shape", "MB", title=f"{folder}", title_justify="left")
+    for entry in header.arrays:
+        table.add_row(entry.name, "×".join(map(str, entry.shape)), f"{entry.bytes / 1e6:,.1f}")
+    console.print(table)
+    _say(console, f"{_size_text(header)}; {_free_bytes(folder) / 1e6:,.0f} MB are free there")
+
+
+def _say_size(store: TeacherStore, data: Dataset, runtime: RuntimeConfig, console: Console) -> None:
+    header, views = store.header, range(store.header.view_count)
+    missing = store.count_missing(data.train.rows, views)
+    there = 1 - missing / (len(data.train) * len(views))
+    _say(
+        console,
+        f"{header.teacher.name} on {header.images.spec}: {_size_text(header)}; {there:.0%} is "
+        f"there; {runtime.device}, {runtime.precision}",
+    )
+    free = _free_bytes(store.folder)
+    if free < (1 - there) * header.bytes:
+        _say(console, f"warning: only {free / 1e6:,.0f} MB are free at {store.folder}")
+
+
+def _size_text(header: Header) -> str:
+    return (
+        f"{header.view_count} views of {header.images.count} images in {header.dtype}: "
+        f"{header.bytes / 1e6:,.1f} MB"
+    )
+
+
+def _free_bytes(folder: Path) -> int:
+    """Of the disk that the folder is, or would be, on."""
+    place = folder.absolute()
+    while not place.exists():
+        place = place.parent
+    return shutil.disk_usage(place).free
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
