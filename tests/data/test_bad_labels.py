@@ -208,6 +208,17 @@ def test_paths_that_cannot_be_opened(kind, tmp_path):
         assert str(place) in said and "; " in said
 
 
+def test_a_folder_that_may_not_be_read(make_folder, monkeypatch):
+    root = make_folder()
+
+    def refuse(*args):
+        raise PermissionError(13, "Permission denied", str(root / "train"))
+
+    monkeypatch.setattr("attention_transfer.data.image_folder.class_folders", refuse)
+    said = refusal(f"folder:{root}")
+    assert f"cannot open folder:{root}: {root}/train: Permission denied; check the path" in said
+
+
 def test_a_pipe_is_no_shard(tmp_path):
     os.mkfifo(tmp_path / "train.tar")
     said = refusal(f"wds:{tmp_path}/train*.tar")

@@ -150,7 +150,7 @@ def test_options_as_one_object(make_folder):
 def test_data_is_downloaded_before_several_processes_open_it(monkeypatch):
     downloads = []
     monkeypatch.setattr("attention_transfer.data.cifar.download", downloads.append)
-    monkeypatch.setattr("attention_transfer.data.wds.find_shards", downloads.append)
+    monkeypatch.setattr("attention_transfer.data.shards.find_shards", downloads.append)
     for spec in ("cifar10", "cifar100:FOLDER", "digits", "wds:http://a/{0..1}.tar", "hub:a/b"):
         prepare_data(spec)
     assert downloads == ["cifar10", "http://a/{0..1}.tar"]

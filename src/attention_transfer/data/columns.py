@@ -78,9 +78,8 @@ def find_columns(
             f"expected {EXPECTED[role]}; {remedy}"
         )
 
-    declared = _single_or_usual(class_labels, LABEL_NAMES) or _usual(
-        [*numbers, *words], LABEL_NAMES
-    )
+    declared = _single_or_usual(class_labels, LABEL_NAMES)
+    declared = declared or _usual([*numbers, *words], LABEL_NAMES)
     guess = None
     for same_kind in (numbers, words):
         names = [name for name in same_kind if not NO_LABEL.fullmatch(name)]

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import sha256
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -46,7 +47,8 @@ def fingerprint(images: Images, size: int) -> str:
     """
     digest = sha256()
     header = [len(images), images.classes, size]
-    for part in (json.dumps(header).encode(), images.labels.numpy().tobytes(), *_parts(images)):
+    beginning = (json.dumps(header).encode(), images.labels.numpy().tobytes())
+    for part in chain(beginning, _parts(images)):
         # With its length, so that no two lists of parts look alike.
         digest.update(len(part).to_bytes(8))
         digest.update(part)
@@ -70,6 +72,6 @@ def _beginning(reader: Reader, i: int) -> bytes:
         if isinstance(encoded, Path):
             with open(encoded, "rb") as file:
                 return file.read(SAMPLE_BYTES)
-    except OSError:
+    except (OSError, ValueError):  # a path that no system opens
         return b""
     return (encoded or b"")[:SAMPLE_BYTES]

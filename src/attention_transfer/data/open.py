@@ -58,14 +58,7 @@ def open_data(
     options = from_mapping(DataOptions, {**given, **changes})
     spec = options.data
 
-    try:
-        source = _open_source(options)
-    except OSError as error:
-        name = error.filename or "it"
-        raise UserError(
-            f"cannot open {spec}: {name}: {error.strerror or error}; check the path and its "
-            "permissions"
-        ) from error
+    source = _open_source(options)
     train, val, shown, notes = _select(source, options, seed)
     size = options.image_size or train.image_size[0]
     # Data of one known size is decoded at that size, and resized later.
@@ -129,6 +122,17 @@ def prepare_data(spec: str) -> None:
 
 
 def _open_source(options: DataOptions) -> Source:
+    try:
+        return _read_source(options)
+    except OSError as error:
+        name = error.filename or "it"
+        raise UserError(
+            f"cannot open {options.data}: {name}: {error.strerror or error}; check the path and "
+            "its permissions"
+        ) from error
+
+
+def _read_source(options: DataOptions) -> Source:
     """Hands the place in the spec to the one module that reads this kind of data."""
     spec = options.data
     kind, colon, place = spec.partition(":")
