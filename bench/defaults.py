@@ -64,6 +64,7 @@ TEACHERS = {
 }  # fmt: skip
 SETTINGS = {
     "digits": Setting("digits-wrn-16-2", DIGITS),
+    "digits-24-epochs": Setting("digits-wrn-16-2", [*DIGITS, "--epochs", "24"]),
     "same-architecture": Setting("digits-wrn-16-1", DIGITS),
     "weaker-teacher": Setting(
         "digits-weak", [*DIGITS, "--student", "wrn-16-2", "--limit-train", "3000"]
@@ -156,7 +157,7 @@ def collect(out: Path) -> None:
             folders = sorted(folder_of(out, setting, name).glob("seed-*"))
             lines = merge_lines(summarize(RunFolder(folder)) for folder in folders)
             if lines:
-                cells.append(Cell(setting, name, lines))
+                cells.append(Cell("", name, lines))
         if cells:
             head = {"title": setting, "columns": ["seeds", "mean", "each", "against alone"]}
             write_table_data(RESULTS / f"{setting}.jsonl", TableData(head, cells))

@@ -52,7 +52,8 @@ def test_the_whole_story_and_again(command, short, tmp_path):
 def test_the_students_have_the_same_budget_and_less_than_the_teacher():
     student, teacher = named_recipe("digits-student"), named_recipe("digits-teacher")
     kept = [
-        make_recipe(student, demo.student_options(method, "t")).to_dict() for method in demo.METHODS
+        make_recipe(student, demo.student_options(method, "t")).to_dict()
+        for method in demo.STUDENTS
     ]
     for recipe in kept:
         differing = {key for key, value in recipe.items() if value != kept[0][key]}
