@@ -517,13 +517,14 @@ class TestTransfer:
         x, y = batch(dtype=torch.float64)
         transfer = double(SETS["gradient"]())
         before = copy.deepcopy(transfer.teacher.state_dict())
-        logits, _, j = transfer.run_teacher(x, y)
+        output = transfer.run_teacher(x, y)
+        logits, j = output.logits, output.gradient
         assert not j.requires_grad and j.grad_fn is None and not logits.requires_grad
         close(j, at.input_gradient(transfer.teacher, x, y))
         steps(transfer, x, y)
         assert all(p.grad is None and not p.requires_grad for p in transfer.teacher.parameters())
         assert all(torch.equal(v, before[k]) for k, v in transfer.teacher.state_dict().items())
-        assert transfer.run_teacher(x)[2] is None
+        assert transfer.run_teacher(x).gradient is None
 
     def test_no_teacher_is_needed(self):
         x, y = batch(dtype=torch.float64)

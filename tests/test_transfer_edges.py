@@ -159,7 +159,7 @@ class TestNamesOfNetworks:
         name = ("student", "teacher")[side]
         options = {} if example else {"example": None}
         with pytest.raises(at.UserError, match=f"^the {name}: Net has no layer 'onne'; did you"):
-            make(at.ActivationTransfer(), pairs=[tuple(pair)], **options)
+            make(at.ActivationTransfer(1000), pairs=[tuple(pair)], **options)
 
     @pytest.mark.parametrize("side", ["student", "teacher"])
     def test_a_layer_that_cannot_be_tapped(self, side):

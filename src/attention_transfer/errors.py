@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+
+_SHORT = reprlib.Repr()  # a list of a YAML file may be long, or hold itself many times over
+_SHORT.maxstring = _SHORT.maxother = 200
 
 
 class UserError(ValueError):
@@ -31,9 +35,14 @@ def about(subject: str) -> Iterator[None]:
 def check_choice(what: str, value: object, valid: Iterable[str]) -> None:
     """Raises `UserError` unless `value` is valid; the message names the nearest valid one."""
     names = [str(v) for v in valid]
-    if value not in names:
+    if not isinstance(value, str) or value not in names:
         expected = f"{', '.join(names)}{nearest(str(value), names)}"
-        raise UserError(f"unknown {what} {value!r}: expected one of {expected}")
+        raise UserError(f"unknown {what} {shown(value)}: expected one of {expected}")
+
+
+def shown(value: object) -> str:
+    """A value in a message: one line, and no long one."""
+    return " ".join(_SHORT.repr(value).split())
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:

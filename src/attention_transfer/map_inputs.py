@@ -8,7 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .errors import UserError
+from .arguments import check_weight
+from .errors import UserError, shown
 
 
 class StoredMap(NamedTuple):
@@ -55,11 +56,12 @@ def pair_features(
         )
     factors: Sequence[float] = [1.0] * len(student)
     if weights is not None:
-        if isinstance(weights, Mapping) or len(weights) != len(student):
+        if not isinstance(weights, (list, tuple)) or len(weights) != len(student):
             raise UserError(
-                f"weights is {weights!r}: expected a list of {len(student)} numbers, one a pair"
+                f"weights is {shown(weights)}: expected a list of {len(student)} numbers, "
+                "one a pair"
             )
-        factors = weights
+        factors = [check_weight("weights", weight) for weight in weights]
     names = [f"pair {j}" for j in range(len(student))]
     return list(zip(names, student, teacher, factors, strict=True))
 
@@ -78,10 +80,12 @@ def _pair_by_name(
         weights = dict.fromkeys(student, 1.0)
     if not isinstance(weights, Mapping):
         raise UserError(
-            "weights is a list, but the features are a dict: expected a dict with the same keys"
+            f"weights is {shown(weights)}, but the features are a dict: "
+            "expected a dict with the same keys"
         )
     if weights.keys() != student.keys():
         raise UserError(
             f"weights has {list(weights)}, the features {list(student)}: expected the same keys"
         )
-    return [(name, student[name], teacher[name], weights[name]) for name in student]
+    factors = {name: check_weight("weights", weight) for name, weight in weights.items()}
+    return [(name, student[name], teacher[name], factors[name]) for name in student]

@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .errors import UserError, check_choice
+from .arguments import check_finite, check_same_device, check_switch, check_tensor, check_weight
+from .errors import UserError, check_choice, shown
 from .map_inputs import Features, PairWeights, StoredMap, TeacherFeatures, pair_features
 from .map_options import Convention, LossOptions, MapOptions
 from .numerics import EPS, at_least_float32, power
@@ -43,13 +44,15 @@ def attention_map(
         for float64.
 
     Raises:
-        UserError: (a ValueError) for a wrong shape, dtype, kind, p or axis.
+        UserError: (a ValueError) for a wrong shape, dtype, kind, p or axis; in eager mode on a CPU
+            also for features that are not finite, or whose |A|^p is not.
     """
     options = make_options(MapOptions, kind, p, axis)
     q = _raw_map(validated(features, "features"), options)
-    if not normalize:
-        return q
-    return normalize_map(q)
+    if check_switch("normalize", normalize):
+        q = normalize_map(q)
+    check_finite(q, {"features": features}, _overflow("features", options.p))
+    return q
 
 
 def at_loss(
@@ -85,10 +88,21 @@ def at_loss(
         A scalar, float32 or float64.
 
     Raises:
-        UserError: (a ValueError) for features that do not pair, and for wrong options.
+        UserError: (a ValueError) for features that do not pair, and for wrong options; in eager
+            mode on a CPU also for features that are not finite, or whose |A|^p is not.
     """
     options = make_options(LossOptions, kind, p, axis, convention, resize, norm)
-    return map_loss(student, teacher, options, weights)
+    total = map_loss(student, teacher, options, weights)
+    inputs: dict[str, Tensor] = {}
+    for name, s, t, _ in pair_features(student, teacher, None):
+        inputs[f"student features of {name}"] = s
+        inputs[f"teacher features of {name}"] = t.values if isinstance(t, StoredMap) else t
+    check_finite(total, inputs, _overflow("features", options.p))
+    return total
+
+
+def _overflow(name: str, p: float) -> str:
+    return f"{name}: |A|^p overflows at p = {p:g}: expected smaller values, or a smaller p"
 
 
 def map_loss(
@@ -145,6 +159,7 @@ def paired_maps(
         teacher_options = LossOptions("sum", 1.0, options.axis, resize=options.resize)
     student = validated(student, f"student features of {name}")
     teacher = validated(teacher, f"teacher features of {name}")
+    check_same_device(student, f"{name}: the student", teacher, "the teacher")
     if student.shape[0] != teacher.shape[0]:
         raise UserError(
             f"{name}: the student's batch is {student.shape[0]}, the teacher's {teacher.shape[0]}: "
@@ -233,11 +248,11 @@ def row_norm(d: Tensor, order: float = 2.0) -> Tensor:
         scale = d.detach().abs().amax(1, keepdim=True).clamp_min(EPS)
         d = d / scale
     total = power(d, order).sum(1)
-    positive = total > 0
+    zero = total == 0
     # The root of a zero row would have an infinite slope, even where it is not taken.
-    safe = torch.where(positive, total, 1.0)
+    safe = torch.where(zero, 1.0, total)
     root = safe.sqrt() if order == 2 else safe.pow(1 / order)
-    length = torch.where(positive, root, 0.0)
+    length = torch.where(zero, 0.0, root)
     if scale is None:
         return length
     return length * scale.squeeze(1)
@@ -250,12 +265,15 @@ def convert_beta(beta: float, source: str, target: str, positions: int) -> float
     takes the root, so no constant factor converts it.
 
     Raises:
-        UserError: for `paper`, and for an unknown convention.
+        UserError: for `paper`, an unknown convention, and numbers that are none.
     """
-    for convention in (source, target):
-        check_choice("convention", convention, get_args(Convention))
+    beta = check_weight("beta", beta)
+    if not isinstance(positions, int) or positions < 1:
+        raise UserError(f"positions is {shown(positions)}: expected a whole number ≥ 1")
+    for name, convention in (("source", source), ("target", target)):
+        check_choice(f"{name} convention", convention, get_args(Convention))
     if source == target:
-        return float(beta)
+        return beta
     if "paper" in (source, target):
         raise UserError(
             "no β makes 'paper' equal another convention, because it takes ‖D‖ and the others "
@@ -276,6 +294,7 @@ def validated(features: Tensor, name: str) -> Tensor:
         raise UserError(
             f"{name}: got {type(features).__name__}, expected a tensor (N, C, H, W) or (N, L, D)"
         )
+    check_tensor(features, name)
     if features.ndim not in (3, 4):
         raise UserError(
             f"{name}: got shape {tuple(features.shape)}, expected (N, C, H, W) or (N, L, D)"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .arguments import can_be_read, check_same_device
 from .errors import UserError
 
 IGNORED_LABEL = -100  # the default of `F.cross_entropy`: such a sample has no label
@@ -42,19 +44,17 @@ def cross_entropy(logits: Tensor, y: Tensor, **options: Any) -> Tensor:
     """`F.cross_entropy` in at least float32; y (N,) of class numbers or (N, K) of probabilities.
 
     Raises:
-        UserError: for labels of another type or shape. Class numbers out of range are found in
-            eager mode on a CPU; elsewhere that would wait for the device.
+        UserError: for labels of another type or shape. Class numbers out of range, a batch without
+            any label and probabilities below 0 are found in eager mode on a CPU; elsewhere that
+            would wait for the device.
     """
     _check_labels(y, logits)
+    if can_be_read(y):
+        _check_label_values(y, logits.shape[1], needs_one=options.get("reduction") != "sum")
     logits = at_least_float32(logits)
     if y.is_floating_point():
         y = y.to(logits.dtype)
     return F.cross_entropy(logits, y, **options)
-
-
-def check_tensor(value: object, name: str) -> None:
-    if not isinstance(value, Tensor):
-        raise UserError(f"{name} is an object of type {type(value).__name__}: expected a tensor")
 
 
 def check_logits(output: Any, network: str) -> Tensor:
@@ -77,6 +77,9 @@ def check_logits(output: Any, network: str) -> Tensor:
 
 def _check_labels(y: Tensor, logits: Tensor) -> None:
     shape, expected = tuple(y.shape), tuple(logits.shape)
+    if 0 in expected:
+        raise UserError(f"the logits have the empty shape {expected}: expected a batch of images")
+    check_same_device(y, "labels", logits, "the logits")
     if y.is_floating_point():
         if shape != expected:
             raise UserError(f"soft labels {shape} for logits {expected}: expected both (N, K)")
@@ -86,21 +89,19 @@ def _check_labels(y: Tensor, logits: Tensor) -> None:
             f"labels {y.dtype} {shape} for logits {expected}: "
             "expected int64 (N,), or (N, K) of probabilities"
         )
-    if not torch.compiler.is_compiling() and _can_be_read(y):
-        _check_range(y, expected[1])
 
 
-def _can_be_read(y: Tensor) -> bool:
-    """Whether values cost no wait for a device, and are no placeholders of a transform."""
-    if y.device.type != "cpu" or type(y) is not Tensor:
-        return False
-    return not torch._C._are_functorch_transforms_active()
-
-
-def _check_range(y: Tensor, classes: int) -> None:
-    if not len(y):
+def _check_label_values(y: Tensor, classes: int, needs_one: bool) -> None:
+    lowest, highest = (value.item() for value in y.aminmax())
+    if y.is_floating_point():
+        # No comparison with NaN is true.
+        if not 0 <= lowest <= highest < math.inf:
+            raise UserError(
+                f"soft labels go from {lowest:g} to {highest:g}: expected probabilities"
+            )
         return
-    lowest, highest = (int(value) for value in y.aminmax())
+    if needs_one and highest == IGNORED_LABEL == lowest:
+        raise UserError(f"all labels are {IGNORED_LABEL}: expected at least one image with a label")
     if lowest < 0:
         # Rare, so that only this case looks at each label.
         wrong = y[(y < 0) & (y != IGNORED_LABEL)]

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import reprlib
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping
@@ -22,7 +21,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BeforeValidator, Field, StrictBool, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
-from .errors import UserError, nearest
+from .errors import UserError, nearest, shown
 
 T = TypeVar("T")
 _BOUNDS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
@@ -95,8 +94,6 @@ def _refuse_float(value: Any) -> Any:
     return _refuse_bool(value)
 
 
-_SHORT = reprlib.Repr()  # a list of a YAML file may be long, or hold itself many times over
-_SHORT.maxstring = _SHORT.maxother = 200
 INT_LIMIT = 1 << 63  # PyTorch's integers have 64 bits
 # Text is read as a number: flags are text, and YAML reads 5e-4 as text.
 Int = Annotated[int, BeforeValidator(_refuse_float), Field(lt=INT_LIMIT)]
@@ -224,7 +221,7 @@ def _shown(value: Any) -> str:
     except OverflowError:
         return "a number of over 300 digits"
     except (TypeError, ValueError):
-        return _SHORT.repr(value)
+        return shown(value)
     return str(value)
 
 

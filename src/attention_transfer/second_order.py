@@ -16,8 +16,9 @@ from contextlib import contextmanager, nullcontext
 import torch
 from torch import Tensor, nn
 
+from .arguments import check_finite, check_module, check_same_device, check_switch, check_tensor
 from .errors import UserError
-from .numerics import check_logits, check_tensor, cross_entropy
+from .numerics import check_logits, cross_entropy
 from .ops.convolution import TwiceDifferentiable
 
 # x -> (logits, features)
@@ -44,8 +45,10 @@ def input_gradient(model: nn.Module, x: Tensor, y: Tensor, create_graph: bool = 
 
     Raises:
         UserError: (a ValueError) for shapes that are no batch, and for `create_graph=True` over a
-            compiled model.
+            compiled model; in eager mode on a CPU also for gradients that are not finite.
     """
+    check_module(model, "model")
+    check_switch("create_graph", create_graph)
     compiled = hasattr(model, "_orig_mod") or model._compiled_call_impl is not None
     if create_graph and compiled and not torch.compiler.is_compiling():
         raise UserError(
@@ -55,9 +58,11 @@ def input_gradient(model: nn.Module, x: Tensor, y: Tensor, create_graph: bool = 
     if not torch.compiler.is_compiling() and (text := batch_dependence(model, "the model")):
         warnings.warn(f"{text}: put the model in eval mode", BatchStatisticsWarning, stacklevel=2)
     with defer_batch_norm_counters(model):
-        return logits_and_input_gradient(
+        j = logits_and_input_gradient(
             lambda x: (check_logits(model(x), "the model"), []), x, y, create_graph
         )[0]
+    check_finite(j, {"x": x}, "the input gradients of the model are not finite")
+    return j
 
 
 def logits_and_input_gradient(
@@ -70,7 +75,7 @@ def logits_and_input_gradient(
     Raises:
         UserError: for shapes and dtypes that are no batch, and in `torch.inference_mode`.
     """
-    _check_batch(x, y)
+    check_batch(x, y)
     if torch.compiler.is_compiling():
         return _by_torch_func(forward, x, y, create_graph)
     return _by_double_backward(forward, x, y, create_graph)
@@ -110,14 +115,16 @@ def _by_torch_func(
     return j, logits, features
 
 
-def _check_batch(x: Tensor, y: Tensor) -> None:
+def check_batch(x: Tensor, y: Tensor) -> None:
+    """Raises `UserError` for what is no batch, and in inference mode."""
     check_tensor(x, "x")
     check_tensor(y, "y")
+    check_same_device(x, "x", y, "y")
     if y.is_floating_point():
         labels_fit = y.ndim == 2 and len(y) == len(x)
     else:
         labels_fit = y.shape == x.shape[:1]
-    if x.ndim < 2 or not x.is_floating_point() or not labels_fit:
+    if x.ndim < 2 or not x.is_floating_point() or 0 in x.shape or not labels_fit:
         raise UserError(
             f"input gradients of images {tuple(x.shape)} {x.dtype} and labels {tuple(y.shape)} "
             f"{y.dtype}: expected (N, C, H, W) of floats and (N,) of class numbers, or (N, K) of "

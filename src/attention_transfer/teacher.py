@@ -9,10 +9,11 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
+from .arguments import check_module, check_transform
 from .errors import UserError
 from .map_inputs import StoredMap
 from .map_options import MapOptions
-from .taps import Stage
+from .taps import Stage, split_preprocessing
 
 Transform = Callable[[Tensor], Tensor]
 
@@ -76,3 +77,24 @@ class FrozenTeacher(nn.Module):
         self.network = copy.deepcopy(network)
         self.transform = nn.Identity() if transform is None else copy.deepcopy(transform)
         self.eval().requires_grad_(False)
+
+
+def split_transform(
+    model: nn.Module, transform: Transform | None, role: str
+) -> tuple[nn.Module, Transform | None]:
+    """A network and its transform, which one that was loaded brings along.
+
+    Raises:
+        UserError: for what is no module, or no function, and for two transforms.
+    """
+    check_module(model, role)
+    check_transform(transform, f"{role}_transform")
+    network, preprocess = split_preprocessing(model)
+    if preprocess is None:
+        return network, transform
+    if transform is not None:
+        raise UserError(
+            f"the {role} has its preprocessing inside and there is {role}_transform: expected one "
+            f"of them; leave {role}_transform out"
+        )
+    return network, preprocess

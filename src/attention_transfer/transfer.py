@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -10,19 +11,20 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from .errors import UserError, about
+from .arguments import check_images, check_pickles, check_tensor
+from .errors import UserError, about, shown
 from .map_inputs import StoredMap
-from .map_options import MapOptions
 from .methods.base import Method, StepInputs, TrainingFraction
-from .numerics import check_logits, check_tensor, cross_entropy
+from .methods.check import check_methods, maps_to_read
+from .numerics import check_logits, cross_entropy
 from .second_order import (
     BatchStatisticsWarning,
     batch_dependence,
     defer_batch_norm_counters,
     logits_and_input_gradient,
 )
-from .taps import Tap, call_uncompiled, evaluating, resolve_pairs, split_preprocessing
-from .teacher import FrozenTeacher, Store, TeacherOutput, Transform
+from .taps import Tap, call_uncompiled, evaluating, resolve_pairs
+from .teacher import FrozenTeacher, Store, TeacherOutput, Transform, split_transform
 
 Pairs = list[tuple[str, str]]
 # The methods of `Transfer` that `compile` compiles.
@@ -49,7 +51,8 @@ class Transfer(nn.Module):
             of a loaded one with its preprocessing inside, `.network` is trained, in place.
         teacher: the same, trained; None where no method needs one. A `TeacherStore` in its place
             needs no network: see `forward`.
-        methods: `ActivationTransfer`, `KnowledgeDistillation`, …; by default labels alone.
+        methods: `ActivationTransfer`, `KnowledgeDistillation`, …; by default labels alone. One that
+            holds adapters or weights for the pairs of another `Transfer` is copied.
         pairs: [(student layer, teacher layer)], or "auto": the stages of equal stride (needs
             `example`); "last2": the last two of these, and so on.
         example: a batch like those to come, (N, C, H, W); the networks run on it in eval mode.
@@ -79,12 +82,16 @@ class Transfer(nn.Module):
     ):
         super().__init__()
         if example is not None:
-            check_tensor(example, "example")
-        _check_methods(methods, teacher, example)
+            check_images(example, "example")
+        check_methods(methods, teacher, example)
         if not isinstance(label_smoothing, (int, float)) or not 0 <= label_smoothing < 1:
-            raise UserError(f"label_smoothing is {label_smoothing!r}: expected a number in [0, 1)")
+            raise UserError(
+                f"label_smoothing is {shown(label_smoothing)}: expected a number in [0, 1)"
+            )
         self.label_smoothing = float(label_smoothing)
-        self.student, student_transform = _split(student, student_transform, "student")
+        self.student, student_transform = split_transform(student, student_transform, "student")
+        # Another Transfer may train the adapters of a method.
+        methods = [copy.deepcopy(m) if m.belongs_to_a_transfer else m for m in methods]
         self.methods = cast(Sequence[Method], nn.ModuleList(methods))
         self.student_transform = nn.Identity() if student_transform is None else student_transform
         # A tuple of one or none keeps the teacher out of modules(), parameters() and state_dict();
@@ -93,7 +100,7 @@ class Transfer(nn.Module):
         self.store: Store | None = None
         self.map_options = maps_to_read(methods, teacher)
         if isinstance(teacher, nn.Module):
-            self._frozen = (FrozenTeacher(*_split(teacher, teacher_transform, "teacher")),)
+            self._frozen = (FrozenTeacher(*split_transform(teacher, teacher_transform, "teacher")),)
         self.pairs: Pairs = []
         self._student_tap: Tap | None = None
         self._teacher_tap: Tap | None = None
@@ -139,11 +146,11 @@ class Transfer(nn.Module):
                 their view.
 
         Raises:
-            UserError: for a student that returns no logits (N, K), labels of another shape or, in
-                eager mode on a CPU, out of range; for a float outside [0, 1]; and without `teacher`
-                under a store.
+            UserError: for a student that returns no logits (N, K), an empty batch, labels of
+                another shape or, in eager mode on a CPU, out of range; for a float outside [0, 1];
+                and without `teacher` under a store.
         """
-        check_tensor(x, "x")
+        check_images(x, "x")
         check_tensor(y, "y")
         if not self._checked_first_batch and self.training and not torch.compiler.is_compiling():
             # Once, and only now: the caller may set the student's mode after the construction.
@@ -173,6 +180,21 @@ class Transfer(nn.Module):
         # The compiled regions of a copy would run the networks of the original.
         state = super().__getstate__()
         return {name: value for name, value in state.items() if name not in _REGIONS}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Transfer:
+        twin = type(self).__new__(type(self))
+        memo[id(self)] = twin
+        twin.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        return twin
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """For pickle, which takes no lambdas; `deepcopy` takes any function."""
+        transforms = {"student_transform": self.student_transform}
+        for teacher in self._frozen:
+            transforms["teacher_transform"] = teacher.transform
+        for name, transform in transforms.items():
+            check_pickles(transform, name)
+        return super().__reduce_ex__(protocol)
 
     def run_teacher(self, x: Tensor, y: Tensor | None = None) -> TeacherOutput:
         """The teacher on a batch; J only where the labels are given and a method needs it."""
@@ -332,21 +354,6 @@ class Transfer(nn.Module):
                 self._teacher_tap = Tap(teacher.network, [t for _, t in self.pairs], xt)
 
 
-def _split(
-    model: nn.Module, transform: Transform | None, role: str
-) -> tuple[nn.Module, Transform | None]:
-    """A network and its transform, which one that was loaded brings along."""
-    network, preprocess = split_preprocessing(model)
-    if preprocess is None:
-        return network, transform
-    if transform is not None:
-        raise UserError(
-            f"the {role} has its preprocessing inside and there is {role}_transform: expected one "
-            f"of them; leave {role}_transform out"
-        )
-    return network, preprocess
-
-
 def _read(
     name: str, model: nn.Module, tap: Tap | None, x: Tensor, layers: list[str]
 ) -> tuple[Any, list[Tensor]]:
@@ -356,42 +363,3 @@ def _read(
     with about(name):
         logits, features = tap(x)
     return logits, [features[layer] for layer in layers]
-
-
-def maps_to_read(methods: Sequence[Method], teacher: object = None) -> MapOptions | None:
-    """The maps that the methods read of a store."""
-    options = list(dict.fromkeys(m.map_options for m in methods if m.map_options is not None))
-    if len(options) > 1 and not isinstance(teacher, nn.Module):
-        raise UserError("the methods read different maps of a store: give them one kind, p, axis")
-    return options[0] if options else None
-
-
-def _check_methods(methods: Sequence[Method], teacher: object, example: Tensor | None) -> None:
-    for method in methods:
-        if not isinstance(method, Method):
-            raise UserError(f"methods has {method!r}: expected objects, like ActivationTransfer()")
-    names = [m.name for m in methods]
-    if len(set(names)) < len(names):
-        raise UserError(f"methods {names} has one twice: expected each at most once")
-    if teacher is not None and not any(method.needs_teacher for method in methods):
-        raise UserError(
-            f"a teacher is given, but methods {names} use none: pass teacher=None, or a method "
-            "that learns from it, such as ActivationTransfer()"
-        )
-    under_store = teacher is not None and not isinstance(teacher, nn.Module)
-    if under_store and not hasattr(teacher, "read"):
-        raise UserError(
-            f"teacher is an object of type {type(teacher).__name__}: "
-            "expected a module, a TeacherStore or None"
-        )
-    for method in methods:
-        name = type(method).__name__
-        if under_store and method.needs_live_teacher is not None:
-            raise UserError(
-                f"{name} cannot learn from a store: {method.needs_live_teacher}; "
-                "pass the teacher itself"
-            )
-        if method.needs_teacher and teacher is None:
-            raise UserError(f"{name} needs a teacher, and teacher is None")
-        if method.needs_example and example is None:
-            raise UserError(f"{name} needs example=, a batch of images (N, C, H, W), for its sizes")

@@ -9,7 +9,7 @@ from functools import cached_property
 
 from torch import Tensor, nn
 
-from ..errors import first_few
+from ..errors import UserError, first_few
 from ..map_inputs import StoredMap
 from ..maps import attention_map
 from ..methods.activation import ActivationTransfer
@@ -127,7 +127,10 @@ def _feature_problem(feature: Tensor, images_differ: bool, spatial: bool) -> Fin
         return Finding("warning", text)
     if not spatial:
         return None
-    q = attention_map(feature, normalize=False)
+    try:
+        q = attention_map(feature, normalize=False)
+    except UserError:
+        return Finding("error", "puts out values whose squares overflow")
     if q.shape[1] == 1:
         text = "has one position, so its map is always 1: choose one before the pooling"
         return Finding("warning", f"{text} ({STAGES_HINT})")

@@ -8,8 +8,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from ..errors import UserError
-from ..numerics import check_tensor
+from ..arguments import check_tensor
+from ..errors import UserError, shown
 from ..second_order import BatchStatisticsWarning
 from ..taps import unwrap
 from ..teacher import TeacherOutput
@@ -54,7 +54,7 @@ def preflight(
     """
     plain = unwrap(transfer)
     if not isinstance(plain, Transfer):
-        raise UserError(f"preflight got a {type(plain).__name__}: expected a Transfer")
+        raise UserError(f"transfer is {shown(plain)}: expected a Transfer")
     _check_arguments(x, y, teacher_accuracy)
     teacher = _check_said(plain, teacher)
     x, y = x[:DRY_IMAGES].detach(), y[:DRY_IMAGES]
@@ -110,5 +110,9 @@ def _check_arguments(x: Tensor, y: Tensor, teacher_accuracy: float | None) -> No
         raise UserError(
             f"preflight got y {y.dtype} {tuple(y.shape)}: expected int64 labels ({len(x)},)"
         )
-    if teacher_accuracy is not None and not 0 <= teacher_accuracy <= 1:
-        raise UserError(f"teacher_accuracy is {teacher_accuracy!r}: expected a share in [0, 1]")
+    if teacher_accuracy is None:
+        return
+    if not isinstance(teacher_accuracy, (int, float)) or not 0 <= teacher_accuracy <= 1:
+        raise UserError(
+            f"teacher_accuracy is {shown(teacher_accuracy)}: expected a share in [0, 1]"
+        )

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from .. import maps
-from ..errors import UserError
+from ..arguments import check_weight
+from ..errors import UserError, shown
 from ..map_inputs import StoredMap
 from ..map_options import LossOptions, MapOptions
 from ..options import subset
-from .base import BetaMethod, Pairs, StepInputs, TrainingFraction, check_weight, schedule_factor
+from .base import BetaMethod, Pairs, StepInputs, TrainingFraction, schedule_factor
 from .options import AUTO
 
 # β = "auto" makes the term this number for a student that shows the teacher's mean maps: it is
@@ -82,9 +83,15 @@ class ActivationTransfer(BetaMethod):
         self.map_options = subset(self.options, MapOptions)
         self.pair_weights: list[float] | None = None
         if weights is not None:
-            if isinstance(weights, (str, Mapping)) or not isinstance(weights, Iterable):
-                raise UserError(f"weights is {weights!r}: expected a list of numbers, one a pair")
+            if isinstance(weights, (str, Mapping, Tensor)) or not isinstance(weights, Iterable):
+                raise UserError(
+                    f"weights is {shown(weights)}: expected a list of numbers, one a pair"
+                )
             self.pair_weights = [check_weight("weights", w) for w in weights]
+
+    @property
+    def belongs_to_a_transfer(self) -> bool:
+        return bool(self._auto_betas)
 
     def forward(self, step: StepInputs) -> Tensor:
         return maps.map_loss(

@@ -10,7 +10,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..errors import UserError, check_choice
+from ..arguments import check_tensor, check_weight
+from ..errors import UserError, check_choice, shown
 from ..map_inputs import StoredMap
 from ..map_options import MapOptions
 from .options import AUTO, DECAYS
@@ -62,6 +63,11 @@ class Method(nn.Module):
     # {name of another method: {option: its default where both are chosen}}
     defaults_with: ClassVar[dict[str, dict[str, Any]]] = {}
     decay: str = "constant"
+
+    @property
+    def belongs_to_a_transfer(self) -> bool:
+        """Whether it holds what was made for the pairs of one `Transfer`, such as adapters."""
+        return False
 
     def forward(self, step: StepInputs) -> Tensor:
         """The term before its weight: a scalar in at least float32."""
@@ -127,13 +133,6 @@ def can_learn_from_store(methods: Sequence[Method]) -> bool:
     return bool(taught)
 
 
-def check_weight(name: str, value: float | str) -> float:
-    """The value, if it is a finite number ≥ 0."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
-        raise UserError(f"{name} is {value!r}: expected a finite number ≥ 0")
-    return float(value)
-
-
 def schedule_factor(decay: str, progress: TrainingFraction) -> float | Tensor:
     """The factor of a schedule: 1 at progress 0; at 1, `linear` and `cosine` give 0, `step` 0.008.
 
@@ -144,21 +143,25 @@ def schedule_factor(decay: str, progress: TrainingFraction) -> float | Tensor:
         UserError: for a schedule without progress, a number outside [0, 1], or a tensor that is
             not 0-d.
     """
-    if decay == "constant":
-        return 1.0
     if progress is None:
+        if decay == "constant":
+            return 1.0
         raise UserError(
             f"decay={decay!r} needs progress: call transfer(x, y, progress=...) with the share of "
             "the training that is done"
         )
     if isinstance(progress, Tensor):
+        check_tensor(progress, "progress")
         if progress.ndim:
             raise UserError(f"progress is a tensor {tuple(progress.shape)}: expected a 0-d one")
         progress = progress.clamp(0, 1)
     elif not isinstance(progress, (int, float)) or not 0 <= progress <= 1:
         raise UserError(
-            f"progress is {progress!r}: expected the share of the training that is done, in [0, 1]"
+            f"progress is {shown(progress)}: "
+            "expected the share of the training that is done, in [0, 1]"
         )
+    if decay == "constant":
+        return 1.0
     fall = decay.removeprefix("warm-up").removeprefix("+")
     factor = _decay_factor(fall, progress)
     if fall == decay:

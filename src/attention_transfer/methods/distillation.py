@@ -7,7 +7,8 @@ import math
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import UserError, check_choice
+from ..arguments import check_finite, check_floats, check_same_device
+from ..errors import UserError, check_choice, shown
 from ..numerics import at_least_float32, check_logits
 from ..options import checked
 from .base import Method, StepInputs, TrainingFraction, schedule_factor
@@ -27,20 +28,28 @@ def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float =
 
     Raises:
         UserError: (a ValueError) for shapes that are not (N, K) twice, or a temperature that is not
-            above 0.
+            above 0; in eager mode on a CPU also for logits that are not finite.
     """
+    loss = softened_divergence(student_logits, teacher_logits, temperature)
+    inputs = {"student_logits": student_logits, "teacher_logits": teacher_logits}
+    check_finite(loss, inputs, f"temperature is {temperature:g}: the logits / T overflow")
+    return loss
+
+
+def softened_divergence(
+    student_logits: Tensor, teacher_logits: Tensor, temperature: float
+) -> Tensor:
+    """`kd_loss` for logits that may be not finite."""
+    check_floats(student_logits, "student_logits", "(N, K)")
+    check_floats(teacher_logits, "teacher_logits", "(N, K)")
     if student_logits.ndim != 2 or student_logits.shape != teacher_logits.shape:
         raise UserError(
-            f"kd_loss got logits {tuple(student_logits.shape)} and {tuple(teacher_logits.shape)}: "
-            "expected both (N, K)"
+            f"student_logits are {tuple(student_logits.shape)}, "
+            f"teacher_logits {tuple(teacher_logits.shape)}: expected both (N, K)"
         )
-    if not (student_logits.is_floating_point() and teacher_logits.is_floating_point()):
-        raise UserError(
-            f"kd_loss got {student_logits.dtype} and {teacher_logits.dtype}: "
-            "expected floating-point logits"
-        )
+    check_same_device(student_logits, "student_logits", teacher_logits, "teacher_logits")
     if not isinstance(temperature, (int, float)) or not 0 < temperature < math.inf:
-        raise UserError(f"temperature is {temperature!r}: expected a number > 0")
+        raise UserError(f"temperature is {shown(temperature)}: expected a number > 0")
     # Both as logarithms: the softmax of a far class underflows to 0.
     log_p = F.log_softmax(at_least_float32(student_logits) / temperature, 1)
     log_q = F.log_softmax(at_least_float32(teacher_logits) / temperature, 1)
@@ -74,7 +83,7 @@ class KnowledgeDistillation(Method):
     def forward(self, step: StepInputs) -> Tensor:
         assert step.student_logits is not None
         teacher_logits = check_logits(step.teacher_logits, "the teacher")
-        return kd_loss(step.student_logits, teacher_logits, self.temperature)
+        return softened_divergence(step.student_logits, teacher_logits, self.temperature)
 
     def weight(self, progress: TrainingFraction) -> float | Tensor:
         return self.alpha * schedule_factor(self.decay, progress)

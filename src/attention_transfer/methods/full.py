@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import maps
+from ..arguments import check_finite, check_same_device
 from ..errors import UserError
 from ..map_inputs import StoredMap
 from ..numerics import at_least_float32
@@ -28,16 +29,26 @@ def full_activation_loss(student: Tensor, teacher: Tensor) -> Tensor:
         A scalar, float32 or float64.
 
     Raises:
-        UserError: (a ValueError) for other shapes.
+        UserError: (a ValueError) for other shapes; in eager mode on a CPU also for features that
+            are not finite.
     """
+    loss = normalised_difference(student, teacher)
+    inputs = {"student features": student, "teacher features": teacher}
+    check_finite(loss, inputs, "the features overflow: expected smaller values")
+    return loss
+
+
+def normalised_difference(student: Tensor, teacher: Tensor) -> Tensor:
+    """`full_activation_loss` for features that may be not finite."""
     student = maps.validated(student, "student features")
     teacher = maps.validated(teacher, "teacher features")
     if student.shape != teacher.shape:
         raise UserError(
-            f"full_activation_loss got {tuple(student.shape)} and {tuple(teacher.shape)}: "
+            f"student features are {tuple(student.shape)}, the teacher's {tuple(teacher.shape)}: "
             "expected one shape (FullActivationTransfer learns the 1×1 convolution between "
             "different channels)"
         )
+    check_same_device(student, "student features", teacher, "teacher features")
     d = maps.normalize_map(student.flatten(1)) - maps.normalize_map(teacher.flatten(1))
     return d.square().mean()
 
@@ -68,6 +79,10 @@ class FullActivationTransfer(BetaMethod):
         super().__init__(beta, decay)
         self.adapters = nn.ModuleList()
 
+    @property
+    def belongs_to_a_transfer(self) -> bool:
+        return bool(self.adapters)
+
     def forward(self, step: StepInputs) -> Tensor:
         terms = []
         for j, adapter in enumerate(self.adapters):
@@ -81,7 +96,7 @@ class FullActivationTransfer(BetaMethod):
             if isinstance(adapter, nn.Conv2d):
                 # The networks, and with them the adapter, may be of any precision.
                 s = F.conv2d(s, adapter.weight.to(s.dtype))
-            terms.append(full_activation_loss(s, t))
+            terms.append(normalised_difference(s, t))
         return torch.stack(terms).sum()
 
     def prepare(

@@ -7,10 +7,13 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from .. import maps
+from ..arguments import check_finite, check_floats, check_same_device, check_switch
 from ..errors import UserError
 from ..map_inputs import StoredMap
 from ..numerics import at_least_float32
 from .base import BetaMethod, Pairs, StepInputs
+
+OVERFLOW = "the norm of the input gradients overflows: expected smaller ones"
 
 
 def gradient_loss(j_student: Tensor, j_teacher: Tensor, squared: bool = True) -> Tensor:
@@ -25,13 +28,24 @@ def gradient_loss(j_student: Tensor, j_teacher: Tensor, squared: bool = True) ->
         A scalar, float32 or float64.
 
     Raises:
-        UserError: (a ValueError) for shapes that differ.
+        UserError: (a ValueError) for shapes that differ or are empty, and tensors that are not
+            floating-point; in eager mode on a CPU also for values that are not finite.
     """
+    loss = gradient_distance(j_student, j_teacher, check_switch("squared", squared))
+    check_finite(loss, {"j_student": j_student, "j_teacher": j_teacher}, OVERFLOW)
+    return loss
+
+
+def gradient_distance(j_student: Tensor, j_teacher: Tensor, squared: bool) -> Tensor:
+    """`gradient_loss` for input gradients that may be not finite."""
+    check_floats(j_student, "j_student", "(N, C, H, W)")
+    check_floats(j_teacher, "j_teacher", "(N, C, H, W)")
     if j_student.shape != j_teacher.shape or j_student.ndim < 2:
         raise UserError(
-            f"gradient_loss got {tuple(j_student.shape)} and {tuple(j_teacher.shape)}: "
+            f"j_student is {tuple(j_student.shape)}, j_teacher {tuple(j_teacher.shape)}: "
             "expected two (N, C, H, W)"
         )
+    check_same_device(j_student, "j_student", j_teacher, "j_teacher")
     return half_mean_norm(j_student - j_teacher, squared)
 
 
@@ -54,7 +68,7 @@ class GradientMethod(BetaMethod):
 
     def __init__(self, beta: float = 1.0, squared: bool = True, decay: str = "constant"):
         super().__init__(beta, decay)
-        self.squared = bool(squared)
+        self.squared = check_switch("squared", squared)
 
     def describe(
         self, pairs: Pairs, student: Sequence[Tensor], teacher: Sequence[Tensor | StoredMap]
@@ -85,4 +99,4 @@ class GradientTransfer(GradientMethod):
     def forward(self, step: StepInputs) -> Tensor:
         assert step.student_gradient is not None
         assert step.teacher_gradient is not None
-        return gradient_loss(step.student_gradient, step.teacher_gradient, self.squared)
+        return gradient_distance(step.student_gradient, step.teacher_gradient, self.squared)

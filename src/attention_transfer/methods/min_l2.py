@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from ..arguments import check_finite
 from ..second_order import input_gradient
 from .base import StepInputs
-from .gradient import GradientMethod, half_mean_norm
+from .gradient import OVERFLOW, GradientMethod, half_mean_norm
 
 
 def gradient_norm_loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
@@ -23,7 +24,9 @@ def gradient_norm_loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     Raises:
         UserError: as `input_gradient`.
     """
-    return half_mean_norm(input_gradient(model, x, y, create_graph=True), squared=True)
+    loss = half_mean_norm(input_gradient(model, x, y, create_graph=True), squared=True)
+    check_finite(loss, {}, OVERFLOW)
+    return loss
 
 
 class GradientNorm(GradientMethod):

@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..second_order import input_gradient
+from ..arguments import check_finite, check_switch
+from ..second_order import check_batch, input_gradient
 from .base import StepInputs
-from .gradient import GradientMethod, half_mean_norm
+from .gradient import OVERFLOW, GradientMethod, half_mean_norm
 
 
 def symmetry_loss(model: nn.Module, x: Tensor, y: Tensor, squared: bool = True) -> Tensor:
@@ -27,9 +28,13 @@ def symmetry_loss(model: nn.Module, x: Tensor, y: Tensor, squared: bool = True) 
     Raises:
         UserError: as `input_gradient`.
     """
+    squared = check_switch("squared", squared)
+    check_batch(x, y)
     images, labels = torch.cat([x, x.flip(-1)]), torch.cat([y, y])
     j, flipped = input_gradient(model, images, labels, create_graph=True).chunk(2)
-    return half_mean_norm(j - flipped.flip(-1), squared)
+    loss = half_mean_norm(j - flipped.flip(-1), squared)
+    check_finite(loss, {}, OVERFLOW)
+    return loss
 
 
 class GradientSymmetry(GradientMethod):

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..arguments import check_path
 from ..authors_log import EXTRA_KEY, LOG_FILE, MODEL_FILE, read_options
 from ..errors import UserError
 from .authors_files import read_params
@@ -56,6 +57,7 @@ def load_authors_run(folder: str | Path) -> AuthorsRun:
         UserError: for missing or damaged files, a log without json_stats, tensors that fit none of
             the authors' networks, and another number of classes in the log than in the tensors.
     """
+    check_path(folder, "folder")
     folder = Path(folder)
     file = folder / MODEL_FILE
     if not folder.is_dir():

@@ -6,12 +6,13 @@ import difflib
 import logging
 import re
 from collections.abc import Callable
+from numbers import Integral
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import nn
 
-from ..errors import UserError, nearest
+from ..errors import UserError, nearest, shown
 from ..run_folder import ZOO, RunFolder
 from .user_file import create_from_file, public_functions
 
@@ -39,8 +40,10 @@ def create_model(name: str, num_classes: int) -> nn.Module:
         UserError: for any other name (the message has the nearest), a depth that is not 6n + 4, a
             file or function that fails, a function that returns no module.
     """
-    if num_classes < 1:
-        raise UserError(f"num_classes is {num_classes}: expected at least 1")
+    if not isinstance(name, str):
+        raise UserError(f"name is {shown(name)}: expected {FORMS}")
+    if not isinstance(num_classes, Integral) or num_classes < 1:
+        raise UserError(f"num_classes is {shown(num_classes)}: expected a whole number ≥ 1")
     if match := re.fullmatch(r"wrn-(\d+)-(\d+)", name):
         from .wrn import WideResNet
 

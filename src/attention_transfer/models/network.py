@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..arguments import check_path
 from ..authors_log import MODEL_FILE, is_authors_run
 from ..errors import UserError, first_line
 from ..run_folder import ZOO, RunFolder, parse_json, replacing
@@ -145,6 +146,7 @@ def load_student(run_folder: str | Path, trust_code: bool = False) -> TrainedNet
         UserError: if the folder is no run, its run is not finished, or its network executes a file
             and `trust_code` is False.
     """
+    check_path(run_folder, "run_folder")
     network = load_run_network(run_folder, trust_code)
     return TrainedNetwork(network.module, network.preprocess, network.classes)
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from ..errors import UserError
+from ..arguments import check_images, check_module, check_path
+from ..errors import UserError, check_choice, shown
 from ..map_options import MapOptions
 from ..maps import make_options
-from ..numerics import check_logits, check_tensor
+from ..numerics import check_logits
 from ..taps import evaluating, split_preprocessing, tap, try_stages
 from ..teacher import Transform
 from .fingerprint import network_fingerprint
@@ -59,10 +60,13 @@ def create_store(
     Raises:
         UserError: (a ValueError) for wrong options, and for a folder that holds something else.
     """
-    check_tensor(example, "example")
+    check_path(folder, "folder")
+    check_module(teacher, "teacher")
+    check_images(example, "example")
+    check_choice("dtype", dtype, get_args(Dtype))
     for name, number in (("images", images), ("views", views)):
         if not isinstance(number, int) or number < 1:
-            raise UserError(f"{name} is {number!r}: expected a whole number ≥ 1")
+            raise UserError(f"{name} is {shown(number)}: expected a whole number ≥ 1")
     names = tuple(getattr(teacher, "class_names", ()))
     network, preprocess = split_preprocessing(teacher)
     transform = preprocess or teacher_transform

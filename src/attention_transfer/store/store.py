@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..arguments import check_path
 from ..errors import RunError, UserError
 from ..map_options import MapOptions
 from ..maps import as_grid, attention_map
@@ -43,6 +44,7 @@ class TeacherStore:
     """
 
     def __init__(self, folder: str | os.PathLike[str]):
+        check_path(folder, "folder")
         self.folder = Path(folder)
         self.header = read_header(self.folder)
         self.note: str | None = None

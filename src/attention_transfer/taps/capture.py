@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import threading
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import UserError, nearest
+from ..arguments import check_images, check_module
+from ..errors import UserError, nearest, shown
 from .layout import Hints, Size, feature_map, find_layout, read_hints
 
 _WRAPPERS = ("DataParallel", "DistributedDataParallel", "_FabricModule", "FullyShardedDataParallel")
@@ -167,8 +168,16 @@ class Tap:
     """
 
     def __init__(self, model: nn.Module, layers: Sequence[str], example: Tensor | None = None):
+        check_module(model, "model")
+        if isinstance(layers, (str, Tensor)) or not isinstance(layers, Iterable):
+            raise UserError(f"layers is {shown(layers)}: expected a list of names")
+        if example is not None:
+            check_images(example, "example")
         model, self._preprocess = split_preprocessing(model)
         self.model = model
+        for layer in (layers := list(layers)):
+            if not isinstance(layer, str):
+                raise UserError(f"layers has {shown(layer)}: expected names")
         self.layers = tuple(dict.fromkeys(layers))
         self._state = _CaptureState(_Copies())
         modules = dict(model.named_modules(remove_duplicate=False))

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from ..errors import UserError, about
+from ..errors import UserError, about, shown
 from .stages import Stage, stages
 
 _AUTOMATIC = re.compile(r"auto|last[1-9]\d*")
@@ -27,6 +27,11 @@ def pair_stages(
     """
     if isinstance(example, Tensor):
         example = (example, example)
+    if not isinstance(example, (tuple, list)) or len(example) != 2:
+        raise UserError(
+            f"example is {shown(example)}: expected images (N, C, H, W), or "
+            "(the student's, the teacher's)"
+        )
     with about("the student"):
         student_stages = stages(student, example[0])
     with about("the teacher"):
@@ -122,6 +127,18 @@ def parse_pairs(text: str) -> str | list[tuple[str, str]]:
     return pairs
 
 
+def _checked_pairs(pairs: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    if not isinstance(pairs, Sequence):
+        raise UserError(
+            f"pairs is {shown(pairs)}: expected a list of (student layer, teacher layer)"
+        )
+    for pair in pairs:
+        is_pair = isinstance(pair, (tuple, list)) and len(pair) == 2
+        if not is_pair or not all(isinstance(name, str) for name in pair):
+            raise UserError(f"pairs has {shown(pair)}: expected (student layer, teacher layer)")
+    return [(s, t) for s, t in pairs]
+
+
 def resolve_pairs(
     pairs: str | Sequence[tuple[str, str]],
     student: nn.Module,
@@ -137,10 +154,7 @@ def resolve_pairs(
         UserError: for pairs that are none, and where the stages are needed without an example.
     """
     if not isinstance(pairs, str):
-        for pair in pairs:
-            if isinstance(pair, str) or len(pair) != 2:
-                raise UserError(f"pairs has {pair!r}: expected (student layer, teacher layer)")
-        return [(s, t) for s, t in pairs]
+        return _checked_pairs(pairs)
     if not _AUTOMATIC.fullmatch(pairs):
         raise UserError(
             f"pairs is {pairs!r}: expected 'auto', 'last2' or a list of "

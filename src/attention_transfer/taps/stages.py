@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..arguments import check_images, check_module
 from ..errors import UserError
 from .capture import split_preprocessing
 from .layout import Size
@@ -60,6 +61,10 @@ def stages(model: nn.Module, example: Tensor) -> list[Stage]:
     Raises:
         UserError: if no module of the network returns feature maps larger than 1×1.
     """
+    check_module(model, "model")
+    check_images(example, "example")
+    if example.ndim != 4:
+        raise UserError(f"example is {tuple(example.shape)}: expected images (N, C, H, W)")
     model, preprocess = split_preprocessing(model)
     if preprocess is not None:
         example = preprocess(example)

@@ -15,6 +15,7 @@ from ..data.options import AugmentOptions
 from ..errors import UserError, first_few
 from ..map_options import MapOptions
 from ..methods.base import Method, can_learn_from_store
+from ..methods.check import maps_to_read
 from ..models.network import Network
 from ..models.start import load_network
 from ..store.create import default_folder, plan_store, teacher_record
@@ -23,7 +24,6 @@ from ..store.options import StoreOptions
 from ..store.store import TeacherStore
 from ..taps import evaluating, parse_pairs, resolve_pairs, tap
 from ..teacher import TeacherOutput
-from ..transfer import maps_to_read
 from .images import augment_on
 
 if TYPE_CHECKING:

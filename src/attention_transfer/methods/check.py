@@ -1,0 +1,57 @@
+"""Whether methods go with one another, with the teacher and with the example of a `Transfer`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from ..errors import UserError, shown
+from ..map_options import MapOptions
+from .base import Method
+
+
+def maps_to_read(methods: Sequence[Method], teacher: object = None) -> MapOptions | None:
+    """The maps that the methods read of a store."""
+    options = list(dict.fromkeys(m.map_options for m in methods if m.map_options is not None))
+    if len(options) > 1 and not isinstance(teacher, nn.Module):
+        raise UserError("the methods read different maps of a store: give them one kind, p, axis")
+    return options[0] if options else None
+
+
+def check_methods(methods: Sequence[Method], teacher: object, example: Tensor | None) -> None:
+    """Raises `UserError` for methods that do not."""
+    if not isinstance(methods, (Sequence, nn.ModuleList)):
+        raise UserError(
+            f"methods is {shown(methods)}: expected a list, such as [ActivationTransfer()]"
+        )
+    for method in methods:
+        if not isinstance(method, Method):
+            raise UserError(
+                f"methods has {shown(method)}: expected objects, like ActivationTransfer()"
+            )
+    names = [m.name for m in methods]
+    if len(set(names)) < len(names):
+        raise UserError(f"methods {names} has one twice: expected each at most once")
+    under_store = teacher is not None and not isinstance(teacher, nn.Module)
+    if under_store and not hasattr(teacher, "read"):
+        raise UserError(
+            f"teacher is an object of type {type(teacher).__name__}: "
+            "expected a module, a TeacherStore or None"
+        )
+    if teacher is not None and not any(method.needs_teacher for method in methods):
+        raise UserError(
+            f"a teacher is given, but methods {names} use none: pass teacher=None, or a method "
+            "that learns from it, such as ActivationTransfer()"
+        )
+    for method in methods:
+        name = type(method).__name__
+        if under_store and method.needs_live_teacher is not None:
+            raise UserError(
+                f"{name} cannot learn from a store: {method.needs_live_teacher}; "
+                "pass the teacher itself"
+            )
+        if method.needs_teacher and teacher is None:
+            raise UserError(f"{name} needs a teacher, and teacher is None")
+        if method.needs_example and example is None:
+            raise UserError(f"{name} needs example=, a batch of images (N, C, H, W), for its sizes")
