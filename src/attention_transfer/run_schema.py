@@ -72,6 +72,7 @@ class Environment(Record):
     auto: Auto | None = None
     teacher: str | None = None
     streamed: bool | None = None
+    store: str | None = None
     data: dict[str, Any] | None = None
 
 
@@ -117,6 +118,7 @@ class TeacherFacts(NetworkFacts):
 
     name: str | None = None
     folder: Name | None = None
+    store: Name | None = None
     val_accuracy: float | None = None
     val_loss: float | None = None
 

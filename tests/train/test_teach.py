@@ -88,6 +88,10 @@ def test_teach_goes_on(place, command, monkeypatch):
     [
         ("teach --teacher teacher --trust-code --data folder:data --out s", "--views is required"),
         (f"{TEACH} --layers one,tow --out s", "has no layer 'tow'; did you mean two"),
+        (
+            f"{TEACH} --crop-scale 0.5,1 --out s",
+            "--crop-scale is given, but --augment crop has none",
+        ),
         (f"{TEACH} --top-k 3 --out s", "top_k is 3: expected 1 to 2"),
         (f"{TEACH} --out data", "data exists and holds no store"),
         (f"{TEACH.replace('--teacher teacher', '--teacher net.py:make')} --out s", "no trained"),

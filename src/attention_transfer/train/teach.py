@@ -17,6 +17,7 @@ from torch import Tensor
 from ..apply.evaluate import EVALUATION_BATCH, evaluate
 from ..apply.inference import InferenceModel, as_input
 from ..data.dataset import Dataset
+from ..data.options import check_augment
 from ..errors import RunError, UserError
 from ..models.network import Network
 from ..models.start import check_network, load_network
@@ -42,6 +43,7 @@ def teach(options: TeachOptions, console: Console) -> None:
     """
     if options.views is None:
         raise UserError("--views is required: the number of fixed views of each image, such as 4")
+    check_augment(options, options.stream)
     if is_store(options.teacher):
         raise UserError(f"{options.teacher} is a store itself: expected the teacher's network")
     data = open_images(options, options.augment, options, seed=0)
