@@ -167,8 +167,11 @@ def test_wrong_arguments(store, tmp_path):
         store.add(ROWS, 0, logits[:, :4], features)
     with pytest.raises(at.UserError, match=r"one\.sum2 of the teacher is \(4, 4, 4\)"):
         store.add(ROWS, 0, logits, features | {"one": features["two"]})
-    with pytest.raises(at.RunError, match="logits of the teacher is not finite in view 0"):
-        store.add(ROWS, 0, logits * torch.nan, features)
+    for wrong in (torch.nan, torch.inf):
+        with pytest.raises(at.RunError, match="the teacher's logits are not finite"):
+            store.add(ROWS, 0, logits.abs() * wrong, features)
+    with pytest.raises(at.RunError, match=r"the teacher's one\.sum2 is not finite in view 0"):
+        store.add(ROWS, 0, logits, features | {"one": features["one"] * torch.nan})
     assert not store.filled(torch.arange(IMAGES), 0).any()
     with pytest.raises(at.UserError, match="images is 0: expected a whole number"):
         create(tmp_path / "none", images=0)
@@ -254,6 +257,7 @@ def test_a_store_that_may_not_be_written(store, monkeypatch):
     added = store.add(ROWS, 0, *say())
     assert added.logits.shape == (4, CLASSES)
     assert store.note == f"{store.folder} cannot be written (Permission denied)"
+    assert create(store.folder).has(ROWS[:2], 0)
     with pytest.raises(at.UserError, match=r"cannot write the store .* \(Permission denied\)"):
         create(store.folder, kind="max")
 

@@ -23,7 +23,7 @@ from ..taps import Stage
 from ..teacher import TeacherOutput
 from . import top_k
 from .arrays import Rows, StoredArray, Values, locked
-from .header import FILE, Header, read_header, write_header
+from .header import Header, is_store, read_header, write_header
 
 LOGITS, CLASSES = "logits", "logits.classes"
 
@@ -61,20 +61,25 @@ class TeacherStore:
             UserError: for a folder that holds something else, or cannot be written.
         """
         path = Path(folder)
+        if is_store(path):
+            present = read_header(path)
+            present.check_same(path, header)
+            if present.with_arrays(header.arrays) == present:
+                return cls(path)  # a full store may be one that nobody may write to
+        else:
+            _check_new(path)
         try:
-            if not (path / FILE).is_file():
-                _check_new(path)
             path.mkdir(parents=True, exist_ok=True)
             with locked(path):
+                # Another process may have made it meanwhile.
                 present = replace(header, arrays=())
-                if (path / FILE).is_file():
+                if is_store(path):
                     present = read_header(path)
                     present.check_same(path, header)
                 complete = present.with_arrays(header.arrays)
                 for entry in complete.arrays[len(present.arrays) :]:
                     StoredArray.create(path, entry)
-                if complete != present or not (path / FILE).is_file():
-                    write_header(path, complete)
+                write_header(path, complete)
         except OSError as error:
             raise UserError(
                 f"cannot write the store {path} ({error.strerror}): choose another place (--store)"
@@ -187,7 +192,7 @@ class TeacherStore:
                     f"{array.entry.name} of the teacher is {values.shape}: expected {expected}"
                 )
             if not np.isfinite(values).all():
-                raise RunError(f"{array.entry.name} of the teacher is not finite in view {view}")
+                raise RunError(f"the teacher's {array.entry.name} is not finite in view {view}")
         if self.note is None:
             try:
                 self._write(index, view, said)
@@ -290,6 +295,8 @@ class TeacherStore:
     def _encode(self, logits: Tensor, features: Mapping[str, Tensor]) -> list[Values]:
         """The rows of each array, as they are kept."""
         values = {LOGITS: at_least_float32(check_logits(logits, "the teacher"))}
+        if not logits.isfinite().all():  # before they are brought into the range of float16
+            raise RunError("the teacher's logits are not finite")
         if self.header.top_k is not None:
             values[LOGITS], values[CLASSES] = top_k.encode(logits, self.header.top_k)
         largest = float(np.finfo(self.header.dtype).max)
