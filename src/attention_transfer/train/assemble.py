@@ -163,11 +163,8 @@ def make_trainer(
         torch.compiler.reset()
         compile_transfer(transfer, runtime)
         network = torch.compile(network, dynamic=False)  # type: ignore[assignment]
-    lesson = {}
-    if components.kept is not None:
-        lesson = {"lesson": Lessons(components.kept.store, transfer, fabric, progress.say)}
     validate = partial(evaluate, network, val, EVALUATION_BATCH, fabric.device)
-    return Trainer(
+    trainer = Trainer(
         recipe,
         recipe,
         folder,
@@ -180,5 +177,7 @@ def make_trainer(
         mix=make_mix(recipe, len(components.data.classes)),
         average=components.average,
         graphs=runtime.graphs,
-        **lesson,
     )
+    if components.kept is not None:
+        trainer.lesson = Lessons(components.kept.store, transfer, fabric, progress.say)
+    return trainer

@@ -149,8 +149,10 @@ def first_lesson(
     run that fills it and for one that reads it.
     """
     rows = images.rows[index]
-    if teacher is None or store.has(rows):
+    if store.has(rows):
         return store.read(rows)
+    if teacher is None:  # some of the images cannot be read
+        return store.sample(len(index))
     loader = augment_on(augment, images, "cpu")
     x, _, rows = loader.batch(loader.view_plan(0, index, len(index)), 0)
     inputs = teacher.preprocess(as_input(x))

@@ -49,8 +49,6 @@ class Trainer:
         mix: mixes the images and labels of a batch.
         average: keeps the moving average of the student's weights (`make_average`).
         graphs: whether compiled steps are replayed as CUDA graphs.
-        lesson: gives what the teacher says of a batch, by its images, rows and view (`Lessons`);
-            None: the `Transfer` asks its teacher.
 
     Raises:
         UserError: if a batch has fewer images than processes or micro-batches.
@@ -71,11 +69,10 @@ class Trainer:
         mix: Mix | None = None,
         average: Any = None,
         graphs: bool = False,
-        lesson: Callable[..., Any] = lambda x, rows, view: None,
     ):
         self.options, self.folder, self.fabric = options, folder, fabric
         self.loader, self.validate, self.progress = loader, validate, progress
-        self.mix, self.average, self.lesson = mix, average, lesson
+        self.mix, self.average = mix, average
         self.graphs = CudaGraphs() if graphs else None
         self.batch_size = min(options.batch_size, len(loader.images))
         _check_batch_size(self.batch_size, fabric.world_size, options.accumulate)
@@ -99,6 +96,8 @@ class Trainer:
         self.meter = Meter(self.terms, fabric.device)
         self.stop = StopRequest(progress.say)
         self.watch = Watch(progress.say, len(loader.images.classes))
+        # What a store says of images, by their rows and view (`Lessons`); None: ask the teacher.
+        self.lesson: Callable[..., Any] = lambda x, rows, view: None
         self.log: Callable[[list[Row]], None] = lambda rows: None  # called with all rows so far
         self.step = 0
         self.seconds = 0.0
