@@ -3,9 +3,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+FUZZ ?= 100000
+FUZZERS = $(shell find tests -name 'test_fuzz_*.py')
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types bench results clean
+.PHONY: help demo test fuzz lint types bench results clean
 
 help:  ## what one can do
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-7s %s\n", $$1, $$2}'
@@ -20,6 +22,9 @@ demo: $(READY)  ## the whole story on built-in data, about 6 minutes on a 2-core
 
 test: $(READY)  ## all tests; more of them run where ../shared is present
 	$(BIN)/python -m pytest -q -n 2
+
+fuzz: $(READY)  ## every fuzzer at 100,000 examples, for days; FUZZ=2000 for an hour
+	ATTENTION_TRANSFER_FUZZ=$(FUZZ) $(BIN)/python -m pytest -q -n 2 $(FUZZERS)
 
 lint: $(READY)  ## formatting, style and types
 	$(BIN)/ruff check .

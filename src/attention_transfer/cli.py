@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import signal
 import sys
@@ -34,17 +35,23 @@ PATH_ERRORS = {
 LONGEST_WORD = 300
 
 
-def main() -> None:
+def main(words: list[str] | None = None) -> None:
     """Runs a command. A user's mistake ends with status 2, a failed run with 1.
 
     Ctrl-C and SIGTERM end it with 130.
+
+    Args:
+        words: the command and its arguments, without the program; by default those of this process.
     """
     for stream in (sys.stdout, sys.stderr):
-        # A name of a file, or a terminal, need not be UTF-8.
-        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+        if isinstance(stream, io.TextIOWrapper):
+            # A name of a file, or a terminal, need not be UTF-8.
+            stream.reconfigure(errors="backslashreplace")
+    if words is None:
+        words = sys.argv[1:]
     try:
         with signal_handlers(interrupt, signal.SIGTERM):
-            _dispatch(sys.argv[1:])
+            _dispatch(words)
     except KeyboardInterrupt as stop:
         _leave(f"interrupted: {stop}" if str(stop) else "interrupted", 130)
     except UserError as error:

@@ -289,3 +289,16 @@ class TestBadFiles:
         torch.save({"mine": {"w": torch.zeros(1)}, "epoch": 3}, tmp_path / "w.pt")
         with pytest.raises(UserError, match=r"holds no state dict: .*; it has mine, epoch$"):
             read_state_dict(tmp_path / "w.pt")
+
+
+class TestTensorsThatHoldNoNumbers:
+    @pytest.mark.parametrize("name", ["w.pt", "w.pt7"])
+    @pytest.mark.parametrize(
+        "convert", [lambda t: t.to("meta"), lambda t: t.to_sparse(), lambda t: t.to(torch.cfloat)]
+    )
+    def test_the_tensor_is_named(self, tmp_path, name, convert):
+        model = create_model("wrn-10-1", 3)
+        state = dict(model.named_parameters()) | {"fc.weight": convert(model.fc.weight.detach())}
+        torch.save({"params": state} if name == "w.pt7" else state, tmp_path / name)
+        with pytest.raises(UserError, match=r"w\.pt.*fc\.weight.*expected"):
+            load_weights(model, tmp_path / name)

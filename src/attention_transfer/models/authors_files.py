@@ -13,7 +13,7 @@ from pathlib import Path
 from torch import Tensor
 
 from ..errors import UserError
-from .safe_load import safe_load
+from .safe_load import is_plain, safe_load
 
 
 def read_params(file: Path) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
@@ -64,10 +64,10 @@ def _read_tensors(file: Path) -> dict[str, Tensor]:
             f'{file} holds no "params": expected the authors\' {{"params", "optimizer", "epoch"}}'
         )
     for name, value in params.items():
-        if not isinstance(value, Tensor) or not value.is_floating_point():
+        if not isinstance(value, Tensor) or not value.is_floating_point() or not is_plain(value):
             kind = getattr(value, "dtype", type(value).__name__)
             raise UserError(
                 f"{file}: params[{name!r}] is of type {kind}: "
-                "expected tensors of floating-point numbers by name"
+                "expected dense tensors of floating-point numbers by name"
             )
     return {str(name): value for name, value in params.items()}

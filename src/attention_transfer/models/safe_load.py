@@ -59,6 +59,13 @@ def safe_load(file: Path, to_save: str) -> Any:
         ) from error
 
 
+def is_plain(tensor: torch.Tensor) -> bool:
+    """Whether the numbers of a tensor can be copied into a layer."""
+    if tensor.is_quantized or tensor.is_complex() or tensor.is_meta:
+        return False
+    return tensor.layout == torch.strided
+
+
 def _refused_types(file: Path, error: pickle.UnpicklingError) -> list[str]:
     """The names of the classes and functions for which torch refused the file, if it tells them."""
     try:

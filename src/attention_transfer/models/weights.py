@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError, first_few, nearest
 from .authors_files import read_params
-from .safe_load import safe_load
+from .safe_load import is_plain, safe_load
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".th", ".bin", ".ckpt", ".tar", ".pt7")
 # Where training scripts keep the weights. Their average comes last: the weights themselves win.
@@ -57,6 +57,12 @@ def read_state_dict(file: str | Path, names: Container[str] = ()) -> dict[str, T
             f"{file} holds no state dict: expected tensors by name, or an entry of them "
             f"({', '.join(ENTRIES)}){content}"
         )
+    for name, tensor in state.items():
+        if not is_plain(tensor):
+            raise UserError(
+                f"{file}: {name} is a tensor of {tensor.dtype}, {tensor.layout}, on "
+                f"{tensor.device}: expected real numbers, dense and in memory"
+            )
     return _strip_prefixes({str(name): value for name, value in state.items()}, names)
 
 
