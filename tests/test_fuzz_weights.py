@@ -101,9 +101,9 @@ def write(file: Path, state: Any, how: str) -> None:
     if how == "safetensors":
         tensors = {}
         for name, value in state.items():
-            if isinstance(value, torch.Tensor) and value.layout == torch.strided:
-                if value.device.type == "cpu" and value.numel() < 10**7:
-                    tensors[str(name)] = value.detach().contiguous().clone()
+            dense = isinstance(value, torch.Tensor) and value.layout == torch.strided
+            if dense and value.device.type == "cpu" and value.numel() < 10**7:
+                tensors[str(name)] = value.detach().contiguous().clone()
         file.write_bytes(save(tensors))
     elif how == "pickle":
         file.write_bytes(pickle.dumps(state))
