@@ -152,6 +152,17 @@ def test_metadata_that_says_nothing(table, features, tmp_path):
     assert open_data(spec).classes == ("0", "1")
 
 
+@pytest.mark.parametrize("column", [[1, 2, 3, 4], ["a"] * 4, [0.5] * 4, [{"bytes": 1}] * 4])
+def test_metadata_that_calls_anything_an_image(table, column, tmp_path):
+    spec = table(label=[0, 0, 1, 1], photo=column)
+    file = tmp_path / "table" / "train-0.parquet"
+    about = {"huggingface": json.dumps({"info": {"features": {"photo": {"_type": "Image"}}}})}
+    pq.write_table(pq.read_table(file).replace_schema_metadata(about), file)
+    for stream in ("on", "off"):
+        said = refusal(spec, stream=stream)
+        assert "train-0.parquet, row" in said and "(it has no bytes): expected a whole" in said
+
+
 @pytest.mark.parametrize(
     "pattern",
     [

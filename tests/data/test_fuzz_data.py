@@ -177,7 +177,7 @@ def test_any_spec(kind, colon, place):
     if spec == "digits":
         return
     path = os.path.expanduser(place)
-    names = [spec, repr(spec), kind, place, path, str(Path(path))]
+    names = [spec, repr(spec), kind, spec.partition(":")[2], place, path, str(Path(path))]
     # A message about one shard names it in the place of the pattern.
     names += [place.partition("{")[0], place.rpartition("}")[2]]
     for function in (open_data, prepare_data):

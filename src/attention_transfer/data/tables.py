@@ -272,12 +272,15 @@ class TableReader(Reader):
     def encoded(self, i: int) -> Encoded:
         # Read from the table: a `datasets.Dataset` takes twice as long to format a row.
         value = self._table.column(self._column)[i].as_py()
-        if not isinstance(value, dict):
+        path = None
+        if isinstance(value, dict):
+            path, value = value.get("path"), value.get("bytes")
+        if isinstance(value, bytes):
             return value
-        if value.get("bytes") is None and value.get("path"):
+        if value is None and path and isinstance(path, str):
             # Relative to the parquet file; the library has made the hub's paths absolute.
-            return self._origin(i)[0].parent / value["path"]
-        return value.get("bytes")
+            return self._origin(i)[0].parent / path
+        return None  # metadata may call any column one of images
 
     def _origin(self, i: int) -> tuple[Path, int]:
         """The file of image `i` and its row there."""
