@@ -1,7 +1,7 @@
 """The files of a run folder, each written so that a crash never leaves half of one.
 
 config.yaml          the effective recipe; `--config` of it runs the same thing again
-environment.json     versions, hardware, commit, command, what `auto` decided
+environment.json     versions, hardware, commit, command, what `auto` decided, fingerprints
 metrics.jsonl        a line for each epoch
 checkpoint.pt        all that is needed to continue (not the teacher's weights)
 checkpoint-previous.pt  the one before it, until the run is finished
