@@ -399,9 +399,9 @@ def flips(monkeypatch, command, line):
 
     original, seen = images.Augment, []
 
-    def watched(images, padding, flip):
+    def watched(images, padding, flip, *views):
         seen.append(flip)
-        return original(images, padding, flip)
+        return original(images, padding, flip, *views)
 
     with monkeypatch.context() as patch:
         patch.setattr(images, "Augment", watched)
@@ -457,7 +457,8 @@ def test_maps(command, teacher_run, student_run, tmp_path, images):
         f"maps {teacher_run} {student_run} wrn-10-2 --images {words} --limit 2 --out found/maps.png"
     )
     assert (said.status, said.err) == (0, "")
-    assert f"{1 if images == 'file' else 2} images × 3 networks: found/maps.png" in said.out
+    count = "1 image" if images == "file" else "2 images"
+    assert f"{count} × 3 networks: found/maps.png" in said.out
     assert (tmp_path / "found" / "maps.png").read_bytes().startswith(PNG)
 
 

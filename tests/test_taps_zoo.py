@@ -284,7 +284,7 @@ class TestTransfer:
     @pytest.mark.parametrize("size", [(64, 64), (64, 96)])
     def test_a_vit_teaches_a_cnn(self, size):
         student, x = timm.create_model("resnet10t", num_classes=3), torch.randn(2, 3, *size)
-        transfer = at.Transfer(student, self.vit(size), [at.ActivationTransfer()], example=x)
+        transfer = at.Transfer(student, self.vit(size), [at.ActivationTransfer(1e3)], example=x)
         assert transfer.pairs == [("layer3", "blocks.1")]  # both of stride 16
         transfer(x, torch.tensor([0, 1])).parts["at"].backward()
         (s,), (t,) = transfer.features(x)

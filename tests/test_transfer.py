@@ -221,7 +221,7 @@ class TestTeacher:
         ]
         assert transfer.state_dict().keys() == {f"student.{k}" for k in student.state_dict()}
         assert transfer.teacher not in list(transfer.modules())
-        transfer.load_state_dict(make(at.ActivationTransfer(), student=Net(seed=9)).state_dict())
+        transfer.load_state_dict(make(at.ActivationTransfer(1.0), student=Net(seed=9)).state_dict())
         torch.testing.assert_close(student.fc.weight, Net(seed=9).fc.weight)
 
     def test_frozen_weights_of_the_student_are_not_trained(self):

@@ -52,14 +52,18 @@ class RunLock:
             else:
                 stream.close()
         _open_locks.add(self._stream)
-        self._stream.truncate(0)
         owner_record = {
             "process": os.getpid(),
             "host": socket.gethostname(),
             "since": datetime.now().isoformat(" ", "seconds"),
         }
-        self._stream.write(json.dumps(owner_record).encode())
-        self._stream.flush()
+        try:
+            self._stream.truncate(0)
+            self._stream.write(json.dumps(owner_record).encode())
+            self._stream.flush()
+        except OSError:  # such as a full disk
+            self.release()
+            raise
 
     def check(self) -> None:
         """Raises `RunError` if the folder was removed or replaced since `take`."""

@@ -77,7 +77,7 @@ class TestGradient:
     def test_against_the_quotient_of_differences(self, tmp_path):
         """The derivative of the cross-entropy of the predicted class by single pixels."""
         torch.manual_seed(0)
-        network = load_trained(make_run(tmp_path / "run", write_factory(tmp_path)))
+        network = load_trained(make_run(tmp_path / "run", write_factory(tmp_path)), trust_code=True)
         model = InferenceModel(network.module, network.preprocess, "fp32").double().eval()
         x = torch.rand(2, 3, 24, 24, dtype=torch.float64)
         (found,) = gradient_map(model, x[:1])

@@ -23,7 +23,7 @@ class TestLayers:
     @pytest.mark.parametrize("side", ["student", "teacher"])
     def test_dead(self, side, layer):
         findings = findings_of(
-            make(at.ActivationTransfer(), **{side: net_with_constant(layer, 0.0)})
+            make(at.ActivationTransfer(1.0), **{side: net_with_constant(layer, 0.0)})
         )
         assert (
             f"the {side}'s layer {layer} is dead: it puts out zeros for all 8 images"
@@ -113,7 +113,7 @@ class TestLayers:
         with pytest.raises(at.UserError, match="compares channel by channel"):
             make(at.ActivationTransfer(axis="channel"), pairs=pairs)
         findings = findings_of(
-            make(at.ActivationTransfer(axis="channel"), pairs=pairs, example=None)
+            make(at.ActivationTransfer(1.0, axis="channel"), pairs=pairs, example=None)
         )
         assert_only(
             "error", "pair 0 (one ← one): axis='channel' compares channel by channel", findings

@@ -249,14 +249,14 @@ def test_compiled_and_continued(tmp_path):
     teacher = tmp_path / "teacher"
     model = write_factory(tmp_path, "make_normalised")
     carry_out(small(model=model, epochs=1), teacher)
-    recipe = distilled(teacher, model=model, compile="on")
+    recipe = distilled(teacher, model=model, compile="on", trust_code=True)
     assert "compiled" in carry_out(recipe, tmp_path / "alone")
     interrupt(recipe, tmp_path / "run", STEPS_PER_EPOCH + 2)
     shutil.copytree(tmp_path / "run", tmp_path / "eager")
     assert "continuing" in carry_out(recipe, tmp_path / "run")
     assert_same_end(tmp_path / "run", tmp_path / "alone")
     # Compiled or not is how, not what: the state fits, and the numbers are nearly the same.
-    carry_out(distilled(teacher, model=model, compile="off"), tmp_path / "eager")
+    carry_out(distilled(teacher, model=model, compile="off", trust_code=True), tmp_path / "eager")
     compiled, eager = rows(tmp_path / "run")[-1], rows(tmp_path / "eager")[-1]
     assert eager["train_loss"] == pytest.approx(compiled["train_loss"], abs=0.02)
     assert eager["parts"] == pytest.approx(compiled["parts"], abs=0.02)

@@ -286,7 +286,7 @@ class TestOwnInputSize:
             teacher_run, method="kd", model=f"{tmp_path / 'fixed.py'}:Fixed", max_steps=2
         )
         carry_out(recipe, tmp_path / "run")
-        student = at.load_student(tmp_path / "run")
+        student = at.load_student(tmp_path / "run", trust_code=True)
         assert student.image_size == (16, 16)
         assert student(torch.rand(2, 3, 32, 32)).shape == (2, 10)
 

@@ -106,9 +106,9 @@ class TestRuns:
     def test_mixed_labels_keep_their_precision(self, tmp_path, monkeypatch, precision):
         original, seen = at.Transfer.forward, []
 
-        def watched(self, x, y, progress=None):
+        def watched(self, x, y, progress=None, **options):
             seen.append((x.dtype, y))
-            return original(self, x, y, progress)
+            return original(self, x, y, progress, **options)
 
         monkeypatch.setattr(at.Transfer, "forward", watched)
         carry_out(small(mixup=1.0, precision=precision, max_steps=2), tmp_path / "run")

@@ -46,12 +46,12 @@ def measure_speeds(
             images = torch.rand(BATCH, 3, *size, device=model.device)
             networks[keys[folder]] = model, images.to(memory_format=torch.channels_last)
             precisions[keys[folder]] = "bf16" if model.bf16 else "fp32"
-    measured = measure_in_turn(networks)
+    measured = measure_in_turn(networks, ROUNDS)
     return {folder: measured[key] | {"precision": precisions[key]} for folder, key in keys.items()}
 
 
 def measure_in_turn(
-    networks: Mapping[Any, tuple[nn.Module, Tensor]], rounds: int = ROUNDS
+    networks: Mapping[Any, tuple[nn.Module, Tensor]], rounds: int
 ) -> dict[Any, dict[str, Any]]:
     """Images per second, latency and peak memory of networks, each with its batch of images."""
     peaks = {key: _peak_mib(*pair) for key, pair in networks.items()}

@@ -85,7 +85,7 @@ def test_every_page_agrees_with_its_files():
         assert results_tables.rewrite(text, ROOT) == text, page
         for match in results_tables.MARKER.finditer(text):
             used |= set(re.findall(r"results/\S+\.jsonl", match["files"]))
-    files = {str(file.relative_to(ROOT)) for file in (ROOT / "results").glob("*.jsonl")}
+    files = {str(file.relative_to(ROOT)) for file in (ROOT / "results").rglob("*.jsonl")}
     assert used == files
     assert len(files) >= 4
 
