@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from oracles import reference
 from torch import Tensor, nn
@@ -31,7 +31,6 @@ COUNT = int(os.environ.get("ATTENTION_TRANSFER_FUZZ", "0"))
 fuzz = settings(
     max_examples=COUNT or 25,
     derandomize=not COUNT,
-    phases=[Phase.generate] if os.environ.get("NOSHRINK") else tuple(Phase),
     database=None,
     deadline=None,
     suppress_health_check=list(HealthCheck),
