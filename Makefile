@@ -7,7 +7,7 @@ FUZZ ?= 100000
 FUZZERS = $(shell find tests -name 'test_fuzz_*.py')
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fuzz lint types bench results clean
+.PHONY: help demo test fuzz chaos lint types bench results clean
 
 help:  ## what one can do
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-7s %s\n", $$1, $$2}'
@@ -25,6 +25,9 @@ test: $(READY)  ## all tests; more of them run where ../shared is present
 
 fuzz: $(READY)  ## every fuzzer at 100,000 examples, for days; FUZZ=2000 for an hour
 	ATTENTION_TRANSFER_FUZZ=$(FUZZ) $(BIN)/python -m pytest -q -n 2 $(FUZZERS)
+
+chaos: $(READY)  ## kill small runs 300 times and compare their ends, about an hour
+	PYTHONPATH=tests $(BIN)/python tests/chaos.py --kills 300
 
 lint: $(READY)  ## formatting, style and types
 	$(BIN)/ruff check .

@@ -154,6 +154,16 @@ def test_jobs_end_with_the_process_that_started_them(tmp_path):
             pass
 
 
+def test_jobs_of_a_process_that_torchrun_started(command: Command, tmp_path, monkeypatch):
+    for name in ("RANK", "LOCAL_RANK"):
+        monkeypatch.setenv(name, "0")
+    for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+        monkeypatch.setenv(name, "2")
+    said = command(f"{LINE} --model wrn-10-1 --out run --jobs 2")
+    assert said.status == 2
+    assert "--jobs is 2: a run of several processes has the machine to itself" in said.err
+
+
 @pytest.mark.parametrize(
     ("words", "expected"),
     [

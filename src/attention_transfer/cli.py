@@ -11,7 +11,7 @@ from typing import NoReturn
 
 from . import __version__
 from .commands import COMMANDS
-from .errors import LocalError, RunError, UserError, first_line, nearest
+from .errors import RankError, RunError, UserError, first_line, nearest
 from .flags import Parser, add_options
 from .train.signals import interrupt, signal_handlers
 
@@ -55,9 +55,9 @@ def main(words: list[str] | None = None) -> None:
     except KeyboardInterrupt as stop:
         _leave(f"interrupted: {stop}" if str(stop) else "interrupted", 130)
     except UserError as error:
-        _leave(str(error), 2, on_every_rank=isinstance(error, LocalError))
+        _leave(str(error), 2)
     except RunError as error:
-        _leave(str(error), 1)
+        _leave(str(error), 1, on_every_rank=isinstance(error, RankError))
     except BrokenPipeError:
         # The reader of our output has gone; Python would complain once more when it flushes.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

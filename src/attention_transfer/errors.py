@@ -15,12 +15,12 @@ class UserError(ValueError):
     """The user's arguments, files or tensors are wrong; the command exits with status 2."""
 
 
-class LocalError(UserError):
-    """Raised on one rank, such as for an unreadable image of its share; that rank prints it."""
-
-
 class RunError(RuntimeError):
     """The run failed, by a full disk or a non-finite loss; the command exits with status 1."""
+
+
+class RankError(RunError):
+    """Another process of the run has died; this one says so, though it is not the first."""
 
 
 @contextmanager

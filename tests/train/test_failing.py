@@ -18,6 +18,7 @@ from small_runs import (
     rows,
     small,
     stop_after,
+    write_factory,
 )
 
 from attention_transfer.errors import RunError
@@ -175,3 +176,65 @@ def test_a_folder_that_is_removed_meanwhile(command, tmp_path, monkeypatch):
     assert said.err.startswith("attention-transfer: run was removed or replaced while the run was")
     assert said.err.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+def allocate_with_torch(*args):
+    torch.empty(1 << 60)
+
+
+def allocate_with_python(*args):
+    bytearray(1 << 60)
+
+
+@pytest.mark.parametrize("allocate", [allocate_with_torch, allocate_with_python])
+def test_memory_exhausted_within_a_step(command, tmp_path, monkeypatch, allocate):
+    """The state is that before the step: its batch statistics, sums and random numbers, too."""
+    line = TRAIN.replace("wrn-10-1", write_factory(tmp_path, "make_normalised"))
+    line += " --accumulate 2 --mixup 0.2"
+    assert command(line.replace("--out run", "--out alone")).status == 0
+    original = trainer.Trainer._backward
+    calls = []
+
+    def watched(self, *args):
+        original(self, *args)
+        if calls.append(args) or len(calls) == 2 * (STEPS_PER_EPOCH + 1) + 2:  # of micro-batches
+            allocate()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer.Trainer, "_backward", watched)
+        said = command(line)
+    assert said.status == 1
+    assert said.err == (
+        f"attention-transfer: memory is exhausted in step {STEPS_PER_EPOCH + 2}: use a smaller "
+        "--batch-size, or split each batch with --accumulate, in another --out; or free some "
+        "memory, and run the command again; the state is saved\n"
+    )
+    assert f"at step {STEPS_PER_EPOCH + 1} of" in command(line).out
+    assert rows(tmp_path / "run") == rows(tmp_path / "alone")
+    same = [(tmp_path / run / "student.safetensors").read_bytes() for run in ("run", "alone")]
+    assert same[0] == same[1]
+
+
+def test_memory_exhausted_within_an_update(teacher_run, command, tmp_path, monkeypatch):
+    """Some weights may be new and others not: such a state is not saved."""
+
+    def exhaust(loop):
+        loop.wrapped_optimizer.step = allocate_with_torch
+
+    with monkeypatch.context() as patch:
+        stop_after(patch, STEPS_PER_EPOCH + 1, exhaust)
+        said = command(TRAIN)
+    assert said.status == 1
+    assert "the last checkpoint is kept" in said.err
+    assert f"at step {STEPS_PER_EPOCH} of" in command(TRAIN).out
+    assert rows(tmp_path / "run") == rows(teacher_run)
+
+
+def test_memory_exhausted_while_images_are_read(command, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2, lambda loop: patch.setattr(loop, "_batch", allocate_with_torch))
+        said = command(TRAIN)
+    assert said.status == 1
+    assert "memory is exhausted while images are read: use a smaller --batch-size" in said.err
+    assert "the state is saved: run the command again to continue" in said.err
+    assert "at step 2 of" in command(TRAIN).out

@@ -37,5 +37,13 @@ class RuntimeOptions:
             changes_numbers=False,
         ),
     ] = "auto"
-    devices: Annotated[Int, option("Processes (GPUs) a node.", ge=1)] = 1
-    nodes: Annotated[Int, option("Number of nodes.", ge=1)] = 1
+    devices: Annotated[
+        Int,
+        option(
+            "Processes (GPUs) a node.", ge=1, default_text="1, or torchrun's", changes_numbers=False
+        ),
+    ] = 1
+    nodes: Annotated[
+        Int,
+        option("Number of nodes.", ge=1, default_text="1, or torchrun's", changes_numbers=False),
+    ] = 1

@@ -10,6 +10,7 @@ from ..methods.options import TEACHER_METHOD
 from ..runtime.resolve import RuntimeConfig
 from .assemble import RunComponents
 from .optimizer import describe_rates
+from .shares import describe_left_out
 from .trainer import Trainer
 
 if TYPE_CHECKING:
@@ -47,6 +48,8 @@ def announce(
         say(f"  method {recipe.method}: {DEFAULT_METHODS[recipe.method]}")
     for note in data.notes:
         say(note)
+    if (warning := describe_left_out(trainer.batch_size, trainer.fabric.world_size)) is not None:
+        say(f"warning: {warning}")
     if data.skipped:
         say(f"warning: {data.skipped} unreadable images were left out")
     rates = describe_rates(recipe, recipe.batch_size, trainer.optimizer)

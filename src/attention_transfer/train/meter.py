@@ -57,6 +57,13 @@ class Meter:
         loss, accuracy, *terms = sums.tolist()
         return loss, accuracy, dict(zip(self.terms, terms, strict=True))
 
+    def snapshot(self) -> tuple[Tensor, int, Tensor]:
+        """The sums of this rank, for `load_snapshot`."""
+        return self.sums.clone(), self.images, self.first_bad.clone()
+
+    def load_snapshot(self, snapshot: tuple[Tensor, int, Tensor]) -> None:
+        self.sums, self.images, self.first_bad = snapshot
+
     def state_dict(self, fabric: Fabric) -> dict[str, Any]:
         """The sums are those of all ranks."""
         return {"sums": self._all_sums(fabric), "images": self.images, "first_bad": self.first_bad}

@@ -172,3 +172,16 @@ def teacher_fingerprint(teacher: str) -> str | None:
     if is_store(teacher):
         return read_header(Path(teacher)).teacher.identity
     return run_fingerprint(teacher)
+
+
+def describe_processes(folder: RunFolder, recipe: Recipe) -> str | None:
+    """A warning if the run in `folder` began on another number of processes."""
+    config = folder.config()
+    began = config.get("devices", 1) * config.get("nodes", 1)
+    now = recipe.devices * recipe.nodes
+    if not folder.has_checkpoint or began == now:
+        return None
+    return (
+        f"the run began on {began} processes and continues on {now}: its numbers agree within "
+        "rounding, but for batch statistics, which are those of each process's share"
+    )

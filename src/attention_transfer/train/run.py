@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from warnings import catch_warnings, simplefilter
@@ -11,23 +11,18 @@ from warnings import catch_warnings, simplefilter
 from rich.console import Console
 
 from ..run_folder import RunFolder, write_json
+from ..runtime import ranks
 from ..runtime.environment import environment
 from ..runtime.process import local_rank, make_fabric, set_up_process
 from ..runtime.resolve import RuntimeConfig, resolve_runtime
 from ..second_order import BatchStatisticsWarning
+from . import resume
 from .announce import announce, run_title
 from .assemble import RunComponents, assemble, make_trainer, training_flops
 from .dry_step import dry_step
 from .finish import describe_summary, finish
 from .loggers import Loggers, check_loggers
 from .progress import ProgressBar
-from .resume import (
-    check_folder,
-    check_teacher,
-    mending_allowed,
-    open_run_images,
-    teacher_fingerprint,
-)
 from .signals import saying_what_is_kept
 
 if TYPE_CHECKING:
@@ -48,20 +43,24 @@ def run(recipe: Recipe, out: str | Path, console: Console, jobs: int = 1) -> dic
         RunError: for a loss that is not finite, a full disk, and a folder removed meanwhile.
         Interrupted: (a KeyboardInterrupt) after a signal, once the state is saved.
     """
+    devices, nodes = ranks.settle_processes(recipe)
+    recipe = replace(recipe, devices=devices, nodes=nodes)
     folder = RunFolder(out)
-    recipe = check_folder(folder, recipe)
+    recipe = resume.check_folder(folder, recipe)
     loggers = check_loggers(recipe)
     if (summary := folder.summary()) is not None:
         if recipe.teacher is not None:
-            check_teacher(folder, teacher_fingerprint(recipe.teacher))
+            resume.check_teacher(folder, resume.teacher_fingerprint(recipe.teacher))
         if local_rank() == 0:
             text = f"{folder} is finished: {describe_summary(folder, summary)}; nothing to do"
             console.print(text, markup=False, highlight=False, soft_wrap=True)
         return summary
     with ExitStack() as stack:
         stack.enter_context(saying_what_is_kept(folder))
-        if local_rank() == 0:
+        if ranks.global_rank() == 0:
             stack.enter_context(folder.locked())
+        ranks.join(recipe)
+        stack.enter_context(ranks.shared_fate())
         return _train(recipe, folder, loggers, console, jobs)
 
 
@@ -69,8 +68,8 @@ def _train(
     recipe: Recipe, folder: RunFolder, loggers: list[str], console: Console, jobs: int
 ) -> dict[str, Any]:
     """Trains to the end and writes the files of a finished run; returns the summary."""
-    components = assemble(recipe, open_run_images(recipe, folder, jobs))
-    check_teacher(folder, components.teacher_fingerprint)
+    components = assemble(recipe, resume.open_run_images(recipe, folder, jobs))
+    resume.check_teacher(folder, components.teacher_fingerprint)
     runtime = _resolve(recipe, folder, components)
     fabric = make_fabric(recipe, set_up_process(runtime))
     if not fabric.is_global_zero:
@@ -78,6 +77,8 @@ def _train(
     progress = ProgressBar(console, run_title(recipe), recipe.epochs)
     trainer = make_trainer(recipe, folder, fabric, components, runtime, progress)
     announce(recipe, components, runtime, trainer)
+    if (warning := resume.describe_processes(folder, recipe)) is not None:
+        progress.say(f"warning: {warning}")
     if not folder.has_checkpoint:
         dry_step(components, trainer)
     # Only now, so that a refused run leaves no folder in the way of the next try.
@@ -87,7 +88,7 @@ def _train(
     with Loggers(loggers, folder, recipe.to_dict(), progress.say) as logs, catch_warnings():
         simplefilter("ignore", BatchStatisticsWarning)  # the dry step has said it
         trainer.log = logs.write
-        with mending_allowed(folder):
+        with resume.mending_allowed(folder):
             rows = trainer.train()
     fabric.barrier()
     if not fabric.is_global_zero:

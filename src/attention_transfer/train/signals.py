@@ -5,12 +5,9 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..run_folder import RunFolder
-
-if TYPE_CHECKING:
-    from lightning.fabric import Fabric
 
 
 class Interrupted(KeyboardInterrupt):
@@ -67,12 +64,3 @@ class StopRequest:
         elif number == signal.SIGINT:
             raise KeyboardInterrupt
         # SIGTERM may arrive twice: sent to the whole process group, and passed on by a parent.
-
-    def on_any_rank(self, fabric: Fabric) -> bool:
-        """Whether any rank received a signal; all ranks must call this at the same step."""
-        if fabric.world_size == 1:
-            return self.received
-        import torch
-
-        received = torch.tensor(float(self.received), device=fabric.device)
-        return bool(fabric.all_reduce(received, reduce_op="sum"))

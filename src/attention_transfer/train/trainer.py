@@ -6,8 +6,7 @@ import math
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -16,23 +15,28 @@ from lightning.fabric import Fabric
 from torch import Tensor
 
 from ..apply.inference import as_input
-from ..data.plan import EpochPlan, TrainingBatch
-from ..errors import LocalError, RunError, UserError, first_line
+from ..data.plan import TrainingBatch
+from ..errors import RunError, first_line
 from ..run_folder import RunFolder
 from ..runtime.cuda_graphs import CudaGraphs
+from ..runtime.ranks import highest
 from ..transfer import Transfer
+from . import shares
 from .checkpoint import load_checkpoint, save_checkpoint
 from .meter import KEPT, Meter
 from .optimizer import Update, make_optimizer, make_scheduler, peak_lr
 from .options import OptimizerOptions, TrainingOptions
 from .progress import ProgressBar
-from .regularize import Mix, training_mode
+from .regularize import training_mode
+from .rescue import Rescue
 from .signals import Interrupted, StopRequest, signal_handlers
 from .watch import Watch
 
 if TYPE_CHECKING:
     from ..data.augment import Augment
+    from ..data.plan import EpochPlan
     from ..data.stream import Stream
+    from .regularize import Mix
 
 Row = dict[str, Any]
 # Steps between checks for a signal across ranks; each check costs a synchronisation.
@@ -75,7 +79,7 @@ class Trainer:
         self.mix, self.average = mix, average
         self.graphs = CudaGraphs() if graphs else None
         self.batch_size = min(options.batch_size, len(loader.images))
-        _check_batch_size(self.batch_size, fabric.world_size, options.accumulate)
+        shares.check_batch_size(self.batch_size, fabric.world_size, options.accumulate)
         self.steps_per_epoch = len(loader.epoch(options.seed, 0, self.batch_size))
         self.total_steps = options.epochs * self.steps_per_epoch
         if options.max_steps is not None:
@@ -94,6 +98,7 @@ class Trainer:
         self.transfer, self.wrapped_optimizer = fabric.setup(transfer, self.optimizer)
         self.terms = ["ce", *(method.part for method in transfer.methods)]
         self.meter = Meter(self.terms, fabric.device)
+        self.rescue = Rescue(fabric, transfer, self._save_in_mid_epoch)
         self.stop = StopRequest(progress.say)
         self.watch = Watch(progress.say, len(loader.images.classes))
         # What a store says of images, by their rows and view (`Lessons`); None: ask the teacher.
@@ -128,19 +133,21 @@ class Trainer:
         self.progress.begin(epoch + 1, self.step, self.total_steps)
         self._epoch_start = time.perf_counter()
         for step in range(first, last):
-            with self._saving_on_error():
+            with self.rescue.reading(self.step):
                 batch = self._batch(plan, step)
-            self.train_step(batch, plan.view)
+            with self.rescue.training(self.step, self.meter):
+                self.train_step(batch, plan.view)
             self.progress.update(self.step, self.batch_size, self.meter)
             if step + 1 < last and self._shall_stop():
-                self.seconds += self._elapsed()
-                self._save()
+                self._save_in_mid_epoch()
                 # Wait for rank 0 to write: torchrun kills all ranks when one has ended.
                 self.fabric.barrier()
                 raise Interrupted
-        images_per_second = (last - first) * self.batch_size / self._elapsed()
+        images = (last - first) * shares.shared_images(self.batch_size, self.fabric.world_size)
+        images_per_second = images / self._elapsed()
         if first == last:  # only the validation is left to do
-            batch = self._batch(plan, last - 1)
+            with self.rescue.reading(self.step):
+                batch = self._batch(plan, last - 1)
         progress = (self.step - 1) / self.total_steps
         lesson = partial(self.lesson, view=plan.view)
         gradients = self.watch.measure(self.module, batch, progress, lesson)
@@ -151,7 +158,7 @@ class Trainer:
         self._save()
         self.log(self.rows)
         self.progress.end(row)
-        if self.stop.on_any_rank(self.fabric) and self.step < self.total_steps:
+        if highest(self.stop.received) and self.step < self.total_steps:
             raise Interrupted
 
     def train_step(self, batch: TrainingBatch, view: int | None = None) -> None:
@@ -168,6 +175,7 @@ class Trainer:
             # Ranks exchange gradients after the last micro-batch only.
             with self.fabric.no_backward_sync(self.transfer, enabled=i < count):
                 self._backward(TrainingBatch(*micro_batch), view, progress, len(y))
+        self.rescue.changes_weights = True
         self.update(self.wrapped_optimizer.step, self.step)
         self.wrapped_optimizer.zero_grad()
         self.step += 1
@@ -175,6 +183,7 @@ class Trainer:
             self.average.update(self.module.student, self.step)
         if self.step < self.total_steps:
             self.scheduler.step()
+        self.rescue.changes_weights = False
         if self.graphs is not None:
             self.graphs.check()
 
@@ -256,14 +265,11 @@ class Trainer:
         return epoch - 1, self.steps_per_epoch
 
     def _batch(self, plan: EpochPlan, step: int) -> TrainingBatch:
-        """This rank's share of a batch, every world_size-th image of it, as float in [0, 1]."""
-        x, y, rows = self.loader.batch(plan, step)
-        world, rank = self.fabric.world_size, self.fabric.global_rank
-        if world > 1 and not self.loader.is_sharded:
-            even = len(y) // world * world  # with unequal shares, images would weigh unequally
-            share = slice(rank, even, world)
-            x, y, rows = x[share], y[share], rows[share]
-        return TrainingBatch(as_input(x), y, rows)
+        """This rank's share of a batch, as float in [0, 1]."""
+        batch = self.loader.batch(plan, step)
+        if not self.loader.is_sharded:
+            batch = shares.own_share(batch, self.fabric.global_rank, self.fabric.world_size)
+        return batch._replace(images=as_input(batch.images))
 
     def _backward(
         self, micro_batch: TrainingBatch, view: int | None, progress: Tensor, batch_size: int
@@ -284,7 +290,7 @@ class Trainer:
         self._check_finite()
         train_loss, train_accuracy, parts = self.meter.means(self.fabric)
         self.module.eval()  # until `training_mode` of the next epoch
-        with self._saving_on_error():
+        with self.rescue.reading(self.step):
             val = self.validate()
         if not math.isfinite(val["loss"]):
             raise RunError(f"the validation loss is not finite after step {self.step}; {KEPT}")
@@ -308,27 +314,14 @@ class Trainer:
             "seconds": self.seconds,
         }
 
-    @contextmanager
-    def _saving_on_error(self) -> Iterator[None]:
-        """Saves the state if the block meets an image that cannot be read."""
-        try:
-            yield
-        except UserError as error:
-            if self.fabric.world_size > 1:
-                # Saving would wait for the other ranks, which wait for this rank's gradients.
-                raise LocalError(str(error)) from error
-            if not self.step:
-                raise
-            self.seconds += self._elapsed()
-            self._save()
-            raise UserError(
-                f"{error}; the state is saved: run the command again to continue"
-            ) from error
+    def _save_in_mid_epoch(self) -> None:
+        self.seconds += self._elapsed()
+        self._save()
 
     def _shall_stop(self) -> bool:
         if self.fabric.world_size > 1 and self.step % SIGNAL_SYNC_STEPS:
             return False
-        return self.stop.on_any_rank(self.fabric)
+        return bool(highest(self.stop.received))
 
     def _elapsed(self) -> float:
         """Seconds since the start of the epoch."""
@@ -355,13 +348,3 @@ class Trainer:
         # Stacked, so that the device is read once.
         if not torch.stack(finite).all():
             raise RunError(f"the weights are not finite after step {self.step}; {KEPT}")
-
-
-def _check_batch_size(batch_size: int, processes: int, accumulate: int) -> None:
-    if batch_size < processes:
-        raise UserError(f"a batch of {batch_size} images is too small for {processes} processes")
-    if batch_size // processes < accumulate:
-        raise UserError(
-            f"a batch of {batch_size} images cannot be split into {accumulate} micro-batches "
-            f"in each of {processes} processes"
-        )

@@ -1,0 +1,131 @@
+"""An image that cannot be read, or memory that is exhausted: the run ends with its state saved."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from lightning.fabric import Fabric
+from torch import Tensor, nn
+
+from ..errors import RunError, UserError
+from ..runtime.ranks import gather, highest
+from .meter import Meter
+
+ADVICE = (
+    "use a smaller --batch-size, or split each batch with --accumulate, in another --out; "
+    "or free some memory"
+)
+# What PyTorch says where it raises a plain RuntimeError.
+TEXTS = (
+    "can't allocate memory",
+    "not enough memory",
+    "out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed, in Python or on any device."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in TEXTS)
+
+
+class Rescue:
+    """Saves the state of a run that cannot go on.
+
+    Args:
+        module: the networks without a wrapper.
+        save: saves the state; all ranks call it together.
+    """
+
+    def __init__(self, fabric: Fabric, module: nn.Module, save: Callable[[], None]):
+        self.fabric, self.save = fabric, save
+        self.before_step = BeforeStep(module, fabric.device)
+        self.changes_weights = False  # whether a step has got so far
+
+    @contextmanager
+    def reading(self, step: int) -> Iterator[None]:
+        """For a block that reads images, after `step` steps."""
+        error: Exception | None = None
+        try:
+            yield
+        except (UserError, RunError) as raised:
+            error = raised
+        except Exception as raised:
+            if not is_out_of_memory(raised):
+                raise
+            error = RunError(f"memory is exhausted while images are read: {ADVICE}")
+        # One rank alone could not save, and the others would wait for its gradients.
+        if not highest(error is not None):
+            return
+        errors = [problem for problem in gather(error) if problem is not None]
+        kept = ""
+        if step:
+            self.save()
+            kept = "; the state is saved: run the command again to continue"
+        self.fabric.barrier()
+        raise type(errors[0])(f"{errors[0]}{kept}") from error
+
+    @contextmanager
+    def training(self, step: int, meter: Meter) -> Iterator[None]:
+        """For the step that follows `step` steps."""
+        self.changes_weights = False
+        self.before_step.keep(meter)
+        try:
+            yield
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            kept = "the last checkpoint is kept"
+            # The other ranks wait for this one's gradients; weights may be changed in part.
+            can_save = self.fabric.world_size == 1 and not self.changes_weights
+            if can_save and self.before_step.restore(error, meter) and step:
+                self.save()
+                kept = "the state is saved"
+            raise RunError(
+                f"memory is exhausted in step {step + 1}: {ADVICE}, and run the command again; "
+                f"{kept}"
+            ) from error
+
+
+class BeforeStep:
+    """What a step changes before it updates the weights, as it was before the step."""
+
+    def __init__(self, module: nn.Module, device: torch.device):
+        self.module, self.device = module, device
+        self.buffers = list(module.buffers())
+        self._kept_buffers = [buffer.clone() for buffer in self.buffers]
+        self._meter: tuple[Tensor, int, Tensor] | None = None
+        self._rng: list[Tensor] = []
+
+    def keep(self, meter: Meter) -> None:
+        """Call this before each step."""
+        if self.buffers:
+            torch._foreach_copy_(self._kept_buffers, self.buffers)  # few launches on a GPU
+        self._meter = meter.snapshot()
+        self._rng = [torch.get_rng_state()]
+        if self.device.type == "cuda":
+            self._rng.append(torch.cuda.get_rng_state())
+
+    def restore(self, error: BaseException, meter: Meter) -> bool:
+        """Undoes a step that `error` ended; False if that is not possible."""
+        # The frames hold the activations, and saving needs some memory.
+        traceback.clear_frames(error.__traceback__)
+        self.module.zero_grad()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        current = list(self.module.buffers())
+        if [id(buffer) for buffer in current] != [id(buffer) for buffer in self.buffers]:
+            return False  # a network of the user's that replaces its buffers
+        for buffer, kept in zip(self.buffers, self._kept_buffers, strict=True):
+            buffer.copy_(kept)
+        assert self._meter is not None, "kept before the step"
+        meter.load_snapshot(self._meter)
+        torch.set_rng_state(self._rng[0])
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state(self._rng[1])
+        return True
