@@ -17,14 +17,14 @@ from torch import Tensor, nn
 from .errors import UserError, first_line, shown
 
 
-def check_tensor(value: object, name: str) -> None:
-    """Raises `UserError` unless `value` is a dense tensor that has values."""
+def check_tensor(value: object, name: str, allow_meta: bool = False) -> None:
+    """Raises `UserError` unless `value` is a dense tensor that has values, or may be on `meta`."""
     if not isinstance(value, Tensor):
         raise UserError(f"{name} is an object of type {type(value).__name__}: expected a tensor")
     if value.layout != torch.strided or value.is_nested:
         kind = "nested" if value.is_nested else str(value.layout).removeprefix("torch.")
         raise UserError(f"{name} is a {kind} tensor: expected a dense one")
-    if value.is_meta:
+    if value.is_meta and not allow_meta:
         raise UserError(
             f"{name} is on the device meta, without values: expected a tensor with them"
         )
@@ -43,9 +43,13 @@ def check_floats(value: object, name: str, expected: str) -> None:
         raise UserError(f"{name} has the empty shape {tuple(value.shape)}: expected {expected}")
 
 
-def check_images(value: object, name: str) -> None:
-    """Raises `UserError` for what is no batch. A transform or network may take integers."""
-    check_tensor(value, name)
+def check_images(value: object, name: str, model: nn.Module | None = None) -> None:
+    """Raises `UserError` for what is no batch. A transform or network may take integers.
+
+    A `model` on the device meta, which has shapes only, takes images that are there, too.
+    """
+    on_meta = model is not None and any(p.is_meta for p in model.parameters())
+    check_tensor(value, name, allow_meta=on_meta)
     assert isinstance(value, Tensor)
     if value.ndim < 2 or 0 in value.shape:
         raise UserError(f"{name} has the shape {tuple(value.shape)}: expected images (N, C, H, W)")

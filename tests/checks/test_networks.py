@@ -103,7 +103,7 @@ class TestLayers:
     def test_not_finite(self):
         teacher = Net(8, seed=1)
         teacher.two[0].weight.data[0, 0, 0, 0] = torch.nan
-        findings = findings_of(make(at.ActivationTransfer(), teacher=teacher))["error"]
+        findings = findings_of(make(at.ActivationTransfer(1.0), teacher=teacher))["error"]
         assert "the teacher's layer two puts out values that are not finite" in findings
         assert "the term at is not finite: nan" in findings
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -122,6 +123,11 @@ class ActivationTransfer(BetaMethod):
         self, student: Sequence[Tensor], teacher: Sequence[Tensor | StoredMap]
     ) -> None:
         spreads = [self._spread(fs, ft) for fs, ft in zip(student, teacher, strict=True)]
+        if not all(math.isfinite(spread) for spread in spreads):
+            raise UserError(
+                "beta is 'auto', but the teacher's maps of the example are not finite: expected "
+                "finite features, or a number for beta"
+            )
         trained = [features.requires_grad for features in student]
         self.left_out = {}
         for j, spread in enumerate(spreads):

@@ -45,11 +45,9 @@ def create_store(
     A store that is there is opened if it is of the same; maps that it lacks are added to it.
 
     Args:
-        teacher: images (N, C, H, W) -> logits (N, K). One that was loaded with its preprocessing
-            inside is taken as it is.
+        teacher: images (N, C, H, W) -> logits (N, K); its own preprocessing may be inside.
         example: a batch like those to come, (N, C, H, W).
-        images: the number of training images.
-        views: the number of fixed views of each image.
+        images, views: the number of training images, and of fixed views of each.
         data: what identifies the images and the making of their views, a text of your own.
         layers: the teacher's layers whose maps are kept; by default all its stages.
         kind, p, axis: of the maps, as in `attention_map`.
@@ -71,9 +69,8 @@ def create_store(
     network, preprocess = split_preprocessing(teacher)
     transform = preprocess or teacher_transform
     classes = names or _numbered_classes(network, example, transform)
-    record = TeacherRecord(
-        type(network).__name__, network_fingerprint(network, transform), classes, bool(names)
-    )
+    fingerprint = network_fingerprint(network, transform)
+    record = TeacherRecord(type(network).__name__, fingerprint, classes, bool(names))
     header = plan_store(
         network,
         example,

@@ -172,7 +172,7 @@ class Tap:
         if isinstance(layers, (str, Tensor)) or not isinstance(layers, Iterable):
             raise UserError(f"layers is {shown(layers)}: expected a list of names")
         if example is not None:
-            check_images(example, "example")
+            check_images(example, "example", model)
         model, self._preprocess = split_preprocessing(model)
         self.model = model
         for layer in (layers := list(layers)):

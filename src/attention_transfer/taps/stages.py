@@ -62,7 +62,7 @@ def stages(model: nn.Module, example: Tensor) -> list[Stage]:
         UserError: if no module of the network returns feature maps larger than 1×1.
     """
     check_module(model, "model")
-    check_images(example, "example")
+    check_images(example, "example", model)
     if example.ndim != 4:
         raise UserError(f"example is {tuple(example.shape)}: expected images (N, C, H, W)")
     model, preprocess = split_preprocessing(model)
