@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import yaml
 from fuzzing import check_command, contents, fuzz
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -184,6 +184,8 @@ def test_reading_a_damaged_run(place, line, injury):
 @fuzz(10, share=0.1)
 @given(line=st.sampled_from(WRITING), injury=damages(), finished=st.booleans())
 def test_training_beside_a_damaged_run(place, line, injury, finished):
+    # An unfinished run has no summary that could be damaged.
+    assume(finished or injury[0] != "summary.json")
     if not finished:
         (place / "whole" / "summary.json").unlink(missing_ok=True)
     check(place, line, injury)

@@ -109,7 +109,7 @@ def check_pickles(transform: object, name: str) -> None:
 
 
 def check_path(value: object, name: str) -> None:
-    if not isinstance(value, (str, os.PathLike)):
+    if not isinstance(value, (str, os.PathLike)) or not os.fspath(value):
         raise UserError(f"{name} is {shown(value)}: expected a path")
 
 
