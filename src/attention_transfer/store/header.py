@@ -179,7 +179,7 @@ def read_header(folder: Path) -> Header:
     file = folder / FILE
     if not file.is_file():
         state = "is no store: it has no store.json" if folder.exists() else "does not exist"
-        raise UserError(f"{folder} {state}; a store is what --out of teach named")
+        raise UserError(f"the folder {folder} {state}; a store is what --out of teach named")
     try:
         content = json.loads(file.read_bytes())
         version = content["version"]
