@@ -476,6 +476,12 @@ class TestFlags:
         with pytest.raises(UserError, match=r"r\.yaml is not YAML: the key '(lr|at)' stands twice"):
             read_recipe(tmp_path / "r.yaml")
 
+    @pytest.mark.parametrize("text", ["teacher: 7", "teacher: [a]", "teacher: {a: 1}"])
+    def test_a_teacher_that_is_no_text(self, tmp_path, text):
+        (tmp_path / "r.yaml").write_text(text)
+        with pytest.raises(UserError, match="teacher is "):
+            recipe_from_flags("distill", None, tmp_path / "r.yaml", {"model": "wrn-10-1"})
+
     def test_deep_yaml(self, tmp_path):
         (tmp_path / "r.yaml").write_text("a: " + "[" * 100_000)
         with pytest.raises(UserError, match=r"r\.yaml is not YAML"):

@@ -143,6 +143,8 @@ def layered_recipe(*layers: Mapping[str, Any]) -> Recipe:
     teacher = None
     for layer in layers:
         teacher = layer.get("teacher", teacher)
+    if not isinstance(teacher, str):
+        teacher = None  # a value of YAML that `make_recipe` refuses
     kept = stores.store_defaults(teacher)
     default = kept.pop("data", DataOptions().data)
 
