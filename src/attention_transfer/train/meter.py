@@ -53,8 +53,7 @@ class Meter:
 
     def means(self, fabric: Fabric) -> tuple[float, float, dict[str, float]]:
         """Cross-entropy, accuracy and terms, over all ranks."""
-        sums = self._all_sums(fabric) / (self.images * fabric.world_size)
-        loss, accuracy, *terms = sums.tolist()
+        loss, accuracy, *terms = (self._all_sums(fabric) / self.all_images(fabric)).tolist()
         return loss, accuracy, dict(zip(self.terms, terms, strict=True))
 
     def snapshot(self) -> tuple[Tensor, int, Tensor]:
@@ -65,16 +64,24 @@ class Meter:
         self.sums, self.images, self.first_bad = snapshot
 
     def state_dict(self, fabric: Fabric) -> dict[str, Any]:
-        """The sums are those of all ranks."""
-        return {"sums": self._all_sums(fabric), "images": self.images, "first_bad": self.first_bad}
+        """The sums and the number of images are those of all ranks."""
+        images = self.all_images(fabric)
+        return {"sums": self._all_sums(fabric), "images": images, "first_bad": self.first_bad}
 
     def load_state_dict(self, state: dict[str, Any], fabric: Fabric) -> None:
         if fabric.is_global_zero:  # the other ranks start at zero, so that nothing counts twice
             self.sums.copy_(state["sums"])
-        self.images = state["images"]
+            self.images = state["images"]
         self.first_bad.copy_(state["first_bad"])
 
+    def all_images(self, fabric: Fabric) -> int:
+        """The images of all ranks so far; all ranks must call this."""
+        return int(self._sum(torch.tensor(self.images, device=self.sums.device), fabric))
+
     def _all_sums(self, fabric: Fabric) -> Tensor:
-        sums = fabric.all_reduce(self.sums.clone(), reduce_op="sum")
+        return self._sum(self.sums.clone(), fabric)
+
+    def _sum(self, values: Tensor, fabric: Fabric) -> Tensor:
+        sums = fabric.all_reduce(values, reduce_op="sum")
         assert isinstance(sums, Tensor)
         return sums

@@ -258,7 +258,7 @@ class Trainer:
         if first or self.step == recorded[-1]:
             return epoch, first
         # An unreadable validation image ended the run after the last step of an epoch.
-        if not self.meter.images:
+        if not self.meter.all_images(self.fabric):
             raise RunError(
                 f"{self.folder} has lost epoch {epoch} of metrics.jsonl: put it back, or start anew"
             )
