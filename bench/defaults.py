@@ -97,6 +97,8 @@ SWEEPS = {"authors": (30, 100, 300, 1000, 3000), "caffe": (1, 3, 10, 30, 100)}
 def variants() -> dict[str, list[str]]:
     """{name: words of `distill`}; the first is the student alone."""
     chosen = {"student alone": ["--method", "none"], "auto": ["--method", "at"]}
+    chosen["auto, last two pairs"] = ["--method", "at", "--pairs", "last2"]
+    chosen["auto, last pair"] = ["--method", "at", "--pairs", "last1"]
     for convention, betas in SWEEPS.items():
         for beta in betas:
             words = ["--method", "at", "--convention", convention, "--beta", str(beta)]
