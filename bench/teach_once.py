@@ -85,6 +85,7 @@ def run(options: BenchOptions, console: Console, json_file: Path | None) -> None
 def _measure(
     setting: Setting, options: BenchOptions, runtime: RuntimeConfig, fabric: Fabric, folder: Path
 ) -> list[BenchRow]:
+    torch.compiler.reset()  # torch compiles a function eight times at most, then runs it eagerly
     is_small = setting.teacher.startswith("wrn-")
     if not is_small and fabric.device.type == "cpu":
         options = replace(options, batch_size=min(options.batch_size, LARGE_BATCH))
