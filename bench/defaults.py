@@ -39,7 +39,7 @@ PHOTOS = ["--data", "folder:{data}/tiny-imagenet/pretrain", *TINY]
 SCENES = ["--data", "folder:{data}/tiny-imagenet/scenes", *TINY, "--lr", "0.02"]
 SHORT = [*PHOTOS, "--limit-train", "4400", "--epochs", "5"]
 ADAM = ["--optimizer", "adamw", "--lr", "0.001", "--weight-decay", "0.05", "--no-nesterov"]
-DIGITS = ["--recipe", "digits-student"]
+DIGITS = ["--recipe", "digits-student", "--epochs", "12"]
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ TEACHERS = {
 }  # fmt: skip
 SETTINGS = {
     "digits": Setting("digits-wrn-16-2", DIGITS),
-    "digits-24-epochs": Setting("digits-wrn-16-2", [*DIGITS, "--epochs", "24"]),
+    "digits-24-epochs": Setting("digits-wrn-16-2", ["--recipe", "digits-student"]),
     "same-architecture": Setting("digits-wrn-16-1", DIGITS),
     "weaker-teacher": Setting(
         "digits-weak", [*DIGITS, "--student", "wrn-16-2", "--limit-train", "3000"]

@@ -1,29 +1,22 @@
 """`attention-transfer demo`: a teacher that saw many scenes, and students that see few.
 
 The students learn alone, with attention transfer, with distillation and with both; all with the
-same budget and the same seeds.
+same budget, the same seeds and the same views of the images, so that the teacher speaks once.
 """
 
 from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
-from .config import make_recipe, named_recipe
+from .config import Recipe, make_recipe, named_recipe
 from .launch import run_and_report
 from .report import group_runs, print_table, read_run, write_report
 from .run_folder import RunFolder
 
-# β of results/demo.md; its runs are older than `auto`.
-STUDENTS: dict[str, dict[str, Any]] = {
-    "none": {},
-    "at": {"beta": 100.0},
-    "kd": {},
-    "at+kd": {"beta": 100.0},  # decays to zero
-}
+METHODS = ("none", "at", "kd", "at+kd")
 
 
 def run_demo(out: Path, seeds: int, console: Console) -> None:
@@ -33,9 +26,8 @@ def run_demo(out: Path, seeds: int, console: Console) -> None:
     teacher = {"command": "train"}
     run_and_report(make_recipe(teacher, named_recipe("digits-teacher")), folders[0], console)
     for seed in range(seeds):
-        for method in STUDENTS:
-            student = student_options(method, str(folders[0])) | {"seed": seed}
-            recipe = make_recipe(named_recipe("digits-student"), student)
+        for method in METHODS:
+            recipe = student_recipe(method, out, seed)
             folders.append(RunFolder(out / method / f"seed-{seed}"))
             run_and_report(recipe, folders[-1], console)
     runs = [read_run(folder) for folder in folders]
@@ -47,9 +39,12 @@ def run_demo(out: Path, seeds: int, console: Console) -> None:
     console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
-def student_options(method: str, teacher: str) -> dict[str, Any]:
-    """The options of one of the `STUDENTS`, over the recipe of all."""
-    options = {"command": "distill", "method": method, **STUDENTS[method]}
+def student_recipe(method: str, out: Path, seed: int) -> Recipe:
+    """The recipe of a student, whose teacher is in `out`."""
+    recipe = named_recipe("digits-student")
+    # A view for each epoch: the images never repeat, and the runs of all seeds and methods share
+    # what the teacher says of them.
+    options = {"command": "distill", "method": method, "seed": seed, "views": recipe["epochs"]}
     if method != "none":
-        options["teacher"] = teacher
-    return options
+        options |= {"teacher": str(out / "teacher"), "store": str(out / "store")}
+    return make_recipe(recipe, options)

@@ -195,13 +195,14 @@ def check_filled(recipe: Recipe, store: TeacherStore, data: Dataset) -> None:
 
 
 def _describe(recipe: Recipe, store: TeacherStore, data: Dataset, missing: int) -> str:
-    """One line: where the store is, how large it gets, and how much of it is there."""
+    """One line: where the store is, what of it this run needs, and how much of that is there."""
     header = store.header
-    there = 1 - missing / (len(data.train) * len(views_of(recipe)))
+    needed = len(data.train) * len(views_of(recipe))
+    size = header.bytes * needed / (header.images.count * header.view_count)
     return (
-        f"the teacher's maps and logits of {header.view_count} views of {header.images.count} "
-        f"images are kept in {store.folder} ({header.bytes / 1e6:,.1f} MB when full, "
-        f"{header.dtype}); {there:.0%} of what this run needs is there"
+        f"what the teacher says of {len(views_of(recipe))} views of {len(data.train)} images is "
+        f"kept in {store.folder} ({size / 1e6:,.1f} MB, {header.dtype}); "
+        f"{1 - missing / needed:.0%} of it is there"
     )
 
 
