@@ -116,10 +116,20 @@ def predict(arguments: dict[str, Any]) -> None:
 def export(arguments: dict[str, Any]) -> None:
     """Write a run's network for other programs."""
     options = from_mapping(ExportOptions, arguments)
-    from .apply.export import export_run
+    _check_json(options.json, options.force)
+    from .apply.export import export as write
 
-    export_run(options.run, options.format, options.out, options.force, options.trust_code)
-    print(f"{options.run} as {options.format}: {options.out}")
+    form, numbers = write(options)
+    print(f"{options.run} as {form}: {options.out}")
+    for precision in ("fp32", "int8"):
+        if precision in numbers:
+            measured = numbers[precision]
+            print(
+                f"  {precision}: error {100 * (1 - measured['accuracy']):.2f} %, loss "
+                f"{measured['loss']:.4f} on {plural(numbers['images'], 'image')}, "
+                f"{measured['bytes'] / 1e6:.2f} MB"
+            )
+    _write_json(options.json, numbers)
 
 
 def compare(arguments: dict[str, Any]) -> None:

@@ -11,7 +11,9 @@ import torch
 from authors_files import resnet_params, write_run, wrn_params
 
 import attention_transfer as at
+from attention_transfer.apply import graph
 from attention_transfer.apply.export import FORMATS, export_run
+from attention_transfer.apply.graph import ONNX_PACKAGES
 from attention_transfer.models.authors import load_authors_run
 from attention_transfer.models.network import load_trained, save_student
 from attention_transfer.models.start import load_network
@@ -45,7 +47,7 @@ ROWS = [
     },
 ]
 ONNX = pytest.mark.skipif(
-    any(importlib.util.find_spec(name) is None for name in ("onnx", "onnxscript")),
+    any(importlib.util.find_spec(name) is None for name in ONNX_PACKAGES),
     reason="the extra onnx is not there",
 )
 
@@ -125,9 +127,14 @@ class TestGraph:
 
     @ONNX
     def test_onnx(self, run, tmp_path):
-        runtime = pytest.importorskip("onnxruntime")
-        export_run(run, "onnx", out := tmp_path / "net.onnx")
-        session = runtime.InferenceSession(out)
+        import onnx
+        import onnxruntime
+
+        note = export_run(run, "onnx", out := tmp_path / "net.onnx")
+        assert re.fullmatch(
+            r"opset 18, onnxruntime differs from PyTorch by \d\.\de-\d+ at most", note
+        )
+        session = onnxruntime.InferenceSession(out)
         inputs = [(i.name, i.shape) for i in session.get_inputs()]
         assert inputs == [("images", ["batch", 3, 24, 24])]
         assert [(o.name, o.shape) for o in session.get_outputs()] == [("logits", ["batch", 3])]
@@ -138,9 +145,17 @@ class TestGraph:
             )
         about = json.loads(session.get_modelmeta().custom_metadata_map["attention_transfer"])
         assert about["classes"] == list(CLASSES) and about["input"] == INPUT
-        import onnx
+        assert (about["output"], about["opset"]) == ("logits (N, 3)", 18)
+        model = onnx.load(out)
+        assert model.graph.input[0].doc_string == INPUT
+        assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", 18)]
 
-        assert onnx.load(out).graph.input[0].doc_string == INPUT
+    @ONNX
+    def test_onnx_that_computes_something_else(self, run, tmp_path, monkeypatch):
+        monkeypatch.setattr(graph, "TOLERANCE", -1.0)
+        with pytest.raises(at.RunError, match="other outputs in onnxruntime than in PyTorch"):
+            export_run(run, "onnx", tmp_path / "net.onnx")
+        assert list(tmp_path.iterdir()) == [run]
 
     def test_onnx_without_its_extra(self, run, tmp_path, monkeypatch):
         monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
@@ -166,6 +181,111 @@ class TestGraph:
         ) as error:
             export_run(run, "pt2", tmp_path / "net.pt2", trust_code=True)
         assert "\n" not in str(error.value)
+
+
+def attention_of(run, x):
+    """The attention map of each stage, on its grid."""
+    network = load_trained(run)
+    x = network.preprocess(x)
+    layers = [stage.name for stage in at.stages(network.module, x)]
+    with torch.no_grad():
+        _, features = at.tap(network.module, layers)(x)
+    return {k: at.attention_map(f).view(len(x), *f.shape[2:]) for k, f in features.items()}
+
+
+class TestAttention:
+    """`--with-attention`: the graph returns the map of each stage."""
+
+    @pytest.mark.parametrize("name", ["wrn-10-2", "timm/resnet10t"])
+    def test_pt2(self, tmp_path, name):
+        run = make_run(tmp_path / "run", name)
+        export_run(run, "pt2", out := tmp_path / "net.pt2", with_attention=True)
+        extra = {"attention_transfer.json": ""}
+        graph = torch.export.load(out, extra_files=extra).module()
+        for count in (1, 3):
+            found, maps = graph(images(count))
+            torch.testing.assert_close(found, logits(run, images(count)), rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(maps, attention_of(run, images(count)))
+        assert json.loads(extra["attention_transfer.json"])["attention"]["stages"] == list(maps)
+
+    @ONNX
+    def test_onnx(self, run, tmp_path):
+        import onnx
+        import onnxruntime
+
+        export_run(run, "onnx", out := tmp_path / "net.onnx", with_attention=True)
+        session = onnxruntime.InferenceSession(out)
+        outputs = {o.name: o.shape for o in session.get_outputs()}
+        assert outputs == {
+            "logits": ["batch", 3],
+            "attention.group0": ["batch", 24, 24],
+            "attention.group1": ["batch", 12, 12],
+            "attention.group2": ["batch", 6, 6],
+        }
+        for count in (1, 3):
+            expected = attention_of(run, images(count))
+            for layer, values in expected.items():
+                (found,) = session.run([f"attention.{layer}"], {"images": images(count).numpy()})
+                torch.testing.assert_close(torch.from_numpy(found), values, rtol=1e-4, atol=1e-4)
+        assert {node.domain for node in onnx.load(out).graph.node} == {""}
+
+    @pytest.mark.parametrize("form", ["safetensors", "authors"])
+    def test_weights_have_no_outputs(self, run, tmp_path, form):
+        with pytest.raises(at.UserError, match="choose --format onnx or pt2"):
+            export_run(run, form, tmp_path / "out", with_attention=True)
+
+
+class TestInt8:
+    @ONNX
+    def test_the_numbers_are_those_of_the_file(self, command, student_run, tmp_path):
+        import onnx
+        import onnxruntime
+
+        from attention_transfer.data.digits import open_digits
+
+        line = f"export {student_run} --format onnx --int8 --with-attention"
+        answer = command(f"{line} --calibration-images 40 --out net.onnx --json numbers.json")
+        assert (answer.status, answer.err) == (0, "")
+        numbers = json.loads((tmp_path / "numbers.json").read_text())
+        assert (numbers["images"], numbers["calibration_images"]) == (100, 40)
+        summary = json.loads((student_run / "summary.json").read_text())
+        assert numbers["fp32"]["accuracy"] == pytest.approx(summary["final"]["val_accuracy"])
+        assert abs(numbers["int8"]["accuracy"] - numbers["fp32"]["accuracy"]) <= 0.05
+        assert numbers["int8"]["bytes"] == (tmp_path / "net.onnx").stat().st_size
+        for precision in ("fp32", "int8"):
+            error = 100 * (1 - numbers[precision]["accuracy"])
+            assert f"{precision}: error {error:.2f} %, loss " in answer.out
+        session = onnxruntime.InferenceSession(tmp_path / "net.onnx")
+        x = open_digits().val.batch(slice(0, 3)).contiguous().numpy().astype("float32") / 255
+        found, *maps = session.run(None, {"images": x})
+        expected = logits(student_run, torch.from_numpy(x))
+        difference = torch.from_numpy(found) - expected
+        assert 0 < difference.abs().max() < 0.1 * expected.abs().max()
+        assert [m.shape for m in maps] == [(3, 32, 32), (3, 16, 16), (3, 8, 8)]
+        model = onnx.load(tmp_path / "net.onnx")
+        assert {node.domain for node in model.graph.node} == {""}
+        weights = {w.name: w.data_type for w in model.graph.initializer}
+        assert list(weights.values()).count(onnx.TensorProto.INT8) >= 12  # the convolutions
+        about = json.loads(session.get_modelmeta().custom_metadata_map["attention_transfer"])
+        assert about["precision"] == "int8" and "in [0, 1]" in about["input"]
+
+    @pytest.mark.parametrize(
+        ("words", "message"),
+        [
+            ("--format pt2 --int8", "--int8 is for --format onnx: got --format pt2"),
+            ("--format onnx --data digits", "--data is for --int8"),
+            ("--format pt2 --calibration-images 9", "--calibration-images is for --int8"),
+            ("--format pt2 --json n.json", "--json is for --int8"),
+        ],
+    )
+    def test_options_that_do_not_go_together(self, command, run, tmp_path, words, message):
+        answer = command(f"export {run} {words} --out net")
+        assert answer.status == 2 and message in answer.err
+        assert not (tmp_path / "net").exists()
+
+    def test_data_with_other_classes(self, command, run):
+        answer = command(f"export {run} --format onnx --int8 --data digits --out net.onnx")
+        assert answer.status == 2 and "has the classes cat, dog, emu; the data has" in answer.err
 
 
 class TestAuthors:

@@ -50,7 +50,7 @@ def evaluate_network(
     """
     network = None
     if is_folder_name(name):
-        network, options = _run_options(name, spec, weights, image_size, trust_code)
+        network, options = run_and_data(name, spec, weights, image_size, trust_code)
     else:
         options = _model_options(name, spec, weights, image_size)
     if limit is not None:
@@ -71,7 +71,7 @@ def evaluate_network(
     return {"run": name, "data": data.spec, **metrics, **about}
 
 
-def _run_options(
+def run_and_data(
     run: str, spec: str | None, weights: str | None, image_size: int | None, trust_code: bool
 ) -> tuple[Network, dict[str, Any]]:
     """The network of a run, and the options of its validation images, or of other data."""

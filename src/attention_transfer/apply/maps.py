@@ -38,11 +38,13 @@ def stage_maps(
     with evaluating(network), tap(network.module, layers) as tapped:
         with torch.autocast(x.device.type, torch.bfloat16, enabled=network.bf16):
             logits, features = tapped(network.preprocess(x))
-        maps = []
-        for f in features.values():
-            height, width = as_grid(f).shape[2:]
-            maps.append(attention_map(f, kind, p).unflatten(1, (height, width)))
-        return logits.float(), maps
+        return logits.float(), [map_on_grid(f, kind, p) for f in features.values()]
+
+
+def map_on_grid(features: Tensor, kind: str = "sum", p: float = 2.0) -> Tensor:
+    """The normalised attention map (N, h, w) of features (N, C, h, w), or of tokens (N, L, D)."""
+    height, width = as_grid(features).shape[2:]
+    return attention_map(features, kind, p).unflatten(1, (height, width))
 
 
 def save_maps(

@@ -88,6 +88,30 @@ class ExportOptions:
         ),
     ]
     out: Annotated[Path, option("The file, or folder, to write.")]
+    with_attention: Annotated[
+        Bool,
+        option("The graph (onnx, pt2) also returns the attention map of each stage."),
+    ] = False
+    int8: Annotated[
+        Bool,
+        option(
+            "Quantise the weights and activations of --format onnx, and print the accuracy before "
+            "and after."
+        ),
+    ] = False
+    data: Annotated[
+        str | None,
+        option(
+            f"Data for --int8 to calibrate and measure: {DATA_NAMES}.", default_text="the run's own"
+        ),
+    ] = None
+    calibration_images: Annotated[
+        Int | None, option("Training images for --int8.", ge=1, default_text="512")
+    ] = None
+    json: Annotated[
+        Path | None,
+        option("Write the numbers of --int8 to this file.", default_text="no"),
+    ] = None
     force: Force = False
     trust_code: TrustCode = False
 

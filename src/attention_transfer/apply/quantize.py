@@ -1,0 +1,167 @@
+"""A run's network as an ONNX model with int8 weights and activations, by onnxruntime.
+
+The quantisation is static: convolutions and linear layers get a scale for each output channel of
+their weights, and one for their inputs, from training images. (Dynamic quantisation measures the
+inputs at run time; onnxruntime has slow kernels only for convolutions that do.)
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..data.dataset import Images
+from ..data.open import open_data
+from ..data.stream import default_workers
+from ..errors import UserError, first_few, first_line
+from ..models.network import metadata
+from ..outputs import check_output
+from ..run_folder import replacing
+from .evaluate import EVALUATION_BATCH, evaluate, run_and_data
+from .graph import METADATA_KEY, attention_layers, check_onnx_packages, open_session, save_onnx
+from .inference import as_input
+
+QUANTIZED = ("Conv", "Gemm", "MatMul")  # all else stays in float32
+CALIBRATION_BATCH = 32
+
+
+def export_int8(
+    run: Path,
+    out: Path,
+    data: str | None,
+    calibration_images: int,
+    force: bool = False,
+    trust_code: bool = False,
+    with_attention: bool = False,
+) -> dict[str, Any]:
+    """Writes the int8 model, and measures it and the float32 one on the validation images.
+
+    Args:
+        data: instead of the run's own data.
+        calibration_images: the number of training images, balanced over the classes.
+
+    Returns:
+        `fp32` and `int8`, each with `accuracy`, `loss` and `bytes` of its file; `images` and
+        `calibration_images` say on how many.
+
+    Raises:
+        UserError: as `export_run`; for data with other classes; for a network that onnxruntime
+            cannot quantise.
+    """
+    check_output("--out", out, "onnx", force)
+    check_onnx_packages("--int8")
+    network, options = run_and_data(str(run), data, None, None, trust_code)
+    options |= {"limit_train": calibration_images, "workers": default_workers(on_cpu=True)}
+    dataset = open_data(**options)
+    if not network.matches_classes(dataset.classes):
+        raise UserError(
+            f"{run} has the classes {first_few(network.classes, 4)}; the data has "
+            f"{first_few(dataset.classes, 4)}: expected the same"
+        )
+    size = network.preprocess.size
+    assert size is not None, "a trained network knows its size"
+    layers = []
+    if with_attention:
+        layers = attention_layers(network)
+    about = metadata(network.name, network.classes, network.preprocess, size)
+    with tempfile.TemporaryDirectory() as folder:
+        exact = Path(folder) / "fp32.onnx"
+        save_onnx(network, about, exact, layers)
+        numbers = {"fp32": _measure(exact, dataset.val)}
+        with replacing(out) as partial:
+            try:
+                _quantize(exact, partial, dataset.train)
+            except Exception as error:  # onnxruntime raises nearly anything
+                text = f"{type(error).__name__}: {first_line(error)}"
+                raise UserError(
+                    f"onnxruntime cannot quantise {network.name} ({text}): leave --int8 out"
+                ) from error
+            numbers["int8"] = _measure(partial, dataset.val)
+    counts = {"images": len(dataset.val), "calibration_images": len(dataset.train)}
+    return {"run": str(run), "data": dataset.spec, **counts, **numbers}
+
+
+def _quantize(exact: Path, out: Path, images: Images) -> None:
+    import onnx
+    from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    prepared = exact.with_name("prepared.onnx")
+    with _quiet():
+        # Fuses batch normalisation into convolutions, which are then quantised as one.
+        quant_pre_process(exact, prepared, skip_symbolic_shape=True)
+        quantize_static(
+            prepared,
+            out,
+            _calibration(images),
+            quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=list(QUANTIZED),
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+        )
+    model, original = onnx.load(out), onnx.load(exact)
+    about = {prop.key: prop.value for prop in original.metadata_props}
+    described = json.loads(about[METADATA_KEY]) | {"precision": "int8"}
+    onnx.helper.set_model_props(model, {METADATA_KEY: json.dumps(described)})
+    model.graph.input[0].doc_string = original.graph.input[0].doc_string
+    used = {node.domain for node in model.graph.node}
+    # onnxruntime names every set of operators that it knows.
+    for other in [entry for entry in model.opset_import if entry.domain not in used]:
+        model.opset_import.remove(other)
+    onnx.save(model, out)
+
+
+def _calibration(images: Images) -> Any:
+    """The images in batches, as onnxruntime asks for them."""
+    from onnxruntime.quantization import CalibrationDataReader
+
+    class Reader(CalibrationDataReader):
+        def __init__(self) -> None:
+            self.batches = _batches(images)
+
+        def get_next(self) -> dict[str, Any] | None:
+            return next(self.batches, None)
+
+    return Reader()
+
+
+def _batches(images: Images) -> Iterator[dict[str, Any]]:
+    for start in range(0, len(images), CALIBRATION_BATCH):
+        batch = images.batch(slice(start, start + CALIBRATION_BATCH))
+        yield {"images": as_input(batch).contiguous().numpy()}
+
+
+def _measure(file: Path, images: Images) -> dict[str, float]:
+    """Accuracy and loss of an ONNX model on images, and the size of its file."""
+    session = open_session(file)
+
+    def forward(x: Tensor) -> Tensor:
+        (logits,) = session.run(["logits"], {"images": x.contiguous().numpy()})
+        return torch.from_numpy(logits)
+
+    with _quiet():
+        metrics = evaluate(forward, images, EVALUATION_BATCH, "cpu")
+    return {**metrics, "bytes": file.stat().st_size}
+
+
+class _quiet(warnings.catch_warnings):
+    """Silences the advice that onnxruntime's tools log."""
+
+    def __enter__(self) -> None:
+        super().__enter__()
+        warnings.simplefilter("ignore")
+        self.disabled = logging.root.manager.disable
+        logging.disable(logging.WARNING)
+
+    def __exit__(self, *error: object) -> None:
+        logging.disable(self.disabled)
+        super().__exit__(*error)
