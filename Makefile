@@ -49,7 +49,8 @@ bench: $(READY)  ## measure speed as ratios to the authors' step; rewrites resul
 	$(BIN)/python bench/decoders.py --rounds 5 --json results/bench/decoders.json
 	$(BIN)/python -m pip install --quiet --editable '.[peers]'
 	$(BIN)/python bench/peer_torchdistill.py --rounds 5 --steps 5 --json results/bench/peer.json
-	$(BIN)/python bench/tables.py results/bench.md results/gradient.md
+	$(BIN)/python bench/teach_once.py --json results/bench/teach-once.json
+	$(BIN)/python bench/tables.py results/bench.md results/gradient.md results/teach-once.md
 
 results: $(READY)  ## write the tables of README, docs and results again, from results/*.jsonl
 	$(BIN)/python bench/results_tables.py

@@ -27,6 +27,8 @@ HEADINGS = {
     "times_authors": "× authors",
     "times_whole": "× whole",
     "times_floor": "× the floor's time",
+    "times_alone": "× alone",
+    "times_live": "× live",
     "times_off": "× off",
     "times_peer": "× peer",
     "times_student": "× student's time",
@@ -34,7 +36,7 @@ HEADINGS = {
     "peak_mib": "peak MiB",
 }
 FORMATS = {
-    **dict.fromkeys(("median", "p10", "p90", "per_core", "peak_mib"), ",.0f"),
+    **dict.fromkeys(("median", "p10", "p90", "per_core", "peak_mib", "rounds"), ",.0f"),
     "seconds": ".1f",
     "built": "d",
     "share": ".1%",

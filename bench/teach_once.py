@@ -120,7 +120,7 @@ def _measure(
         rows = interleave(measures, options.rounds, baselines)
     by_name = {row.name: row for row in rows}
     for row in rows:
-        row.extra["times_student"] = median_ratio(row, by_name["student"])
+        row.extra["times_alone"] = median_ratio(row, by_name["student"])
         row.extra["times_live"] = median_ratio(row, by_name["live"])
         if not is_small:
             row.extra["times_authors"] = None

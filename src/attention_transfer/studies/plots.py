@@ -32,7 +32,7 @@ def figure(file: Path, columns: int = 1, width: float = 5.5, height: float = 3.8
             drawing.savefig(partial, format="png", dpi=150, transparent=False)
 
 
-def _scale_by_logarithm(axes: Any) -> None:
+def scale_by_logarithm(axes: Any) -> None:
     """A logarithmic axis with plain numbers: the style leaves formulas such as 10^2 unparsed."""
     from matplotlib.ticker import NullFormatter
 
@@ -73,7 +73,7 @@ def save_beta_figure(
             for name, cell in levels.items():
                 mean = cell.mean("error")
                 axes.axhline(mean, ls=LEVELS[name], lw=1.2, color="#555555", label=name)
-            _scale_by_logarithm(axes)
+            scale_by_logarithm(axes)
             axes.set_title(convention)
             axes.set_xlabel("β")
         panels[0].set_ylabel("error, %")
@@ -88,7 +88,7 @@ def save_curves_figure(curves: Mapping[str, Mapping[float, Cell]], label: str, f
     with figure(file) as (axes,):
         for colour, (name, cells) in zip(COLOURS, curves.items(), strict=False):
             points(axes, list(cells), list(cells.values()), name, colour)
-        _scale_by_logarithm(axes)
+        scale_by_logarithm(axes)
         axes.set_xlabel(label)
         axes.set_ylabel("error, %")
         axes.legend(frameon=False)
@@ -140,7 +140,7 @@ def save_cost_figure(lines: Sequence[Mapping[str, Any]], file: Path) -> None:
             for axes, value in zip(panels, (latency, 1000 / rate), strict=True):
                 axes.barh(position, value, color=colour)
         for axes, label in zip(panels, ("ms, batch of 1", "ms an image, batches"), strict=True):
-            _scale_by_logarithm(axes)
+            scale_by_logarithm(axes)
             axes.set_xlabel(label)
             axes.invert_yaxis()
         panels[0].set_yticks(range(len(names)), names)

@@ -112,7 +112,7 @@ def test_errors_name_the_file_or_the_line(tmp_path, page, content, message):
         tables.rewrite(page, tmp_path)
 
 
-@pytest.mark.parametrize("name", ["bench.md", "gradient.md"])
+@pytest.mark.parametrize("name", ["bench.md", "gradient.md", "teach-once.md"])
 def test_the_pages_agree_with_the_files(name):
     page = (ROOT / "results" / name).read_text()
     assert page.count("--json results/bench/") >= 1
