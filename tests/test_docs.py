@@ -67,7 +67,7 @@ def test_commands_and_flags_exist(page):
     text = re.sub(r"\\\n[# ]*", "", page.read_text())  # lines that go on
     for command, words in re.findall(COMMAND, text):
         assert command in COMMANDS, command
-        for flag in re.findall(r"--[a-z][a-z-]*", words):
+        for flag in re.findall(r"--[a-z][a-z0-9-]*", words):
             assert flag in flags_of(command), f"{command} {flag}"
     for script in re.findall(r"python (bench/\w+\.py)", text):
         assert (ROOT / script).exists(), script
