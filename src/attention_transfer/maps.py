@@ -115,15 +115,25 @@ def map_loss(
     weights: PairWeights | None = None,
 ) -> Tensor:
     """`at_loss` under options that are checked already; `teacher` may hold `StoredMap`s."""
-    total: Tensor | None = None
+    return functools.reduce(torch.add, pair_losses(student, teacher, options, weights))
+
+
+def pair_losses(
+    student: Features,
+    teacher: TeacherFeatures,
+    options: LossOptions,
+    weights: PairWeights | None = None,
+) -> list[Tensor]:
+    """The terms of `map_loss`, a scalar for each pair."""
+    terms = []
     for name, s, t, weight in pair_features(student, teacher, weights):
         term = map_distance(*paired_maps(s, t, options, name), options)
         if weight != 1.0:  # the default costs no operation
             term = term * weight
-        total = term if total is None else total + term
-    if total is None:
+        terms.append(term)
+    if not terms:
         raise UserError("at_loss got no pair of features: expected at least one")
-    return total
+    return terms
 
 
 def make_options(cls: type[Options], *values: Any) -> Options:

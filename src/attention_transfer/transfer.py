@@ -108,6 +108,8 @@ class Transfer(nn.Module):
             self._tap_pairs(pairs, example)
         elif teacher is not None and not self._frozen:
             self._use_store(cast(Store, teacher), pairs, example)
+        # {part: the term of each pair before β} of the last batch, to find a fault with.
+        self.pair_terms: dict[str, list[Tensor]] = {}
         self._map_names: list[str] = []
         if self.map_options is not None:
             self._map_names = [self.map_options.map_name(t) for _, t in self.pairs]
@@ -167,7 +169,12 @@ class Transfer(nn.Module):
         elif not isinstance(teacher, TeacherOutput):
             kind = type(teacher).__name__
             raise UserError(f"teacher= is an object of type {kind}: expected a TeacherOutput")
-        return self._student_step(x, y, progress, teacher.with_features(self._map_names))
+        output, pair_terms = self._student_step(
+            x, y, progress, teacher.with_features(self._map_names)
+        )
+        if not torch.compiler.is_compiling():
+            self.pair_terms = pair_terms
+        return output
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compiles this module in place."""
@@ -224,7 +231,7 @@ class Transfer(nn.Module):
 
     def _student_step(
         self, x: Tensor, y: Tensor, progress: TrainingFraction, teacher: TeacherOutput
-    ) -> Output:
+    ) -> tuple[Output, dict[str, list[Tensor]]]:
         step = StepInputs(
             y,
             teacher_logits=teacher.logits,
@@ -246,7 +253,8 @@ class Transfer(nn.Module):
             parts = {"ce": loss * share}
             for method in self.methods:
                 parts[method.part] = method(step) * method.weight(progress)
-        return Output(torch.stack(list(parts.values())).sum(), logits, parts)
+        output = Output(torch.stack(list(parts.values())).sum(), logits, parts)
+        return output, step.pair_terms
 
     def _read_with_gradients(self, x: Tensor, step: StepInputs) -> Tensor:
         """The student's logits; its features and input gradients go to `step`."""

@@ -127,7 +127,7 @@ def test_a_loss_that_is_not_finite(command, tmp_path, monkeypatch, step):
 
 def test_every_part_that_is_not_finite_is_named(teacher_run, tmp_path, monkeypatch):
     poison(monkeypatch, 3)
-    with pytest.raises(RunError, match=r"first at step 3 in ce, at, kd;"):
+    with pytest.raises(RunError, match=r"step 3 in ce, at \(pair group0 ← group0\), kd;"):
         carry_out(distilled(teacher_run), tmp_path / "run")
     assert not (tmp_path / "run" / "checkpoint.pt").exists()
 

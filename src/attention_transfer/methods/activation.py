@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import reduce
 from typing import Any
 
 import torch
@@ -95,9 +96,11 @@ class ActivationTransfer(BetaMethod):
         return bool(self._auto_betas)
 
     def forward(self, step: StepInputs) -> Tensor:
-        return maps.map_loss(
+        terms = maps.pair_losses(
             step.student_features, step.teacher_features, self.options, self.pair_betas()
         )
+        step.pair_terms[self.part] = [term.detach() for term in terms]
+        return reduce(torch.add, terms)
 
     def pair_betas(self) -> list[float] | None:
         """The weight of each pair, before β of all and its schedule; None: 1 each."""

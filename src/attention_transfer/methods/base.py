@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -42,6 +42,8 @@ class StepInputs:
     student_gradient: Tensor | None = None
     teacher_gradient: Tensor | None = None
     flipped_gradient: Tensor | None = None
+    # What methods tell of the pairs of layers, to find a fault with: {part: a scalar for each}.
+    pair_terms: dict[str, list[Tensor]] = field(default_factory=dict)
 
 
 class Method(nn.Module):

@@ -97,6 +97,7 @@ class FullActivationTransfer(BetaMethod):
                 # The networks, and with them the adapter, may be of any precision.
                 s = F.conv2d(s, adapter.weight.to(s.dtype))
             terms.append(normalised_difference(s, t))
+        step.pair_terms[self.part] = [term.detach() for term in terms]
         return torch.stack(terms).sum()
 
     def prepare(

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator
 
-from ..options import Int, option
+from ..options import Bool, Int, option
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Precision = Literal["auto", "fp32", "bf16"]
@@ -37,6 +37,13 @@ class RuntimeOptions:
             changes_numbers=False,
         ),
     ] = "auto"
+    deterministic: Annotated[
+        Bool,
+        option(
+            "Deterministic algorithms only: on one machine, the same run gives the same bits.",
+            changes_numbers=False,
+        ),
+    ] = False
     devices: Annotated[
         Int,
         option(

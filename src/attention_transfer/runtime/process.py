@@ -9,12 +9,15 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from lightning.fabric import Fabric
 from lightning.fabric.plugins import MixedPrecision
 
+from ..errors import UserError
 from ..ops import batch_norm
 from ..transfer import Transfer
 from .options import RuntimeOptions
@@ -54,6 +57,36 @@ def make_fabric(options: RuntimeOptions, runtime: RuntimeConfig) -> Fabric:
     )
     fabric.launch()
     return fabric
+
+
+@contextmanager
+def deterministic_algorithms(enabled: bool) -> Iterator[None]:
+    """Inside the block, as PyTorch's notes on reproducibility advise, if `enabled`.
+
+    Raises:
+        UserError: for an operation that has no deterministic form.
+    """
+    if not enabled:
+        yield
+        return
+    # cuBLAS reads it when it is first used.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    mode, benchmark = torch.get_deterministic_debug_mode(), torch.backends.cudnn.benchmark
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    except RuntimeError as error:
+        operation, found, _ = str(error).partition(" does not have a deterministic implementation")
+        if not found:
+            raise
+        raise UserError(
+            f"--deterministic: {operation} has no deterministic form on this device: "
+            "leave the flag out, or choose other --pairs, --resize or --model"
+        ) from error
+    finally:
+        torch.set_deterministic_debug_mode(mode)
+        torch.backends.cudnn.benchmark = benchmark
 
 
 def set_up_process(runtime: RuntimeConfig) -> RuntimeConfig:

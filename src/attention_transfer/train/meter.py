@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -9,29 +11,47 @@ import torch.nn.functional as F
 from lightning.fabric import Fabric
 from torch import Tensor
 
-from ..errors import RunError
-
-KEPT = "the last good checkpoint is kept; try a lower --lr or --beta in another --out"
-
 
 class Meter:
     """Sums over the images of an epoch: cross-entropy, correct answers, and each term of the loss.
 
     It also keeps the first step at which each term was not finite, so that finding a diverged
     run does not synchronise at every step.
+
+    Args:
+        terms: the names of the terms of the loss.
+        pairs: (student layer, teacher layer) of each pair, to name the one that is not finite.
     """
 
-    def __init__(self, terms: list[str], device: torch.device):
+    def __init__(
+        self, terms: list[str], device: torch.device, pairs: Sequence[tuple[str, str]] = ()
+    ):
         self.terms = terms
+        self.pairs = [f"{s} ← {t}" for s, t in pairs]
         dtype = torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
         self.sums = torch.zeros(2 + len(terms), device=device, dtype=dtype)
         self.images = 0
+        # What `first_bad` counts: (term, ""), and (term, pair) for a pair's share of a term.
+        self.watched = [(term, "") for term in terms]
         self.first_bad = torch.full((len(terms),), -1, device=device, dtype=torch.int64)
 
-    def update(self, logits: Tensor, labels: Tensor, parts: dict[str, Tensor], step: int) -> None:
-        """Adds a batch: logits (N, K), labels (N,) or (N, K), and the terms, means over it."""
+    def update(
+        self,
+        logits: Tensor,
+        labels: Tensor,
+        parts: Mapping[str, Tensor],
+        step: int,
+        pair_terms: Mapping[str, Sequence[Tensor]] = MappingProxyType({}),
+    ) -> None:
+        """Adds a batch: logits (N, K), labels (N,) or (N, K), and the terms, means over it.
+
+        `pair_terms` are the shares of the pairs in a term, {term: a scalar for each pair}.
+        """
         logits = logits.detach().float()
-        terms = torch.stack([p.detach() for p in parts.values()]).to(self.sums.dtype)
+        shares = [share for of_pairs in pair_terms.values() for share in of_pairs]
+        watched = torch.stack([p.detach() for p in [*parts.values(), *shares]])
+        watched = watched.to(self.sums.dtype)
+        terms = watched[: len(parts)]
         hard_labels = labels
         if labels.is_floating_point():
             hard_labels = labels.argmax(1)  # of mixed images, the one with the larger share
@@ -39,17 +59,36 @@ class Meter:
         n = len(labels)
         first = torch.stack([F.cross_entropy(logits, labels) * n, correct]).to(self.sums.dtype)
         self.sums += torch.cat([first, terms * n])
-        newly_bad = (self.first_bad < 0) & ~terms.isfinite()
+        if len(self.first_bad) < len(watched):  # the first step of the epoch
+            self._watch_pairs(pair_terms)
+        newly_bad = (self.first_bad < 0) & ~watched.isfinite()
         self.first_bad = torch.where(newly_bad, step, self.first_bad)
         self.images += n
 
-    def check(self) -> None:
-        """Raises `RunError` with the first step and the terms of the loss that were not finite."""
-        bad = {t: s for t, s in zip(self.terms, self.first_bad.tolist(), strict=True) if s >= 0}
-        if bad:
-            step = min(bad.values())
-            terms = ", ".join(term for term, s in bad.items() if s == step)
-            raise RunError(f"the loss is not finite: first at step {step} in {terms}; {KEPT}")
+    def _watch_pairs(self, pair_terms: Mapping[str, Sequence[Tensor]]) -> None:
+        self.watched = [(term, "") for term in self.terms]
+        for term in pair_terms:
+            self.watched += [(term, pair) for pair in self.pairs]
+        more = len(self.watched) - len(self.first_bad)
+        self.first_bad = torch.cat([self.first_bad, self.first_bad.new_full((more,), -1)])
+
+    def first_fault(self) -> tuple[int, str] | None:
+        """The first step at which the loss was not finite, and the terms and pairs, in words."""
+        steps = self.first_bad.tolist()
+        step = min((s for s in steps if s >= 0), default=None)
+        if step is None:
+            return None
+        bad: dict[str, list[str]] = {}
+        for (term, pair), first in zip(self.watched, steps, strict=False):
+            if first == step:
+                bad.setdefault(term, []).append(pair)
+        texts = []
+        for term, (_, *pairs) in bad.items():
+            # A fault spreads from layer to layer, so the first pair is nearest to the cause.
+            if pairs:
+                term += f" (pair {pairs[0]})"
+            texts.append(term)
+        return step, ", ".join(texts)
 
     def means(self, fabric: Fabric) -> tuple[float, float, dict[str, float]]:
         """Cross-entropy, accuracy and terms, over all ranks."""
@@ -66,13 +105,14 @@ class Meter:
     def state_dict(self, fabric: Fabric) -> dict[str, Any]:
         """The sums and the number of images are those of all ranks."""
         images = self.all_images(fabric)
-        return {"sums": self._all_sums(fabric), "images": images, "first_bad": self.first_bad}
+        # A state with a fault is not saved, so that `first_bad` says nothing.
+        first_bad = self.first_bad[: len(self.terms)]
+        return {"sums": self._all_sums(fabric), "images": images, "first_bad": first_bad}
 
     def load_state_dict(self, state: dict[str, Any], fabric: Fabric) -> None:
         if fabric.is_global_zero:  # the other ranks start at zero, so that nothing counts twice
             self.sums.copy_(state["sums"])
             self.images = state["images"]
-        self.first_bad.copy_(state["first_bad"])
 
     def all_images(self, fabric: Fabric) -> int:
         """The images of all ranks so far; all ranks must call this."""

@@ -13,7 +13,12 @@ from rich.console import Console
 from ..run_folder import RunFolder, write_json
 from ..runtime import ranks
 from ..runtime.environment import environment
-from ..runtime.process import local_rank, make_fabric, set_up_process
+from ..runtime.process import (
+    deterministic_algorithms,
+    local_rank,
+    make_fabric,
+    set_up_process,
+)
 from ..runtime.resolve import RuntimeConfig, resolve_runtime
 from ..second_order import BatchStatisticsWarning
 from . import resume
@@ -61,6 +66,7 @@ def run(recipe: Recipe, out: str | Path, console: Console, jobs: int = 1) -> dic
             stack.enter_context(folder.locked())
         ranks.join(recipe)
         stack.enter_context(ranks.shared_fate())
+        stack.enter_context(deterministic_algorithms(recipe.deterministic))
         return _train(recipe, folder, loggers, console, jobs)
 
 

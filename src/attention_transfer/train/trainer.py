@@ -23,7 +23,8 @@ from ..runtime.ranks import highest
 from ..transfer import Transfer
 from . import shares
 from .checkpoint import load_checkpoint, save_checkpoint
-from .meter import KEPT, Meter
+from .gradient_watch import GradientWatch
+from .meter import Meter
 from .optimizer import Update, make_optimizer, make_scheduler, peak_lr
 from .options import OptimizerOptions, TrainingOptions
 from .progress import ProgressBar
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from .regularize import Mix
 
 Row = dict[str, Any]
+KEPT = "the last good checkpoint is kept; try a lower --lr or --beta in another --out"
 # Steps between checks for a signal across ranks; each check costs a synchronisation.
 SIGNAL_SYNC_STEPS = 20
 
@@ -97,7 +99,8 @@ class Trainer:
         # State is read from and written to `module`, whose names have no wrapper's prefix.
         self.transfer, self.wrapped_optimizer = fabric.setup(transfer, self.optimizer)
         self.terms = ["ce", *(method.part for method in transfer.methods)]
-        self.meter = Meter(self.terms, fabric.device)
+        self.meter = self._new_meter()
+        self.gradients = GradientWatch(transfer.named_parameters(), fabric.device)
         self.rescue = Rescue(fabric, transfer, self._save_in_mid_epoch)
         self.stop = StopRequest(progress.say)
         self.watch = Watch(progress.say, len(loader.images.classes))
@@ -154,7 +157,9 @@ class Trainer:
         row = self._finish_epoch(epoch, images_per_second) | gradients
         self.rows.append(row)
         self.watch.see(self.rows, self.step / self.total_steps)
-        self.meter = Meter(self.terms, self.fabric.device)
+        self.watch.look(self.module, batch, self.gradients)
+        self.meter = self._new_meter()
+        self.gradients.begin_epoch()
         self._save()
         self.log(self.rows)
         self.progress.end(row)
@@ -176,6 +181,7 @@ class Trainer:
             with self.fabric.no_backward_sync(self.transfer, enabled=i < count):
                 self._backward(TrainingBatch(*micro_batch), view, progress, len(y))
         self.rescue.changes_weights = True
+        self.gradients.update()
         self.update(self.wrapped_optimizer.step, self.step)
         self.wrapped_optimizer.zero_grad()
         self.step += 1
@@ -283,7 +289,8 @@ class Trainer:
         if share != 1:
             loss = loss * share
         self.fabric.backward(loss)
-        self.meter.update(output.logits, y, output.parts, self.step + 1)
+        pair_terms = self.module.pair_terms
+        self.meter.update(output.logits, y, output.parts, self.step + 1, pair_terms)
 
     def _finish_epoch(self, epoch: int, images_per_second: float) -> Row:
         """Validates, and returns the epoch's row."""
@@ -340,11 +347,32 @@ class Trainer:
 
     def _check_finite(self) -> None:
         """Raises `RunError` if the loss, or a weight after the last step, is not finite."""
-        self.meter.check()
+        fault = self.meter.first_fault()
+        if fault is not None:
+            step, terms = fault
+            self._check_gradients(step)
+            raise RunError(f"the loss is not finite: first at step {step} in {terms}; {KEPT}")
         values = list(self.module.state_dict().values())
         if self.average is not None:
             values += self.average.state_dict().values()
         finite = [v.isfinite().all() for v in values if v.is_floating_point()]
         # Stacked, so that the device is read once.
         if not torch.stack(finite).all():
+            self._check_gradients(self.step + 1)
             raise RunError(f"the weights are not finite after step {self.step}; {KEPT}")
+
+    def _check_gradients(self, fault: int) -> None:
+        """Raises `RunError` if a gradient was not finite before step `fault`."""
+        bad = self.gradients.first_bad_layer()
+        if bad is None:
+            return
+        steps, layer = bad
+        step = self.step - self.gradients.count + steps + 1
+        if step < fault:
+            raise RunError(
+                f"the gradient is not finite: first at step {step}, from {layer} to the input; "
+                f"{KEPT}"
+            )
+
+    def _new_meter(self) -> Meter:
+        return Meter(self.terms, self.fabric.device, self.module.pairs)

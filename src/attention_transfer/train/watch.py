@@ -9,8 +9,10 @@ from typing import Any
 from torch import Tensor
 
 from ..checks.balance import term_gradients
+from ..checks.dead_student import dead_parts
 from ..data.plan import TrainingBatch
 from ..transfer import Transfer
+from .gradient_watch import GradientWatch
 
 # Ratios of the gradient of transfer to that of the labels (results/defaults.md).
 TOO_STRONG, TOO_WEAK = 5.0, 0.02
@@ -31,6 +33,7 @@ class Watch:
     def __init__(self, say: Callable[[str], None], classes: int):
         self.say, self.guess = say, math.log(classes)
         self.said = False
+        self.subjects: set[str] = set()  # what `look` has spoken of
 
     def measure(
         self,
@@ -47,6 +50,18 @@ class Watch:
             return {}
         x, y, rows = (part[:IMAGES] for part in batch)
         return {"gradients": term_gradients(transfer, x, y, progress, lesson(x, rows))}
+
+    def look(self, transfer: Transfer, batch: TrainingBatch, gradients: GradientWatch) -> None:
+        """Says, once each, which parts of the student are dead and that a gradient exploded."""
+        for part in dead_parts(transfer, batch.images[:IMAGES]):
+            self._say_once(part, f"the student is dead: {part}; try a lower --lr, or --clip-norm")
+        if (text := gradients.describe_explosion()) is not None:
+            self._say_once("exploded", text)
+
+    def _say_once(self, subject: str, text: str) -> None:
+        if subject not in self.subjects:
+            self.subjects.add(subject)
+            self.say(f"warning: {text}")
 
     def see(self, rows: list[dict[str, Any]], progress: float) -> None:
         """Says at most one sentence in all, after an epoch that ended at `progress`."""
