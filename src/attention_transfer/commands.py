@@ -200,9 +200,11 @@ def teach(arguments: dict[str, Any]) -> None:
     The same command goes on filling a store that is not full.
     """
     options = store_options.teach_options(arguments)
+    from .runtime.process import deterministic_algorithms
     from .train.teach import teach as fill
 
-    fill(options, _console())
+    with deterministic_algorithms(options.deterministic):
+        fill(options, _console())
 
 
 # demo, bench

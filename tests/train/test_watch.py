@@ -4,20 +4,20 @@ import math
 from typing import Any
 
 import pytest
-from small_runs import carry_out, distilled
+from small_runs import carry_out, distilled, rows
 
-from attention_transfer.train.watch import EPOCHS, Watch, transfer_ratio
+from attention_transfer.train.watch import EPOCHS, SLOW_START, Watch, transfer_ratio
 
 GUESS = math.log(10)
 
 
-def row(ce: float, transfer: float, loss: float = GUESS) -> dict[str, Any]:
-    return {"gradients": {"ce": ce, "at": transfer}, "train_loss": loss}
+def row(ce: float, transfer: float, loss: float = GUESS, step: int = 1000) -> dict[str, Any]:
+    return {"gradients": {"ce": ce, "at": transfer}, "train_loss": loss, "step": step}
 
 
-def said(rows: list[dict[str, Any]], progress: float = 0.5) -> list[str]:
+def said(rows: list[dict[str, Any]], progress: float = 0.5, auto_beta: bool = False) -> list[str]:
     lines: list[str] = []
-    watch = Watch(lines.append, classes=10)
+    watch = Watch(lines.append, classes=10, auto_beta=auto_beta)
     for count in range(1, len(rows) + 1):
         watch.see(rows[:count], progress)
     return lines
@@ -31,6 +31,19 @@ def test_transfer_that_drowns_the_labels_is_named_once() -> None:
 def test_transfer_without_weight_is_named_once() -> None:
     (line,) = said([row(1.0, 0.001)] * 8)
     assert "next to nothing" in line and "0.1%" in line
+
+
+def test_the_advice_under_beta_auto_is_not_beta_auto() -> None:
+    (strong,) = said([row(1.0, 20.0)] * 8, auto_beta=True)
+    assert "train longer (--epochs)" in strong and "leave it to" not in strong
+    (weak,) = said([row(1.0, 0.001)] * 8, auto_beta=True)
+    assert "give --beta a larger number" in weak and "leave it to" not in weak
+
+
+def test_a_student_that_has_not_begun_to_learn_under_beta_auto() -> None:
+    first_steps = [row(1.0, 20.0, step=SLOW_START - 1)] * 8
+    assert said(first_steps, auto_beta=True) == []
+    assert len(said(first_steps)) == 1  # of a β that a person has given
 
 
 @pytest.mark.parametrize(
@@ -61,6 +74,15 @@ def test_a_run_whose_transfer_drowns_the_labels_says_so(teacher_run, tmp_path) -
     recipe = distilled(teacher_run, method="at", beta=1e6, epochs=4, lr=1e-4)
     said = carry_out(recipe, tmp_path / "run")
     assert said.count("transfer outweighs the labels") == 1
+
+
+def test_a_short_run_under_beta_auto_says_nothing(teacher_run, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("attention_transfer.train.watch.TOO_STRONG", 1.0)
+    recipe = distilled(teacher_run, method="at", beta="auto", epochs=4, lr=1e-9)
+    said = carry_out(recipe, tmp_path / "run")
+    ratios = [transfer_ratio(row) for row in rows(tmp_path / "run")]
+    assert min(ratios) > 1  # otherwise nothing would be said anyway
+    assert "outweighs" not in said
 
 
 def test_a_run_whose_transfer_does_nothing_says_so(teacher_run, tmp_path) -> None:

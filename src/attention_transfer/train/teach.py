@@ -21,7 +21,7 @@ from ..data.options import check_augment
 from ..errors import RunError, UserError
 from ..models.network import Network
 from ..models.start import check_network, load_network
-from ..runtime.process import deterministic_algorithms, make_fabric, set_up_process
+from ..runtime.process import make_fabric, set_up_process
 from ..runtime.resolve import RuntimeConfig, count_flops, resolve_runtime
 from ..store.create import plan_store, teacher_record
 from ..store.header import Header, is_store, view_options
@@ -78,8 +78,7 @@ def teach(options: TeachOptions, console: Console) -> None:
         store = store.select(layers, options.map_options)
     _say_size(store, data, runtime, console)
     teacher = _make_teacher(network, store.layers, example, fabric, runtime)
-    with deterministic_algorithms(options.deterministic):
-        _fill(options, store, data, teacher, fabric, console)
+    _fill(options, store, data, teacher, fabric, console)
     fabric.barrier()
     if not fabric.is_global_zero:
         return

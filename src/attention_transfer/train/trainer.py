@@ -103,7 +103,8 @@ class Trainer:
         self.gradients = GradientWatch(transfer.named_parameters(), fabric.device)
         self.rescue = Rescue(fabric, transfer, self._save_in_mid_epoch)
         self.stop = StopRequest(progress.say)
-        self.watch = Watch(progress.say, len(loader.images.classes))
+        auto_beta = any(getattr(method, "is_auto", False) for method in transfer.methods)
+        self.watch = Watch(progress.say, len(loader.images.classes), auto_beta)
         # What a store says of images, by their rows and view (`Lessons`); None: ask the teacher.
         self.lesson: Callable[..., Any] = lambda x, rows, view: None
         self.log: Callable[[list[Row]], None] = lambda rows: None  # called with all rows so far

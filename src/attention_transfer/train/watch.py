@@ -20,6 +20,8 @@ IMAGES = 32  # of which the gradients are measured at the end of an epoch
 EPOCHS = 3  # as many epochs in a row must agree
 # Share of ln K, the cross-entropy of a guess, above which the labels are not learned.
 NOT_LEARNED = 0.8
+# Under β = auto a student may need as many steps to begin with the labels.
+SLOW_START = 300
 
 
 class Watch:
@@ -28,10 +30,11 @@ class Watch:
     Args:
         say: prints a line.
         classes: number of classes K.
+        auto_beta: whether β is "auto".
     """
 
-    def __init__(self, say: Callable[[str], None], classes: int):
-        self.say, self.guess = say, math.log(classes)
+    def __init__(self, say: Callable[[str], None], classes: int, auto_beta: bool = False):
+        self.say, self.guess, self.auto_beta = say, math.log(classes), auto_beta
         self.said = False
         self.subjects: set[str] = set()  # what `look` has spoken of
 
@@ -72,21 +75,34 @@ class Watch:
             return
         low, high = min(ratios), max(ratios)
         loss = rows[-1]["train_loss"]
+        learning = loss <= NOT_LEARNED * self.guess or progress <= 0.25
+        if self.auto_beta and rows[-1]["step"] < SLOW_START:
+            learning = True
         text = None
         if high < TOO_WEAK:
             text = (
                 f"transfer does next to nothing: its gradient is {high:.1%} of the labels'; "
-                "raise --beta, or leave it to --beta auto"
+                f"{self._advice('raise')}"
             )
-        elif low > TOO_STRONG and progress > 0.25 and loss > NOT_LEARNED * self.guess:
+        elif low > TOO_STRONG and not learning:
             text = (
                 f"transfer outweighs the labels: its gradient is {low:.0f} times theirs, and the "
                 f"student has not learned them (training cross-entropy {loss:.2f}, a guess has "
-                f"{self.guess:.2f}); lower --beta, or leave it to --beta auto"
+                f"{self.guess:.2f}); {self._advice('lower')}"
             )
         if text is not None:
             self.said = True
             self.say(f"warning: {text}")
+
+    def _advice(self, change: str) -> str:
+        if not self.auto_beta:
+            return f"{change} --beta, or leave it to --beta auto"
+        if change == "raise":
+            return "--beta auto gave the β in metrics.jsonl: give --beta a larger number"
+        return (
+            "train longer (--epochs); if that does not help, give --beta a smaller number than the "
+            "β of auto, which is in metrics.jsonl"
+        )
 
 
 def transfer_ratio(row: dict[str, Any]) -> float | None:
