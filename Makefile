@@ -7,7 +7,7 @@ FUZZ ?= 100000
 FUZZERS = $(shell find tests -name 'test_fuzz_*.py')
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fuzz chaos lint types bench results clean
+.PHONY: help demo test fuzz chaos lint types docs bench results clean
 
 help:  ## what one can do
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-7s %s\n", $$1, $$2}'
@@ -34,6 +34,10 @@ lint: $(READY)  ## formatting, style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: $(READY)  ## the documentation site, built strictly into site/
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
 bench: $(READY)  ## measure speed as ratios to the authors' step; rewrites results/bench and the tables
 	$(BIN)/attention-transfer bench step --json results/bench/step.json
 	$(BIN)/attention-transfer bench epoch --rounds 5 --json results/bench/epoch.json
@@ -56,4 +60,4 @@ results: $(READY)  ## write the tables of README, docs and results again, from r
 	$(BIN)/python bench/results_tables.py
 
 clean:  ## remove the environment and what tests and tools left
-	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) build dist site .cache .pytest_cache .ruff_cache .mypy_cache
