@@ -98,7 +98,7 @@ def describe_plan(plan: Plan, measured: Mapping[Path, tuple[float, Speed]], jobs
 
 def hours(seconds: float) -> str:
     if seconds < 3600:
-        return f"{seconds / 60:.0f} minutes"
+        return plural(max(1, round(seconds / 60)), "minute")
     return f"{seconds / 3600:.1f} hours"
 
 
