@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from . import plot as plot
     from .checks.preflight import preflight as preflight
     from .errors import RunError as RunError
     from .errors import UserError as UserError
@@ -61,10 +62,12 @@ _MODULES = {
     "transfer": ["Transfer"],
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
-__all__ = ["__version__", *_HOME]
+__all__ = ["__version__", "plot", *_HOME]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "plot":
+        return importlib.import_module(".plot", __name__)
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
@@ -73,4 +76,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOME})
+    return sorted({*globals(), *_HOME, "plot"})

@@ -7,6 +7,7 @@ checkpoint.pt        all that is needed to continue (not the teacher's weights)
 checkpoint-previous.pt  the one before it, until the run is finished
 student.safetensors  the last epoch's weights; metadata: the network's name, classes, preprocessing
 maps.npz             attention maps of a few validation images, for the report
+predictions.npz      the classes that student and teacher give the validation images
 report.html          opens from disk
 summary.json         only when the run is finished
 logs/                what `--log` wrote, and the last step of each logger
@@ -156,6 +157,7 @@ class RunFolder:
         self.previous_checkpoint_file = self.path / "checkpoint-previous.pt"
         self.student_file = self.path / "student.safetensors"
         self.maps_file = self.path / "maps.npz"
+        self.predictions_file = self.path / "predictions.npz"
         self.report_file = self.path / "report.html"
         self.summary_file = self.path / "summary.json"
         self._lock = RunLock(self.path)

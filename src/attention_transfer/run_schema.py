@@ -6,13 +6,18 @@ is read has the type that stands here, so no reader checks it again.
 
 from __future__ import annotations
 
+import re
 import reprlib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, RootModel, ValidationError
 
 from .errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 Numbers = dict[str, float | None]
 Count = Annotated[int, Field(ge=0, lt=1 << 63)]
@@ -181,3 +186,63 @@ def validated(value: Any, schema: type[BaseModel], source: str | Path) -> dict[s
     raise UserError(
         f"{source} is damaged: {subject} {reprlib.repr(first['input'])}, expected {expected}"
     )
+
+
+# The arrays of a file by name: their kinds of numbers, as numpy's letters, and their shape. A name
+# of a size stands for one number in the whole file if it is a capital letter. N: any number.
+ArraySchema = Mapping[str, tuple[str, str]]
+MAPS: ArraySchema = {
+    "images": ("u", "K H W 3"),
+    "labels": ("iu", "K"),
+    "boxes": ("iu", "K 4"),
+    "classes": ("U", "C"),
+    "predictions": ("iu", "K"),
+    "stages": ("U", "s"),
+    "map.N": ("f", "K h w"),
+    "teacher.predictions": ("iu", "K"),
+    "teacher.stages": ("U", "s"),
+    "teacher.map.N": ("f", "K h w"),
+}
+PREDICTIONS: ArraySchema = {
+    "labels": ("iu", "N"),
+    "student": ("iu", "N"),
+    "teacher": ("iu", "N"),
+    "classes": ("U", "C"),
+}
+KINDS = {"u": "whole numbers from 0", "iu": "whole numbers", "f": "numbers", "U": "texts"}
+
+
+def validated_arrays(
+    arrays: Mapping[str, np.ndarray], schema: ArraySchema, source: str | Path
+) -> None:
+    """Checks the arrays of a file that `schema` names; any may be missing.
+
+    Raises:
+        UserError: for an array of another kind or shape; the message names it.
+    """
+    sizes: dict[str, int] = {}
+    for name, array in arrays.items():
+        expected = schema.get(re.sub(r"\.\d+$", ".N", name))
+        if expected is None:
+            continue
+        kinds, shape = expected
+        if array.dtype.kind not in kinds or not _fits(array.shape, shape.split(), sizes):
+            wanted = shape.replace(" ", ", ")
+            raise UserError(
+                f"{source} is damaged: {name} is an array of {array.dtype} of the shape "
+                f"{array.shape}, expected {KINDS[kinds]} of the shape ({wanted})"
+            )
+
+
+def _fits(shape: tuple[int, ...], expected: list[str], sizes: dict[str, int]) -> bool:
+    """Whether a shape is as expected; notes the sizes that have a capital letter."""
+    if len(shape) != len(expected):
+        return False
+    for size, name in zip(shape, expected, strict=True):
+        if name.isdigit() and size != int(name):
+            return False
+        if name.isupper() and size != sizes.setdefault(name, size):
+            return False
+        if size == 0 and name not in ("K", "N", "C"):
+            return False
+    return True

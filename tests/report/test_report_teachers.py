@@ -13,7 +13,7 @@ from small_runs import carry_out, distilled
 
 from attention_transfer.errors import UserError
 from attention_transfer.report import group_runs, print_table, read_run, write_report
-from attention_transfer.report.overlays import map_grids
+from attention_transfer.report.browser import make_browser
 from attention_transfer.report.summary_text import caveats
 from attention_transfer.report.teachers import with_teachers
 from attention_transfer.run_folder import RunFolder, find_runs
@@ -64,12 +64,13 @@ def test_a_run_of_its_own_shows_its_teachers_curve_and_map(tmp_path, make_run):
     assert (teacher.label, row.label) == ("WRN-16-2 teacher", "AT")
     assert row.teacher is teacher
     assert len(teacher.first.metrics) == 12
-    (grid,) = map_grids([teacher, row])
-    assert [network for network, _ in grid.networks] == [teacher, row]
+    browser = make_browser([teacher, row])
+    assert browser.networks == [teacher, row]
+    assert [network["teacher"] for network in browser.data["networks"]] == [None, 0]
     write_report([read_run(student)], tmp_path / "r.html")
     page = (tmp_path / "r.html").read_text()
     assert "WRN-16-2 teacher ends at " in page
-    assert "Attention of WRN-16-2 teacher" in page
+    assert '"label": "WRN-16-2 teacher"' in page
 
 
 def test_a_teacher_that_is_no_run_has_a_row_a_level_and_maps(tmp_path, make_run):
@@ -80,7 +81,7 @@ def test_a_teacher_that_is_no_run_has_a_row_a_level_and_maps(tmp_path, make_run)
     write_report([run], tmp_path / "r.html")
     page = (tmp_path / "r.html").read_text()
     assert "timm/resnet34:pretrained teacher is at 22.0 %" in page
-    assert "Attention of timm/resnet34:pretrained teacher" in page
+    assert '"label": "timm/resnet34:pretrained teacher"' in page
     assert "1 setting<" in page
 
 
@@ -109,24 +110,16 @@ def test_a_curve_on_other_images_is_said(tmp_path, make_run):
     assert any("its curve, from its own run, ends at 25.9 %" in line for line in caveats(rows))
 
 
-def test_maps_of_the_images_in_common_have_no_gaps(tmp_path, make_run):
-    folders = [make_run(tmp_path, method, method, 0, 30.0) for method in ("at", "kd", "at+kd")]
-    keep_images(folders[1], slice(4, 12))
-    (grid,) = map_grids(group_runs([read_run(folder) for folder in folders]))
-    assert len(grid.rows) == 8
-    assert all(len(pictures) == 3 for _, pictures in grid.rows)
-
-
-def test_networks_without_images_in_common_have_a_grid_each(tmp_path, make_run):
+def test_an_image_has_the_maps_of_the_networks_that_saw_it(tmp_path, make_run):
     folders = [make_run(tmp_path, method, method, 0, 30.0) for method in ("at", "kd", "at+kd")]
     keep_images(folders[0], slice(0, 6))
-    keep_images(folders[1], slice(6, 12))
-    keep_images(folders[2], slice(0, 6))
-    runs = [read_run(folder) for folder in folders]
-    grids = map_grids(group_runs(runs))
-    assert [[row.label for row, _ in grid.networks] for grid in grids] == [["AT", "AT+KD"], ["KD"]]
-    write_report(runs, tmp_path / "r.html")
-    assert "validated on other images" in (tmp_path / "r.html").read_text()
+    keep_images(folders[1], slice(4, 12))
+    browser = make_browser(group_runs([read_run(folder) for folder in folders]))
+    seen = [[maps is not None for maps in image["seen"]] for image in browser.data["images"]]
+    assert len(seen) == 12
+    assert seen.count([True, False, True]) == 4
+    assert seen.count([True, True, True]) == 2
+    assert seen.count([False, True, True]) == 6
 
 
 def test_runs_with_other_limits_store_maps_of_the_same_images(teacher_run, tmp_path, quick_runs):
@@ -140,7 +133,7 @@ def test_runs_with_other_limits_store_maps_of_the_same_images(teacher_run, tmp_p
         assert len(a["teacher.predictions"]) == 32
     page = (tmp_path / "a" / "report.html").read_text()
     assert "WRN-10-1 teacher" in page
-    assert "Attention of WRN-10-1 teacher" in page
+    assert '"label": "WRN-10-1 teacher"' in page
 
 
 def test_runs_of_the_authors_are_compared(tmp_path):

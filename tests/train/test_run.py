@@ -33,6 +33,7 @@ FILES = {
     "checkpoint.pt",
     "student.safetensors",
     "maps.npz",
+    "predictions.npz",
     "report.html",
     "summary.json",
 }

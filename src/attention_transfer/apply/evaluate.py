@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -17,7 +19,7 @@ from ..errors import UserError, first_few
 from ..models.create import pretrained_images
 from ..models.network import Network, load_trained
 from ..models.start import check_network, load_network
-from ..run_folder import RunFolder, is_folder_name
+from ..run_folder import RunFolder, is_folder_name, replacing
 from .inference import as_input
 from .load import inference_model
 
@@ -119,11 +121,12 @@ def evaluate(
 
     Unreadable images do not count.
     """
-    logits = predict_logits(forward, images, batch_size, device)
-    labels = images.labels.to(device)
-    if images.bad:
-        readable = [i for i in range(len(images)) if i not in images.bad]
-        logits, labels = logits[readable], labels[readable]
+    return measure(predict_logits(forward, images, batch_size, device), images)
+
+
+def measure(logits: Tensor, images: Images) -> dict[str, float]:
+    """As `evaluate`, from the logits (N, K) of the images."""
+    logits, labels = readable(logits, images), readable(images.labels, images).to(logits.device)
     metrics = {
         "loss": F.cross_entropy(logits, labels),
         "accuracy": (logits.argmax(1) == labels).float().mean(),
@@ -133,6 +136,29 @@ def evaluate(
     # One transfer from the device for all of them.
     values = torch.stack(list(metrics.values())).tolist()
     return dict(zip(metrics, values, strict=True))
+
+
+def readable(values: Tensor, images: Images) -> Tensor:
+    """The rows of `values` (N, …) that belong to images that could be read."""
+    if not images.bad:
+        return values
+    return values[[i for i in range(len(images)) if i not in images.bad]]
+
+
+def save_predictions(
+    file: Path, images: Images, student: Tensor, teacher: Tensor | None = None
+) -> None:
+    """Writes the true classes of the images as npz, and those of the logits (N, K), as numbers."""
+    numbers = {"labels": images.labels, "student": student.argmax(1)}
+    if teacher is not None:
+        numbers["teacher"] = teacher.argmax(1)
+    smallest = np.min_scalar_type(len(images.classes))
+    arrays: dict[str, Any] = {
+        name: readable(values, images).cpu().numpy().astype(smallest)
+        for name, values in numbers.items()
+    }
+    with replacing(file) as partial, open(partial, "wb") as stream:
+        np.savez_compressed(stream, classes=np.array(images.classes), **arrays)
 
 
 @torch.no_grad()

@@ -2,11 +2,12 @@
 
 # These modules import numpy, matplotlib, jinja2 and rich only within functions: a training run
 # imports this package long before it writes its report.
+from .charts import convergence_figure
 from .grouping import group_runs
 from .html import check_page_file, write_report
 from .load_run import LoadedRun
+from .map_figure import MapColumn, check_figure_file, maps_figure, save_maps_figure
 from .open_run import read_run
-from .overlays import MapColumn, check_figure_file, save_maps_figure
 from .rows import SettingRow
 from .table import print_table
 
@@ -16,7 +17,9 @@ __all__ = [
     "SettingRow",
     "check_figure_file",
     "check_page_file",
+    "convergence_figure",
     "group_runs",
+    "maps_figure",
     "print_table",
     "read_run",
     "save_maps_figure",

@@ -1,12 +1,10 @@
-"""Charts as inline SVG; they take their colours from the page, in its light and dark mode."""
+"""Charts of runs as matplotlib figures: errors of the seeds, and curves by epoch."""
 
 from __future__ import annotations
 
-import io
 import math
-import re
 import statistics
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain, zip_longest
 from typing import TYPE_CHECKING, Any
 
@@ -22,11 +20,11 @@ if TYPE_CHECKING:
 WIDTH = 9.4  # inches, of every chart
 SPIKE = 4  # a loss this many times the chart's median would flatten everything else
 
-# matplotlib knows no CSS variables: it draws in stand-in colours, and `_svg` replaces them.
-INK, SOFT, GRID, PAPER = "#0a0c00", "#0a0c01", "#0a0c02", "#0a0c03"
-SETTING_COLOURS = [f"#0a0b{index:02x}" for index in range(8)]
-CSS_VARIABLES = {INK: "--ink", SOFT: "--soft", GRID: "--grid", PAPER: "--paper"}
-CSS_VARIABLES |= {colour: f"--c{index}" for index, colour in enumerate(SETTING_COLOURS)}
+# Those of the page in its light mode; `svg.py` lets the page replace them in its dark mode.
+INK, SOFT, GRID, PAPER = "#16202e", "#5b6676", "#dfe4ea", "#ffffff"
+SETTING_COLOURS = [
+    "#334155", "#d97706", "#2563eb", "#0d9488", "#c026d3", "#65a30d", "#dc2626", "#7c3aed",
+]  # fmt: skip
 
 # Lengths of dashes and gaps in points; an empty pattern is a solid line.
 TEACHER_DASH = (10, 4)
@@ -46,13 +44,24 @@ class Style:
 
 
 @dataclass(frozen=True)
-class Chart:
-    """A chart of the page: `svg` is markup, `alt` describes what it shows."""
+class Panel:
+    """A line for each row in one of a chart's axes."""
 
     title: str
-    svg: str
+    lines: dict[SettingRow, Series]
+    is_weight: bool = False  # a weight of the loss, not a part of it
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A chart: `alt` describes what it shows; `panels` are its curves, each in its axes."""
+
+    name: str
+    title: str
+    figure: Figure
     alt: str
     caption: str = ""
+    panels: list[tuple[Axes, Panel]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -75,6 +84,21 @@ class Series:
     def varies(self) -> bool:
         low, high = min(self.low), max(self.high)
         return high - low > 1e-6 * max(abs(low), abs(high))  # more than rounding
+
+
+@dataclass(frozen=True)
+class EndLabel:
+    """A label at the end of a row's line, at the height `y`."""
+
+    y: float
+    label: str
+    colour: str
+    id: str
+
+
+def row_id(row: SettingRow, styles: dict[SettingRow, Style]) -> str:
+    """What the marks of a row are called in an SVG."""
+    return f"row-{[*styles].index(row)}"
 
 
 def make_styles(rows: list[SettingRow]) -> dict[SettingRow, Style]:
@@ -148,46 +172,46 @@ def spread_chart(rows: list[SettingRow], styles: dict[SettingRow, Style]) -> Cha
     axes.spines["left"].set_visible(False)
     axes.set_xlabel("validation error, %")
     return Chart(
+        name="spread",
         title="Error of every seed",
-        svg=_svg(figure, "spread"),
+        figure=figure,
         alt="Validation error of each seed: " + "; ".join(descriptions),
         caption="A dot is a seed, the upright bar their mean.",
     )
 
 
-def curve_charts(rows: list[SettingRow], styles: dict[SettingRow, Style]) -> list[Chart]:
-    """Validation error, losses, loss parts and weights by epoch; only those that have data."""
-    charts = [draw(rows, styles) for draw in (_error_chart, _loss_chart, _parts_chart)]
-    return [chart for chart in charts if chart is not None]
-
-
-def _error_chart(rows: list[SettingRow], styles: dict[SettingRow, Style]) -> Chart | None:
+def error_chart(rows: list[SettingRow], styles: dict[SettingRow, Style]) -> Chart | None:
+    """Validation error by epoch, and the level of a teacher that is no run."""
     accuracies = series_by_row(rows, "val_accuracy")
     lines = {row: accuracy.as_error() for row, accuracy in accuracies.items()}
     if not lines:
         return None
-    figure, (axes,) = _draw_panels([Panel("", lines)], styles, 4.0)
+    panel = Panel("", lines)
+    figure, (axes,) = _draw_panels([panel], styles, 4.0)
     axes.set_ylabel("validation error, %")
     ends, descriptions = [], []
     for row, line in lines.items():
-        ends.append((line.mean[-1], short_label(row.label), styles[row].colour))
+        label, colour = short_label(row.label), styles[row].colour
+        ends.append(EndLabel(line.mean[-1], label, colour, row_id(row, styles)))
         descriptions.append(f"{row.label} ends at {line.mean[-1]:.1f} %")
     levels = []
     # A teacher that is no run has an error and no curve.
     for row in rows:
         if row.is_implied and row not in lines and row.error is not None:
             level = row.error.mean
-            axes.axhline(level, color=SOFT, ls=(0, TEACHER_DASH), lw=1.3)
-            ends.append((level, short_label(row.label), SOFT))
+            axes.axhline(level, color=SOFT, ls=(0, TEACHER_DASH), lw=1.3, gid=row_id(row, styles))
+            ends.append(EndLabel(level, short_label(row.label), SOFT, row_id(row, styles)))
             levels.append(Series([0], [level], [level], [level]))
             descriptions.append(f"{row.label} is at {level:.1f} %")
     _set_limits(axes, [*lines.values(), *levels])
     _label_ends(axes, ends)
     alt = "Validation error by epoch: " + "; ".join(descriptions)
-    return Chart("Validation error", _svg(figure, "error"), alt, _band_caption(rows))
+    caption = _band_caption(rows)
+    return Chart("error", "Validation error", figure, alt, caption, [(axes, panel)])
 
 
-def _loss_chart(rows: list[SettingRow], styles: dict[SettingRow, Style]) -> Chart | None:
+def loss_chart(rows: list[SettingRow], styles: dict[SettingRow, Style]) -> Chart | None:
+    """Cross-entropy by epoch, of training and validation."""
     training = Panel("training", series_by_row(rows, "train_loss"))
     validation = Panel("validation", series_by_row(rows, "val_loss"))
     lines = [*training.lines.values(), *validation.lines.values()]
@@ -201,10 +225,11 @@ def _loss_chart(rows: list[SettingRow], styles: dict[SettingRow, Style]) -> Char
     labels = ", ".join(row.label for row in rows)
     alt = f"Cross-entropy by epoch, training on the left and validation on the right, for {labels}"
     caption = f"{_band_caption(rows)} A spike above {SPIKE}× the median is cut off."
-    return Chart("Cross-entropy", _svg(figure, "loss"), alt, caption.strip())
+    panels = [(left, training), (right, validation)]
+    return Chart("loss", "Cross-entropy", figure, alt, caption.strip(), panels)
 
 
-def _parts_chart(rows: list[SettingRow], styles: dict[SettingRow, Style]) -> Chart | None:
+def parts_chart(rows: list[SettingRow], styles: dict[SettingRow, Style]) -> Chart | None:
     """A panel for each part of the loss and for each weight that a schedule changes."""
     students = [row for row in rows if row.role != "teacher"]
     panels, constant = [], []
@@ -223,7 +248,7 @@ def _parts_chart(rows: list[SettingRow], styles: dict[SettingRow, Style]) -> Cha
     # The cross-entropy alone is in the chart of the losses.
     if not panels or [panel.title for panel in panels] == [_symbol("ce")]:
         return None
-    figure, _ = _draw_panels(panels, styles, 2.6)
+    figure, grid = _draw_panels(panels, styles, 2.6)
     title, caption = "Parts of the training loss", "Each panel has its own scale."
     if any(panel.is_weight for panel in panels):
         title += ", and the weights in effect"
@@ -231,7 +256,7 @@ def _parts_chart(rows: list[SettingRow], styles: dict[SettingRow, Style]) -> Cha
         caption += f" Constant weights: {'; '.join(constant)}."
     names = ", ".join(panel.title for panel in panels)
     alt = f"Parts of the loss and weights by epoch: {names}"
-    return Chart(title, _svg(figure, "parts"), alt, caption)
+    return Chart("parts", title, figure, alt, caption, [*zip(grid, panels, strict=False)])
 
 
 def _names(rows: list[SettingRow], key: str) -> list[str]:
@@ -258,15 +283,6 @@ def _band_caption(rows: list[SettingRow]) -> str:
     if any(len(row.runs) > 1 for row in rows):
         return "Line: mean over the seeds; band: lowest to highest."
     return ""
-
-
-@dataclass(frozen=True)
-class Panel:
-    """A line for each row in one of a chart's axes."""
-
-    title: str
-    lines: dict[SettingRow, Series]
-    is_weight: bool = False  # a weight of the loss, not a part of it
 
 
 def _draw_panels(
@@ -299,11 +315,12 @@ def _draw_panels(
 def _draw_lines(axes: Axes, panel: Panel, styles: dict[SettingRow, Style]) -> None:
     count = len(panel.lines)
     for i, (row, line) in enumerate(panel.lines.items()):
-        style = styles[row]
+        style, id = styles[row], row_id(row, styles)
         if line.low != line.high:
             axes.fill_between(
-                line.epochs, line.low, line.high, color=style.colour, alpha=0.16, lw=0
-            )
+                line.epochs, line.low, line.high, color=style.colour, alpha=0.16, lw=0,
+                gid=id,
+            )  # fmt: skip
         width = 1.9
         if panel.is_weight:
             # Equal weights are common: each line is narrower than the one below, so that all show.
@@ -313,7 +330,7 @@ def _draw_lines(axes: Axes, panel: Panel, styles: dict[SettingRow, Style]) -> No
         # A line of one or two points is hard to see without markers.
         marker = "o" if len(line.epochs) < 3 else ""
         stroke: dict[str, Any] = {"color": style.colour, "ls": (0, style.dash or None), "lw": width}
-        axes.plot(line.epochs, line.mean, marker=marker, **stroke)
+        axes.plot(line.epochs, line.mean, marker=marker, gid=id, **stroke)
 
 
 def _set_limits(axes: Axes, lines: list[Series], cut_spikes: bool = True) -> None:
@@ -341,43 +358,26 @@ def _set_limits(axes: Axes, lines: list[Series], cut_spikes: bool = True) -> Non
     axes.set_ylim(bottom, top + margin)
 
 
-def _label_ends(axes: Axes, ends: list[tuple[float, str, str]]) -> None:
-    """Writes each (y, label, colour) beside the axes; labels too close together move apart."""
+def _label_ends(axes: Axes, ends: list[EndLabel]) -> None:
+    """Writes each label beside the axes; labels too close together move apart."""
     low, high = axes.get_ylim()
     gap = 0.062 * (high - low)  # the height of a label
-    ends = sorted(ends)
+    ends = sorted(ends, key=lambda end: (end.y, end.label))
     heights: list[float] = []
     lowest_free = low
-    for y, _, _ in ends:
-        heights.append(max(y, lowest_free))
+    for end in ends:
+        heights.append(max(end.y, lowest_free))
         lowest_free = heights[-1] + gap
     # Labels that were pushed above the axes move down again, and those below make room.
     highest_free = high
     for i in reversed(range(len(heights))):
         heights[i] = min(heights[i], highest_free)
         highest_free = heights[i] - gap
-    for (_, label, colour), height in zip(ends, heights, strict=True):
-        _write_beside(axes, height, label, colour, fontweight="bold")
+    for end, height in zip(ends, heights, strict=True):
+        _write_beside(axes, height, end.label, end.colour, fontweight="bold", gid=end.id)
 
 
 def _write_beside(axes: Axes, y: float, text: str, colour: str, **style: Any) -> None:
     """Writes text at the right of the axes, at `y` in data units."""
     place = axes.get_yaxis_transform()  # x in widths of the axes, y in data units
     axes.text(1.012, y, text, transform=place, va="center", fontsize=10, color=colour, **style)
-
-
-def _svg(figure: Figure, name: str) -> str:
-    """The figure as SVG markup for a page: unique ids, the page's colours, no size of its own."""
-    buffer = io.StringIO()
-    no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    figure.savefig(buffer, format="svg", metadata=no_metadata)
-    # An inline SVG needs no XML declaration, and the page sets its size.
-    content = re.sub(r"^.*?<svg[^>]*>", "", buffer.getvalue(), count=1, flags=re.DOTALL)
-    width, height = (72 * inches for inches in figure.get_size_inches())
-    head = f'<svg viewBox="0 0 {width:g} {height:g}" aria-hidden="true" focusable="false">'
-    # Every figure has a `figure_1`; in a page ids must be unique.
-    content = content.replace("xlink:href", "href")
-    content = re.sub(r'(\bid="|\bhref="#|url\(#)', rf"\g<1>{name}-", content)
-    for colour, variable in CSS_VARIABLES.items():
-        content = content.replace(colour, f"var({variable})")
-    return head + re.sub(r"\s*\n\s*", "\n", content)

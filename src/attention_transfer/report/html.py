@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import shlex
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from ..errors import UserError, plural
-from ..run_folder import is_special, replacing
+from ..run_folder import RunFolder, is_special, replacing
 from . import summary_text
-from .curves import curve_charts, make_styles, spread_chart
-from .formats import option_value, percent
+from .browser import make_browser
+from .charts import page_charts
+from .confusion import compare_confusions
+from .curves import make_styles
+from .formats import option_value, percent, signed
 from .grouping import group_runs
 from .load_run import LoadedRun
-from .overlays import map_grids
 from .rows import SettingRow
 from .settings import PER_RUN_OPTIONS
+from .svg import PAGE_COLOURS
 from .table import columns
 from .teachers import with_teachers
 
@@ -33,9 +39,9 @@ def write_report(runs: list[LoadedRun], out: Path, title: str | None = None) -> 
         raise UserError("no runs to report on: name at least one run folder")
     check_page_file(out)
     text = _render(group_runs(runs), title)
-    with replacing(Path(out)) as partial:
+    with replacing(Path(out)) as file:
         # The name of a folder need not be UTF-8.
-        partial.write_text(text, encoding="utf-8", errors="backslashreplace")
+        file.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def check_page_file(out: Path) -> None:
@@ -47,7 +53,6 @@ def check_page_file(out: Path) -> None:
 
 
 def _render(rows: list[SettingRow], title: str | None) -> str:
-    import matplotlib
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     templates = Environment(
@@ -58,11 +63,11 @@ def _render(rows: list[SettingRow], title: str | None) -> str:
         lstrip_blocks=True,
     )
     templates.filters |= {"option_value": option_value, "percent": percent, "plural": plural}
+    templates.filters |= {"rerun_command": rerun_command, "signed": partial(signed, digits=1)}
     given, rows = rows, with_teachers(rows)
     styles = make_styles(rows)
-    # Instead of the user's own settings, and only while the charts are drawn.
-    with matplotlib.rc_context(fname=FOLDER / "charts.mplstyle"):
-        spread, curves = spread_chart(rows, styles), curve_charts(rows, styles)
+    spread, curves = page_charts(rows, styles)
+    script = (FOLDER / "page.js").read_text(encoding="utf-8")
     return templates.get_template("template.html.j2").render(
         title=title or summary_text.title(given),
         # A title of the user's own may not name the data.
@@ -75,11 +80,22 @@ def _render(rows: list[SettingRow], title: str | None) -> str:
         caveats=summary_text.caveats(rows),
         spread=spread,
         curves=curves,
-        grids=map_grids(rows),
+        colours=PAGE_COLOURS,
+        headline=summary_text.headline(rows),
+        browser=make_browser(rows),
+        confusions=compare_confusions(rows),
+        script=script,
+        script_hash=_hash_of(script),
         in_box_stages=list(dict.fromkeys(chain.from_iterable(row.in_box() for row in rows))),
         per_run_options=PER_RUN_OPTIONS,
         environments=_environments(given),
     )
+
+
+def _hash_of(script: str) -> str:
+    """The hash by which the page allows this script, and no other, to run."""
+    digest = hashlib.sha256(script.encode("utf-8")).digest()
+    return "sha256-" + base64.b64encode(digest).decode("ascii")
 
 
 def _environments(rows: list[SettingRow]) -> list[dict[str, Any]]:
@@ -97,6 +113,15 @@ def _environments(rows: list[SettingRow]) -> list[dict[str, Any]]:
                 environment["labels"].append(row.label)
                 environment["commands"].append(_command(run.environment.get("command")))
     return list(environments.values())
+
+
+def rerun_command(run: LoadedRun) -> str:
+    """The command that does the same run again, in a folder of its own; empty without a recipe."""
+    folder = RunFolder(run.folder)
+    if not folder.exists:
+        return ""
+    recipe, out = shlex.quote(str(folder.config_file)), shlex.quote(f"{run.folder}-again")
+    return f"attention-transfer {run.command} --config {recipe} --out {out}"
 
 
 def _command(command: Any) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import zipfile
+import zlib
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -11,9 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError, first_line
 from ..run_folder import RunFolder
+from ..run_schema import MAPS, PREDICTIONS, ArraySchema, validated_arrays
 
 if TYPE_CHECKING:
     import numpy as np
+
+# What numpy raises for a file that is no whole npz.
+UNREADABLE = (
+    OSError, ValueError, EOFError, MemoryError, NotImplementedError, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
 
 
 @dataclass
@@ -40,6 +47,22 @@ class StoredMaps:
 
     def is_correct(self, index: int) -> bool:
         return self.labels[index] == self.predictions[index]
+
+
+@dataclass
+class StoredPredictions:
+    """The classes of N validation images by number: true, the student's and the teacher's (N,)."""
+
+    labels: np.ndarray
+    answers: np.ndarray
+    teacher: np.ndarray | None
+    classes: list[str]
+
+    def same_images(self, other: StoredPredictions) -> bool:
+        """Whether both are of the same images, as far as their labels tell."""
+        import numpy as np
+
+        return self.classes == other.classes and np.array_equal(self.labels, other.labels)
 
 
 @dataclass
@@ -88,16 +111,25 @@ class LoadedRun:
         Raises:
             UserError: if maps.npz cannot be read.
         """
-        return self._read_maps("")
+        return _stored_maps(self._map_arrays, "")
 
     @cached_property
     def teacher_maps(self) -> StoredMaps | None:
         """The teacher's maps of the same images; None where the run stored none."""
-        return self._read_maps("teacher.")
+        return _stored_maps(self._map_arrays, "teacher.")
 
-    def _read_maps(self, prefix: str) -> StoredMaps | None:
-        path = RunFolder(self.folder).maps_file
-        return _read_maps(path, prefix) if path.is_file() else None
+    @cached_property
+    def _map_arrays(self) -> dict[str, np.ndarray]:
+        return _read_arrays(RunFolder(self.folder).maps_file, MAPS)
+
+    @cached_property
+    def predictions(self) -> StoredPredictions | None:
+        """The answers on all validation images; None where the run stored none, as older runs.
+
+        Raises:
+            UserError: if predictions.npz cannot be read.
+        """
+        return _stored_predictions(RunFolder(self.folder).predictions_file)
 
 
 def get_nested(tree: Any, *keys: str) -> Any:
@@ -128,24 +160,32 @@ def read_own_run(folder: RunFolder) -> LoadedRun:
     )
 
 
-def _read_maps(path: Path, prefix: str) -> StoredMaps | None:
-    """The maps whose names in the file start with `prefix`."""
+def _read_arrays(path: Path, schema: ArraySchema) -> dict[str, np.ndarray]:
+    """The arrays of an npz file, checked; empty if there is no file."""
     import numpy as np
 
+    if not path.is_file():
+        return {}
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = dict(file)
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+    except UNREADABLE as error:
         raise UserError(f"{path} cannot be read: {first_line(error)}") from None
+    validated_arrays(arrays, schema, path)
+    return arrays
+
+
+def _stored_maps(arrays: dict[str, np.ndarray], prefix: str) -> StoredMaps | None:
+    """The maps whose names in the file start with `prefix`."""
+    import numpy as np
+
     images = arrays.get("images")
     maps: list[np.ndarray] = []
     while f"{prefix}map.{len(maps)}" in arrays:
         maps.append(arrays[f"{prefix}map.{len(maps)}"])
-    if images is None or images.ndim != 4 or not len(images) or not maps:
+    if images is None or not len(images) or not maps:
         return None
     count = len(images)
-    if any(stage_maps.ndim != 3 or len(stage_maps) != count for stage_maps in maps):
-        raise UserError(f"{path} cannot be read: its maps do not belong to its {count} images")
     stages = [str(stage) for stage in arrays.get(f"{prefix}stages", ())]
     if len(stages) != len(maps):
         stages = [f"stage {i + 1}" for i in range(len(maps))]
@@ -158,6 +198,21 @@ def _read_maps(path: Path, prefix: str) -> StoredMaps | None:
         stages=stages,
         maps=maps,
     )
+
+
+def _stored_predictions(path: Path) -> StoredPredictions | None:
+    arrays = _read_arrays(path, PREDICTIONS)
+    if not {"labels", "student", "classes"} <= arrays.keys() or not len(arrays["labels"]):
+        return None
+    classes = [str(name) for name in arrays["classes"]]
+    for name in ("labels", "student", "teacher"):
+        values = arrays.get(name)
+        if values is not None and (values.min() < 0 or values.max() >= len(classes)):
+            raise UserError(
+                f"{path} is damaged: {name} has values from {values.min()} to {values.max()}, "
+                f"expected the numbers of {len(classes)} classes"
+            )
+    return StoredPredictions(arrays["labels"], arrays["student"], arrays.get("teacher"), classes)
 
 
 def _class_names(indices: np.ndarray | None, classes: list[str], count: int) -> list[str]:

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from ..apply.evaluate import EVALUATION_BATCH, evaluate
+from torch import Tensor
+
+from ..apply.evaluate import EVALUATION_BATCH, measure, predict_logits, save_predictions
 from ..apply.inference import InferenceModel, profile
 from ..apply.maps import attention_in_box, layer_names, save_maps
 from ..data.dataset import Dataset
@@ -29,17 +31,18 @@ def finish(
     runtime: RuntimeConfig,
     rows: Sequence[dict[str, Any]],
 ) -> dict[str, Any]:
-    """Writes student.safetensors, maps.npz and summary.json; returns the summary."""
+    """Writes the network, its maps, predictions and summary.json; returns the summary."""
     data, preprocess = components.data, components.student.preprocess
     device = next(components.transfer.parameters()).device
     student = components.inference(runtime).to(device).eval()
     size = preprocess.size or data.image_size
     save_student(folder.student_file, student.module, recipe.model, data.classes, preprocess, size)
-    teacher = teacher_summary = None
+    teacher = teacher_logits = teacher_summary = None
     if components.teacher is not None:
         module, transform = components.teacher.module, components.teacher.preprocess
         teacher = InferenceModel(module, transform, runtime.precision).to(device).eval()
-        teacher_summary = _summarize_teacher(components.teacher, teacher, data)
+        teacher_logits = _logits(teacher, data)
+        teacher_summary = _summarize_teacher(components.teacher, teacher, teacher_logits, data)
         if components.kept is not None:
             _record_numbers(components.kept.store, teacher_summary)
     elif components.kept is not None:
@@ -47,6 +50,9 @@ def finish(
     layers = layer_names(student, data.val)
     if layers:
         save_maps(folder.maps_file, student, layers, data.val, data.shown, teacher)
+    # Of the weights as they are exported, whatever the precision of the training.
+    logits = _logits(InferenceModel(student.module, preprocess, "fp32").eval(), data)
+    save_predictions(folder.predictions_file, data.val, logits, teacher_logits)
     last = rows[-1]
     # An epoch that only repeated its validation trained no image.
     rates = [row["images_per_second"] for row in rows if row["images_per_second"]]
@@ -59,7 +65,7 @@ def finish(
         "epochs": last["epoch"],
         "classes": list(data.classes),
         "final": {k: v for k, v in last.items() if k.startswith(("train_", "val_"))}
-        | _exported_metrics(student, data),
+        | _exported_metrics(student, logits, data),
         "seconds": last["seconds"],
         "images_per_second": statistics.median_high(rates or [0.0]),
         "skipped_images": data.unreadable_count(),
@@ -73,18 +79,23 @@ def finish(
     return summary
 
 
-def _exported_metrics(student: InferenceModel, data: Dataset) -> dict[str, float]:
+def _logits(network: InferenceModel, data: Dataset) -> Tensor:
+    """Logits (N, K) of the validation images."""
+    return predict_logits(network, data.val.to(network.device), EVALUATION_BATCH, network.device)
+
+
+def _exported_metrics(student: InferenceModel, logits: Tensor, data: Dataset) -> dict[str, float]:
     """The numbers of the weights in float32, as they are exported; empty if training saw them."""
     if student.precision == "fp32":
         return {}
-    network = InferenceModel(student.module, student.preprocess, "fp32").eval()
-    metrics = evaluate(network, data.val.to(network.device), EVALUATION_BATCH, network.device)
-    return {f"val_{name}_fp32": value for name, value in metrics.items()}
+    return {f"val_{name}_fp32": value for name, value in measure(logits, data.val).items()}
 
 
-def _summarize_teacher(teacher: Network, network: InferenceModel, data: Dataset) -> dict[str, Any]:
+def _summarize_teacher(
+    teacher: Network, network: InferenceModel, logits: Tensor, data: Dataset
+) -> dict[str, Any]:
     # Again, because this run may validate on other images than the teacher's own run.
-    metrics = evaluate(network, data.val.to(network.device), EVALUATION_BATCH, network.device)
+    metrics = measure(logits, data.val)
     return {
         "name": teacher.name,
         "folder": str(run_path(teacher.folder).resolve()) if teacher.folder else None,
