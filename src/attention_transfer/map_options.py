@@ -8,7 +8,14 @@ from typing import Annotated, Literal
 from .options import Float, option
 
 Convention = Literal["authors", "paper", "caffe"]
-Kind = Annotated[Literal["sum", "max"], option("Reduce over channels by sum or by max.")]
+KindName = Literal["sum", "max", "attention"]
+Kind = Annotated[
+    KindName,
+    option(
+        "Reduce over channels by sum or by max; attention: the class token's attention in a "
+        "transformer's block."
+    ),
+]
 # Below 1 the gradient of |A|^p at 0 does not exist.
 Exponent = Annotated[Float, option("Exponent of the activations in the map.", ge=1)]
 
@@ -24,8 +31,15 @@ class MapOptions:
         option("Map over positions, or over channels for pairs with equal channels."),
     ] = "space"
 
+    @property
+    def reads_attention(self) -> bool:
+        """Whether the map is of the attention of a layer, not of its features."""
+        return self.kind == "attention"
+
     def map_name(self, layer: str) -> str:
         """The name of a layer's map under these options, such as `group0.sum2`."""
+        if self.reads_attention:
+            return f"{layer}.attention"
         over_channels = ".channel" * (self.axis == "channel")
         return f"{layer}.{self.kind}{self.p:g}{over_channels}"
 
@@ -44,3 +58,15 @@ class LossOptions(MapOptions):
     norm: Annotated[
         Float, option("Order of ‖D‖ under --convention paper.", ge=1, allow_inf=True)
     ] = 2.0
+    teacher_kind: Annotated[
+        KindName | None,
+        option("The teacher's maps, where they are of another kind.", default_text="as --kind"),
+    ] = None
+
+    @property
+    def of_teacher(self) -> LossOptions:
+        """The options of the teacher's maps."""
+        kind = self.teacher_kind or self.kind
+        if kind == self.kind:
+            return self
+        return LossOptions(kind, self.p, self.axis, resize=self.resize)

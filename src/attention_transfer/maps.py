@@ -31,10 +31,13 @@ def attention_map(
     """The attention map Q of activations, or Y = Q / max(‖Q‖₂, 1e-12) where `normalize` is true.
 
     `sum`: Q[n,m] = Σ_c |A[n,c,m]|^p; `max`: max_c |A[n,c,m]|^p (the paper's F_sum^p, F_max^p).
+    `attention`: mean_h A[n,h,m] of the attention A that `tap(..., attention=True)` reads, whatever
+    p is (Caron et al., "Emerging Properties in Self-Supervised Vision Transformers", ICCV 2021).
 
     Args:
-        features: A, (N, C, H, W), or tokens (N, L, D) without prefix tokens.
-        kind: `sum` or `max`.
+        features: A, (N, C, H, W), or tokens (N, L, D) without prefix tokens; for `attention`
+            (N, heads, H, W).
+        kind: `sum`, `max` or `attention`.
         p: the exponent, p ≥ 1.
         normalize: divide by the l2 norm of each sample; a zero sample and its gradient stay zero.
         axis: `space`, a map over positions, or `channel`, a map over channels.
@@ -67,6 +70,7 @@ def at_loss(
     norm: float = 2.0,
     axis: str = "space",
     weights: PairWeights | None = None,
+    teacher_kind: str | None = None,
 ) -> Tensor:
     """The attention transfer loss, summed over pairs of layers; D = Y_student − Y_teacher.
 
@@ -84,6 +88,7 @@ def at_loss(
             (antialiased).
         norm: the order of ‖D‖ under `paper`, norm ≥ 1 or `math.inf`.
         weights: a factor for each pair, a list or a dict like the features; by default 1.
+        teacher_kind: the kind of the teacher's maps, such as `attention`; by default `kind`.
 
     Returns:
         A scalar, float32 or float64.
@@ -92,7 +97,7 @@ def at_loss(
         UserError: (a ValueError) for features that do not pair, and for wrong options; in eager
             mode on a CPU also for features that are not finite, or whose |A|^p is not.
     """
-    options = make_options(LossOptions, kind, p, axis, convention, resize, norm)
+    options = make_options(LossOptions, kind, p, axis, convention, resize, norm, teacher_kind)
     total = map_loss(student, teacher, options, weights)
     inputs: dict[str, Tensor] = {}
     for name, s, t, _ in pair_features(student, teacher, None):
@@ -165,7 +170,7 @@ def paired_maps(
     student: Tensor, teacher: Tensor | StoredMap, options: LossOptions, name: str = "pair"
 ) -> tuple[Tensor, Tensor]:
     """The normalised maps of one pair, brought to one size: two tensors (N, M)."""
-    teacher_options, stored = options, isinstance(teacher, StoredMap)
+    teacher_options, stored = options.of_teacher, isinstance(teacher, StoredMap)
     if isinstance(teacher, StoredMap):
         # Its scale is lost. That changes nothing: resizing is linear, and the result is normalised.
         teacher = teacher.as_features()
@@ -332,6 +337,8 @@ def _is_traced() -> bool:
 
 def _raw_map(features: Tensor, options: MapOptions) -> Tensor:
     """Q in at least float32: (N, H·W) or (N, L); with `axis="channel"` (N, C) or (N, D)."""
+    if options.kind == "attention":
+        return _head_mean(features, options)
     if not _is_traced():
         return activation_loss.raw_map(features, options.kind, options.p, options.axis)
     features, dim = activation_loss.reduction_view(at_least_float32(features), options.axis)
@@ -340,6 +347,18 @@ def _raw_map(features: Tensor, options: MapOptions) -> Tensor:
     if options.kind == "max":
         return power(features.abs().max(dim).values, options.p).flatten(1)
     raise UserError(f"unknown kind {options.kind!r}")
+
+
+def _head_mean(attention: Tensor, options: MapOptions) -> Tensor:
+    """The mean over the heads: (N, heads, H, W) -> (N, H·W)."""
+    if attention.ndim != 4:
+        raise UserError(
+            f"kind='attention' got features {tuple(attention.shape)}: expected attention "
+            "(N, heads, H, W), as tap(model, layers, attention=True) reads it"
+        )
+    if options.axis == "channel":
+        raise UserError("kind='attention' is a map over positions: choose axis='space'")
+    return at_least_float32(attention).mean(1).flatten(1)
 
 
 def _grid(features: Tensor) -> tuple[int, int]:

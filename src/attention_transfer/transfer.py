@@ -99,6 +99,11 @@ class Transfer(nn.Module):
         self._frozen: tuple[FrozenTeacher, ...] = ()
         self.store: Store | None = None
         self.map_options = maps_to_read(methods, teacher)
+        # Whether the student's layers, and the teacher's, are read for their attention.
+        self._attention = False, False
+        for method in methods:
+            if method.needs_features:  # they all read the same
+                self._attention = method.reads_attention
         if isinstance(teacher, nn.Module):
             self._frozen = (FrozenTeacher(*split_transform(teacher, teacher_transform, "teacher")),)
         self.pairs: Pairs = []
@@ -344,7 +349,7 @@ class Transfer(nn.Module):
             stages = store.stages(self.map_options)
             self.pairs = resolve_pairs(pairs, self.student, stages, xs, xs)
             with about("the student"):
-                self._student_tap = Tap(self.student, [s for s, _ in self.pairs], xs)
+                self._student_tap = self._tap_student(xs)
         self.store = store.select([t for _, t in self.pairs], self.map_options)
 
     def _tap_pairs(self, pairs: str | Sequence[tuple[str, str]], example: Tensor | None) -> None:
@@ -357,9 +362,14 @@ class Transfer(nn.Module):
         self.pairs = resolve_pairs(pairs, self.student, teacher.network, xs, xt)
         if self.pairs:
             with about("the student"):
-                self._student_tap = Tap(self.student, [s for s, _ in self.pairs], xs)
+                self._student_tap = self._tap_student(xs)
             with about("the teacher"):
-                self._teacher_tap = Tap(teacher.network, [t for _, t in self.pairs], xt)
+                layers, attention = [t for _, t in self.pairs], self._attention[1]
+                self._teacher_tap = Tap(teacher.network, layers, xt, attention=attention)
+
+    def _tap_student(self, example: Tensor | None) -> Tap:
+        layers = [s for s, _ in self.pairs]
+        return Tap(self.student, layers, example, attention=self._attention[0])
 
 
 def _read(

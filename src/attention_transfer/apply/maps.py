@@ -35,7 +35,8 @@ def stage_maps(
     network: InferenceModel, layers: list[str], x: Tensor, kind: str = "sum", p: float = 2.0
 ) -> tuple[Tensor, list[Tensor]]:
     """Logits (N, K) of images x, and the normalised attention map (N, h, w) of each layer."""
-    with evaluating(network), tap(network.module, layers) as tapped:
+    attention = kind == "attention"
+    with evaluating(network), tap(network.module, layers, attention=attention) as tapped:
         with torch.autocast(x.device.type, torch.bfloat16, enabled=network.bf16):
             logits, features = tapped(network.preprocess(x))
         return logits.float(), [map_on_grid(f, kind, p) for f in features.values()]
@@ -54,16 +55,18 @@ def save_maps(
     images: Images,
     shown: Tensor,
     teacher: InferenceModel | None = None,
+    kinds: tuple[str, str] = ("sum", "sum"),
 ) -> None:
     """Writes the maps of the images at `shown` as npz, for the report.
 
-    The teacher's maps of the same images have names that start with `teacher.`.
+    The teacher's maps of the same images have names that start with `teacher.`. `kinds` are those
+    of the maps of network and teacher: `attention` is shown where a stage has one.
     """
     chosen = images.subset(shown)
     x = as_input(chosen.batch(slice(None)).to(network.device))
-    arrays = _map_arrays(network, layers, x, "")
+    arrays = _map_arrays(network, layers, x, "", kinds[0])
     if teacher is not None and (teacher_layers := layer_names(teacher, images)):
-        arrays |= _map_arrays(teacher, teacher_layers, x, "teacher.")
+        arrays |= _map_arrays(teacher, teacher_layers, x, "teacher.", kinds[1])
     if chosen.boxes is not None:
         arrays["boxes"] = chosen.boxes.cpu().numpy()
     with replacing(file) as partial, open(partial, "wb") as stream:
@@ -77,10 +80,12 @@ def save_maps(
 
 
 def _map_arrays(
-    network: InferenceModel, layers: list[str], x: Tensor, prefix: str
+    network: InferenceModel, layers: list[str], x: Tensor, prefix: str, kind: str
 ) -> dict[str, Any]:
     """The maps, stages and predictions of one network, by their names in the file."""
-    logits, maps = stage_maps(network, layers, x)
+    if kind == "attention":
+        layers, kind = _attention_or_sum(network, layers, x)
+    logits, maps = stage_maps(network, layers, x, kind)
     arrays = {f"map.{j}": m.float().cpu().numpy() for j, m in enumerate(maps)}
     arrays |= {"stages": np.array(layers), "predictions": logits.argmax(1).cpu().numpy()}
     return {f"{prefix}{name}": array for name, array in arrays.items()}
@@ -159,7 +164,8 @@ def map_columns(
     """Images (K, H, W, 3), a column of the figure for each network, and what to say of networks.
 
     Each network sees the images at the size that it is made for. The `kind` gradient adds the map
-    of `gradient_map` to those of kind sum.
+    of `gradient_map` to those of kind sum. The `attention` is that of the stages that have one; a
+    network without any shows maps of kind sum.
 
     Raises:
         UserError: if there are no images, a name is neither a run nor a model, or a network does
@@ -172,27 +178,61 @@ def map_columns(
     # Files are decoded at the largest size that one of the networks takes.
     pictures = _open_images(images, limit, max(sizes, default=224))
     x = as_input(pictures.batch(slice(None)))
-    columns = [_column(name, networks[name], x, kind, p) for name in names]
-    notes = []
+    columns, notes = [], []
+    for name in names:
+        column, note = _column(name, networks[name], x, kind, p)
+        columns.append(column)
+        notes += note
     for name, network in networks.items():
         if not network.is_trained:
             notes.append(f"{name} has no trained weights: its maps are those of random ones")
     return pictures.images.numpy(), columns, notes
 
 
-def _column(name: str, network: Network, x: Tensor, kind: str, p: float) -> Column:
+def _column(
+    name: str, network: Network, x: Tensor, kind: str, p: float
+) -> tuple[Column, list[str]]:
+    """The column of a network, and what to say of it."""
     model = InferenceModel(network.module, network.preprocess, "fp32").eval()
     run_once(network, x[:1], name)  # its errors name the network and the size
     layers = [stage.name for stage in model.stages((x.shape[-2], x.shape[-1]))]
     if not layers:
         raise UserError(f"{name} has no feature maps to draw")
-    logits, maps = stage_maps(model, layers, x, "sum" if kind == "gradient" else kind, p)
+    notes: list[str] = []
+    map_kind = kind
+    if kind == "gradient":
+        map_kind = "sum"
+    if kind == "attention":
+        layers, map_kind = _attention_or_sum(model, layers, x)
+        if map_kind == "sum":
+            notes.append(f"{name} has no attention to read: its maps are of kind sum")
+    logits, maps = stage_maps(model, layers, x, map_kind, p)
     by_stage = {layer: m.numpy() for layer, m in zip(layers, maps, strict=True)}
     if kind == "gradient":
         by_stage["input gradient"] = gradient_map(model, x).numpy()
     if not network.is_trained:
-        return f"untrained {_title(name)}", None, by_stage
-    return _title(name), [network.classes[i] for i in logits.argmax(1).tolist()], by_stage
+        return (f"untrained {_title(name)}", None, by_stage), notes
+    classes = [network.classes[i] for i in logits.argmax(1).tolist()]
+    return (_title(name), classes, by_stage), notes
+
+
+def _attention_or_sum(
+    network: InferenceModel, layers: list[str], x: Tensor
+) -> tuple[list[str], str]:
+    """The layers with attention and its kind; without any, all layers and `sum`."""
+    with_attention = [layer for layer in layers if _has_attention(network, layer, x[:1])]
+    if with_attention:
+        return with_attention, "attention"
+    return layers, "sum"
+
+
+def _has_attention(network: InferenceModel, layer: str, x: Tensor) -> bool:
+    """Whether the attention of a layer can be read."""
+    try:
+        stage_maps(network, [layer], x, "attention")
+    except UserError:
+        return False
+    return True
 
 
 def gradient_map(network: InferenceModel, x: Tensor) -> Tensor:

@@ -127,10 +127,10 @@ class MapsOptions:
     out: Annotated[Path, option("The figure to write: .png, .svg or .pdf.")]
     limit: Annotated[Int, option("Number of images at most.")] = 8
     kind: Annotated[
-        Literal["sum", "max", "gradient"],
+        Literal["sum", "max", "gradient", "attention"],
         option(
             "Reduce over channels by sum or by max; gradient: by sum, and also |∂CE/∂image| of the "
-            "predicted class."
+            "predicted class; attention: the class token's attention in a transformer's blocks."
         ),
     ] = "sum"
     p: Exponent = 2.0

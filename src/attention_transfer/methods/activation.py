@@ -46,6 +46,9 @@ class ActivationTransfer(BetaMethod):
         decay: `constant`, `linear` or `cosine` (both to zero), `step` (×0.2 at 30, 60 and 80 % of
             the training), or `warm-up` (from zero over the first tenth), alone or before one of
             them (`warm-up+linear`).
+        teacher_kind: the kind of the teacher's maps, if it is another than `kind`. "attention" is
+            the class token's attention in a transformer's block, under `kind="attention"` also of
+            the student; see `tap`.
 
     Raises:
         UserError: (a ValueError) for a wrong option.
@@ -70,6 +73,7 @@ class ActivationTransfer(BetaMethod):
         axis: str = "space",
         weights: Sequence[float] | None = None,
         decay: str = "constant",
+        teacher_kind: str | None = None,
     ):
         super().__init__(beta, decay)
         self.needs_example = self.is_auto
@@ -81,8 +85,11 @@ class ActivationTransfer(BetaMethod):
             # β of each pair before its schedule. It is part of the state, because the example of a
             # run that continues may be read from a store.
             self.register_buffer("auto_betas", torch.zeros(0))
-        self.options = maps.make_options(LossOptions, kind, p, axis, convention, resize, norm)
-        self.map_options = subset(self.options, MapOptions)
+        self.options = maps.make_options(
+            LossOptions, kind, p, axis, convention, resize, norm, teacher_kind
+        )
+        self.map_options = subset(self.options.of_teacher, MapOptions)
+        self.reads_attention = self.options.reads_attention, self.map_options.reads_attention
         self.pair_weights: list[float] | None = None
         if weights is not None:
             if isinstance(weights, (str, Mapping, Tensor)) or not isinstance(weights, Iterable):

@@ -62,6 +62,8 @@ class Method(nn.Module):
     needs_live_teacher: ClassVar[str | None] = None
     # The attention maps that it reads of a store, if any.
     map_options: MapOptions | None = None
+    # Whether it reads attention in the place of features: of the student, of the teacher.
+    reads_attention: tuple[bool, bool] = (False, False)
     # {name of another method: {option: its default where both are chosen}}
     defaults_with: ClassVar[dict[str, dict[str, Any]]] = {}
     decay: str = "constant"

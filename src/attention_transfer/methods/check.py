@@ -44,6 +44,7 @@ def check_methods(methods: Sequence[Method], teacher: object, example: Tensor | 
             f"a teacher is given, but methods {names} use none: pass teacher=None, or a method "
             "that learns from it, such as ActivationTransfer()"
         )
+    _check_same_reading([method for method in methods if method.needs_features])
     for method in methods:
         name = type(method).__name__
         if under_store and method.needs_live_teacher is not None:
@@ -55,3 +56,14 @@ def check_methods(methods: Sequence[Method], teacher: object, example: Tensor | 
             raise UserError(f"{name} needs a teacher, and teacher is None")
         if method.needs_example and example is None:
             raise UserError(f"{name} needs example=, a batch of images (N, C, H, W), for its sizes")
+
+
+def _check_same_reading(readers: Sequence[Method]) -> None:
+    """Raises `UserError` if one method reads attention and another features of the same layers."""
+    for method in readers[1:]:
+        if method.reads_attention != readers[0].reads_attention:
+            raise UserError(
+                f"{readers[0].name} and {method.name} read different things of the same layers, "
+                "attention and features: choose one of them, or another kind (--kind, "
+                "--teacher-kind)"
+            )

@@ -158,7 +158,8 @@ def _map_entries(
     rows: tuple[int, int],
     dtype: Dtype,
 ) -> list[ArrayEntry]:
-    with evaluating(network), tap(network, layers) as tapped:
+    attention = options.reads_attention
+    with evaluating(network), tap(network, layers, attention=attention) as tapped:
         _, features = tapped(x)
     entries = []
     for layer, feature in features.items():

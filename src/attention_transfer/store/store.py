@@ -91,12 +91,18 @@ class TeacherStore:
         return _reopen, (self.folder, [array.entry.name for array in self._arrays])
 
     def stages(self, options: MapOptions) -> list[Stage]:
-        """The teacher's stages whose maps under these options are there."""
+        """The teacher's stages whose maps under these options are there.
+
+        Raises:
+            UserError: if there are none.
+        """
         names = {entry.name for entry in self.header.arrays}
         stages = []
         for record in self.header.stages:
             if options.map_name(record.name) in names:
                 stages.append(Stage(record.name, record.shape, record.stride, record.depth))
+        if not stages:
+            raise self._has_no(options.map_name("LAYER"))
         return stages
 
     def select(self, layers: Sequence[str], options: MapOptions | None) -> TeacherStore:
@@ -108,17 +114,21 @@ class TeacherStore:
         names = []
         if options is not None:
             names = [options.map_name(layer) for layer in dict.fromkeys(layers)]
-        present = [entry.name for entry in self.header.arrays if entry.layer is not None]
+        present = {entry.name for entry in self.header.arrays}
         for name in names:
             if name not in present:
-                raise UserError(
-                    f"{self.folder} has the maps {', '.join(present) or 'of no layer'}: "
-                    f"expected {name} (layer, kind and p); the teacher itself could add it"
-                )
+                raise self._has_no(name)
         selected = TeacherStore.__new__(TeacherStore)
         selected.__dict__.update(self.__dict__)
         selected._use([*self._logit_names(), *names])
         return selected
+
+    def _has_no(self, name: str) -> UserError:
+        present = [entry.name for entry in self.header.arrays if entry.layer is not None]
+        return UserError(
+            f"{self.folder} has the maps {', '.join(present) or 'of no layer'}: "
+            f"expected {name} (layer, kind and p); the teacher itself could add it"
+        )
 
     def has(self, rows: Tensor, view: int = 0) -> bool:
         """Whether all that `read` would give of these images is there."""
@@ -177,7 +187,8 @@ class TeacherStore:
             rows: int64 (B,), the numbers of the images.
             view: the number of the view.
             logits: (B, K).
-            features: {layer: features (B, C, H, W) or (B, L, D)} of the layers whose maps are kept.
+            features: {layer: features (B, C, H, W) or (B, L, D)} of the layers whose maps are kept;
+                attention (B, heads, H, W) where the maps are of attention.
 
         Raises:
             UserError: for numbers outside of the store and for other shapes.
@@ -227,6 +238,12 @@ class TeacherStore:
     def layers(self) -> list[str]:
         """The layers whose maps `read` gives."""
         return [array.entry.layer for array in self._arrays if array.entry.layer is not None]
+
+    @property
+    def reads_attention(self) -> bool:
+        """Whether the maps that `read` gives are of the layers' attention."""
+        kept = [array.entry.options for array in self._arrays]
+        return any(options is not None and options.reads_attention for options in kept)
 
     def record(self, numbers: Mapping[str, float]) -> None:
         """Keeps numbers on the teacher, such as its validation accuracy, in store.json."""

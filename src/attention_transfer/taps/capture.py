@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..arguments import check_images, check_module
+from ..arguments import check_images, check_module, check_switch
 from ..errors import UserError, nearest, shown
+from .attention import AttentionWatch, has_class_token, patch_attention
 from .layout import Hints, Size, feature_map, find_layout, read_hints
 
 _WRAPPERS = ("DataParallel", "DistributedDataParallel", "_FabricModule", "FullyShardedDataParallel")
@@ -79,8 +80,10 @@ class _CaptureState(threading.local):
     Each thread has its own attributes: threads that share a model do not share their batches.
     """
 
-    def __init__(self, copies: _Copies):
+    def __init__(self, copies: _Copies, class_token: bool):
         self.copies = copies  # of all threads
+        self.class_token = class_token
+        self.attention = AttentionWatch()
         self.active = False  # only while the tap runs the model, not in other calls of it
         self.image: Size | None = None
         self.batch: int | None = None
@@ -95,17 +98,30 @@ class _CaptureState(threading.local):
         """Keeps what a layer returned."""
         if not self.active:
             return
-        if layer in self.features:
-            raise UserError(
-                f"layer {layer!r} is called more than once in a forward pass: "
-                "tap one that is called once"
-            )
+        self._check_new(layer)
         features = feature_map(output, layer, self.image, self.batch, hints)
         if self._needs_copy(layer, features):
             features = features.clone()
         self.features[layer] = features
         if _has_version(features):
             self.versions[layer] = features._version
+
+    def capture_attention(self, layer: str, hints: Hints) -> None:
+        """Keeps the attention that a layer computed, which nothing writes to."""
+        if not self.active:
+            return
+        self._check_new(layer)
+        call = self.attention.running.pop(layer)()
+        self.features[layer] = patch_attention(
+            call, layer, self.image, self.batch, hints, self.class_token
+        )
+
+    def _check_new(self, layer: str) -> None:
+        if layer in self.features:
+            raise UserError(
+                f"layer {layer!r} is called more than once in a forward pass: "
+                "tap one that is called once"
+            )
 
     def _needs_copy(self, layer: str, features: Tensor) -> bool:
         # Inductor drops copies of what is not written to (its pass `remove_noop_ops`).
@@ -137,11 +153,27 @@ class _Hook:
         return getattr, (nullcontext(), "__exit__")
 
 
+class _AttentionHook(_Hook):
+    """The forward hook of a layer whose attention is read."""
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+        self.state.capture_attention(self.layer, self.hints)
+
+
+class _AttentionPreHook(_Hook):
+    """Its forward pre-hook: the attention that is computed from here on is the layer's."""
+
+    def __call__(self, module: nn.Module, args: Any, output: Any = None) -> None:
+        if self.state.active:
+            self.state.attention.start(self.layer)
+
+
 def _remove_copied_hooks(module: nn.Module) -> None:
     """Removes what copying leaves of `_Hook`s."""
-    hooks = module._forward_hooks
-    for key in [k for k, h in hooks.items() if getattr(h, "__func__", 0) is nullcontext.__exit__]:
-        del hooks[key]
+    for hooks in (module._forward_pre_hooks, module._forward_hooks):
+        for key, hook in list(hooks.items()):
+            if getattr(hook, "__func__", 0) is nullcontext.__exit__:
+                del hooks[key]
 
 
 class Tap:
@@ -154,6 +186,11 @@ class Tap:
     A tap is copied and pickled with its model; a model that is copied alone comes without hooks
     that read.
 
+    With `attention` the features of a layer, a block of a vision transformer, are the attention of
+    its heads over the patches, (N, heads, h, w): the class token's row of softmax(q·kᵀ/√d), or the
+    mean of all rows where there is no class token. `attention_map(features, kind="attention")` is
+    their mean over the heads. A layer of several blocks gives the attention of its last one.
+
     Args:
         model: any module; a compiled or wrapped one is unwrapped. One that was loaded with its
             preprocessing inside takes images in [0, 1], and its layers are those of `.network`.
@@ -161,13 +198,22 @@ class Tap:
             tuple or dict with one feature map in it.
         example: an input, which shows the layers whose outputs are changed in place later on. The
             model runs on it in eval mode, and a copy of it in training mode.
+        attention: whether to read attention in the place of features.
 
     Raises:
         UserError: for a name that is no layer of the model (the message has the nearest), a layer
-            that is called twice in a forward pass or never, and one without a single feature map.
+            that is called twice in a forward pass or never, and one without a single feature map
+            (or attention over the patches).
     """
 
-    def __init__(self, model: nn.Module, layers: Sequence[str], example: Tensor | None = None):
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: Sequence[str],
+        example: Tensor | None = None,
+        *,
+        attention: bool = False,
+    ):
         check_module(model, "model")
         if isinstance(layers, (str, Tensor)) or not isinstance(layers, Iterable):
             raise UserError(f"layers is {shown(layers)}: expected a list of names")
@@ -179,7 +225,8 @@ class Tap:
             if not isinstance(layer, str):
                 raise UserError(f"layers has {shown(layer)}: expected names")
         self.layers = tuple(dict.fromkeys(layers))
-        self._state = _CaptureState(_Copies())
+        self.attention = check_switch("attention", attention)
+        self._state = _CaptureState(_Copies(), has_class_token(model))
         modules = dict(model.named_modules(remove_duplicate=False))
         for layer in self.layers:
             if layer not in modules:
@@ -197,9 +244,14 @@ class Tap:
         self._hints = {layer: read_hints(self.model, layer) for layer in self.layers}
         hooks = ExitStack()
         for layer, hints in self._hints.items():
-            _remove_copied_hooks(modules[layer])
-            hook = _Hook(self._state, layer, hints)
-            hooks.enter_context(modules[layer].register_forward_hook(hook))
+            module, hook_class = modules[layer], _Hook
+            _remove_copied_hooks(module)
+            if self.attention:
+                hook_class = _AttentionHook
+                pre_hook = _AttentionPreHook(self._state, layer, hints)
+                hooks.enter_context(module.register_forward_pre_hook(pre_hook))
+            hook = hook_class(self._state, layer, hints)
+            hooks.enter_context(module.register_forward_hook(hook))
         self._finalizer = weakref.finalize(self, hooks.close)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -208,6 +260,7 @@ class Tap:
         return {
             "model": self.model,
             "layers": self.layers,
+            "attention": self.attention,
             "_preprocess": self._preprocess,
             "_copies": _Copies(set(copies.layers), copies.complete),
             "open": is_open,
@@ -216,7 +269,7 @@ class Tap:
     def __setstate__(self, state: dict[str, Any]) -> None:
         is_open, copies = state.pop("open"), state.pop("_copies")
         self.__dict__.update(state)
-        self._state = _CaptureState(copies)
+        self._state = _CaptureState(copies, has_class_token(self.model))
         self._put_on_hooks()
         if not is_open:
             self.close()
@@ -277,6 +330,8 @@ class Tap:
         features = {}
         for layer in self.layers:
             features[layer] = state.features[layer]
+            if self.attention:
+                continue
             layout = find_layout(features[layer].shape, state.image, self._hints[layer])
             if layout is not None:
                 features[layer] = layout.features(features[layer])
@@ -287,6 +342,7 @@ class Tap:
         state = self._state
         state.features.clear()
         state.versions.clear()
+        state.attention.running.clear()
         state.image = state.batch = None
         if self._preprocess is not None:
             args, kwargs = (self._preprocess(*args, **kwargs),), {}
@@ -296,7 +352,10 @@ class Tap:
                 break
         state.active = True
         try:
-            return call_uncompiled(self.model, *args, **kwargs)
+            if not self.attention:
+                return call_uncompiled(self.model, *args, **kwargs)
+            with state.attention:
+                return call_uncompiled(self.model, *args, **kwargs)
         finally:
             state.active = False
 

@@ -14,6 +14,7 @@ from ..apply.inference import InferenceModel, profile
 from ..apply.maps import attention_in_box, layer_names, save_maps
 from ..data.dataset import Dataset
 from ..errors import RunError, UserError, plural
+from ..map_options import MapOptions
 from ..models.network import Network, save_student
 from ..run_folder import RunFolder, run_path, write_json
 from ..runtime.resolve import RuntimeConfig
@@ -49,7 +50,8 @@ def finish(
         teacher_summary = _summarize_store(components.kept.store)
     layers = layer_names(student, data.val)
     if layers:
-        save_maps(folder.maps_file, student, layers, data.val, data.shown, teacher)
+        kinds = _shown_kind(recipe), _shown_kind(recipe.of_teacher)
+        save_maps(folder.maps_file, student, layers, data.val, data.shown, teacher, kinds)
     # Of the weights as they are exported, whatever the precision of the training.
     logits = _logits(InferenceModel(student.module, preprocess, "fp32").eval(), data)
     save_predictions(folder.predictions_file, data.val, logits, teacher_logits)
@@ -77,6 +79,13 @@ def finish(
     # Last of all files, because it marks the run as finished.
     write_json(folder.summary_file, summary)
     return summary
+
+
+def _shown_kind(options: MapOptions) -> str:
+    """The kind of the maps in the report, which are sums unless the run reads attention."""
+    if options.reads_attention:
+        return "attention"
+    return "sum"
 
 
 def _logits(network: InferenceModel, data: Dataset) -> Tensor:

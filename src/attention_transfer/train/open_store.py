@@ -156,7 +156,8 @@ def first_lesson(
     loader = augment_on(augment, images, "cpu")
     x, _, rows = loader.batch(loader.view_plan(0, index, len(index)), 0)
     inputs = teacher.preprocess(as_input(x))
-    with evaluating(teacher.module), tap(teacher.module, store.layers, inputs) as tapped:
+    module, attention = teacher.module, store.reads_attention
+    with evaluating(module), tap(module, store.layers, inputs, attention=attention) as tapped:
         return store.add(rows, 0, *tapped(inputs))
 
 

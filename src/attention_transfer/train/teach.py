@@ -77,7 +77,7 @@ def teach(options: TeachOptions, console: Console) -> None:
     if layers := header.layers:
         store = store.select(layers, options.map_options)
     _say_size(store, data, runtime, console)
-    teacher = _make_teacher(network, store.layers, example, fabric, runtime)
+    teacher = _make_teacher(network, store, example, fabric, runtime)
     _fill(options, store, data, teacher, fabric, console)
     fabric.barrier()
     if not fabric.is_global_zero:
@@ -114,14 +114,15 @@ def _conclude(
 
 def _make_teacher(
     network: Network,
-    layers: list[str],
+    store: TeacherStore,
     example: Tensor,
     fabric: Fabric,
     runtime: RuntimeConfig,
 ) -> Teacher:
-    """Images (B, 3, H, W) in [0, 1] -> logits and the features of the layers."""
+    """Images (B, 3, H, W) in [0, 1] -> logits and the features of the store's layers."""
     module = network.module.to(memory_format=torch.channels_last).eval()
-    tap = Tap(module, layers, network.preprocess(example))
+    inputs, attention = network.preprocess(example), store.reads_attention
+    tap = Tap(module, store.layers, inputs, attention=attention)
     module.to(fabric.device)
     preprocess = network.preprocess.to(fabric.device)
 
