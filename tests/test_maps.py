@@ -164,7 +164,8 @@ class TestMapErrors:
 
     def test_names_point_to_the_nearest(self):
         with pytest.raises(
-            ValueError, match="kind is 'summ': expected one of sum, max, attention; did you mean sum"
+            ValueError,
+            match="kind is 'summ': expected one of sum, max, attention; did you mean sum",
         ):
             attention_map(draw(1, 2, 2, 2), kind="summ")
         with pytest.raises(ValueError, match="did you mean channel"):

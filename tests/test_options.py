@@ -48,7 +48,10 @@ class Example:
         ({"rate": "nan"}, "rate is nan"),
         ({"size": 0.5}, "size is 0.5: expected a number ≥ 1"),
         ({"size": math.nan}, "size is nan"),
-        ({"kind": "summ"}, "kind is 'summ': expected one of sum, max, attention; did you mean sum?"),
+        (
+            {"kind": "summ"},
+            "kind is 'summ': expected one of sum, max, attention; did you mean sum?",
+        ),
         ({"kind": 5}, "kind is 5"),
         ({"factors": "1,x"}, "factors is '1,x': expected numbers like 1,2"),
         ({"factors": 5}, "factors is 5"),

@@ -31,6 +31,17 @@ class StoredMap(NamedTuple):
         return self.values.unsqueeze(1)
 
 
+def check_attention(features: Tensor, axis: str) -> None:
+    """Raises `UserError` unless the features are attention (N, heads, H, W), over positions."""
+    if features.ndim != 4:
+        raise UserError(
+            f"kind='attention' got features {tuple(features.shape)}: expected attention "
+            "(N, heads, H, W), as tap(model, layers, attention=True) reads it"
+        )
+    if axis == "channel":
+        raise UserError("kind='attention' is a map over positions: choose axis='space'")
+
+
 Features = Tensor | Sequence[Tensor] | Mapping[str, Tensor]
 TeacherFeatures = Features | Sequence[Tensor | StoredMap] | Mapping[str, Tensor | StoredMap]
 PairWeights = Sequence[float] | Mapping[str, float]

@@ -16,7 +16,14 @@ from torch import Tensor
 
 from .arguments import check_finite, check_same_device, check_switch, check_tensor, check_weight
 from .errors import UserError, check_choice, shown
-from .map_inputs import Features, PairWeights, StoredMap, TeacherFeatures, pair_features
+from .map_inputs import (
+    Features,
+    PairWeights,
+    StoredMap,
+    TeacherFeatures,
+    check_attention,
+    pair_features,
+)
 from .map_options import Convention, LossOptions, MapOptions
 from .numerics import EPS, at_least_float32, power
 from .ops import activation_loss
@@ -338,7 +345,8 @@ def _is_traced() -> bool:
 def _raw_map(features: Tensor, options: MapOptions) -> Tensor:
     """Q in at least float32: (N, H·W) or (N, L); with `axis="channel"` (N, C) or (N, D)."""
     if options.kind == "attention":
-        return _head_mean(features, options)
+        check_attention(features, options.axis)
+        return at_least_float32(features).mean(1).flatten(1)
     if not _is_traced():
         return activation_loss.raw_map(features, options.kind, options.p, options.axis)
     features, dim = activation_loss.reduction_view(at_least_float32(features), options.axis)
@@ -347,18 +355,6 @@ def _raw_map(features: Tensor, options: MapOptions) -> Tensor:
     if options.kind == "max":
         return power(features.abs().max(dim).values, options.p).flatten(1)
     raise UserError(f"unknown kind {options.kind!r}")
-
-
-def _head_mean(attention: Tensor, options: MapOptions) -> Tensor:
-    """The mean over the heads: (N, heads, H, W) -> (N, H·W)."""
-    if attention.ndim != 4:
-        raise UserError(
-            f"kind='attention' got features {tuple(attention.shape)}: expected attention "
-            "(N, heads, H, W), as tap(model, layers, attention=True) reads it"
-        )
-    if options.axis == "channel":
-        raise UserError("kind='attention' is a map over positions: choose axis='space'")
-    return at_least_float32(attention).mean(1).flatten(1)
 
 
 def _grid(features: Tensor) -> tuple[int, int]:
