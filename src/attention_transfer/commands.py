@@ -17,6 +17,7 @@ from .apply.options import (
     ExportOptions,
     MapsOptions,
     PredictOptions,
+    PushOptions,
     StagesOptions,
 )
 from .config import LaunchOptions, distill_groups, recipe_from_flags, train_groups
@@ -130,6 +131,14 @@ def export(arguments: dict[str, Any]) -> None:
                 f"{measured['bytes'] / 1e6:.2f} MB"
             )
     _write_json(options.json, numbers)
+
+
+def push(arguments: dict[str, Any]) -> None:
+    """Upload a run's network to the Hugging Face hub, with a model card."""
+    options = from_mapping(PushOptions, arguments)
+    from .apply.push import push as upload
+
+    upload(options, print)
 
 
 def compare(arguments: dict[str, Any]) -> None:
@@ -325,6 +334,7 @@ COMMANDS = {
     "maps": Command(maps, MapsOptions),
     "stages": Command(stages, StagesOptions),
     "export": Command(export, ExportOptions),
+    "push": Command(push, PushOptions),
     "zoo": Command(zoo, ZooOptions),
     "reproduce": Command(reproduce, grouped_options=_reproduce_groups),
     "study": Command(study, grouped_options=_study_groups),

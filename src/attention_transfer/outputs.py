@@ -59,6 +59,19 @@ def check_output(
         raise UserError(f"{said} exists and is no {kind} file: {advice}")
 
 
+def check_new_folder(flag: str, path: Path, why: str = "") -> None:
+    """Raises `UserError` if a command cannot write a folder at `path`; an empty one may be there.
+
+    `why` comes before the advice to name a new folder.
+    """
+    advice = f"{why}name a new folder"
+    if path.is_dir() and any(path.iterdir()):
+        raise UserError(f"{flag} {path} is a folder with something in it: {advice}")
+    for parent in (path, *path.absolute().parents):
+        if parent.exists() and not parent.is_dir():
+            raise UserError(f"{flag} {path}: {parent} is a file: {advice}")
+
+
 def _is_of_a_run(file: Path) -> bool:
     """Whether training writes this file into a run folder that exists."""
     for folder in file.parents:

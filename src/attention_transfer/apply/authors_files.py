@@ -25,17 +25,6 @@ AUTHORS_METRICS = (
 )
 
 
-def check_new_folder(out: Path) -> None:
-    if out.is_dir() and any(out.iterdir()):
-        text = f"--out {out} is a folder with something in it"
-        raise UserError(f"{text}: for the format authors name a new folder")
-    for path in (out, *out.absolute().parents):
-        if path.exists() and not path.is_dir():
-            raise UserError(
-                f"--out {out}: {path} is a file: for the format authors name a new folder"
-            )
-
-
 def save_authors(network: Network, about: dict[str, Any], run: Path, out: Path) -> None:
     """Writes `model.pt7` and `log.txt`, a line per epoch, as the authors' script does for a WRN.
 

@@ -12,8 +12,8 @@ from typing import Any
 
 from ..errors import UserError, check_choice, plural
 from ..models.network import load_trained, metadata, save_student
-from ..outputs import check_output
-from .authors_files import check_new_folder, save_authors
+from ..outputs import check_new_folder, check_output
+from .authors_files import save_authors
 from .graph import OPSET, attention_layers, save_onnx, save_pt2
 from .options import ExportOptions
 
@@ -84,7 +84,7 @@ def export_run(
             "choose --format onnx or pt2"
         )
     if form == "authors":
-        check_new_folder(out)
+        check_new_folder("--out", out, "for the format authors ")
     else:
         check_output("--out", out, form, force)
     network = load_trained(run, trust_code)

@@ -117,6 +117,24 @@ class ExportOptions:
 
 
 @dataclass(frozen=True)
+class PushOptions:
+    """What to upload to the Hugging Face hub."""
+
+    run: TrainedRun
+    repo: Annotated[str, option("Its name on the hub: OWNER/NAME.", positional=True)]
+    out: Annotated[
+        Path | None,
+        option("Keep the folder here.", default_text="with --dry-run NAME, else nowhere"),
+    ] = None
+    dry_run: Annotated[Bool, option("Write the folder, and upload nothing.")] = False
+    private: Annotated[Bool, option("Create the repository as a private one.")] = False
+    force: Annotated[
+        Bool, option("Replace the model card of a repository that exists.", default_text="keep")
+    ] = False
+    trust_code: TrustCode = False
+
+
+@dataclass(frozen=True)
 class MapsOptions:
     """What to draw."""
 
