@@ -12,6 +12,7 @@ import logging
 import tempfile
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -148,20 +149,18 @@ def _measure(file: Path, images: Images) -> dict[str, float]:
         (logits,) = session.run(["logits"], {"images": x.contiguous().numpy()})
         return torch.from_numpy(logits)
 
-    with _quiet():
-        metrics = evaluate(forward, images, EVALUATION_BATCH, "cpu")
+    metrics = evaluate(forward, images, EVALUATION_BATCH, "cpu")
     return {**metrics, "bytes": file.stat().st_size}
 
 
-class _quiet(warnings.catch_warnings):
+@contextmanager
+def _quiet() -> Iterator[None]:
     """Silences the advice that onnxruntime's tools log."""
-
-    def __enter__(self) -> None:
-        super().__enter__()
-        warnings.simplefilter("ignore")
-        self.disabled = logging.root.manager.disable
-        logging.disable(logging.WARNING)
-
-    def __exit__(self, *error: object) -> None:
-        logging.disable(self.disabled)
-        super().__exit__(*error)
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)
