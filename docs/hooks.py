@@ -23,7 +23,7 @@ def site_files() -> list[Path]:
     """The pages and pictures of the site, and the files that the pages link to."""
     pages = [ROOT / name for name in PAGES]
     for folder in FOLDERS:
-        for pattern in ("*.md", "*.ipynb", "*.png", "*.svg"):
+        for pattern in ("*.md", "*.ipynb", "*.png", "*.jpg", "*.svg"):
             pages += sorted((ROOT / folder).rglob(pattern))
     files = dict.fromkeys(pages)
     for page in pages:

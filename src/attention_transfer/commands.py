@@ -21,10 +21,11 @@ from .apply.options import (
     StagesOptions,
 )
 from .config import LaunchOptions, distill_groups, recipe_from_flags, train_groups
-from .errors import plural
+from .errors import UserError, plural
 from .options import Int, OptionSpec, from_mapping, option, option_specs
 from .outputs import check_output
 from .store import options as store_options
+from .view.options import ViewOptions
 
 
 def _console() -> Any:
@@ -67,7 +68,7 @@ def _launch(command: str, arguments: dict[str, Any]) -> None:
     run_seeds(recipe, launch.out, launch.seeds, _console(), launch.jobs)
 
 
-# evaluate, predict, export, compare, maps, stages
+# evaluate, predict, export, compare, maps, stages, view
 
 
 def evaluate(arguments: dict[str, Any]) -> None:
@@ -198,6 +199,27 @@ def stages(arguments: dict[str, Any]) -> None:
     from .apply.stages import print_stages
 
     print_stages(options.model, options.teacher, options.image_size, _console(), options.trust_code)
+
+
+def view(arguments: dict[str, Any]) -> None:
+    """Serve a page on this machine: drop an image, and see where each network looks."""
+    options = from_mapping(ViewOptions, arguments)
+    try:
+        from .view.server import open_socket, serve
+    except ModuleNotFoundError as error:
+        if error.name != "aiohttp":
+            raise
+        raise UserError("view needs aiohttp: pip install 'attention-transfer[view]'") from error
+    from .view.look import Viewer
+
+    with open_socket(options.host, options.port) as listening:
+        viewer = Viewer(options.networks, options.kind, options.p, options.trust_code)
+        host, port = listening.getsockname()[:2]
+        if ":" in host:
+            host = f"[{host}]"
+        print(f"http://{host}:{port}/ shows {plural(len(options.networks), 'network')}", flush=True)
+        serve(viewer, listening)
+    raise KeyboardInterrupt("the page is closed")
 
 
 # teach
@@ -333,6 +355,7 @@ COMMANDS = {
     "compare": Command(compare, CompareOptions),
     "maps": Command(maps, MapsOptions),
     "stages": Command(stages, StagesOptions),
+    "view": Command(view, ViewOptions),
     "export": Command(export, ExportOptions),
     "push": Command(push, PushOptions),
     "zoo": Command(zoo, ZooOptions),

@@ -1,0 +1,163 @@
+"""The page of `view`: served to this machine's own browser, and to nobody else.
+
+Three things keep other pages out. A request names the host that it believes to talk to, which
+defeats a name that was pointed at this machine (DNS rebinding). A browser says which page sends a
+request, and only this one may. Images come as application/octet-stream, which a form of another
+page cannot send without asking first. Images stay in memory: no file is written.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import socket
+from collections.abc import Awaitable, Callable
+from importlib import resources
+from typing import Any
+
+from aiohttp import web
+
+from ..errors import UserError
+from .look import Viewer
+
+MAX_BYTES = 20_000_000
+WAITING = 8  # images that may wait for their turn; each holds up to MAX_BYTES
+IMAGE_TYPE = "application/octet-stream"
+FILES = {
+    "/": ("page.html", "text/html"),
+    "/page.css": ("page.css", "text/css"),
+    "/page.js": ("page.js", "text/javascript"),
+}
+HEADERS = {
+    # Nothing is loaded from elsewhere, and no other page may frame this one.
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+        "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "Cache-Control": "no-store",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+def open_socket(host: str, port: int) -> socket.socket:
+    """A socket on an address of this machine that no other machine reaches.
+
+    Raises:
+        UserError: for any other address, and for a port that is in use.
+    """
+    address = "127.0.0.1"
+    if host != "localhost":
+        address = host
+    try:
+        is_loopback = ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        is_loopback = False
+    if not is_loopback:
+        raise UserError(
+            f"--host is {host!r}: expected 127.0.0.1, ::1 or localhost; the page is for this "
+            "machine alone, so forward the same port by ssh -L from another"
+        )
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    try:
+        return socket.create_server((address, port), family=family)
+    except OSError as error:
+        raise UserError(f"--port {port} cannot be opened on {host}: {error.strerror}") from error
+
+
+def hosts(listening: socket.socket) -> set[str]:
+    """The values of the header Host that name this page."""
+    address, port = listening.getsockname()[:2]
+    names = {address, "localhost"}
+    if ":" in address:
+        names = {f"[{address}]", "localhost"}
+    own = {f"{name}:{port}" for name in names}
+    if port == 80:  # a browser leaves it out
+        own |= names
+    return own
+
+
+def make_app(viewer: Viewer, own_hosts: set[str]) -> web.Application:
+    """The pages and the handler of images."""
+    app = web.Application(client_max_size=MAX_BYTES, middlewares=[_guard(own_hosts)])
+    for path, (file, content_type) in FILES.items():
+        app.router.add_get(path, _static(file, content_type))
+    app.router.add_post("/look", _look_handler(viewer))
+    return app
+
+
+def _guard(own_hosts: set[str]) -> Any:
+    @web.middleware
+    async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
+        try:
+            _check_origin(request, own_hosts)
+            response = await handler(request)
+        except web.HTTPException as error:
+            response = web.json_response({"error": error.text}, status=error.status)
+        response.headers.update(HEADERS)
+        return response
+
+    return guard
+
+
+def _check_origin(request: web.Request, own_hosts: set[str]) -> None:
+    """Raises `HTTPForbidden` for a request that comes from another page, or by another name."""
+    host = request.headers.get("Host", "")
+    if host not in own_hosts:
+        raise web.HTTPForbidden(text="this page is served under its own address only")
+    origin = request.headers.get("Origin", f"http://{host}")
+    site = request.headers.get("Sec-Fetch-Site", "same-origin")
+    if origin != f"http://{host}" or site not in ("same-origin", "none"):
+        raise web.HTTPForbidden(text="requests of other pages are refused")
+
+
+def _static(file: str, content_type: str) -> Handler:
+    body = resources.files(__package__).joinpath(file).read_bytes()
+
+    async def send(request: web.Request) -> web.Response:
+        return web.Response(body=body, content_type=content_type, charset="utf-8")
+
+    return send
+
+
+def _look_handler(viewer: Viewer) -> Handler:
+    turn = asyncio.Lock()
+    waiting = 0
+
+    async def look(request: web.Request) -> web.Response:
+        nonlocal waiting
+        if request.content_type != IMAGE_TYPE:
+            raise web.HTTPUnsupportedMediaType(text=f"expected an image as {IMAGE_TYPE}")
+        if waiting >= WAITING:
+            raise web.HTTPServiceUnavailable(text="too many images are waiting: try again")
+        waiting += 1
+        try:
+            encoded = await _read(request)
+            async with turn:  # one image at a time
+                found = await asyncio.to_thread(viewer.look, encoded)
+        except UserError as error:
+            raise web.HTTPUnprocessableEntity(text=str(error)) from error
+        finally:
+            waiting -= 1
+        return web.json_response(found)
+
+    return look
+
+
+async def _read(request: web.Request) -> bytes:
+    try:
+        return await request.read()
+    except web.HTTPRequestEntityTooLarge as error:
+        text = f"the file is too large: expected at most {MAX_BYTES // 1_000_000} MB"
+        # Its size is not known: reading stopped at the limit.
+        raise web.HTTPRequestEntityTooLarge(MAX_BYTES, MAX_BYTES + 1, text=text) from error
+
+
+def serve(viewer: Viewer, listening: socket.socket) -> None:
+    """Serves until the process is interrupted."""
+    app = make_app(viewer, hosts(listening))
+    web.run_app(app, sock=listening, print=None, access_log=None, handle_signals=False)
