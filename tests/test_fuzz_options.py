@@ -26,6 +26,7 @@ LONG = {
     "bench": "attention_transfer.bench.run_bench",
     "reproduce": "attention_transfer.studies.reproduce.reproduce",
     "study": "attention_transfer.studies.study.run_study",
+    "view": "attention_transfer.view.server.serve",
 }
 PLACES = (
     *("run", "teacher", "run/config.yaml", "run/student.safetensors", "run/summary.json"),

@@ -217,7 +217,7 @@ def view(arguments: dict[str, Any]) -> None:
         host, port = listening.getsockname()[:2]
         if ":" in host:
             host = f"[{host}]"
-        print(f"http://{host}:{port}/ shows {plural(len(options.networks), 'network')}", flush=True)
+        print(f"http://{host}:{port}/ shows {plural(len(viewer.viewed), 'network')}", flush=True)
         serve(viewer, listening)
     raise KeyboardInterrupt("the page is closed")
 

@@ -39,8 +39,8 @@ def encoded_image(width: int = 40, height: int = 30) -> bytes:
 
 def pixels_of(address: str) -> np.ndarray:
     """The pixels (H, W, 3) of a picture in a data: address."""
-    png = base64.b64decode(address.removeprefix("data:image/png;base64,"))
-    return np.asarray(Image.open(io.BytesIO(png)), dtype=int)
+    encoded = base64.b64decode(address.removeprefix("data:image/webp;base64,"))
+    return np.asarray(Image.open(io.BytesIO(encoded)), dtype=int)
 
 
 @dataclass
@@ -104,12 +104,12 @@ def test_it_shows_each_networks_predictions_and_stages(page):
     assert [stage["size"] for stage in trained["stages"]] == ["32×32", "16×16", "8×8"]
     assert untrained["predictions"] == [] and "random" in untrained["note"]
     for source in [found["image"], *(stage["picture"] for stage in trained["stages"])]:
-        assert source.startswith("data:image/png;base64,")
+        assert source.startswith("data:image/webp;base64,")
 
 
 def test_the_maps_are_those_of_the_command_maps(teacher_run, tmp_path):
     from attention_transfer.apply.maps import map_columns
-    from attention_transfer.report.overlays import overlay
+    from attention_transfer.report.pictures import heat_address, overlay
     from attention_transfer.view.look import Viewer
 
     file = tmp_path / "image.png"
@@ -122,8 +122,9 @@ def test_the_maps_are_those_of_the_command_maps(teacher_run, tmp_path):
     picture = Image.fromarray(pixels[:, 5:37]).resize((224, 224), Image.BICUBIC)
     for stage in found["stages"]:
         drawn = overlay(np.asarray(picture), maps[stage["layer"]][0])
-        # Other memory layouts sum in another order.
-        assert np.abs(pixels_of(stage["picture"]) - drawn.astype(int)).max() <= 1
+        # Other memory layouts sum in another order; WebP loses a little.
+        difference = pixels_of(stage["picture"]) - pixels_of(heat_address(drawn))
+        assert np.abs(difference).mean() < 0.5
 
 
 def test_the_page_loads_nothing_from_elsewhere(page):

@@ -16,7 +16,7 @@ from ..data.decode import decode_center, open_image
 from ..errors import UserError
 from ..models.network import Network
 from ..models.start import run_once
-from ..report.overlays import overlay, png_address
+from ..report.pictures import heat_address, image_address, overlay
 
 # Larger images than any camera's are refused before their pixels are decoded.
 MAX_PIXELS = 50_000_000
@@ -70,7 +70,7 @@ class Viewer:
         x = as_input(torch.from_numpy(pixels).permute(2, 0, 1)[None])
         picture = _at_picture_size(pixels)
         networks = [self._look(viewed, x, picture) for viewed in self.viewed]
-        return {"image": png_address(picture), "networks": networks}
+        return {"image": image_address(picture), "networks": networks}
 
     def _decode(self, encoded: bytes) -> np.ndarray:
         """The centre of the image (H, W, 3), which stays in memory."""
@@ -95,7 +95,7 @@ class Viewer:
         stages = []
         for layer, attention in zip(viewed.layers, maps, strict=True):
             height, width = attention.shape[1:]
-            drawn = png_address(overlay(picture, attention[0].numpy()))
+            drawn = heat_address(overlay(picture, attention[0].numpy()))
             stages.append({"layer": layer, "size": f"{height}×{width}", "picture": drawn})
         return {
             "name": viewed.name,
