@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,10 +75,15 @@ class Viewer:
 
     def _decode(self, encoded: bytes) -> np.ndarray:
         """The centre of the image (H, W, 3), which stays in memory."""
+        from PIL import Image
+
         pixels = np.zeros((self.size, self.size, 3), np.uint8)
         try:
-            with open_image(encoded) as image:
-                width, height = image.size
+            with warnings.catch_warnings():
+                # Pillow's own bound is larger, and only a warning.
+                warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+                with open_image(encoded) as image:
+                    width, height = image.size
             if width * height <= MAX_PIXELS:
                 decode_center(pixels, encoded)
         except Exception as error:
