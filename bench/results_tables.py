@@ -9,7 +9,9 @@ A table belongs to the comment before it, which names files of runs (`studies/su
     <!-- table: results/demo.jsonl: mean | in box % = on the digit -->
 
 or, for columns of several files side by side, a line each. COLUMN = HEADER replaces a header;
-without columns the file's own hold. People write the sentences around the tables.
+without columns the file's own hold. A line `stack: COLUMN | COLUMN` puts the files one below the
+other, each under its title, and `only: SETTING | SETTING` chooses settings. People write the
+sentences around the tables.
 """
 
 from __future__ import annotations
@@ -17,6 +19,8 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -62,14 +66,30 @@ def rewrite(page: str, root: Path = ROOT) -> str:
 
 def table_of(text: str, root: Path) -> str:
     """The table of a marker, as Markdown."""
-    parts = []
+    parts, words = [], {}
     for line in text.strip().splitlines():
         name, _, columns = line.partition(":")
-        parts.append((read_table_data(root / name.strip()), parse_columns(columns)))
+        if name in ("stack", "only"):
+            words[name] = [word.strip() for word in columns.split("|")]
+        else:
+            parts.append((read_table_data(root / name.strip()), parse_columns(columns)))
+    if "stack" in words:
+        tables = [table for table, _ in parts]
+        return text_table(stacked(tables, words.get("only")), words["stack"]).markdown()
     (data, columns), *others = parts
     if columns or others:
         return joined_table(parts).markdown()
     return text_table(data, data.head.get("columns", REPRODUCTION)).markdown()
+
+
+def stacked(tables: Sequence[TableData], only: Sequence[str] | None) -> TableData:
+    """The tables as one, whose rows are their titles; `only` chooses settings, in its order."""
+    cells = []
+    for table in tables:
+        names = only or [cell.setting for cell in table.cells]
+        found = (table.cell("", name) for name in names)
+        cells += [replace(cell, row=table.title) for cell in found if cell is not None]
+    return TableData({}, cells)
 
 
 def parse_columns(text: str) -> Columns:

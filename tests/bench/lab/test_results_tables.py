@@ -66,6 +66,14 @@ def test_tables_stand_side_by_side_with_headers_of_their_own(folder):
     ]
 
 
+def test_tables_stand_one_below_the_other_under_their_titles(folder):
+    lines = [{"title": "Yours"}, {"setting": "AT, β = 3", "seed": 0, "error": 7.0}]
+    (folder / "yours.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    marker = "<!-- table:\nstack: mean\nonly: AT, β = 3 | AT\nmine.jsonl\nyours.jsonl\n-->\n\n"
+    rows = results_tables.rewrite(marker, folder).splitlines()[-2:]
+    assert rows == ["| Mine | AT | 8.00 |", "| Yours | AT, β = 3 | 7.00 |"]
+
+
 @pytest.mark.parametrize(
     ("marker", "words"),
     [
