@@ -111,6 +111,8 @@ def variants() -> dict[str, list[str]]:
         chosen[f"KD, α = {alpha}, T = {temperature}"] = words
     chosen["KD, warm-up"] = ["--method", "kd", "--decay", "kd=warm-up"]
     chosen["AT+KD, auto"] = ["--method", "at+kd"]
+    for beta in ("10000", "auto"):
+        chosen[f"F-ActT, β = {beta}"] = ["--method", "full", "--beta", beta]
     return chosen
 
 

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from toys import Net, batch, make
 
 import attention_transfer as at
-from attention_transfer.methods.activation import AUTO_WEIGHT
+from attention_transfer.methods.auto import AUTO_WEIGHT
 
 PAIRS = ["one=one", "two=two", "three=three"]
 
@@ -85,6 +85,33 @@ def test_it_is_part_of_the_state() -> None:
     assert other.weights(None) == transfer.weights(None)
 
 
+def whole(features: Tensor) -> Tensor:
+    """Normalised activations (N, C·H·W)."""
+    return nn.functional.normalize(features.flatten(1), dim=1)
+
+
+def test_full_activations_have_the_same_scale() -> None:
+    x = images()
+    transfer = make(at.FullActivationTransfer("auto"), example=x)
+    method, features = transfer.methods[0], transfer.features(x)[1]
+    total = 0.0
+    for beta, f in zip(method.pair_betas(), features, strict=True):
+        y = whole(f)
+        total += beta * (y - y.mean(0)).square().mean().item()
+    assert total == pytest.approx(AUTO_WEIGHT * 15 / 16, rel=1e-5)
+    assert list(transfer.weights(None)) == [f"beta[{pair}]" for pair in PAIRS]
+
+
+def test_full_activations_are_weighed_pair_by_pair() -> None:
+    x, y = batch()
+    transfer = make(at.FullActivationTransfer("auto"), example=images())
+    expected = 0.0
+    parts = zip(transfer.methods[0].adapters, transfer.methods[0].pair_betas(), strict=True)
+    for (adapter, beta), s, t in zip(parts, *transfer.features(x), strict=True):
+        expected += beta * at.full_activation_loss(adapter(s), t).item()
+    assert transfer(x, y).parts["full"].item() == pytest.approx(expected, rel=1e-5)
+
+
 class Uniform(nn.Module):
     """Wraps a layer; its features are the same for every image."""
 
@@ -108,6 +135,14 @@ def test_a_teachers_map_without_information_is_left_out() -> None:
     weights = transfer.weights(None)
     assert weights["beta[two=two]"] == 0 and weights["beta[one=one]"] > 0
     assert reasons(transfer)[1] == "the teacher's map is the same for every image"
+
+
+def test_a_teachers_activation_without_information_is_left_out() -> None:
+    teacher = Net(8, seed=1)
+    teacher.two = Uniform(teacher.two)
+    transfer = make(at.FullActivationTransfer("auto"), teacher=teacher, example=images())
+    assert transfer.weights(None)["beta[two=two]"] == 0
+    assert reasons(transfer)[1] == "the teacher's activation is the same for every image"
 
 
 def test_a_students_map_that_is_not_trained_is_left_out() -> None:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import reduce
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,14 +15,9 @@ from ..errors import UserError, shown
 from ..map_inputs import StoredMap
 from ..map_options import LossOptions, MapOptions
 from ..options import subset
-from .base import BetaMethod, Pairs, StepInputs, TrainingFraction, schedule_factor
+from .auto import PairedBetaMethod
+from .base import Pairs, StepInputs, schedule_factor
 from .options import AUTO
-
-# β = "auto" makes the term this number for a student that shows the teacher's mean maps: it is
-# the weight of the share of the maps' variance that is not explained (results/defaults.md).
-AUTO_WEIGHT = 3.0
-# Maps with a smaller spread over the images than this say the same of every image.
-CONSTANT = 1e-6
 
 # In shares of the number of steps. A β above the first (under `authors`, its mean over a schedule)
 # was too heavy where it was tried (1000 in 280 to 370 steps, constant or linear to zero); one of
@@ -33,12 +26,12 @@ HEAVY_BETA = 0.5
 GOOD_BETA = 0.25
 
 
-class ActivationTransfer(BetaMethod):
+class ActivationTransfer(PairedBetaMethod):
     """β · `at_loss` (Eq. 2 of the paper, or the authors' code: see `convention`).
 
     Args:
         beta: β under `convention`; the paper's 1000 goes with `authors` and tens of thousands of
-            steps. "auto" is `AUTO_WEIGHT` · Σ ½‖D‖² / Σ ½‖Y_teacher − its mean over images‖², both
+            steps. "auto" is 3 · Σ ½‖D‖² / Σ ½‖Y_teacher − its mean over images‖², both
             sums over the pairs: it depends on no map's size (under `paper`, of norms that are not
             squared). The means are those of `Transfer`'s example, best some 32 training images. A
             pair that cannot teach is left out.
@@ -58,7 +51,6 @@ class ActivationTransfer(BetaMethod):
     part = "at"
     needs_teacher = True
     needs_features = True
-    has_auto_beta = True
     # In the paper, β decays where attention transfer is combined with distillation.
     defaults_with = {"kd": {"decay": "linear"}}
 
@@ -76,15 +68,6 @@ class ActivationTransfer(BetaMethod):
         teacher_kind: str | None = None,
     ):
         super().__init__(beta, decay)
-        self.needs_example = self.is_auto
-        self.pair_names: list[str] = []
-        # Why a pair cannot teach, by its number.
-        self.left_out: dict[int, str] = {}
-        self._auto_betas: list[float] = []
-        if self.is_auto:
-            # β of each pair before its schedule. It is part of the state, because the example of a
-            # run that continues may be read from a store.
-            self.register_buffer("auto_betas", torch.zeros(0))
         self.options = maps.make_options(
             LossOptions, kind, p, axis, convention, resize, norm, teacher_kind
         )
@@ -98,10 +81,6 @@ class ActivationTransfer(BetaMethod):
                 )
             self.pair_weights = [check_weight("weights", w) for w in weights]
 
-    @property
-    def belongs_to_a_transfer(self) -> bool:
-        return bool(self._auto_betas)
-
     def forward(self, step: StepInputs) -> Tensor:
         terms = maps.pair_losses(
             step.student_features, step.teacher_features, self.options, self.pair_betas()
@@ -110,7 +89,6 @@ class ActivationTransfer(BetaMethod):
         return reduce(torch.add, terms)
 
     def pair_betas(self) -> list[float] | None:
-        """The weight of each pair, before β of all and its schedule; None: 1 each."""
         return self._auto_betas if self.is_auto else self.pair_weights
 
     def prepare(
@@ -126,43 +104,22 @@ class ActivationTransfer(BetaMethod):
         students = dict(zip(names, student, strict=True))
         maps.map_loss(students, dict(zip(names, teacher, strict=True)), self.options)
         if self.is_auto:
-            self.pair_names = [f"{s}={t}" for s, t in pairs]
-            self._set_auto_betas(student, teacher)
+            spreads = [self._spread(s, t) for s, t in zip(student, teacher, strict=True)]
+            self.set_auto_betas(pairs, student, spreads, self._units(student, teacher))
 
-    def _set_auto_betas(
+    def _units(
         self, student: Sequence[Tensor], teacher: Sequence[Tensor | StoredMap]
-    ) -> None:
-        spreads = [self._spread(fs, ft) for fs, ft in zip(student, teacher, strict=True)]
-        if not all(math.isfinite(spread) for spread in spreads):
-            raise UserError(
-                "beta is 'auto', but the teacher's maps of the example are not finite: expected "
-                "finite features, or a number for beta"
-            )
-        trained = [features.requires_grad for features in student]
-        self.left_out = {}
-        for j, spread in enumerate(spreads):
-            if spread < CONSTANT:
-                self.left_out[j] = "the teacher's map is the same for every image"
-            elif any(trained) and not trained[j]:
-                self.left_out[j] = "no weight that is trained changes the student's map"
-        kept = [spread for j, spread in enumerate(spreads) if j not in self.left_out]
-        if not kept:
-            raise UserError(
-                "beta is 'auto', but no pair can teach: the teacher's maps are the same for every "
-                "image of the example, or the student's layers are frozen; expected an example of "
-                "several images, or a number for beta"
-            )
-        betas = []
-        for j, (fs, ft) in enumerate(zip(student, teacher, strict=True)):
-            beta = AUTO_WEIGHT / sum(kept)
-            if self.options.convention != "paper":
-                positions = maps.map_positions(fs, ft, self.options)
-                beta = maps.convert_beta(beta, "caffe", self.options.convention, positions)
-            if self.pair_weights is not None:
-                beta *= self.pair_weights[j]
-            betas.append(0.0 if j in self.left_out else beta)
-        self.auto_betas = torch.tensor(betas)
-        self._auto_betas = self.auto_betas.tolist()
+    ) -> list[float]:
+        """β of each pair that weighs ½‖D‖² with 1, or ½‖D‖ under `paper`."""
+        units = self.pair_weights or [1.0] * len(student)
+        convention = self.options.convention
+        if convention == "paper":
+            return units
+        converted = []
+        for unit, fs, ft in zip(units, student, teacher, strict=True):
+            positions = maps.map_positions(fs, ft, self.options)
+            converted.append(maps.convert_beta(unit, "caffe", convention, positions))
+        return converted
 
     def _spread(self, student: Tensor, teacher: Tensor | StoredMap) -> float:
         """The distance of the teacher's maps from their mean over the images, unbiased."""
@@ -175,22 +132,6 @@ class ActivationTransfer(BetaMethod):
         if options.convention == "paper":
             return distance / freedom**0.5
         return distance / freedom
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        super()._load_from_state_dict(state_dict, prefix, *args)
-        if self.is_auto:
-            # Beside the buffer, so that a step reads no tensor for its constants.
-            self._auto_betas = self.auto_betas.tolist()
-
-    def weights(self, progress: TrainingFraction) -> dict[str, float]:
-        """β in effect; under "auto" of each pair: `beta[group0=group0]`."""
-        if not self.is_auto:
-            return super().weights(progress)
-        factor = float(self.weight(progress))
-        return {
-            f"beta[{name}]": beta * factor
-            for name, beta in zip(self.pair_names, self._auto_betas, strict=True)
-        }
 
     def describe(
         self, pairs: Pairs, student: Sequence[Tensor], teacher: Sequence[Tensor | StoredMap]

@@ -13,7 +13,8 @@ from ..arguments import check_finite, check_same_device
 from ..errors import UserError
 from ..map_inputs import StoredMap
 from ..numerics import at_least_float32
-from .base import BetaMethod, Pairs, StepInputs
+from .auto import PairedBetaMethod
+from .base import Pairs, StepInputs
 
 
 def full_activation_loss(student: Tensor, teacher: Tensor) -> Tensor:
@@ -53,7 +54,7 @@ def normalised_difference(student: Tensor, teacher: Tensor) -> Tensor:
     return d.square().mean()
 
 
-class FullActivationTransfer(BetaMethod):
+class FullActivationTransfer(PairedBetaMethod):
     """β · Σ over pairs of `full_activation_loss`.
 
     Where channels differ, a 1×1 convolution student → teacher is learned along; it is trained and
@@ -61,7 +62,9 @@ class FullActivationTransfer(BetaMethod):
     are average-pooled to the smaller size.
 
     Args:
-        beta: β. The mean is over C·H·W elements, so β is larger than that of attention maps.
+        beta: β. The mean is over C·H·W elements, so β is larger than that of attention maps. "auto"
+            weighs the share of the variance of the teacher's normalised activations that is not
+            explained, as in `ActivationTransfer`.
         decay: as in `ActivationTransfer`.
 
     Raises:
@@ -74,8 +77,9 @@ class FullActivationTransfer(BetaMethod):
     needs_features = True
     needs_live_teacher = "it compares whole features, and a store holds their maps"
     needs_example = True  # for the sizes of the adapters
+    what = "activation"
 
-    def __init__(self, beta: float = 1e4, decay: str = "constant"):
+    def __init__(self, beta: float | str = 1e4, decay: str = "constant"):
         super().__init__(beta, decay)
         self.adapters = nn.ModuleList()
 
@@ -88,15 +92,14 @@ class FullActivationTransfer(BetaMethod):
         for j, adapter in enumerate(self.adapters):
             student, teacher = step.student_features[j], step.teacher_features[j]
             assert isinstance(teacher, Tensor), "no store: needs_live_teacher"
-            s = maps.as_grid(at_least_float32(student))
-            t = maps.as_grid(at_least_float32(teacher))
-            if s.shape[2:] != t.shape[2:]:
-                size = maps.common_grid(student, teacher, f"pair {j}")
-                s, t = F.adaptive_avg_pool2d(s, size), F.adaptive_avg_pool2d(t, size)
+            s, t = _on_one_grid(student, teacher, f"pair {j}")
             if isinstance(adapter, nn.Conv2d):
                 # The networks, and with them the adapter, may be of any precision.
                 s = F.conv2d(s, adapter.weight.to(s.dtype))
-            terms.append(normalised_difference(s, t))
+            term = normalised_difference(s, t)
+            if (betas := self.pair_betas()) is not None:
+                term = betas[j] * term
+            terms.append(term)
         step.pair_terms[self.part] = [term.detach() for term in terms]
         return torch.stack(terms).sum()
 
@@ -116,17 +119,49 @@ class FullActivationTransfer(BetaMethod):
             if in_channels != out_channels:
                 adapter = nn.Conv2d(in_channels, out_channels, 1, bias=False, device=s.device)
             self.adapters.append(adapter)
+        if self.is_auto:
+            self._set_auto_betas(pairs, student, teacher)
         # A dry step: features that do not fit together raise.
         labels = torch.empty(0)  # not read
         self(StepInputs(labels, student_features=list(student), teacher_features=list(teacher)))
+
+    def _set_auto_betas(
+        self, pairs: Pairs, student: Sequence[Tensor], teacher: Sequence[Tensor | StoredMap]
+    ) -> None:
+        spreads, units = [], []
+        for j, (fs, ft) in enumerate(zip(student, teacher, strict=True)):
+            assert isinstance(ft, Tensor), "no store: needs_live_teacher"
+            features = _on_one_grid(fs, ft, f"pair {j}")[1]
+            y = maps.normalize_map(features.flatten(1)).double()
+            freedom = max(1, len(y) - 1)
+            spreads.append(float((y - y.mean(0)).square().sum() / 2 / freedom))
+            units.append(y.shape[1] / 2)  # the loss is a mean over the elements
+        self.set_auto_betas(pairs, student, spreads, units)
 
     def describe(
         self, pairs: Pairs, student: Sequence[Tensor], teacher: Sequence[Tensor | StoredMap]
     ) -> list[str]:
         lines = []
-        for (s, t), fs, ft, adapter in zip(pairs, student, teacher, self.adapters, strict=True):
+        described = zip(pairs, student, teacher, self.adapters, strict=True)
+        for j, ((s, t), fs, ft, adapter) in enumerate(described):
             line = f"{s} ← {t}: {tuple(fs.shape[1:])} and {tuple(ft.shape[1:])}"
             if not isinstance(adapter, nn.Identity):
                 line += ", a learned 1×1 convolution between"
-            lines.append(f"{line}, β = {self.beta:g}")
+            beta = self.beta
+            if self.is_auto:
+                beta = self._auto_betas[j]
+            line += f", β = {beta:.5g}"
+            if j in self.left_out:
+                line += f"; left out: {self.left_out[j]}"
+            lines.append(line)
         return lines
+
+
+def _on_one_grid(student: Tensor, teacher: Tensor, name: str) -> tuple[Tensor, Tensor]:
+    """The features (N, C, H, W) in at least float32, average-pooled to the smaller size."""
+    s = maps.as_grid(at_least_float32(student))
+    t = maps.as_grid(at_least_float32(teacher))
+    if s.shape[2:] == t.shape[2:]:
+        return s, t
+    size = maps.common_grid(student, teacher, name)
+    return F.adaptive_avg_pool2d(s, size), F.adaptive_avg_pool2d(t, size)

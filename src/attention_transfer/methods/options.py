@@ -66,7 +66,7 @@ class MethodOptions(GradientOptions, DistillationOptions, ActivationOptions):
         Beta | dict[str, Beta] | None,
         BeforeValidator(by_method),
         option(
-            "Weight β of a method, or auto (at only); METHOD=NUMBER,… where several have one.",
+            "Weight β of a method, or auto (at, full); METHOD=NUMBER,… where several have one.",
             expected="a number, auto, or METHOD=NUMBER,…",
             default_text="at: auto, full: 10000, others: 1",
         ),

@@ -1,0 +1,111 @@
+"""β = "auto": a term is weighed by the share of the teacher's variance that is not explained."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import UserError
+from .base import BetaMethod, Pairs, TrainingFraction
+
+# The term is this number for a student that shows the teacher's mean, whatever the image. It is the
+# weight of the share of the variance that is not explained (results/defaults.md).
+AUTO_WEIGHT = 3.0
+# What spreads less over the images than this says the same of every image.
+CONSTANT = 1e-6
+
+
+class PairedBetaMethod(BetaMethod):
+    """A method with a distance for each pair of layers, whose β may be "auto".
+
+    "auto" is `AUTO_WEIGHT` · Σ ½‖D‖² / Σ ½‖Y_teacher − its mean over images‖², both sums over the
+    pairs. It depends on no layer's size. The means are those of `Transfer`'s example, best some 32
+    training images. A pair that cannot teach is left out.
+    """
+
+    has_auto_beta = True
+    what = "map"  # that the method compares
+
+    def __init__(self, beta: float | str, decay: str):
+        super().__init__(beta, decay)
+        self.needs_example = self.needs_example or self.is_auto
+        self.pair_names: list[str] = []
+        # Why a pair cannot teach, by its number.
+        self.left_out: dict[int, str] = {}
+        self._auto_betas: list[float] = []
+        if self.is_auto:
+            # β of each pair before its schedule. It is part of the state, because the example of a
+            # run that continues may be read from a store.
+            self.register_buffer("auto_betas", torch.zeros(0))
+
+    @property
+    def belongs_to_a_transfer(self) -> bool:
+        return bool(self._auto_betas)
+
+    def pair_betas(self) -> list[float] | None:
+        """The weight of each pair, before β of all and its schedule; None: 1 each."""
+        return self._auto_betas if self.is_auto else None
+
+    def set_auto_betas(
+        self,
+        pairs: Pairs,
+        student: Sequence[Tensor],
+        spreads: Sequence[float],
+        units: Sequence[float],
+    ) -> None:
+        """Sets β of each pair from what the teacher says of the example.
+
+        Args:
+            student: the student's features, which have a gradient where a trained weight changes
+                them.
+            spreads: Σ ½‖Y_teacher − its mean‖² of each pair, a mean over images.
+            units: β of each pair that weighs ½‖D‖² with 1.
+
+        Raises:
+            UserError: if the teacher's features are not finite, or no pair can teach.
+        """
+        self.pair_names = [f"{s}={t}" for s, t in pairs]
+        if not all(math.isfinite(spread) for spread in spreads):
+            raise UserError(
+                f"beta is 'auto', but the teacher's {self.what}s of the example are not finite: "
+                "expected finite features, or a number for beta"
+            )
+        trained = [features.requires_grad for features in student]
+        self.left_out = {}
+        for j, spread in enumerate(spreads):
+            if spread < CONSTANT:
+                self.left_out[j] = f"the teacher's {self.what} is the same for every image"
+            elif any(trained) and not trained[j]:
+                self.left_out[j] = f"no weight that is trained changes the student's {self.what}"
+        kept = [spread for j, spread in enumerate(spreads) if j not in self.left_out]
+        if not kept:
+            raise UserError(
+                f"beta is 'auto', but no pair can teach: the teacher's {self.what}s are the same "
+                "for every image of the example, or the student's layers are frozen; expected an "
+                "example of several images, or a number for beta"
+            )
+        betas = [AUTO_WEIGHT / sum(kept) * unit for unit in units]
+        for j in self.left_out:
+            betas[j] = 0.0
+        self.auto_betas = torch.tensor(betas)
+        self._auto_betas = self.auto_betas.tolist()
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        if self.is_auto:
+            # Beside the buffer, so that a step reads no tensor for its constants.
+            self._auto_betas = self.auto_betas.tolist()
+
+    def weights(self, progress: TrainingFraction) -> dict[str, float]:
+        """β in effect; under "auto" of each pair: `beta[group0=group0]`."""
+        if not self.is_auto:
+            return super().weights(progress)
+        factor = float(self.weight(progress))
+        return {
+            f"beta[{name}]": beta * factor
+            for name, beta in zip(self.pair_names, self._auto_betas, strict=True)
+        }
