@@ -94,16 +94,16 @@ def page(teacher_run, tmp_path_factory) -> Iterator[Page]:
 
 
 def test_it_shows_each_networks_predictions_and_stages(page):
-    status, found = page.look(encoded_image())
+    status, views = page.look(encoded_image())
     assert status == 200
-    trained, untrained = found["networks"]
+    trained, untrained = views["networks"]
     assert trained["name"] == str(page.run)
     probabilities = [guess["probability"] for guess in trained["predictions"]]
     assert len(probabilities) == 5 and probabilities == sorted(probabilities, reverse=True)
     assert [stage["layer"] for stage in trained["stages"]] == ["group0", "group1", "group2"]
     assert [stage["size"] for stage in trained["stages"]] == ["32×32", "16×16", "8×8"]
     assert untrained["predictions"] == [] and "random" in untrained["note"]
-    for source in [found["image"], *(stage["picture"] for stage in trained["stages"])]:
+    for source in [views["image"], *(stage["picture"] for stage in trained["stages"])]:
         assert source.startswith("data:image/webp;base64,")
 
 
@@ -116,11 +116,11 @@ def test_the_maps_are_those_of_the_command_maps(teacher_run, tmp_path):
     file.write_bytes(encoded_image())
     _, [(_, (predicted,), maps)], _ = map_columns([str(teacher_run)], str(file), 1, "sum", 2.0)
     viewer = Viewer((str(teacher_run),), "sum", 2.0, trust_code=False)
-    found = viewer.look(file.read_bytes())["networks"][0]
-    assert found["predictions"][0]["class"] == predicted
+    views = viewer.look(file.read_bytes())["networks"][0]
+    assert views["predictions"][0]["class"] == predicted
     pixels = np.asarray(Image.open(io.BytesIO(encoded_image())).resize((42, 32), Image.BILINEAR))
     picture = Image.fromarray(pixels[:, 5:37]).resize((224, 224), Image.BICUBIC)
-    for stage in found["stages"]:
+    for stage in views["stages"]:
         drawn = overlay(np.asarray(picture), maps[stage["layer"]][0])
         # Other memory layouts sum in another order; WebP loses a little.
         difference = pixels_of(stage["picture"]) - pixels_of(heat_address(drawn))

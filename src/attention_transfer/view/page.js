@@ -44,10 +44,10 @@ function showNetwork(network) {
   return made;
 }
 
-function show(found) {
+function show(views) {
   const networks = element("div", "networks");
-  networks.append(...found.networks.map(showNetwork));
-  result.replaceChildren(picture(found.image, "The image, as the networks see it", "seen"), networks);
+  networks.append(...views.networks.map(showNetwork));
+  result.replaceChildren(picture(views.image, "The image, as the networks see it", "seen"), networks);
   result.hidden = false;
 }
 
@@ -57,10 +57,10 @@ async function look(file) {
   try {
     const headers = { "Content-Type": "application/octet-stream" };
     const answer = await fetch("look", { method: "POST", headers, body: file });
-    const found = await answer.json();
+    const views = await answer.json();
     if (mine !== newest) return; // a later image was dropped meanwhile
-    if (!answer.ok) throw new Error(found.error);
-    show(found);
+    if (!answer.ok) throw new Error(views.error);
+    show(views);
     say(file.name || "image");
   } catch (error) {
     if (mine === newest) say(error.message, true);

@@ -138,12 +138,12 @@ def _look_handler(viewer: Viewer) -> Handler:
         try:
             encoded = await _read(request)
             async with turn:  # one image at a time
-                found = await asyncio.to_thread(viewer.look, encoded)
+                views = await asyncio.to_thread(viewer.look, encoded)
         except UserError as error:
             raise web.HTTPUnprocessableEntity(text=str(error)) from error
         finally:
             waiting -= 1
-        return web.json_response(found)
+        return web.json_response(views)
 
     return look
 
