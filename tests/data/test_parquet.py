@@ -221,6 +221,15 @@ def test_a_folder_for_each_part(write):
         open_data(f"parquet:{root}")
 
 
+def test_the_whole_disk_is_not_searched_for_tables(tmp_path):
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "a" / "b" / "some.parquet").touch()
+    with pytest.raises(UserError, match="holds no train-"):
+        open_data(f"parquet:{tmp_path}")
+    with pytest.raises(UserError, match="holds b/some.parquet but no train-"):
+        open_data(f"parquet:{tmp_path / 'a'}")
+
+
 def test_classes_without_images_are_said(write):
     write("train-0.parquet", labels=(0, 5), names=None)
     root = write("val-0.parquet", labels=(0,), names=None)

@@ -159,6 +159,7 @@ def test_a_damaged_shard_is_named_or_read_as_far_as_it_goes(shard, keep):
     ("place", "message"),
     [
         ("/no/such/{train,val}-0.tar", "the shard /no/such/train-0.tar does not exist"),
+        (":/", "expected all shards of wds::/;"),
         (
             "/no/such/*.tar",
             r"names no shard that exists: expected a folder with train-\*\.tar, or a pattern",

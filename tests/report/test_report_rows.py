@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from attention_transfer.errors import UserError
@@ -160,6 +161,28 @@ def test_broken_maps_are_named_when_they_are_read(tmp_path, make_run):
     run = read_run(make_run(tmp_path, "at", "at", 0, 30))
     (run.folder / "maps.npz").write_bytes(b"not a zip")
     with pytest.raises(UserError, match=r"maps\.npz"):
+        _ = run.maps
+
+
+@pytest.mark.parametrize(
+    ("name", "array"),
+    [
+        ("images", np.zeros((12, 8, 8, 3), np.float32)),
+        ("map.0", np.zeros((12, 8, 8), np.int64)),
+        ("boxes", np.full((12, 4), np.nan)),
+        ("labels", np.zeros(3, np.int64)),
+        ("labels", np.zeros((12, 1), np.int64)),
+        ("predictions", np.array(["a"] * 12)),
+        ("classes", np.arange(12)),
+    ],
+)
+def test_arrays_that_no_run_stores_are_named(tmp_path, make_run, name, array):
+    run = read_run(make_run(tmp_path, "at", "at", 0, 30))
+    file = run.folder / "maps.npz"
+    with np.load(file) as arrays:
+        stored = dict(arrays)
+    np.savez(file, **(stored | {name: array}))
+    with pytest.raises(UserError, match=rf"maps\.npz is damaged: {name} is an array of {array.dtype}"):
         _ = run.maps
 
 

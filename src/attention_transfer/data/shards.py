@@ -48,7 +48,7 @@ def find_shards(place: str) -> tuple[list[Path], list[Path]]:
         for name in VAL_FOLDERS:
             val = val or visible_files(folder, f"*{name}*.tar")
     else:
-        train, val = (_matching_files(pattern) for pattern in _split_pattern(str(folder)))
+        train, val = (_matching_files(part, place) for part in _split_pattern(str(folder)))
     if not train and os.path.isdir(folder) and any(folder.glob("*.tar.*")):
         raise UserError(
             f"wds:{place} holds compressed shards only: {EXPECTED}; unpack them to .tar"
@@ -114,20 +114,23 @@ def _brace_words(content: str) -> Iterable[str]:
     return (f"{i:0{width}}" for i in values)
 
 
-def _matching_files(pattern: str) -> list[Path]:
-    """Existing files; a name without * and ? that does not exist is an error."""
+def _matching_files(pattern: str, place: str) -> list[Path]:
+    """Existing files; a name without * and ? that does not exist is an error.
+
+    `place` is the pattern as the user wrote it, for messages: a path loses its last slash.
+    """
     files: list[Path] = []
     for name in expand_braces(pattern):
         matches = _glob(name)
         if not matches and not glob.has_magic(name):
             raise UserError(
-                f"the shard {name} does not exist: expected all shards of {pattern}; "
+                f"the shard {name} does not exist: expected all shards of wds:{place}; "
                 f"check the pattern{nearest_path(Path(name))}"
             )
         for match in map(Path, matches):
             if not os.path.isfile(match):  # reading a pipe would wait for ever
                 raise UserError(
-                    f"the shard {match} of {pattern} is not a file: expected a tar file; check it"
+                    f"the shard {match} of wds:{place} is not a file: expected a tar file; check it"
                 )
             files.append(match)
     return files

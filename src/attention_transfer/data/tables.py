@@ -45,7 +45,8 @@ def open_parquet(
     folder = parquet_folder(path)
     if folder is None:
         state = "holds no train-*.parquet"
-        others = visible_files(path, "**/*.parquet")
+        # Not at any depth: a home, or the whole disk, would be searched for minutes.
+        others = [*visible_files(path, "*.parquet"), *visible_files(path, "*/*.parquet")]
         if others:
             state = f"holds {others[0].relative_to(path)} but no train-*.parquet"
         raise UserError(
