@@ -7,7 +7,7 @@ FUZZ ?= 100000
 FUZZERS = $(shell find tests -name 'test_fuzz_*.py')
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fuzz chaos lint types docs bench results clean
+.PHONY: help demo test fuzz chaos memory lint types docs bench results clean
 
 help:  ## what one can do
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-7s %s\n", $$1, $$2}'
@@ -28,6 +28,9 @@ fuzz: $(READY)  ## every fuzzer at 100,000 examples, for days; FUZZ=2000 for an 
 
 chaos: $(READY)  ## kill small runs 300 times and compare their ends, about an hour
 	PYTHONPATH=tests $(BIN)/python tests/chaos.py --kills 300
+
+memory: $(READY)  ## 10,000 steps and 1,000 transfers: whether memory stays flat, ten minutes
+	PYTHONPATH=tests $(BIN)/python tests/memory.py
 
 lint: $(READY)  ## formatting, style and types
 	$(BIN)/ruff check .

@@ -182,7 +182,9 @@ def test_arrays_that_no_run_stores_are_named(tmp_path, make_run, name, array):
     with np.load(file) as arrays:
         stored = dict(arrays)
     np.savez(file, **(stored | {name: array}))
-    with pytest.raises(UserError, match=rf"maps\.npz is damaged: {name} is an array of {array.dtype}"):
+    with pytest.raises(
+        UserError, match=rf"maps\.npz is damaged: {name} is an array of {array.dtype}"
+    ):
         _ = run.maps
 
 

@@ -83,6 +83,19 @@ def test_teach_goes_on(place, command, monkeypatch):
     assert command(f"{TEACH} --out store").status == 0
 
 
+def test_batches_of_unreadable_images_only(place, command):
+    """They stay out of the store; the same command, to which nothing else is left, agrees."""
+    for number in range(4, 8):
+        (place / "data" / "train" / "class00" / f"{number}.png").write_bytes(b"no image")
+    line = f"{TEACH.replace('--batch-size 10', '--batch-size 4')} --stream on --workers 0"
+    for _ in range(2):
+        said = command(f"{line} --on-bad-image skip --out store")
+        assert said.status == 0 and "8 views are of images that cannot be read" in said.out
+    assert TeacherStore(place / "store").count_missing(torch.arange(IMAGES), range(2)) == 8
+    said = command(f"{line} --out other")
+    assert said.status == 2 and "class00/4.png" in said.err
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [

@@ -136,9 +136,16 @@ class StreamSet:
             return
         # A readable substitute has the number of another image; without any, all numbers are bad.
         all_bad = all(i in batch.bad for i in batch.index.tolist())
-        if self.on_bad_image != "skip" or all_bad:
-            raise UserError(batch.bad[min(batch.bad)])
+        first = batch.bad[min(batch.bad)]
+        if self.on_bad_image != "skip":
+            raise UserError(first)
         self.bad.update(batch.bad)
+        if all_bad:
+            raise NoReadableImageError(first)
+
+
+class NoReadableImageError(UserError):
+    """Unreadable images are skipped, but a batch holds no other."""
 
 
 class Stream(EpochPlanner):

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import shutil
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from lightning.fabric import Fabric
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 from torch import Tensor
 
@@ -18,7 +15,7 @@ from ..apply.evaluate import EVALUATION_BATCH, evaluate
 from ..apply.inference import InferenceModel, as_input
 from ..data.dataset import Dataset
 from ..data.options import check_augment
-from ..errors import RunError, UserError
+from ..errors import UserError
 from ..models.network import Network
 from ..models.start import check_network, load_network
 from ..runtime.process import make_fabric, set_up_process
@@ -28,10 +25,9 @@ from ..store.header import Header, is_store, view_options
 from ..store.options import TeachOptions
 from ..store.store import TeacherStore
 from ..taps import Tap
-from .images import make_loader, open_images
+from .fill_store import Teacher, fill_store, print_line
+from .images import open_images
 from .open_store import images_record
-
-Teacher = Callable[[Tensor], tuple[Tensor, dict[str, Tensor]]]
 
 
 def teach(options: TeachOptions, console: Console) -> None:
@@ -78,7 +74,7 @@ def teach(options: TeachOptions, console: Console) -> None:
         store = store.select(layers, options.map_options)
     _say_size(store, data, runtime, console)
     teacher = _make_teacher(network, store, example, fabric, runtime)
-    _fill(options, store, data, teacher, fabric, console)
+    fill_store(options, store, data, teacher, fabric, console)
     fabric.barrier()
     if not fabric.is_global_zero:
         return
@@ -105,7 +101,7 @@ def _conclude(
     unreadable = ""
     if missing:
         unreadable = f"; {missing} views are of images that cannot be read"
-    _say(
+    print_line(
         console,
         f"{store.folder}: the teacher has {100 * (1 - measured['accuracy']):.2f} % validation "
         f"error; distill --teacher {store.folder} learns from it{unreadable}",
@@ -137,66 +133,27 @@ def _make_teacher(
     return teacher
 
 
-def _fill(
-    options: TeachOptions,
-    store: TeacherStore,
-    data: Dataset,
-    teacher: Teacher,
-    fabric: Fabric,
-    console: Console,
-) -> None:
-    """Each process says what is missing in its share of the images."""
-    loader = make_loader(options, fabric, data.train)
-    share = torch.arange(len(data.train))[fabric.global_rank :: fabric.world_size]
-    views = store.header.view_count
-    with Progress(console=console, disable=not console.is_terminal, transient=True) as progress:
-        task = progress.add_task("", total=views * len(share))
-        for view in range(views):
-            index = share[~store.filled(data.train.rows[share], view)]
-            progress.update(task, description=f"view {view + 1}/{views}")
-            progress.advance(task, len(share) - len(index))
-            if not len(index):
-                continue
-            start = time.perf_counter()
-            # The first images fill up the last batch: a compiled teacher takes one shape.
-            size = min(options.batch_size, len(index))
-            padded = index[torch.arange(-(-len(index) // size) * size) % len(index)]
-            plan = loader.view_plan(view, padded, size)
-            for step in range(len(plan)):
-                x, _, rows = loader.batch(plan, step)
-                with fabric.autocast():
-                    logits, features = teacher(as_input(x))
-                store.add(rows, view, logits, features)
-                if store.note is not None:
-                    raise RunError(
-                        f"{store.note}: what is there is kept; make room and run the command again"
-                    )
-                progress.advance(task, size)
-            rate = len(index) * fabric.world_size / (time.perf_counter() - start)
-            _say(console, f"view {view + 1}/{views}: {rate:,.0f} images/s")
-
-
 def describe_size(header: Header, folder: Path, console: Console) -> None:
     """Prints the size of each array and of all, and the free disk."""
     table = Table("array", "shape", "MB", title=f"{folder}", title_justify="left")
     for entry in header.arrays:
         table.add_row(entry.name, "×".join(map(str, entry.shape)), f"{entry.bytes / 1e6:,.1f}")
     console.print(table)
-    _say(console, f"{_size_text(header)}; {_free_bytes(folder) / 1e6:,.0f} MB are free there")
+    print_line(console, f"{_size_text(header)}; {_free_bytes(folder) / 1e6:,.0f} MB are free there")
 
 
 def _say_size(store: TeacherStore, data: Dataset, runtime: RuntimeConfig, console: Console) -> None:
     header, views = store.header, range(store.header.view_count)
     missing = store.count_missing(data.train.rows, views)
     there = 1 - missing / (len(data.train) * len(views))
-    _say(
+    print_line(
         console,
         f"{header.teacher.name} on {header.images.spec}: {_size_text(header)}; {there:.0%} is "
         f"there; {runtime.device}, {runtime.precision}",
     )
     free = _free_bytes(store.folder)
     if free < (1 - there) * header.bytes:
-        _say(console, f"warning: only {free / 1e6:,.0f} MB are free at {store.folder}")
+        print_line(console, f"warning: only {free / 1e6:,.0f} MB are free at {store.folder}")
 
 
 def _size_text(header: Header) -> str:
@@ -212,7 +169,3 @@ def _free_bytes(folder: Path) -> int:
     while not place.exists():
         place = place.parent
     return shutil.disk_usage(place).free
-
-
-def _say(console: Console, text: str) -> None:
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
