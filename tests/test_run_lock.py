@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from small_runs import carry_out, small
 
 from attention_transfer.errors import RunError, UserError
 from attention_transfer.run_folder import RunFolder
@@ -92,3 +94,20 @@ def test_a_folder_that_was_removed(tmp_path, again):
         with pytest.raises(RunError, match="was removed or replaced while the run was writing"):
             run.check_lock()
     assert (tmp_path / "run" / ".lock").exists() == again
+
+
+def test_a_lock_that_a_killed_process_left_in_a_finished_run(teacher_run, tmp_path):
+    shutil.copytree(teacher_run, tmp_path / "run")
+    (tmp_path / "run" / ".lock").touch()
+    assert "is finished" in carry_out(small(), tmp_path / "run")
+    assert files(tmp_path / "run") == files(teacher_run)
+
+
+def test_the_lock_of_a_living_process_stays(tmp_path):
+    owner = start_owner(tmp_path)
+    RunFolder(tmp_path).remove_abandoned_lock()
+    assert files(tmp_path) == [".lock"]
+    owner.kill()
+    owner.wait()
+    RunFolder(tmp_path).remove_abandoned_lock()
+    assert files(tmp_path) == []

@@ -211,6 +211,10 @@ class RunFolder:
         finally:
             self._lock.release()
 
+    def remove_abandoned_lock(self) -> None:
+        """Removes the lock of a process that was killed when the run was finished."""
+        self._lock.remove_abandoned()
+
     def check_lock(self) -> None:
         """Raises `RunError` if the folder was removed or replaced since it was locked."""
         self._lock.check()

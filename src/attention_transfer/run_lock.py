@@ -86,6 +86,13 @@ class RunLock:
             for folder in self._made_folders:
                 folder.rmdir()
 
+    def remove_abandoned(self) -> None:
+        """Removes the file of an owner that was killed; that of a living one stays."""
+        # A folder that cannot be written to keeps it.
+        with suppress(OSError), open(self.file, "rb") as stream:
+            if _lock(stream):
+                self.file.unlink()
+
 
 # A forked process shares the lock, and would hold it when this process has ended.
 _open_locks: set[BinaryIO] = set()

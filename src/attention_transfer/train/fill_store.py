@@ -22,7 +22,7 @@ from .images import make_loader
 Teacher = Callable[[Tensor], tuple[Tensor, dict[str, Tensor]]]
 
 
-def fill_store(
+def fill(
     options: TeachOptions,
     store: TeacherStore,
     data: Dataset,

@@ -57,6 +57,7 @@ def run(recipe: Recipe, out: str | Path, console: Console, jobs: int = 1) -> dic
         if recipe.teacher is not None:
             resume.check_teacher(folder, resume.teacher_fingerprint(recipe.teacher))
         if local_rank() == 0:
+            folder.remove_abandoned_lock()
             text = f"{folder} is finished: {describe_summary(folder, summary)}; nothing to do"
             console.print(text, markup=False, highlight=False, soft_wrap=True)
         return summary

@@ -25,7 +25,7 @@ from ..store.header import Header, is_store, view_options
 from ..store.options import TeachOptions
 from ..store.store import TeacherStore
 from ..taps import Tap
-from .fill_store import Teacher, fill_store, print_line
+from . import fill_store
 from .images import open_images
 from .open_store import images_record
 
@@ -74,7 +74,7 @@ def teach(options: TeachOptions, console: Console) -> None:
         store = store.select(layers, options.map_options)
     _say_size(store, data, runtime, console)
     teacher = _make_teacher(network, store, example, fabric, runtime)
-    fill_store(options, store, data, teacher, fabric, console)
+    fill_store.fill(options, store, data, teacher, fabric, console)
     fabric.barrier()
     if not fabric.is_global_zero:
         return
@@ -101,7 +101,7 @@ def _conclude(
     unreadable = ""
     if missing:
         unreadable = f"; {missing} views are of images that cannot be read"
-    print_line(
+    fill_store.print_line(
         console,
         f"{store.folder}: the teacher has {100 * (1 - measured['accuracy']):.2f} % validation "
         f"error; distill --teacher {store.folder} learns from it{unreadable}",
@@ -114,7 +114,7 @@ def _make_teacher(
     example: Tensor,
     fabric: Fabric,
     runtime: RuntimeConfig,
-) -> Teacher:
+) -> fill_store.Teacher:
     """Images (B, 3, H, W) in [0, 1] -> logits and the features of the store's layers."""
     module = network.module.to(memory_format=torch.channels_last).eval()
     inputs, attention = network.preprocess(example), store.reads_attention
@@ -127,7 +127,7 @@ def _make_teacher(
             logits, features = tap(preprocess(x))
             return logits, features
 
-    teacher: Teacher = say
+    teacher: fill_store.Teacher = say
     if runtime.compile:
         teacher = torch.compile(say, dynamic=False)
     return teacher
@@ -139,21 +139,25 @@ def describe_size(header: Header, folder: Path, console: Console) -> None:
     for entry in header.arrays:
         table.add_row(entry.name, "×".join(map(str, entry.shape)), f"{entry.bytes / 1e6:,.1f}")
     console.print(table)
-    print_line(console, f"{_size_text(header)}; {_free_bytes(folder) / 1e6:,.0f} MB are free there")
+    fill_store.print_line(
+        console, f"{_size_text(header)}; {_free_bytes(folder) / 1e6:,.0f} MB are free there"
+    )
 
 
 def _say_size(store: TeacherStore, data: Dataset, runtime: RuntimeConfig, console: Console) -> None:
     header, views = store.header, range(store.header.view_count)
     missing = store.count_missing(data.train.rows, views)
     there = 1 - missing / (len(data.train) * len(views))
-    print_line(
+    fill_store.print_line(
         console,
         f"{header.teacher.name} on {header.images.spec}: {_size_text(header)}; {there:.0%} is "
         f"there; {runtime.device}, {runtime.precision}",
     )
     free = _free_bytes(store.folder)
     if free < (1 - there) * header.bytes:
-        print_line(console, f"warning: only {free / 1e6:,.0f} MB are free at {store.folder}")
+        fill_store.print_line(
+            console, f"warning: only {free / 1e6:,.0f} MB are free at {store.folder}"
+        )
 
 
 def _size_text(header: Header) -> str:
