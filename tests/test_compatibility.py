@@ -54,13 +54,22 @@ def public_names() -> Iterator[str]:
             continue
         yield f"{name}{signature(value)}"
         if inspect.isclass(value) and not issubclass(value, Exception):
-            for member, function in sorted(vars(value).items()):
+            for member, function in sorted(own_members(value).items()):
                 if member.startswith("_"):
                     continue
                 if inspect.isfunction(function):
                     yield f"    .{member}{signature(function)}"
                 elif isinstance(function, property):
                     yield f"    .{member}"
+
+
+def own_members(cls: type) -> dict[str, object]:
+    """The members of a class and of its bases in this package."""
+    members: dict[str, object] = {}
+    for base in reversed(cls.__mro__):
+        if base.__module__.startswith("attention_transfer"):
+            members |= vars(base)
+    return members
 
 
 def signature(function: object) -> str:
