@@ -137,7 +137,9 @@ def test_the_pointer_and_the_slider_show_values(chromium, file, runs):
     slider = visit.page.locator("#chart-error-epoch")
     slider.focus()
     visit.page.keyboard.press("Home")
-    errors = [100 * (1 - run.metrics[0]["val_accuracy"]) for run in runs if "at+kd" in str(run.folder)]
+    errors = [
+        100 * (1 - run.metrics[0]["val_accuracy"]) for run in runs if "at+kd" in str(run.folder)
+    ]
     expected = f"AT+KD {np.mean(errors):.3g}"
     assert expected in slider.get_attribute("aria-valuetext")
     assert expected.replace(" ", "") in tip.inner_text().replace("\n", "").replace(" ", "")

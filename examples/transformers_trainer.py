@@ -1,0 +1,63 @@
+"""Hugging Face: a ViT teaches a ResNet where its class token looks, in the Trainer."""
+
+import tempfile
+
+import torch
+from transformers import (
+    ResNetConfig,
+    ResNetForImageClassification,
+    TrainingArguments,
+    ViTConfig,
+    ViTForImageClassification,
+)
+
+import attention_transfer as at
+from attention_transfer.integrations.transformers import AttentionTransferTrainer
+
+CLASSES, SIZE = 4, 64
+
+
+def make_networks():
+    """Small untrained networks; take `from_pretrained` for real ones."""
+    config = ViTConfig(
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        image_size=SIZE,
+        num_labels=CLASSES,
+    )
+    small = ResNetConfig(
+        embedding_size=16,
+        hidden_sizes=[16, 24, 32],
+        depths=[1, 1, 1],
+        layer_type="basic",
+        num_labels=CLASSES,
+    )
+    return ResNetForImageClassification(small), ViTForImageClassification(config)
+
+
+def main():
+    torch.manual_seed(0)
+    student, teacher = make_networks()
+    images = torch.rand(32, 3, SIZE, SIZE)
+    data = [{"pixel_values": x, "labels": i % CLASSES} for i, x in enumerate(images)]
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = AttentionTransferTrainer(
+            student,
+            TrainingArguments(folder, max_steps=4, report_to=[], logging_steps=2),
+            teacher=teacher,
+            example=images,
+            methods=[at.ActivationTransfer(3, convention="caffe", teacher_kind="attention")],
+            train_dataset=data,
+            eval_dataset=data[:8],
+        )
+        print("pairs:", trainer.model.transfer.pairs)
+        trainer.train()
+        print(trainer.evaluate())
+        trainer.save_model(f"{folder}/student")
+        ResNetForImageClassification.from_pretrained(f"{folder}/student")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Attention transfer inside the training loops of other libraries."""

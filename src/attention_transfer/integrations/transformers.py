@@ -1,0 +1,124 @@
+"""`AttentionTransferTrainer`: attention transfer in the `Trainer` of Hugging Face transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..errors import UserError
+from ..methods.activation import ActivationTransfer
+from ..methods.base import Method
+from ..transfer import Transfer
+
+try:
+    from transformers import Trainer
+except ImportError as error:
+    raise UserError(
+        "the Trainer of transformers is not there: pip install 'attention-transfer[transformers]'"
+    ) from error
+
+
+class AttentionTransferTrainer(Trainer):
+    """A `Trainer` for image classification that teaches its model by a teacher.
+
+    Model and teacher are image classifiers of transformers; their inputs are `pixel_values` and
+    `labels`. Checkpoints and `save_model` hold the model alone, as `save_pretrained` writes it.
+    Evaluation is that of the model without the teacher.
+
+    Args:
+        model: trained in place; `trainer.student`.
+        args: `TrainingArguments`.
+        teacher: a trained classifier of the same classes.
+        example: `pixel_values` (N, C, H, W), best of some 32 training images: they show the pairs
+            of layers, and β = "auto" comes from them.
+        methods: by default `ActivationTransfer()`.
+        pairs: as in `Transfer`: "auto", "last2", or [(layer of the model, layer of the teacher)].
+        kwargs: as in `Trainer`: `train_dataset`, `eval_dataset`, `data_collator`, ….
+
+    Raises:
+        UserError: (a ValueError) as `Transfer`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        args: Any = None,
+        *,
+        teacher: nn.Module,
+        example: Tensor,
+        methods: Sequence[Method] | None = None,
+        pairs: str | Sequence[tuple[str, str]] = "auto",
+        **kwargs: Any,
+    ):
+        if not isinstance(pairs, str):
+            pairs = [(f"model.{s}", f"model.{t}") for s, t in pairs]
+        methods = [ActivationTransfer()] if methods is None else methods
+        device = next(model.parameters()).device
+        transfer = Transfer(
+            Logits(model), Logits(teacher.to(device)), methods, pairs, example.to(device)
+        )
+        super().__init__(model=TaughtModel(transfer), args=args, **kwargs)
+        if self.args.n_gpu > 1:
+            raise UserError(
+                "nn.DataParallel copies the model in every step, without its hooks: start one "
+                "process a GPU (torchrun), or show one GPU (CUDA_VISIBLE_DEVICES)"
+            )
+
+    @property
+    def taught(self) -> TaughtModel:
+        return self.accelerator.unwrap_model(self.model)
+
+    @property
+    def student(self) -> nn.Module:
+        """The model that is trained."""
+        return self.taught.student
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any):
+        self.taught.progress = min(1.0, self.state.global_step / max(1, self.state.max_steps))
+        return super().compute_loss(model, inputs, *args, **kwargs)
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        taught = self.model
+        self.model = self.student
+        try:
+            super()._save(output_dir, self.model.state_dict())
+        finally:
+            self.model = taught
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, self.student)
+
+
+class Logits(nn.Module):
+    """A classifier of transformers as images -> logits."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        return self.model(pixel_values=pixel_values).logits
+
+
+class TaughtModel(nn.Module):
+    """What the Trainer trains, and wraps for several processes.
+
+    In training mode it gives the loss of a `Transfer`; in eval mode the model's own outputs.
+    """
+
+    def __init__(self, transfer: Transfer):
+        super().__init__()
+        self.transfer = transfer
+        self.progress = 0.0
+
+    @property
+    def student(self) -> nn.Module:
+        return self.transfer.student.get_submodule("model")
+
+    def forward(self, pixel_values: Tensor, labels: Tensor | None = None) -> Any:
+        if labels is None or not self.training:
+            return self.student(pixel_values=pixel_values, labels=labels)
+        out = self.transfer(pixel_values, labels, self.progress)
+        return {"loss": out.loss, "logits": out.logits}
