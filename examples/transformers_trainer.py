@@ -3,13 +3,7 @@
 import tempfile
 
 import torch
-from transformers import (
-    ResNetConfig,
-    ResNetForImageClassification,
-    TrainingArguments,
-    ViTConfig,
-    ViTForImageClassification,
-)
+import transformers
 
 import attention_transfer as at
 from attention_transfer.integrations.transformers import AttentionTransferTrainer
@@ -19,22 +13,15 @@ CLASSES, SIZE = 4, 64
 
 def make_networks():
     """Small untrained networks; take `from_pretrained` for real ones."""
-    config = ViTConfig(
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=64,
-        image_size=SIZE,
-        num_labels=CLASSES,
+    classes = {"num_labels": CLASSES}
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "image_size": SIZE}
+    vit = transformers.ViTConfig(**sizes, num_hidden_layers=2, num_attention_heads=4, **classes)
+    widths = {"embedding_size": 16, "hidden_sizes": [16, 24, 32], "depths": [1, 1, 1]}
+    resnet = transformers.ResNetConfig(**widths, layer_type="basic", **classes)
+    return (
+        transformers.ResNetForImageClassification(resnet),
+        transformers.ViTForImageClassification(vit),
     )
-    small = ResNetConfig(
-        embedding_size=16,
-        hidden_sizes=[16, 24, 32],
-        depths=[1, 1, 1],
-        layer_type="basic",
-        num_labels=CLASSES,
-    )
-    return ResNetForImageClassification(small), ViTForImageClassification(config)
 
 
 def main():
@@ -45,7 +32,7 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         trainer = AttentionTransferTrainer(
             student,
-            TrainingArguments(folder, max_steps=4, report_to=[], logging_steps=2),
+            transformers.TrainingArguments(folder, max_steps=4, report_to=[], logging_steps=2),
             teacher=teacher,
             example=images,
             methods=[at.ActivationTransfer(3, convention="caffe", teacher_kind="attention")],
@@ -56,7 +43,7 @@ def main():
         trainer.train()
         print(trainer.evaluate())
         trainer.save_model(f"{folder}/student")
-        ResNetForImageClassification.from_pretrained(f"{folder}/student")
+        transformers.ResNetForImageClassification.from_pretrained(f"{folder}/student")
 
 
 if __name__ == "__main__":

@@ -81,7 +81,7 @@ def test_the_average_is_of_the_student():
     before = task.transfer.student.fc.weight.detach().clone()
     with torch.no_grad():
         task.transfer.student.fc.weight.zero_()
-    task.update_ema(1)
+    task.update_ema()
     average = task.get_eval_model(ema=True).module
     close(average.fc.weight, before / 2, 1e-6)
 

@@ -84,7 +84,7 @@ def test_resumes_from_a_checkpoint(tmp_path):
     resumed = make_trainer(tmp_path / "resumed")
     resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-2"))
     for a, b in zip(whole.student.parameters(), resumed.student.parameters(), strict=True):
-        close(a, b, 1e-6)
+        close(a, b, 2e-5)  # two steps move a weight by 1e-4
 
 
 def test_data_parallel_is_refused_in_words(tmp_path, monkeypatch):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
@@ -79,16 +80,22 @@ class AttentionTransferTrainer(Trainer):
         self.taught.progress = min(1.0, self.state.global_step / max(1, self.state.max_steps))
         return super().compute_loss(model, inputs, *args, **kwargs)
 
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        taught = self.model
-        self.model = self.student
+    @contextmanager
+    def _student_as_model(self) -> Iterator[nn.Module]:
+        """The student in the place of what the Trainer trains: it alone is in the files."""
+        taught, self.model = self.model, self.student
         try:
-            super()._save(output_dir, self.model.state_dict())
+            yield self.model
         finally:
             self.model = taught
 
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        with self._student_as_model() as student:
+            super()._save(output_dir, student.state_dict())
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        super()._load_from_checkpoint(resume_from_checkpoint, self.student)
+        with self._student_as_model() as student:
+            super()._load_from_checkpoint(resume_from_checkpoint, student)
 
 
 class Logits(nn.Module):
