@@ -18,7 +18,9 @@ from safetensors.torch import load_file, save_file
 from small_runs import FLAGS
 
 TEXT_FILES = ("config.yaml", "environment.json", "metrics.jsonl", "summary.json", "logs/state.json")
-BINARY_FILES = ("checkpoint.pt", "checkpoint-previous.pt", "student.safetensors", "maps.npz")
+BINARY_FILES = (
+    "checkpoint.pt", "checkpoint-previous.pt", "student.safetensors", "maps.npz", "predictions.npz",
+)  # fmt: skip
 READING = (
     "evaluate run --limit-val 4 --device cpu",
     "predict run photo.png --device cpu",

@@ -100,6 +100,16 @@ def write_maps(folder: RunFolder, error: float, seed: int, classes: list[str]) -
     )  # fmt: skip
 
 
+def write_predictions(folder: RunFolder, error: float, seed: int, classes: list[str]) -> None:
+    noise = np.random.default_rng(int(error * 10) + seed)
+    labels = np.arange(200) % len(classes)
+    answers = {"labels": labels}
+    for name, percent in (("student", error), ("teacher", 22.0)):
+        wrong = noise.uniform(0, 100, len(labels)) < percent
+        answers[name] = np.where(wrong, (labels + 1) % len(classes), labels)
+    np.savez(folder.predictions_file, classes=np.array(classes), **answers)
+
+
 def fabricate(
     root: Path,
     name: str,
@@ -133,6 +143,7 @@ def fabricate(
     if not finished:
         return folder
     write_maps(folder, error, seed, classes)
+    write_predictions(folder, error, seed, classes)
     facts = None
     if source is not None:
         facts = {"name": "teacher", "folder": source, "val_accuracy": 0.78, **COST["wrn-16-2"]}

@@ -12,7 +12,8 @@ from attention_transfer.report import group_runs, read_run
 from attention_transfer.report.curves import series
 from attention_transfer.report.formats import count, minutes, rate, short_label, signed
 from attention_transfer.report.load_run import LoadedRun
-from attention_transfer.report.summary_text import caveats, sentence, title
+from attention_transfer.report.summary_text import caveats, headline, sentence, title
+from attention_transfer.report.teachers import with_teachers
 from attention_transfer.run_folder import RunFolder
 
 
@@ -240,3 +241,25 @@ def test_labels_fit_the_margin_of_a_plot(label, expected):
 )
 def test_numbers_are_short(text, expected):
     assert text == expected
+
+
+def test_the_headline_says_what_the_best_student_keeps(runs, tmp_path, make_run):
+    rows = with_teachers(group_runs(runs))
+    assert headline(rows) == (
+        "The best of 3 students (AT+KD) keeps 96 % of the teacher's accuracy at 2.5 × its speed "
+        "and with 25 % of its parameters. Its error is 8.9 points below that of the student alone."
+    )
+    one = read_run(make_run(tmp_path, "at", "at", 0, 30))
+    del one.summary["teacher"]["inference"]
+    kept = "keeps 90 % of the teacher's accuracy with 25 % of its parameters"
+    assert headline(with_teachers(group_runs([one]))) == f"The student trained by AT {kept}."
+    one.summary["teacher"] = None
+    assert headline(group_runs([one])) == "The student trained by AT has 30.0 % error."
+    assert headline(group_runs([read_run(make_run(tmp_path, "a", "none", 0, 30))])) == ""
+
+
+def test_the_headline_prefers_speeds_that_were_measured_side_by_side(tmp_path, make_run):
+    runs = [read_run(make_run(tmp_path, kind, kind, 0, 30)) for kind in ("teacher", "at")]
+    for run, median in zip(runs, (1000.0, 3900.0), strict=True):
+        run.speed = {"images_per_second": {"median": median, "low": 1.0, "high": 1.0}}
+    assert "at 3.9 × its speed" in headline(with_teachers(group_runs(runs)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -22,6 +23,7 @@ from small_runs import (
 import attention_transfer as at
 from attention_transfer.apply.evaluate import evaluate, evaluate_network
 from attention_transfer.apply.inference import as_input
+from attention_transfer.data.open import open_data
 from attention_transfer.train.assemble import assemble
 
 pytestmark = pytest.mark.usefixtures("quick_runs")
@@ -52,6 +54,21 @@ def read(file):
     return json.loads(
         file.read_text(), parse_constant=lambda word: pytest.fail(f"{word} is not JSON")
     )
+
+
+def test_the_predictions_are_those_of_the_exported_weights(student_run, teacher_run):
+    with np.load(student_run / "predictions.npz") as file:
+        stored = dict(file)
+    data = open_data("digits", limit_train=1, limit_val=100).val
+    for name, run in (("student", student_run), ("teacher", teacher_run)):
+        network = at.load_student(run)
+        with torch.no_grad():
+            expected = network(as_input(data.batch(slice(None)))).argmax(1).numpy()
+        # The teacher ran in the precision of the run.
+        assert (stored[name] == expected).mean() > 0.97
+    assert (stored["labels"] == data.labels.numpy()).all()
+    assert [*stored["classes"]] == [str(digit) for digit in range(10)]
+    assert stored["labels"].dtype == np.uint8
 
 
 def test_the_files_of_train(teacher_run):

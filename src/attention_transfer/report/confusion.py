@@ -79,6 +79,8 @@ def _compare(row: SettingRow) -> ConfusionComparison | None:
     reference = "the teacher"
     if row.baseline is not None and _with_baseline(row):
         reference = row.baseline.label
+        if reference.startswith("student alone"):
+            reference = f"the {reference}"
     return ConfusionComparison(
         row, reference, len(pairs[0][0].labels), len(pairs), corrected, spoiled,
         _largest(before, after, classes), classes, matrix,
