@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from .load_run import StoredMaps
 from .pictures import (
+    SMALLEST_MAP,
     difference_colours,
     finite_map,
     heat_address,
@@ -64,6 +65,7 @@ class Browser:
     first: int  # the network that the page shows first: the best student
     stored: int  # images of all runs; the page may have room for fewer
     aspect: float  # width / height of an image
+    is_pixelated: bool  # whether an image is so small that its pixels are shown as squares
     data: dict[str, Any]
 
     @property
@@ -107,6 +109,7 @@ def make_browser(rows: list[SettingRow], budget: int = BUDGET) -> Browser | None
         _best_student(networks),
         len(ranked),
         round(width / height, 3),
+        max(height, width) <= SMALLEST_MAP,
         data,
     )
 
