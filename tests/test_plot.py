@@ -97,6 +97,15 @@ def test_a_network_with_preprocessing_inside(student_run, x):
     assert "group2" in texts(figure)
 
 
+def test_the_attention_of_a_transformer():
+    timm = pytest.importorskip("timm")
+    model = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=2, num_classes=3)
+    figure = at.plot.maps(model, torch.rand(1, 3, 32, 32), kind="attention")
+    assert "maximum (below each map)" in texts(figure)
+    with pytest.raises(at.UserError, match="no feature maps to draw: name its layers"):
+        at.plot.maps(Net(), torch.rand(1, 3, 16, 16), kind="attention")
+
+
 def test_maps_are_upsampled_smoothly():
     """No step between neighbouring pixels of a tile is large."""
     from attention_transfer.report.pictures import resize_map
@@ -117,7 +126,7 @@ def test_maps_are_upsampled_smoothly():
         ({"models": "wrn-16-1"}, r"expected a torch.nn.Module"),
         ({"models": {}}, "no maps to draw"),
         ({"layers": ["three"]}, "three"),
-        ({"kind": "mean"}, "unknown kind 'mean': expected one of sum, max, gradient"),
+        ({"kind": "mean"}, "unknown kind 'mean': expected one of sum, max, attention, gradient"),
         ({"p": 0}, "p is 0"),
         ({"pictures": torch.rand(1, 3, 16, 16)}, "expected"),
         ({"tile": 0}, "tile is 0: expected a whole number of pixels, at least 8"),

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from .apply.inference import InferenceModel
-from .apply.maps import stage_maps
+from .apply.maps import has_attention, stage_maps
 from .arguments import check_floats, check_module
 from .errors import UserError, check_choice, shown
 from .report import MapColumn, convergence_figure, maps_figure, read_run
@@ -28,6 +28,7 @@ from .taps import evaluating, try_stages, unwrap
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+KINDS = ("sum", "max", "attention", "gradient")
 METRICS = ("error", "loss", "parts")
 SMALLEST_TILE = 8  # pixels
 
@@ -53,8 +54,9 @@ def maps(
         images: (N, C, H, W), as the networks take them.
         layers: the names of layers, for all networks or by the network's name. By default all
             stages (`at.stages`).
-        kind: `sum` or `max` of |A|^p over the channels; `gradient`: the sum, and also
-            |∂CE/∂image| of the predicted class, summed over channels.
+        kind: `sum` or `max` of |A|^p over the channels; `attention`: a transformer's own, of the
+            blocks that have it; `gradient`: the sum, and also |∂CE/∂image| of the predicted class,
+            summed over channels.
         p: the exponent.
         classes: the names of the classes. With them the predicted class stands below the maps.
         pictures: (N, 3, H, W) in [0, 1], to draw in the place of `images`. Without them, images
@@ -68,7 +70,7 @@ def maps(
         UserError: (a ValueError) for images that are no batch, for a network without feature maps,
             and for unknown layers.
     """
-    check_choice("kind", kind, ("sum", "max", "gradient"))
+    check_choice("kind", kind, KINDS)
     check_floats(images, "images", "(N, C, H, W)")
     if images.ndim != 4:
         raise UserError(f"images has the shape {tuple(images.shape)}: expected (N, C, H, W)")
@@ -102,11 +104,13 @@ def _column(
     parameter = next(model.parameters(), images)
     x = images.to(parameter.device)
     module = unwrap(model)
+    network = InferenceModel(module, nn.Identity(), "fp32")
     if layers is None:
         layers = [stage.name for stage in try_stages(module, x[:1])]
+        if kind == "attention":
+            layers = [layer for layer in layers if has_attention(network, layer, x[:1])]
     if not layers:
         raise UserError(f"{name or 'the model'} has no feature maps to draw: name its layers")
-    network = InferenceModel(module, nn.Identity(), "fp32")
     reduction = kind
     if kind == "gradient":
         reduction = "sum"

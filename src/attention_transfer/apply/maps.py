@@ -220,13 +220,13 @@ def _attention_or_sum(
     network: InferenceModel, layers: list[str], x: Tensor
 ) -> tuple[list[str], str]:
     """The layers with attention and its kind; without any, all layers and `sum`."""
-    with_attention = [layer for layer in layers if _has_attention(network, layer, x[:1])]
+    with_attention = [layer for layer in layers if has_attention(network, layer, x[:1])]
     if with_attention:
         return with_attention, "attention"
     return layers, "sum"
 
 
-def _has_attention(network: InferenceModel, layer: str, x: Tensor) -> bool:
+def has_attention(network: InferenceModel, layer: str, x: Tensor) -> bool:
     """Whether the attention of a layer can be read."""
     try:
         stage_maps(network, [layer], x, "attention")
