@@ -93,7 +93,7 @@ def maps_figure(columns: list[MapColumn], images: np.ndarray, tile: int = TILE) 
 
 
 def _lay_out(columns: list[MapColumn], images: np.ndarray, tile: int) -> _Layout:
-    height, width = tile_size(*images.shape[1:3], tile)
+    height, width = tile_size(images.shape[1], images.shape[2], tile)
     right = MARGIN + width
     spans = []
     for column in columns:
@@ -134,8 +134,8 @@ def _write(axes: Axes, text: str, x: int, y: int, room: int, size: float = 7, **
     """Writes text, cut to `room`, at x and y."""
     text = truncate(text, max(2, int(room / (0.82 * size))))  # the mean width of a letter
     # A class may be called `$5`, which is no formula.
-    style = {"color": INK, "parse_math": False} | style
-    axes.text(x, y, text, fontsize=size, **style)
+    style.setdefault("color", INK)
+    axes.text(x, y, text, fontsize=size, parse_math=False, **style)
 
 
 def _draw_scale(axes: Axes, x: int, y: int) -> None:

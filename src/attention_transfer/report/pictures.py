@@ -29,7 +29,7 @@ def make_tile(image: np.ndarray, tile: int = TILE) -> np.ndarray:
     import numpy as np
     from PIL import Image
 
-    height, width = tile_size(*image.shape[:2], tile)
+    height, width = tile_size(image.shape[0], image.shape[1], tile)
     method = Image.Resampling.LANCZOS
     if height >= image.shape[0]:
         method = Image.Resampling.NEAREST
