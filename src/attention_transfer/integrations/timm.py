@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from timm.utils import ModelEmaV3, unwrap_model
@@ -117,7 +117,7 @@ class AttentionTransferTask(TrainingTask):
         """Compiles teacher and student for training, and the student for evaluation."""
         options = {"backend": backend, "mode": mode, **compile_kwargs}
         self.transfer.compile(**options)
-        self.eval_model = torch.compile(self.transfer.student, **options)
+        self.eval_model = cast(nn.Module, torch.compile(self.transfer.student, **options))
         return self.eval_model
 
     def setup_ema(
@@ -187,12 +187,13 @@ class _Renormalize(nn.Module):
 
     def __init__(self, student_config: dict[str, Any], teacher: DistillationTeacher):
         super().__init__()
+        teacher_mean, teacher_std = teacher.get_buffer("mean_kd"), teacher.get_buffer("std_kd")
         mean, std = (
-            torch.as_tensor(student_config[key]).view(1, -1, 1, 1).to(teacher.mean_kd)
+            torch.as_tensor(student_config[key]).view(1, -1, 1, 1).to(teacher_mean)
             for key in ("mean", "std")
         )
-        self.register_buffer("scale", std / teacher.std_kd, persistent=False)
-        self.register_buffer("shift", (mean - teacher.mean_kd) / teacher.std_kd, persistent=False)
+        self.register_buffer("scale", std / teacher_std, persistent=False)
+        self.register_buffer("shift", (mean - teacher_mean) / teacher_std, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return x * self.get_buffer("scale") + self.get_buffer("shift")
