@@ -94,8 +94,10 @@ class AttentionTransferTrainer(Trainer):
             super()._save(output_dir, student.state_dict())
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        with self._student_as_model() as student:
-            super()._load_from_checkpoint(resume_from_checkpoint, student)
+        # The names in the file may be older than those of the modules: `from_pretrained` knows.
+        student: Any = self.student
+        loaded = type(student).from_pretrained(resume_from_checkpoint)
+        student.load_state_dict(loaded.state_dict())
 
 
 class Logits(nn.Module):
