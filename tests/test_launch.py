@@ -105,7 +105,7 @@ def test_stopped_it_saves_and_goes_on(tmp_path, number, whole_group):
             text=True,
             start_new_session=True,
         )
-        end = time.monotonic() + 100
+        end = time.monotonic() + 300
         while (
             not all(map(progressed, checkpoints))
             and time.monotonic() < end
@@ -113,7 +113,7 @@ def test_stopped_it_saves_and_goes_on(tmp_path, number, whole_group):
         ):
             time.sleep(0.02)
         (os.killpg if whole_group else os.kill)(process.pid, number)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=300)
         assert process.returncode == 130, err
         assert (
             err == "attention-transfer: interrupted: the state is saved; "

@@ -50,7 +50,7 @@ class Example:
         ({"size": math.nan}, "size is nan"),
         (
             {"kind": "summ"},
-            "kind is 'summ': expected one of sum, max, attention; did you mean sum?",
+            "kind is 'summ': expected one of sum, max; did you mean sum?",
         ),
         ({"kind": 5}, "kind is 5"),
         ({"factors": "1,x"}, "factors is '1,x': expected numbers like 1,2"),

@@ -14,13 +14,24 @@ _SHORT.maxstring = _SHORT.maxother = 200
 class UserError(ValueError):
     """The user's arguments, files or tensors are wrong; the command exits with status 2."""
 
+    def __init__(self, message: object = ""):
+        super().__init__(_one_line(message))
+
 
 class RunError(RuntimeError):
     """The run failed, by a full disk or a non-finite loss; the command exits with status 1."""
 
+    def __init__(self, message: object = ""):
+        super().__init__(_one_line(message))
+
 
 class RankError(RunError):
     """Another process of the run has died; this one says so, though it is not the first."""
+
+
+def _one_line(message: object) -> str:
+    """A message names files and words of the user's, in which there may be line breaks."""
+    return str(message).replace("\n", "\\n").replace("\r", "\\r")
 
 
 @contextmanager

@@ -52,7 +52,7 @@ def test_few_labels_has_more_epochs_for_fewer_labels_and_one_teacher(tmp_path):
     recipes = recipes_of("few-labels", tmp_path, values="1,100", methods="kd")
     few, all_labels = recipes["1 %", "KD"], recipes["100 %", "KD"]
     assert (few.limit_train, all_labels.limit_train) == (120, 12000)
-    assert (few.epochs, all_labels.epochs) == (120, 12)
+    assert (few.epochs, all_labels.epochs) == (240, 24)
     assert few.teacher == all_labels.teacher
     assert recipes["1 %", "teacher"].limit_train is None
     # As the command line has them: text.
@@ -87,7 +87,7 @@ def test_the_teacher_of_the_same_network_has_another_seed(tmp_path):
 def test_localisation_has_networks_of_many_strengths(tmp_path):
     recipes = recipes_of("localisation", tmp_path)
     assert len(recipes) >= 10
-    assert {recipe.epochs for recipe in recipes.values()} >= {1, 3, 6, 12}
+    assert {recipe.epochs for recipe in recipes.values()} >= {2, 6, 12, 24}
 
 
 def test_correlations_are_those_of_the_runs():
