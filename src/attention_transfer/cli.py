@@ -12,6 +12,7 @@ from typing import NoReturn
 from . import __version__
 from .commands import COMMANDS
 from .errors import RankError, RunError, UserError, first_line, nearest
+from .examples import EXAMPLES
 from .flags import Parser, add_options
 from .train.signals import interrupt, signal_handlers
 
@@ -108,7 +109,8 @@ def _dispatch(words: list[str]) -> None:
         hint = nearest(name, COMMANDS)
         raise UserError(f"unknown command {name!r}{hint} (commands: {', '.join(COMMANDS)})")
     command = COMMANDS[name]
-    parser = Parser(f"{PROGRAM} {name}", command.run.__doc__)
+    examples = [f"{PROGRAM} {example}" for example in EXAMPLES[name]]
+    parser = Parser(f"{PROGRAM} {name}", command.run.__doc__, examples)
     for title, specs in command.groups().items():
         add_options(parser, title, specs)
     command.run(parser.read(words[1:]))

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from . import bench as benches
 from .apply.options import (
@@ -285,6 +285,24 @@ def zoo(arguments: dict[str, Any]) -> None:
     print_zoo(_console())
 
 
+@dataclass(frozen=True)
+class CompletionOptions:
+    """Which shell."""
+
+    shell: Annotated[Literal["bash", "zsh"], option("bash or zsh.", positional=True)]
+
+
+def completion(arguments: dict[str, Any]) -> None:
+    """Print a script that completes commands and flags in bash or zsh."""
+    options = from_mapping(CompletionOptions, arguments)
+    from .completion import completion_script
+
+    described = {}
+    for name, command in COMMANDS.items():
+        described[name] = (str(command.run.__doc__).splitlines()[0], command.groups())
+    print(completion_script("attention-transfer", options.shell, described))
+
+
 def reproduce(arguments: dict[str, Any]) -> None:
     """A table of the paper: carry out its runs, or continue, and print it beside the paper's."""
     from .studies.options import PASSED_ON, ReproduceOptions
@@ -362,4 +380,5 @@ COMMANDS = {
     "reproduce": Command(reproduce, grouped_options=_reproduce_groups),
     "study": Command(study, grouped_options=_study_groups),
     "bench": Command(bench, grouped_options=_bench_groups),
+    "completion": Command(completion, CompletionOptions),
 }

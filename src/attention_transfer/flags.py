@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from .errors import UserError, nearest
@@ -17,7 +17,7 @@ WIDEST_HELP = 110
 class Parser(argparse.ArgumentParser):
     """A parser whose complaints are `UserError`s of one line, with the nearest valid flag."""
 
-    def __init__(self, prog: str, description: str | None):
+    def __init__(self, prog: str, description: str | None, examples: Sequence[str] = ()):
         super().__init__(
             prog=prog,
             description=description,
@@ -26,9 +26,17 @@ class Parser(argparse.ArgumentParser):
             formatter_class=_Formatter,
         )
         self._positionals.title = "arguments"
+        self.examples = examples
 
     def error(self, message: str) -> Any:
         raise UserError(f"{message} (see {self.prog} --help)")
+
+    def format_help(self) -> str:
+        text = super().format_help()
+        if not self.examples:
+            return text
+        lines = "".join(f"  {example}\n" for example in self.examples)
+        return f"{text}\nexamples:\n{lines}"
 
     def _short_usage(self) -> str:
         """What is required; the groups of the help show the rest."""

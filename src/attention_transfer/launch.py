@@ -20,7 +20,7 @@ from rich.console import Console
 from .config import Recipe
 from .data.open import prepare_data
 from .errors import RunError, UserError, first_line
-from .report import read_run, write_report
+from .report import read_run, save_run_maps, write_report
 from .run_folder import RunFolder
 from .runtime.process import end_with_parent, local_rank
 from .runtime.ranks import settle_processes
@@ -72,7 +72,7 @@ def run_and_report(
     recipe: Recipe, folder: RunFolder, console: Console, jobs: int = 1
 ) -> dict[str, Any]:
     """One run and its report.html; returns the summary."""
-    summary = run(recipe, folder.path, console, jobs)
+    summary = run(recipe, folder.path, console, jobs, save_run_maps)
     if summary and not folder.report_file.is_file():
         write_report([read_run(folder)], folder.report_file)
     return summary

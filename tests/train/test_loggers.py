@@ -164,6 +164,58 @@ def test_tensorboard(tmp_path):
         (row["step"], pytest.approx(row["val_loss"])) for row in expected(tmp_path / "run")
     ]
 
+    (image,) = events.Images("attention maps")
+    assert image.step == expected(tmp_path / "run")[-1]["step"]
+    assert image.encoded_image_string.startswith(b"\x89PNG")
+
+
+@pytest.mark.skipif(find_spec("mlflow") is None, reason="needs the extra mlflow")
+def test_mlflow(tmp_path, monkeypatch):
+    """Interrupted and continued; the picture of the maps is among the run's files."""
+    from mlflow.tracking import MlflowClient
+
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.chdir(tmp_path)
+    with pytest.MonkeyPatch.context() as patch:
+        stop_after(patch, STEPS_PER_EPOCH + 3, request_stop)
+        with pytest.raises(Interrupted):
+            carry_out(small(log="mlflow"), tmp_path / "run")
+    carry_out(small(log="mlflow"), tmp_path / "run")
+    client = MlflowClient(f"sqlite:///{tmp_path}/run/logs/mlflow.db")
+    experiment = client.get_experiment_by_name("attention-transfer")
+    (found,) = client.search_runs([experiment.experiment_id])
+    assert (found.info.status, found.data.params["model"]) == ("FINISHED", "wrn-10-1")
+    values = client.get_metric_history(found.info.run_id, "val_loss")
+    assert [(value.step, value.value) for value in values] == [
+        (row["step"], pytest.approx(row["val_loss"])) for row in expected(tmp_path / "run")
+    ]
+    files = client.list_artifacts(found.info.run_id)
+    assert [file.path for file in files] == ["attention-maps.png"]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["run"]  # nothing in the current folder
+
+
+@pytest.mark.skipif(find_spec("wandb") is None, reason="needs the extra wandb")
+def test_wandb_offline(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    carry_out(small(log="wandb"), tmp_path / "run")
+    (folder,) = (tmp_path / "run" / "logs" / "wandb").glob("offline-run-*")
+    assert list(folder.glob("run-*.wandb"))
+    pictures = list((folder / "files" / "media" / "images").glob("attention maps_*.png"))
+    assert len(pictures) == 1
+
+
+def test_a_picture_that_cannot_be_drawn(tmp_path, monkeypatch):
+    def fail(folder, out):
+        raise ValueError("no room\nfor it")
+
+    monkeypatch.setattr(loggers, "_begin", lambda *args: Fake())
+    monkeypatch.setattr(loggers, "PACKAGES", {"tensorboard": ()})
+    monkeypatch.setattr("attention_transfer.launch.save_run_maps", fail)
+    said = carry_out(small(log="tensorboard"), tmp_path / "run")
+    assert "warning: the attention maps were not logged (no room)" in " ".join(said.split())
+    assert RunFolder(tmp_path / "run").finished
+
 
 def test_what_a_logger_keeps_is_no_run(tmp_path):
     for place in ("a", "a/logs/wandb/files"):

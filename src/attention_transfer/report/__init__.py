@@ -9,6 +9,7 @@ from .load_run import LoadedRun
 from .map_figure import MapColumn, check_figure_file, maps_figure, save_maps_figure
 from .open_run import read_run
 from .rows import SettingRow
+from .run_maps import save_run_maps
 from .table import print_table
 
 __all__ = [
@@ -23,5 +24,6 @@ __all__ = [
     "print_table",
     "read_run",
     "save_maps_figure",
+    "save_run_maps",
     "write_report",
 ]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import tempfile
 import uuid
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from ..errors import UserError, first_line
@@ -17,7 +20,12 @@ from .options import LogOptions, logger_names
 
 PROJECT = "attention-transfer"
 # Any one of these packages will do; csv needs none.
-PACKAGES = {"tensorboard": ("tensorboard", "tensorboardX"), "wandb": ("wandb",)}
+PACKAGES = {
+    "tensorboard": ("tensorboard", "tensorboardX"),
+    "wandb": ("wandb",),
+    "mlflow": ("mlflow",),
+}
+MAPS = "attention maps"  # the name of the picture
 
 Row = Mapping[str, Any]
 
@@ -80,6 +88,8 @@ class Loggers:
                 expected = "a folder that can be written to"
                 if name == "wandb":
                     expected = "a key (wandb login) and the network, or WANDB_MODE=offline"
+                elif name == "mlflow":
+                    expected = "a server at MLFLOW_TRACKING_URI, or without that a folder to write"
                 raise UserError(
                     f"--log {name} cannot begin ({first_line(error)}): expected {expected}; "
                     "see to it, or leave it out"
@@ -103,6 +113,26 @@ class Loggers:
                     f"warning: --log {name} failed ({first_line(error)}): the run goes on "
                     "without it; metrics.jsonl has every epoch"
                 )
+
+    def show_maps(self, step: int, draw: Callable[[Path], bool]) -> None:
+        """Hands each logger the picture of attention maps that `draw` writes to a file.
+
+        Args:
+            draw: writes a PNG, and returns whether there was anything to draw.
+        """
+        pictured = {name: log for name, log in self.loggers.items() if name in PACKAGES}
+        if not pictured:
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "attention-maps.png"
+            try:
+                if not draw(file):
+                    return
+                for name, logger in pictured.items():
+                    with _quiet():
+                        _log_picture(name, logger, file, step)
+            except Exception as error:  # the run is finished, and its folder has the maps
+                self.say(f"warning: the attention maps were not logged ({first_line(error)})")
 
     def __enter__(self) -> Loggers:
         return self
@@ -140,6 +170,24 @@ def _begin(name: str, folder: RunFolder, state: dict[str, Any], config: Mapping[
         # TensorBoard then forgets what a killed process had written beyond this step.
         purge_step = state["step"] + 1 if state["step"] else None
         logger = TensorBoardLogger(logs, "tensorboard", version="", purge_step=purge_step)
+    elif name == "mlflow":
+        from lightning.pytorch.loggers import MLFlowLogger
+
+        uri, artifacts = os.environ.get("MLFLOW_TRACKING_URI"), None
+        if uri is None:
+            # MLflow's own place for files is the current folder.
+            uri, artifacts = f"sqlite:///{logs}/mlflow.db", f"file://{logs}/mlflow"
+            logs.mkdir(parents=True, exist_ok=True)
+        logger = MLFlowLogger(
+            experiment_name=os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT),
+            run_name=_run_name(folder),
+            tracking_uri=uri,
+            artifact_location=artifacts,
+            run_id=state["id"],
+        )
+        if state["id"] is None:
+            logger.log_hyperparams(dict(config))
+        state["id"] = logger.run_id
     else:
         from lightning.pytorch.loggers import WandbLogger  # Fabric has none of its own
 
@@ -147,7 +195,7 @@ def _begin(name: str, folder: RunFolder, state: dict[str, Any], config: Mapping[
         state["id"] = state["id"] or uuid.uuid4().hex[:8]
         logs.mkdir(parents=True, exist_ok=True)
         logger = WandbLogger(
-            name="/".join(folder.path.resolve().parts[-2:]),
+            name=_run_name(folder),
             save_dir=logs,
             project=os.environ.get("WANDB_PROJECT", PROJECT),
             id=state["id"],
@@ -158,9 +206,34 @@ def _begin(name: str, folder: RunFolder, state: dict[str, Any], config: Mapping[
     return logger
 
 
+def _run_name(folder: RunFolder) -> str:
+    return "/".join(folder.path.resolve().parts[-2:])
+
+
+def _log_picture(name: str, logger: Any, file: Path, step: int) -> None:
+    if name == "tensorboard":
+        import numpy as np
+        from PIL import Image
+
+        with Image.open(file) as image:
+            pixels = np.asarray(image.convert("RGB"))
+        logger.experiment.add_image(MAPS, pixels, step, dataformats="HWC")
+        logger.save()
+    elif name == "wandb":
+        # Without a step: that of the last row is closed.
+        logger.log_image(MAPS, [str(file)])
+    else:
+        logger.experiment.log_artifact(logger.run_id, str(file))
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silences the loggers' warnings that a folder holds an earlier part of the run."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+    """Silences the loggers' news, and warnings that a folder holds an earlier part of the run."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.INFO)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)

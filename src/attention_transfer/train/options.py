@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Field
 from ..errors import UserError, check_choice
 from ..options import Bool, Float, Int, comma_separated, option
 
-LOGGERS = ("csv", "tensorboard", "wandb")
+LOGGERS = ("csv", "tensorboard", "wandb", "mlflow")
 
 
 @dataclass(frozen=True)

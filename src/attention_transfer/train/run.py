@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -33,14 +34,24 @@ from .signals import saying_what_is_kept
 if TYPE_CHECKING:
     from ..config import Recipe
 
+# Writes a picture of the attention maps in a run folder; returns whether it has any.
+DrawMaps = Callable[[Path, Path], bool]
 
-def run(recipe: Recipe, out: str | Path, console: Console, jobs: int = 1) -> dict[str, Any]:
+
+def run(
+    recipe: Recipe,
+    out: str | Path,
+    console: Console,
+    jobs: int = 1,
+    draw_maps: DrawMaps | None = None,
+) -> dict[str, Any]:
     """Trains by the recipe into folder `out`, or continues there; returns the summary.
 
     A finished run is not redone. Ranks other than 0 return an empty dictionary.
 
     Args:
         jobs: number of runs that share this machine.
+        draw_maps: writes a picture of the attention maps in a run folder for the loggers.
 
     Raises:
         UserError: for a folder that holds something else or is being written by another process,
@@ -68,11 +79,16 @@ def run(recipe: Recipe, out: str | Path, console: Console, jobs: int = 1) -> dic
         ranks.join(recipe)
         stack.enter_context(ranks.shared_fate())
         stack.enter_context(deterministic_algorithms(recipe.deterministic))
-        return _train(recipe, folder, loggers, console, jobs)
+        return _train(recipe, folder, loggers, console, jobs, draw_maps)
 
 
 def _train(
-    recipe: Recipe, folder: RunFolder, loggers: list[str], console: Console, jobs: int
+    recipe: Recipe,
+    folder: RunFolder,
+    loggers: list[str],
+    console: Console,
+    jobs: int,
+    draw_maps: DrawMaps | None,
 ) -> dict[str, Any]:
     """Trains to the end and writes the files of a finished run; returns the summary."""
     components = assemble(recipe, resume.open_run_images(recipe, folder, jobs))
@@ -92,19 +108,21 @@ def _train(
     if fabric.is_global_zero:
         _record(recipe, folder, components, runtime)
 
-    with Loggers(loggers, folder, recipe.to_dict(), progress.say) as logs, catch_warnings():
-        simplefilter("ignore", BatchStatisticsWarning)  # the dry step has said it
+    with Loggers(loggers, folder, recipe.to_dict(), progress.say) as logs:
         trainer.log = logs.write
-        with resume.mending_allowed(folder):
+        with resume.mending_allowed(folder), catch_warnings():
+            simplefilter("ignore", BatchStatisticsWarning)  # the dry step has said it
             rows = trainer.train()
-    fabric.barrier()
-    if not fabric.is_global_zero:
-        return {}
-    if (count := components.data.unreadable_count() - components.data.skipped) > 0:
-        progress.say(f"warning: {count} unreadable images were met and left out")
-    folder.check_lock()
-    summary = finish(recipe, folder, components, runtime, rows)
-    folder.check_lock()
+        fabric.barrier()
+        if not fabric.is_global_zero:
+            return {}
+        if (count := components.data.unreadable_count() - components.data.skipped) > 0:
+            progress.say(f"warning: {count} unreadable images were met and left out")
+        folder.check_lock()
+        summary = finish(recipe, folder, components, runtime, rows)
+        folder.check_lock()
+        if draw_maps is not None:
+            logs.show_maps(rows[-1]["step"], lambda file: draw_maps(folder.path, file))
     progress.say(f"{folder}: {describe_summary(folder, summary)}")
     return summary
 
