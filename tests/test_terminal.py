@@ -1,4 +1,4 @@
-"""The examples at the end of each command's help are command lines that the command reads."""
+"""What the terminal shows beside results: examples in each help, completion, no colour."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_every_command_has_one():
 
 @pytest.mark.parametrize(("name", "line"), LINES)
 def test_it_is_read(name, line):
-    first, *words = shlex.split(line)
+    first, *words = shlex.split(line.partition(" > ")[0])
     assert first == name
     parser = Parser(name, None)
     for title, specs in COMMANDS[name].groups().items():
@@ -36,6 +36,14 @@ def test_the_help_shows_them(command):
     assert text.count("examples:\n") == 1
     for line in EXAMPLES["export"]:
         assert f"\n  {PROGRAM} {line}\n" in text
+
+
+def test_no_control_characters_without_colour(command, monkeypatch):
+    assert "\x1b" not in command("stages wrn-10-1").out
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich then writes to a pipe as to a terminal
+    assert "\x1b" in command("stages wrn-10-1").out
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert "\x1b" not in command("stages wrn-10-1").out
 
 
 @pytest.mark.skipif(find_spec("shtab") is None, reason="needs the extra completion")
@@ -60,7 +68,7 @@ class TestCompletion:
     def test_zsh_names_all(self, command):
         script = command("completion zsh").out
         assert script.startswith("#compdef attention-transfer")
-        assert all(f'"{name}:' in script for name in COMMANDS)
+        assert all(f"\n    {name}:'" in script for name in COMMANDS)
 
     def test_without_its_extra(self, command, monkeypatch):
         monkeypatch.setattr("attention_transfer.completion.find_spec", lambda name: None)

@@ -5,6 +5,7 @@ Heavy packages are imported inside the functions, so that --help is quick.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,6 +32,9 @@ from .view.options import ViewOptions
 def _console() -> Any:
     from rich.console import Console
 
+    if os.environ.get("NO_COLOR"):
+        # Bold text and the live line are control characters, too.
+        return Console(force_terminal=False)
     return Console()
 
 

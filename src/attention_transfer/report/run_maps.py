@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ..run_folder import RunFolder
 from .load_run import StoredMaps
 from .map_figure import MapColumn, save_maps_figure
 from .open_run import read_run
@@ -11,7 +12,7 @@ from .open_run import read_run
 SHOWN = 8  # images
 
 
-def save_run_maps(folder: Path, out: Path) -> bool:
+def save_run_maps(folder: RunFolder, out: Path) -> bool:
     """Writes the student's maps, and the teacher's beside them, of a few validation images.
 
     Returns:

@@ -230,7 +230,7 @@ def _log_picture(name: str, logger: Any, file: Path, step: int) -> None:
 def _quiet() -> Iterator[None]:
     """Silences the loggers' news, and warnings that a folder holds an earlier part of the run."""
     disabled = logging.root.manager.disable
-    logging.disable(logging.INFO)
+    logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from ..config import Recipe
 
 # Writes a picture of the attention maps in a run folder; returns whether it has any.
-DrawMaps = Callable[[Path, Path], bool]
+DrawMaps = Callable[[RunFolder, Path], bool]
 
 
 def run(
@@ -122,7 +122,7 @@ def _train(
         summary = finish(recipe, folder, components, runtime, rows)
         folder.check_lock()
         if draw_maps is not None:
-            logs.show_maps(rows[-1]["step"], lambda file: draw_maps(folder.path, file))
+            logs.show_maps(rows[-1]["step"], lambda file: draw_maps(folder, file))
     progress.say(f"{folder}: {describe_summary(folder, summary)}")
     return summary
 
