@@ -69,9 +69,12 @@ def test_each_line_names_its_run(tmp_path):
         cwd=tmp_path, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert said.returncode == 0, said.stderr
-    lines = said.stdout.splitlines()
+    *lines, report, weights, following = said.stdout.splitlines()
     assert lines
     assert all(line.startswith(("seed-3 | ", "seed-4 | ")) for line in lines)
+    assert report == "curves, costs and attention maps: run/report.html"
+    assert weights == "weights: run/seed-*/student.safetensors"
+    assert following.startswith("next: attention-transfer distill --teacher run/seed-3 ")
     assert sum("% error" in line for line in lines) == 2
     for epoch in ("epoch 1/2, step 4: train loss ", "epoch 2/2, step 6: train loss "):
         assert sum(epoch in line for line in lines) == 2

@@ -68,8 +68,13 @@ def _launch(command: str, arguments: dict[str, Any]) -> None:
     launch = from_mapping(LaunchOptions, {key: arguments.pop(key) for key in keys})
     recipe = recipe_from_flags(command, launch.recipe, launch.config, arguments)
     from .launch import run_seeds
+    from .next_steps import next_steps
+    from .runtime.process import local_rank
 
-    run_seeds(recipe, launch.out, launch.seeds, _console(), launch.jobs)
+    folders = run_seeds(recipe, launch.out, launch.seeds, _console(), launch.jobs)
+    if local_rank() == 0 and all(folder.finished for folder in folders):
+        for line in next_steps(launch.out, folders):
+            print(line)
 
 
 # evaluate, predict, export, compare, maps, stages, view

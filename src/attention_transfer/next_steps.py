@@ -1,0 +1,42 @@
+"""What `train` and `distill` say at the end: where things are, and what to do with them."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .run_folder import RunFolder
+
+
+def next_steps(out: Path, folders: Sequence[RunFolder]) -> list[str]:
+    """Lines for finished runs: `out` is the run, or holds one run a seed."""
+    summary = folders[0].summary() or {}
+    run, weights = shlex.quote(str(folders[0])), folders[0].student_file
+    if len(folders) > 1:
+        weights = out / "seed-*" / weights.name
+    lines = [
+        f"curves, costs and attention maps: {out / 'report.html'}",
+        f"weights: {weights}",
+    ]
+    if summary.get("command") == "train":
+        lines.append(f"next: attention-transfer distill --teacher {run} --student MODEL --out OUT")
+    else:
+        lines.append(
+            f"next: attention-transfer predict {run} IMAGE, "
+            f"or export {run} --format onnx --out student.onnx"
+        )
+    return [*_about_teacher(summary), *lines]
+
+
+def _about_teacher(summary: dict[str, Any]) -> list[str]:
+    """A note if the teacher had nothing left to teach."""
+    teacher = (summary.get("teacher") or {}).get("val_accuracy")
+    student = (summary.get("final") or {}).get("val_accuracy")
+    if teacher is None or student is None or student <= teacher:
+        return []
+    return [
+        f"note: the student is better than its teacher ({1 - student:.1%} against "
+        f"{1 - teacher:.1%} error): a stronger teacher may bring more"
+    ]
