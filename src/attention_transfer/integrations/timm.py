@@ -111,7 +111,7 @@ class AttentionTransferTask(TrainingTask):
         )
         return self
 
-    def compile(
+    def compile(  # type: ignore[override]  # as timm's own tasks have it
         self, backend: str = "inductor", mode: str | None = None, **compile_kwargs: Any
     ) -> nn.Module:
         """Compiles teacher and student for training, and the student for evaluation."""
