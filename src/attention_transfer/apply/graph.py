@@ -9,8 +9,6 @@ from __future__ import annotations
 import importlib.util
 import io
 import json
-import logging
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ from torch import Tensor, nn
 
 from ..errors import RunError, UserError, first_line
 from ..models.network import Network
+from ..quiet import quiet
 from ..run_folder import replacing
 from ..taps import stages, tap
 from .maps import map_on_grid
@@ -125,13 +124,11 @@ def save_onnx(network: Network, about: dict[str, Any], out: Path, layers: list[s
     """
     check_onnx_packages("--format onnx")
     graph = export_graph(network, layers)
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     outputs = ["logits", *(MAP_PREFIX + layer for layer in layers)]
     names: dict[str, Any] = {"input_names": ["images"], "output_names": outputs}
     names["dynamic_shapes"] = ({0: "batch"},)  # otherwise the free axis is called s31
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with quiet():
             program = torch.onnx.export(
                 graph, dynamo=True, verbose=False, opset_version=OPSET, **names
             )

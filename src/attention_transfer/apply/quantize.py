@@ -1,18 +1,14 @@
 """A run's network as an ONNX model with int8 weights and activations, by onnxruntime.
 
 The quantisation is static: convolutions and linear layers get a scale for each output channel of
-their weights, and one for their inputs, from training images. (Dynamic quantisation measures the
-inputs at run time; onnxruntime has slow kernels only for convolutions that do.)
+their weights, and one for their inputs, from training images.
 """
 
 from __future__ import annotations
 
 import json
-import logging
 import tempfile
-import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +21,7 @@ from ..data.stream import default_workers
 from ..errors import UserError, first_few, first_line
 from ..models.network import metadata
 from ..outputs import check_output
+from ..quiet import quiet
 from ..run_folder import replacing
 from .evaluate import EVALUATION_BATCH, evaluate, run_and_data
 from .graph import METADATA_KEY, attention_layers, check_onnx_packages, open_session, save_onnx
@@ -96,7 +93,7 @@ def _quantize(exact: Path, out: Path, images: Images) -> None:
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     prepared = exact.with_name("prepared.onnx")
-    with _quiet():
+    with quiet():
         # Fuses batch normalisation into convolutions, which are then quantised as one.
         quant_pre_process(exact, prepared, skip_symbolic_shape=True)
         quantize_static(
@@ -151,16 +148,3 @@ def _measure(file: Path, images: Images) -> dict[str, float]:
 
     metrics = evaluate(forward, images, EVALUATION_BATCH, "cpu")
     return {**metrics, "bytes": file.stat().st_size}
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silences the advice that onnxruntime's tools log."""
-    disabled = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(disabled)

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import tempfile
 import uuid
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from ..errors import UserError, first_line
+from ..quiet import quiet
 from ..run_folder import RunFolder, read_json, write_json
 from ..run_schema import LoggerStates
 from .options import LogOptions, logger_names
@@ -82,7 +80,7 @@ class Loggers:
         for name in names:
             state = self.state.setdefault(name, {"step": 0, "id": None})
             try:
-                with _quiet():
+                with quiet():
                     self.loggers[name] = _begin(name, folder, state, config)
             except Exception as error:
                 expected = "a folder that can be written to"
@@ -100,7 +98,7 @@ class Loggers:
         for name, logger in list(self.loggers.items()):
             state = self.state[name]
             try:
-                with _quiet():
+                with quiet():
                     for row in rows:
                         if row["step"] > state["step"]:
                             logger.log_metrics(flatten_row(row), step=row["step"])
@@ -129,7 +127,7 @@ class Loggers:
                 if not draw(file):
                     return
                 for name, logger in pictured.items():
-                    with _quiet():
+                    with quiet():
                         _log_picture(name, logger, file, step)
             except Exception as error:  # the run is finished, and its folder has the maps
                 self.say(f"warning: the attention maps were not logged ({first_line(error)})")
@@ -143,7 +141,7 @@ class Loggers:
     def close(self, status: str) -> None:
         for name, logger in self.loggers.items():
             try:
-                with _quiet():
+                with quiet():
                     logger.finalize(status)
                     if name == "wandb":
                         # wandb would log the next run of this process as the same one.
@@ -224,16 +222,3 @@ def _log_picture(name: str, logger: Any, file: Path, step: int) -> None:
         logger.log_image(MAPS, [str(file)])
     else:
         logger.experiment.log_artifact(logger.run_id, str(file))
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silences the loggers' news, and warnings that a folder holds an earlier part of the run."""
-    disabled = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(disabled)
