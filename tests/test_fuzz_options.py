@@ -66,7 +66,7 @@ def place(student_run, teacher_run, tmp_path, monkeypatch) -> Path:
     Path("mine.txt").write_text("mine")
     Path("loop").symlink_to("loop")
     for target in LONG.values():
-        monkeypatch.setattr(target, lambda *_, **__: None)
+        monkeypatch.setattr(target, lambda *_, **__: [])
     return tmp_path
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Container, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -17,7 +17,7 @@ from .data.options import AugmentOptions, DataOptions, check_augment, data_defau
 from .errors import UserError, check_choice
 from .methods.options import AUTO, TEACHER_METHOD, MethodOptions
 from .models.options import NetworkOptions
-from .options import Int, OptionSpec, from_mapping, option, option_specs, own_options
+from .options import from_mapping, option, option_specs
 from .run_folder import is_run_config, read_yaml_mapping
 from .runtime.options import RuntimeOptions
 from .store import header as stores
@@ -257,72 +257,3 @@ def named_recipe(name: str) -> dict[str, Any]:
     check_choice("recipe", name, recipe_names())
     with resources.as_file(resources.files(f"{__package__}.recipes") / f"{name}.yaml") as path:
         return read_recipe(path)
-
-
-@dataclass(frozen=True)
-class LaunchOptions:
-    """Where the runs go, and how many there are."""
-
-    out: Annotated[Path, option("Run folder to write, or to continue.")]
-    recipe: Annotated[
-        str | None,
-        option(f"A recipe of the package: {', '.join(recipe_names())}.", default_text="none"),
-    ] = None
-    config: Annotated[
-        Path | None,
-        option("A recipe file (YAML, the same keys); flags override it.", default_text="none"),
-    ] = None
-    seeds: Annotated[
-        Int, option("Number of seeds, each in a folder seed-S of --out.", ge=1, le=10_000)
-    ] = 1
-    jobs: Annotated[
-        Int,
-        option(
-            "Seeds that run at the same time, each with its share of the cores.",
-            ge=1,
-            aliases=("--at-once",),
-        ),
-    ] = 1
-
-
-def train_groups() -> dict[str, list[OptionSpec]]:
-    """The options of `train` by the titles of their groups in the help."""
-    network = option_specs(NetworkOptions)
-    return {
-        "what to train": [
-            network["model"],
-            network["student_weights"],
-            network["trust_code"],
-            *option_specs(LaunchOptions).values(),
-        ],
-        "data": [*option_specs(DataOptions).values()],
-        "optimiser and schedule": [
-            *option_specs(TrainingOptions).values(),
-            *option_specs(OptimizerOptions).values(),
-        ],
-        "augmentation": [
-            *option_specs(AugmentOptions).values(),
-            *option_specs(LabelOptions).values(),
-        ],
-        "this machine": [*option_specs(RuntimeOptions).values()],
-        "logging": [*option_specs(LogOptions).values()],
-    }
-
-
-def distill_groups() -> dict[str, list[OptionSpec]]:
-    """Those of `distill`."""
-    network = option_specs(NetworkOptions)
-    methods = option_specs(MethodOptions)
-    # Method, β, decay and pairs come first: they are what one sets first.
-    first = {spec.key: spec for spec in own_options(MethodOptions)}
-    groups = train_groups()
-    return {
-        "what to train": [
-            replace(network["model"], flags=("--student", "--model")),
-            network["teacher"],
-            network["teacher_weights"],
-            *groups["what to train"][1:],
-        ],
-        "method": [*(first | methods).values()],
-        "teach once, with --views": [*option_specs(StoreOptions).values()],
-    } | {title: specs for title, specs in groups.items() if title != "what to train"}

@@ -13,14 +13,14 @@ from rich.console import Console
 
 from .config import Recipe, make_recipe, named_recipe
 from .launch import run_and_report
-from .report import group_runs, print_table, read_run, write_report
+from .report import SettingRow, group_runs, print_table, read_run, write_report
 from .run_folder import RunFolder
 
 METHODS = ("none", "at", "kd", "at+kd")
 
 
-def run_demo(out: Path, seeds: int, console: Console) -> None:
-    """Runs the demo into `out`, without the runs that are finished there."""
+def run_demo(out: Path, seeds: int, console: Console) -> list[SettingRow]:
+    """Runs the demo into `out`, without the runs that are finished there; the rows of its table."""
     start = time.monotonic()
     folders = [RunFolder(out / "teacher")]
     teacher = {"command": "train"}
@@ -31,12 +31,14 @@ def run_demo(out: Path, seeds: int, console: Console) -> None:
             folders.append(RunFolder(out / method / f"seed-{seed}"))
             run_and_report(recipe, folders[-1], console)
     runs = [read_run(folder) for folder in folders]
-    print_table(group_runs(runs), console)
+    rows = group_runs(runs)
+    print_table(rows, console)
     report = out / "report.html"
     write_report(runs, report)
     minutes = (time.monotonic() - start) / 60
     text = f"{minutes:.1f} min. Curves, costs and attention maps: {report}"
     console.print(text, markup=False, highlight=False, soft_wrap=True)
+    return rows
 
 
 def student_recipe(method: str, out: Path, seed: int) -> Recipe:

@@ -7,10 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Annotated, Any
 
 from .authors_log import LOG_FILE, MODEL_FILE, is_authors_run
 from .errors import UserError
-from .run_folder import RunFolder, is_special
+from .options import Bool, option
+from .run_folder import RunFolder, is_special, write_json
+
+JsonFile = Annotated[Path | None, option("Write the numbers to this file.", default_text="no")]
+Force = Annotated[
+    Bool, option("Replace a file of a run, or one of another kind.", default_text="refuse")
+]
 
 # How a file of each kind begins. An ONNX model begins with the number of its format.
 BEGINNINGS: dict[str, tuple[bytes, ...]] = {
@@ -23,6 +30,18 @@ BEGINNINGS: dict[str, tuple[bytes, ...]] = {
     "pt2": (b"PK",),
 }
 LONGEST_BEGINNING = 64
+
+
+def check_json(file: Path | None, force: bool, inputs: Iterable[Path] = ()) -> None:
+    """Raises `UserError` if --json must not write `file`. It is called before the work."""
+    if file is not None:
+        check_output("--json", file, "json", force, inputs)
+
+
+def write_numbers(file: Path | None, numbers: Any) -> None:
+    """Writes what --json asks for, if it is given."""
+    if file is not None:
+        write_json(file, numbers)
 
 
 def check_output(
@@ -75,6 +94,8 @@ def check_new_folder(flag: str, path: Path, why: str = "") -> None:
 def _is_of_a_run(file: Path) -> bool:
     """Whether training writes this file into a run folder that exists."""
     for folder in file.parents:
+        if not folder.is_dir():
+            continue
         run = RunFolder(folder)
         if not run.exists and not is_authors_run(folder):
             continue

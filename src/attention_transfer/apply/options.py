@@ -10,14 +10,11 @@ from ..data.options import DATA_NAMES
 from ..map_options import Exponent
 from ..models.options import MODEL_NAMES, TrustCode
 from ..options import Bool, Int, option
+from ..outputs import Force, JsonFile
 from ..runtime.options import Device, Precision
 
 TrainedRun = Annotated[Path, option("A run folder, the authors' too.", positional=True)]
 ComputeDevice = Annotated[Device, option("Where to compute.")]
-Force = Annotated[
-    Bool, option("Replace a file of a run, or one of another kind.", default_text="refuse")
-]
-JsonFile = Annotated[Path | None, option("Write the numbers to this file.", default_text="no")]
 
 
 @dataclass(frozen=True)
@@ -170,6 +167,8 @@ class StagesOptions:
             default_text="32 for wrn and nin, a run's own, else 224",
         ),
     ] = None
+    json: JsonFile = None
+    force: Force = False
     trust_code: TrustCode = False
 
 
@@ -190,5 +189,6 @@ class CompareOptions:
         option("Measure speed and memory: each distinct network, all in turn, on this machine."),
     ] = False
     device: ComputeDevice = "auto"
+    json: JsonFile = None
     force: Force = False
     trust_code: TrustCode = False

@@ -1,8 +1,9 @@
-"""Tables of the stages of networks, and of the pairs that "auto" makes of them."""
+"""The stages of networks, and the pairs that "auto" makes of them: as numbers and as tables."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -14,63 +15,101 @@ from ..run_folder import RunFolder
 from ..taps import Stage, explain, match_stages, stages, unpaired_stages
 from .load import SMALL_MODELS, load_by_name
 
+Facts = dict[str, Any]
 
-def print_stages(
-    model: str,
-    teacher: str | None,
-    image_size: int | None,
-    console: Console,
-    trust_code: bool = False,
-) -> None:
-    """Prints a table of each network's stages, and one of the pairs between the two.
+
+def list_stages(
+    model: str, teacher: str | None, image_size: int | None, trust_code: bool = False
+) -> Facts:
+    """The stages of each network and, with a teacher, the pairs and what has none.
 
     Raises:
         UserError: for a name that is neither a run nor a model, and for a network without stages.
     """
     names = [model] if teacher is None else [model, teacher]
     small = all(name.startswith(SMALL_MODELS) or RunFolder(name).exists for name in names)
-    listed = []
-    default_size = 32 if small else 224
+    networks, found = [], []
     for name in names:
         network = load_by_name(name, trust_code)
-        table, network_stages = _stage_table(name, network, image_size, default_size)
-        console.print(table)
-        listed.append(network_stages)
-    if teacher is not None:
-        console.print(_pair_table(*listed))
-        pairs = ",".join(f"{s}={t}" for s, t in match_stages(*listed))
+        own_size = network.preprocess.size or fixed_size(network.module)
+        asked = image_size or (32 if small else 224)
+        size = own_size or (asked, asked)
+        found.append(_stages_of(name, network, size))
+        networks.append(
+            {
+                "name": name,
+                "image_size": list(size),
+                "takes_one_size": own_size is not None,
+                "stages": [_stage_facts(stage) for stage in found[-1]],
+            }
+        )
+    return {"networks": networks} | (_pair_facts(*found) if teacher is not None else {})
+
+
+def _stages_of(name: str, network: Network, size: tuple[int, int]) -> list[Stage]:
+    example = torch.zeros(1, 3, *size)
+    run_once(network, example, name)  # its errors name the network and the size
+    return stages(network.module, example)
+
+
+def _stage_facts(stage: Stage) -> Facts:
+    return {
+        "layer": stage.name,
+        "channels": stage.channels,
+        "size": list(stage.size),
+        "stride": stage.stride,
+        "depth": stage.depth,
+    }
+
+
+def _pair_facts(student: Sequence[Stage], teacher: Sequence[Stage]) -> Facts:
+    student_stage = {stage.name: stage for stage in student}
+    teacher_stage = {stage.name: stage for stage in teacher}
+    pairs = []
+    for s, t in match_stages(student, teacher):
+        why = explain(student_stage[s], teacher_stage[t])
+        pairs.append({"student": s, "teacher": t, "why": why})
+    unpaired = [
+        {"side": side, "layer": layer, "why": why}
+        for side, layer, why in unpaired_stages(student, teacher)
+    ]
+    return {"pairs": pairs, "unpaired": unpaired}
+
+
+def print_stages(listed: Facts, console: Console) -> None:
+    """Prints what `list_stages` found: a table a network, and one of the pairs."""
+    for network in listed["networks"]:
+        console.print(_stage_table(network))
+    if "pairs" in listed:
+        console.print(_pair_table(listed["pairs"], listed["unpaired"]))
+        pairs = ",".join(f"{pair['student']}={pair['teacher']}" for pair in listed["pairs"])
         console.print(f"--pairs {pairs}", markup=False, highlight=False, soft_wrap=True)
 
 
-def _stage_table(
-    name: str, network: Network, image_size: int | None, default_size: int
-) -> tuple[Table, list[Stage]]:
-    size = network.preprocess.size or fixed_size(network.module)
-    if size is None:
-        size = (image_size or default_size, image_size or default_size)
-    title = f"{name}, images of {size[0]}×{size[1]}"
-    if image_size not in (None, size[0]):
+def _stage_table(network: Facts) -> Table:
+    height, width = network["image_size"]
+    title = f"{network['name']}, images of {height}×{width}"
+    if network["takes_one_size"]:
         title += ", the size that it takes"
-    example = torch.zeros(1, 3, *size)
-    run_once(network, example, name)  # its errors name the network and the size
-    network_stages = stages(network.module, example)
     numbers = [Column(text, justify="right") for text in ("channels", "size", "stride", "depth")]
     table = Table("layer", *numbers, title=title, title_justify="left")
-    for s in network_stages:
-        height, width = s.size
-        table.add_row(s.name, str(s.channels), f"{height}×{width}", f"{s.stride:.3g}", str(s.depth))
-    return table, network_stages
+    for stage in network["stages"]:
+        height, width = stage["size"]
+        table.add_row(
+            stage["layer"],
+            str(stage["channels"]),
+            f"{height}×{width}",
+            f"{stage['stride']:.3g}",
+            str(stage["depth"]),
+        )
+    return table
 
 
-def _pair_table(student: Sequence[Stage], teacher: Sequence[Stage]) -> Table:
+def _pair_table(pairs: Sequence[Facts], unpaired: Sequence[Facts]) -> Table:
     table = Table("student", "teacher", "why", title="pairs", title_justify="left")
-    student_stage = {stage.name: stage for stage in student}
-    teacher_stage = {stage.name: stage for stage in teacher}
-    for s, t in match_stages(student, teacher):
-        table.add_row(s, t, explain(student_stage[s], teacher_stage[t]))
-    for side, layer, why in unpaired_stages(student, teacher):
-        if side == "student":
-            table.add_row(layer, "–", why)
-        else:
-            table.add_row("–", layer, why)
+    for pair in pairs:
+        table.add_row(pair["student"], pair["teacher"], pair["why"])
+    for layer in unpaired:
+        sides = (layer["layer"], "–") if layer["side"] == "student" else ("–", layer["layer"])
+        table.add_row(*sides, layer["why"])
     return table

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rich.box import SIMPLE_HEAD
@@ -40,9 +41,13 @@ class ZooEntry:
         )
 
 
-def print_zoo(console: Console) -> None:
+def zoo_entries() -> list[ZooEntry]:
+    """The networks that come with this version of the package."""
+    return [ZooEntry.read(name) for name in zoo_names()]
+
+
+def print_zoo(entries: Sequence[ZooEntry], console: Console) -> None:
     """Lists the networks, with the command that trained each."""
-    entries = [ZooEntry.read(name) for name in zoo_names()]
     if not entries:
         console.print("no trained network comes with this version of the package")
         return

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from ..apply.options import Force, JsonFile
 from ..options import Int, option
+from ..outputs import Force, JsonFile
 from ..runtime.options import Device
 
 NAMES = ("step", "epoch", "loss", "teacher", "data", "gradient", "compile")

@@ -5,6 +5,7 @@
 from .charts import convergence_figure
 from .grouping import group_runs
 from .html import check_page_file, write_report
+from .json_numbers import comparison_numbers
 from .load_run import LoadedRun
 from .map_figure import MapColumn, check_figure_file, maps_figure, save_maps_figure
 from .open_run import read_run
@@ -18,6 +19,7 @@ __all__ = [
     "SettingRow",
     "check_figure_file",
     "check_page_file",
+    "comparison_numbers",
     "convergence_figure",
     "group_runs",
     "maps_figure",

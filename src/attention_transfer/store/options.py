@@ -23,6 +23,7 @@ from ..options import (
     own_options,
     subset,
 )
+from ..outputs import Force, JsonFile
 from ..runtime.options import RuntimeOptions
 
 
@@ -78,6 +79,8 @@ class TeachOptions(RuntimeOptions, PrecisionOptions, MapOptions, AugmentOptions,
     ] = None
     batch_size: Annotated[Int, option("Images at a time, in each process.", ge=1)] = 128
     dry_run: Annotated[Bool, option("Say how large the store gets, and write nothing.")] = False
+    json: JsonFile = None
+    force: Force = False
 
     @property
     def map_options(self) -> MapOptions:

@@ -17,6 +17,7 @@ from ..errors import UserError
 from ..models.network import Network
 from ..models.trained import Preprocess
 from ..options import from_mapping
+from ..outputs import write_numbers
 from ..report.formats import MISSING, count, significant
 from ..run_folder import replacing
 from ..runtime.environment import environment
@@ -50,7 +51,8 @@ def run_cost(options: StudyOptions, changes: Mapping[str, Any], console: Console
     batch = int(changes.get("batch_size", BATCH))
     lines: list[Line] = []
     notes: list[str] = []
-    for pair in options.pairs or PAIRS:
+    pairs = list(options.pairs or PAIRS)
+    for pair in pairs:
         names = split_pair(pair)
         if options.dry_run:
             console.print(f"{pair}: {ROUNDS} rounds of each form", highlight=False)
@@ -58,6 +60,7 @@ def run_cost(options: StudyOptions, changes: Mapping[str, Any], console: Console
         with console.status(pair):
             lines += measure_pair(pair, names, runtime.device, batch, notes)
     if options.dry_run:
+        write_numbers(options.json, {"pairs": pairs, "rounds": ROUNDS})
         return
     stem = options.out / "study-cost"
     title = f"Costs, batches of {batch}, on {machine_name(environment(runtime))}"
@@ -71,6 +74,7 @@ def run_cost(options: StudyOptions, changes: Mapping[str, Any], console: Console
     with replacing(stem.with_suffix(".md")) as partial:
         remarks = "".join(f"- {note}\n" for note in notes)
         partial.write_text(f"# {title}\n\n{table.markdown()}\n\n{remarks}")
+    write_numbers(options.json, head | {"rows": lines})
     save_cost_figure(lines, stem.with_suffix(".png"))
     files = ", ".join(str(stem.with_suffix(suffix)) for suffix in (".md", ".jsonl", ".png"))
     console.print(f"written: {files}", markup=False, highlight=False, soft_wrap=True)

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator
 
 from ..options import Bool, Int, comma_separated, option
+from ..outputs import Force, JsonFile
 
 TABLES = ("table1", "table2", "table3", "table4", "table5")
 STUDIES = (
@@ -54,6 +55,8 @@ class LotOptions:
         Path, option("Folder of runs and tables; tables and studies in it share their runs.")
     ] = Path("runs/evidence")
     dry_run: Annotated[Bool, option("Print the plan (runs, hours, disk) and stop.")] = False
+    json: JsonFile = None
+    force: Force = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +10,15 @@ from rich.console import Console
 
 from ..errors import RunError, plural
 from ..models.create import check_trusted
+from ..outputs import write_numbers
 from ..report.formats import model_name
-from ..run_folder import replacing
 from .carry_out import carry_out
 from .measure import Speed, run_seconds
 from .options import SMALLER, LotOptions, ReproduceOptions
 from .plan import Entry, Plan, make_plan
-from .render import REPRODUCTION, markdown_page, notes, text_table
-from .summaries import Cell, TableData, merge_lines, summarize, write_table_data
+from .publish import publish
+from .render import REPRODUCTION
+from .summaries import Cell, TableData, merge_lines, summarize
 from .table_file import TEACHER, Row, chosen_rows, read_table
 
 # A checkpoint holds weights and momentum, student.safetensors the weights: 4 bytes each.
@@ -46,7 +47,7 @@ def reproduce(options: ReproduceOptions, changes: Mapping[str, Any], console: Co
     small = {key: changes[key] for key in SMALLER if key in changes}
     data = table_data(plan, small)
     name = "-".join([Path(options.table).stem, *(f"{k}={v}" for k, v in small.items())])
-    print_and_write(data, REPRODUCTION, options.out / name, console)
+    publish(data, REPRODUCTION, options.out / name, console, options.json)
     check_complete(plan)
 
 
@@ -60,38 +61,57 @@ def carry_out_plan(plan: Plan, options: LotOptions, console: Console) -> bool:
             measured = run_seconds(
                 plan.unfinished, recipes, options.jobs, plan.root / "measured.json"
             )
-    for line in describe_plan(plan, measured, options.jobs):
+    numbers = plan_numbers(plan, measured, options.jobs)
+    for line in describe_plan(numbers):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     if options.dry_run:
+        write_numbers(options.json, numbers)
         return False
     seconds = {path: estimate for path, (estimate, _) in measured.items()}
     plan.errors = carry_out(plan.unfinished, seconds, options.jobs, console)
     return True
 
 
-def describe_plan(plan: Plan, measured: Mapping[Path, tuple[float, Speed]], jobs: int) -> list[str]:
-    """Runs, hours and disk, in words."""
+def plan_numbers(
+    plan: Plan, measured: Mapping[Path, tuple[float, Speed]], jobs: int
+) -> dict[str, Any]:
+    """How many runs of which kind, how long they take, and how large they get."""
     tasks = list(plan.tasks.values())
-    finished = len(tasks) - len(plan.unfinished)
-    begun = sum(task.folder.exists for task in plan.unfinished)
-    lines = [
-        f"{plan.title}: {plural(len(tasks), 'run')} in {plan.root}; {finished} finished, "
-        f"{begun} to continue, {len(tasks) - finished - begun} to do"
-    ]
     kinds: dict[str, list[float]] = {}
     for task in plan.unfinished:
         kind = f"{model_name(task.recipe.model)} {task.recipe.method}".removesuffix(" none")
         kinds.setdefault(kind, []).append(measured[task.folder.path][0])
-    for kind, seconds in kinds.items():
-        lines.append(f"  {kind}: {plural(len(seconds), 'run')}, {hours(sum(seconds))}")
-    if measured:
-        total = sum(seconds for seconds, _ in measured.values()) / jobs
-        size = sum(
-            RUN_BYTES + BYTES_A_PARAMETER * speed.parameters for _, speed in measured.values()
-        )
+    size = sum(RUN_BYTES + BYTES_A_PARAMETER * speed.parameters for _, speed in measured.values())
+    return {
+        "title": plan.title,
+        "folder": str(plan.root),
+        "runs": len(tasks),
+        "finished": len(tasks) - len(plan.unfinished),
+        "to_continue": sum(task.folder.exists for task in plan.unfinished),
+        "kinds": [
+            {"kind": kind, "runs": len(seconds), "seconds": sum(seconds)}
+            for kind, seconds in kinds.items()
+        ],
+        "jobs": jobs,
+        "seconds": sum(seconds for seconds, _ in measured.values()) / jobs,
+        "bytes": size,
+    }
+
+
+def describe_plan(plan: Mapping[str, Any]) -> list[str]:
+    """What `plan_numbers` found, in words."""
+    to_do = plan["runs"] - plan["finished"] - plan["to_continue"]
+    lines = [
+        f"{plan['title']}: {plural(plan['runs'], 'run')} in {plan['folder']}; {plan['finished']} "
+        f"finished, {plan['to_continue']} to continue, {to_do} to do"
+    ]
+    for kind in plan["kinds"]:
+        lines.append(f"  {kind['kind']}: {plural(kind['runs'], 'run')}, {hours(kind['seconds'])}")
+    if plan["kinds"]:
         lines.append(
-            f"about {hours(total)} on this machine, {jobs} at a time, by a few eager steps of "
-            f"each kind (runs that continue counted in full); {size / 1e6:,.0f} MB of disk"
+            f"about {hours(plan['seconds'])} on this machine, {plan['jobs']} at a time, by a few "
+            f"eager steps of each kind (runs that continue counted in full); "
+            f"{plan['bytes'] / 1e6:,.0f} MB of disk"
         )
     return lines
 
@@ -138,25 +158,6 @@ def row_title(row: Row) -> str:
     if row.teacher is not None:
         title = f"{model_name(row.teacher)} → {title}"
     return f"{row.name}: {title}" if row.name else title
-
-
-def print_and_write(data: TableData, columns: Sequence[str], stem: Path, console: Console) -> None:
-    """Prints a table, and writes it as text, as Markdown and as JSON lines beside its runs."""
-    text = text_table(data, columns).for_terminal(data.title)
-    console.print(text)
-    for note in notes(data):
-        console.print(note, markup=False, highlight=False, soft_wrap=True)
-    files = [stem.with_name(stem.name + suffix) for suffix in (".txt", ".md", ".jsonl")]
-    with replacing(files[0]) as partial, open(partial, "w") as stream:
-        page = Console(file=stream, width=160)
-        page.print(text)
-        for note in notes(data):
-            page.print(note, markup=False, highlight=False, soft_wrap=True)
-    with replacing(files[1]) as partial:
-        partial.write_text(markdown_page(data, columns))
-    write_table_data(files[2], data)
-    names = ", ".join(str(file) for file in files)
-    console.print(f"written: {names}", markup=False, highlight=False, soft_wrap=True)
 
 
 def check_complete(plan: Plan) -> None:

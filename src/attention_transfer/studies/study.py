@@ -19,8 +19,9 @@ from .plots import (
     save_curves_figure,
     save_scatter_figure,
 )
+from .publish import publish
 from .render import STUDY
-from .reproduce import carry_out_plan, check_complete, print_and_write, table_data
+from .reproduce import carry_out_plan, check_complete, table_data
 from .run_studies import BETAS, DECAYS, TABLES, beta_name
 from .summaries import Cell, Line, TableData
 from .table_file import TEACHER
@@ -90,7 +91,7 @@ def run_study(
             f"study localisation needs objects' boxes, which {options.data} has not: "
             "expected digits, or a folder: with boxes.csv"
         )
-    print_and_write(data, columns, stem, console)
+    publish(data, columns, stem, console, options.json)
     picture = stem.with_name(f"{stem.name}.png")
     draw(name, data, picture)
     console.print(f"plot: {picture}", markup=False, highlight=False, soft_wrap=True)

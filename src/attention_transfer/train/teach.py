@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning.fabric import Fabric
@@ -30,8 +31,10 @@ from .images import open_images
 from .open_store import images_record
 
 
-def teach(options: TeachOptions, console: Console) -> None:
+def teach(options: TeachOptions, console: Console) -> dict[str, Any]:
     """Fills the store `options.out`, or goes on filling it.
+
+    Returns its size and the teacher's numbers, in the first process.
 
     Raises:
         UserError: for wrong options, data or networks, and for a folder that holds something else.
@@ -65,7 +68,7 @@ def teach(options: TeachOptions, console: Console) -> None:
     )
     if options.dry_run:
         describe_size(header, options.out, console)
-        return
+        return _store_numbers(header, options.out)
     fabric = make_fabric(options, set_up_process(runtime))
     if not fabric.is_global_zero:
         console = Console(quiet=True)
@@ -77,8 +80,9 @@ def teach(options: TeachOptions, console: Console) -> None:
     fill_store.fill(options, store, data, teacher, fabric, console)
     fabric.barrier()
     if not fabric.is_global_zero:
-        return
-    _conclude(store, network, data, flops, runtime.precision, console)
+        return {}
+    missing = _conclude(store, network, data, flops, runtime.precision, console)
+    return _store_numbers(store.header, store.folder) | {"missing_views": missing}
 
 
 def _conclude(
@@ -88,8 +92,11 @@ def _conclude(
     flops: int,
     precision: str,
     console: Console,
-) -> None:
-    """Keeps the teacher's validation accuracy beside its words."""
+) -> int:
+    """Keeps the teacher's validation accuracy beside its words.
+
+    Returns the number of views that are missing.
+    """
     device = next(network.module.parameters()).device
     numbers = {"parameters": float(sum(p.numel() for p in network.module.parameters()))}
     numbers["flops"] = float(flops)
@@ -106,6 +113,22 @@ def _conclude(
         f"{store.folder}: the teacher has {100 * (1 - measured['accuracy']):.2f} % validation "
         f"error; distill --teacher {store.folder} learns from it{unreadable}",
     )
+    return missing
+
+
+def _store_numbers(header: Header, folder: Path) -> dict[str, Any]:
+    arrays = {entry.name: list(entry.shape) for entry in header.arrays}
+    return {
+        "store": str(folder),
+        "teacher": header.teacher.name,
+        "data": header.images.spec,
+        "images": header.images.count,
+        "views": header.view_count,
+        "dtype": header.dtype,
+        "bytes": header.bytes,
+        "arrays": arrays,
+        **header.teacher.numbers,
+    }
 
 
 def _make_teacher(

@@ -1,0 +1,78 @@
+"""The commands that measure: `bench`, `reproduce` and `study`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from .. import bench as benches
+from ..options import OptionSpec, from_mapping, option_specs
+from ..outputs import check_json
+from .shared import Command, make_console
+
+
+def bench(arguments: dict[str, Any]) -> None:
+    """Measure speed, as ratios to the authors' step within one run."""
+    keys = option_specs(benches.BenchCommandOptions).keys() & arguments.keys()
+    given = {key: arguments.pop(key) for key in keys}
+    options = from_mapping(benches.BenchCommandOptions, given)
+    check_json(options.json, options.force)
+    benches.run_bench(options.name, arguments, make_console(), options.json)
+
+
+def reproduce(arguments: dict[str, Any]) -> None:
+    """A table of the paper: carry out its runs, or continue, and print it beside the paper's."""
+    from ..studies.options import PASSED_ON, ReproduceOptions
+
+    changes = {key: arguments.pop(key) for key in PASSED_ON if key in arguments}
+    options = from_mapping(ReproduceOptions, arguments)
+    check_json(options.json, options.force)
+    from ..studies.reproduce import reproduce
+
+    reproduce(options, changes, make_console())
+
+
+def study(arguments: dict[str, Any]) -> None:
+    """A question of the paper's reviewers: its runs, a table with intervals, and a plot."""
+    from ..studies.options import PASSED_ON, StudyOptions
+
+    changes = {key: arguments.pop(key) for key in PASSED_ON if key in arguments}
+    options = from_mapping(StudyOptions, arguments)
+    check_json(options.json, options.force)
+    from ..studies.study import run_study
+
+    run_study(options, arguments, changes, make_console())
+
+
+def _bench_groups() -> dict[str, list[OptionSpec]]:
+    specs = option_specs(benches.BenchCommandOptions) | option_specs(benches.BenchOptions)
+    return {"options": [*specs.values()]}
+
+
+def _reproduce_groups() -> dict[str, list[OptionSpec]]:
+    from ..studies.options import ReproduceOptions
+
+    return _lot_groups(ReproduceOptions, "the table's")
+
+
+def _study_groups() -> dict[str, list[OptionSpec]]:
+    from ..studies.options import StudyOptions
+
+    return _lot_groups(StudyOptions, "the study's")
+
+
+def _lot_groups(options: type, theirs: str) -> dict[str, list[OptionSpec]]:
+    """Options of many runs, and those of the recipe that hold for all of them."""
+    from ..config import Recipe
+    from ..studies.options import PASSED_ON
+
+    recipe = option_specs(Recipe)
+    passed_on = [replace(recipe[key], default_text=theirs) for key in PASSED_ON]
+    return {"options": [*option_specs(options).values()], "of every run": passed_on}
+
+
+EVIDENCE = {
+    "reproduce": Command(reproduce, grouped_options=_reproduce_groups),
+    "study": Command(study, grouped_options=_study_groups),
+    "bench": Command(bench, grouped_options=_bench_groups),
+}

@@ -1,0 +1,50 @@
+"""What the commands share: their form, the terminal, and the numbers of runs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ..options import OptionSpec, option_specs
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from ..run_folder import RunFolder
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command: `run` gets the arguments that were given; its docstring is the help."""
+
+    run: Callable[[dict[str, Any]], None]
+    options: type | None = None
+    grouped_options: Callable[[], dict[str, list[OptionSpec]]] | None = None
+
+    def groups(self) -> dict[str, list[OptionSpec]]:
+        """The options by the titles of their groups in the help."""
+        if self.grouped_options is not None:
+            return self.grouped_options()
+        assert self.options is not None, "a command has options"
+        return {"options": list(option_specs(self.options).values())}
+
+
+def make_console() -> Console:
+    from rich.console import Console
+
+    if os.environ.get("NO_COLOR"):
+        # Bold text and the live line are control characters, too.
+        return Console(force_terminal=False)
+    return Console()
+
+
+def run_summaries(folders: Sequence[RunFolder]) -> dict[str, Any]:
+    """The summary.json of each finished run, with its folder."""
+    runs = []
+    for folder in folders:
+        summary = folder.summary()
+        if summary is not None:
+            runs.append({"folder": str(folder), **summary})
+    return {"runs": runs}

@@ -1,0 +1,85 @@
+"""The commands that train: `train`, `distill`, `teach` and `demo`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from ..config import recipe_from_flags
+from ..options import Int, from_mapping, option, option_specs
+from ..outputs import Force, JsonFile, check_json, write_numbers
+from ..store.options import teach_groups, teach_options
+from .launch_options import LaunchOptions, distill_groups, train_groups
+from .shared import Command, make_console, run_summaries
+
+
+def train(arguments: dict[str, Any]) -> None:
+    """Train one network alone: a teacher, or a baseline."""
+    _launch("train", arguments)
+
+
+def distill(arguments: dict[str, Any]) -> None:
+    """Train a student under a teacher's guidance; without --teacher, the student alone."""
+    _launch("distill", arguments)
+
+
+def _launch(command: str, arguments: dict[str, Any]) -> None:
+    keys = option_specs(LaunchOptions).keys() & arguments.keys()
+    launch = from_mapping(LaunchOptions, {key: arguments.pop(key) for key in keys})
+    recipe = recipe_from_flags(command, launch.recipe, launch.config, arguments)
+    check_json(launch.json, launch.force)
+    from ..launch import run_seeds
+    from ..next_steps import next_steps
+    from ..runtime.process import local_rank
+
+    folders = run_seeds(recipe, launch.out, launch.seeds, make_console(), launch.jobs)
+    if local_rank() == 0 and all(folder.finished for folder in folders):
+        for line in next_steps(launch.out, folders):
+            print(line)
+        write_numbers(launch.json, run_summaries(folders))
+
+
+def teach(arguments: dict[str, Any]) -> None:
+    """Keep what a teacher says of fixed views of the images: distill --teacher STORE needs no more.
+
+    The same command goes on filling a store that is not full.
+    """
+    options = teach_options(arguments)
+    check_json(options.json, options.force)
+    from ..runtime.process import deterministic_algorithms, local_rank
+    from ..train.teach import teach as fill
+
+    with deterministic_algorithms(options.deterministic):
+        numbers = fill(options, make_console())
+    if local_rank() == 0:
+        write_numbers(options.json, numbers)
+
+
+@dataclass(frozen=True)
+class DemoOptions:
+    """The demo."""
+
+    out: Annotated[Path, option("Folder to write.")] = Path("runs/demo")
+    seeds: Annotated[Int, option("Seeds of each student.", ge=1)] = 3
+    json: JsonFile = None
+    force: Force = False
+
+
+def demo(arguments: dict[str, Any]) -> None:
+    """The whole story on the built-in data: about 6 minutes on a 2-core CPU."""
+    options = from_mapping(DemoOptions, arguments)
+    check_json(options.json, options.force)
+    from ..demo import run_demo
+    from ..report import comparison_numbers
+
+    rows = run_demo(options.out, options.seeds, make_console())
+    write_numbers(options.json, comparison_numbers(rows))
+
+
+TRAINING = {
+    "demo": Command(demo, DemoOptions),
+    "train": Command(train, grouped_options=train_groups),
+    "distill": Command(distill, grouped_options=distill_groups),
+    "teach": Command(teach, grouped_options=teach_groups),
+}

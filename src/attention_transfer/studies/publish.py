@@ -1,0 +1,79 @@
+"""A finished table: printed, written beside its runs, and as numbers for programs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from ..outputs import write_numbers
+from ..run_folder import replacing
+from ..stats import bootstrap_interval
+from .render import Context, against_alone, markdown_page, notes, text_table
+from .summaries import Cell, TableData, write_table_data
+
+
+def publish(
+    data: TableData, columns: Sequence[str], stem: Path, console: Console, json_file: Path | None
+) -> None:
+    """Prints a table, and writes it as text, as Markdown and as JSON lines beside its runs.
+
+    Args:
+        stem: the files without their suffixes.
+        json_file: what --json asks for.
+    """
+    text = text_table(data, columns).for_terminal(data.title)
+    console.print(text)
+    for note in notes(data):
+        console.print(note, markup=False, highlight=False, soft_wrap=True)
+    files = [stem.with_name(stem.name + suffix) for suffix in (".txt", ".md", ".jsonl")]
+    with replacing(files[0]) as partial, open(partial, "w") as stream:
+        page = Console(file=stream, width=160)
+        page.print(text)
+        for note in notes(data):
+            page.print(note, markup=False, highlight=False, soft_wrap=True)
+    with replacing(files[1]) as partial:
+        partial.write_text(markdown_page(data, columns))
+    write_table_data(files[2], data)
+    names = ", ".join(str(file) for file in files)
+    console.print(f"written: {names}", markup=False, highlight=False, soft_wrap=True)
+    write_numbers(json_file, table_numbers(data))
+
+
+def table_numbers(table: TableData) -> dict[str, Any]:
+    """The rows of a table, unrounded; errors in percent, None where nothing is known."""
+    rows = [_cell_numbers(cell, table) for cell in table.cells]
+    return {"title": table.title, "rows": rows, "notes": notes(table)}
+
+
+def _cell_numbers(cell: Cell, table: TableData) -> dict[str, Any]:
+    numbers: dict[str, Any] = {
+        "row": cell.row,
+        "setting": cell.setting,
+        "seeds": [run["seed"] for run in cell.runs],
+        "planned": cell.planned,
+    }
+    for metric in table.metrics:
+        numbers[metric] = _metric_numbers(cell, Context(table, metric))
+    for key in ("teacher_error", "in_box", "pointing", "minutes", "images_per_second"):
+        numbers[key] = cell.mean(key)
+    return numbers
+
+
+def _metric_numbers(cell: Cell, context: Context) -> dict[str, Any] | None:
+    spread, published = cell.spread(context.metric), cell.published.get(context.metric)
+    if spread is None and published is None:
+        return None
+    numbers: dict[str, Any] = {"published": published, "published_is_confirmed": cell.confirmed}
+    if spread is None:
+        return numbers
+    interval = bootstrap_interval(spread.values)
+    difference = against_alone(cell, context)
+    return numbers | {
+        **asdict(spread),
+        "interval": [interval.low, interval.high],
+        "minus_alone": None if difference is None else asdict(difference),
+    }
