@@ -113,6 +113,7 @@ def model_card(name: str, summary: dict[str, Any], entry: RunFolder, about: str)
     environment, config = entry.environment(), entry.config()
     hardware = environment.get("hardware") or {}
     teacher = summary.get("teacher") or {}
+    method = "alone" if summary["method"] == "none" else summary["method"]
     lines = [
         f"# `{ZOO}{name}`",
         "",
@@ -120,9 +121,9 @@ def model_card(name: str, summary: dict[str, Any], entry: RunFolder, about: str)
         "",
         "| | |",
         "|---|---|",
-        f"| network | {summary['model']}, {summary['parameters']:,} parameters |",
+        f"| network | {summary['model']}, {summary['parameters']:,.0f} parameters |",
         f"| data | {summary['data']}, {len(summary['classes'])} classes |",
-        f"| training | {summary['method']}, {summary['epochs']} epochs, seed {summary['seed']} |",
+        f"| training | {method}, {summary['epochs']} epochs, seed {summary['seed']} |",
         f"| error | {100 * (1 - summary['stored_accuracy']):.2f} %, the last epoch's weights in "
         f"{summary['dtype']} |",
     ]

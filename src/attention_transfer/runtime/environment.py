@@ -32,7 +32,7 @@ def environment(runtime: RuntimeConfig) -> dict[str, Any]:
             "system": f"{platform.system()} {platform.machine()}",
         },
         "commit": _commit(),
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command": [_program(), *sys.argv[1:]],
         "auto": asdict(runtime),
     }
 
@@ -68,3 +68,9 @@ def _commit() -> str | None:
         return output("describe", "--always", "--abbrev=12", "--dirty=+")
     except (OSError, subprocess.SubprocessError):
         return None
+
+
+def _program() -> str:
+    name = Path(sys.argv[0]).name
+    # As `python -m attention_transfer` runs it.
+    return "attention-transfer" if name == "__main__.py" else name
