@@ -93,3 +93,14 @@ def test_pretrained_weights_come_from_the_library_or_from_a_run(tmp_path):
         if task not in pretraining:
             assert task.recipe.student_weights in map(str, (t.folder for t in pretraining))
             assert task.recipe.student_weights in map(str, task.after)
+
+
+def test_with_views_the_students_of_a_teacher_share_a_store(tmp_path):
+    plan = plan_of("table1", tmp_path, ["wrn-16-2:wrn-16-1"], seeds=1, views=4)
+    by_method = {task.recipe.method: task.recipe for task in plan.tasks.values() if task.after}
+    assert {recipe.views for recipe in by_method.values()} == {4}
+    assert by_method["at"].store == by_method["kd"].store
+    assert Path(by_method["at"].store).is_relative_to(tmp_path / "stores")
+    teacher = next(iter(plan.tasks.values())).recipe
+    assert (teacher.command, teacher.views) == ("train", None)
+    assert not plan.tasks.keys() & plan_of("table1", tmp_path / "b", seeds=1).tasks.keys()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from small_runs import Command, contents, stop_after, write_factory
@@ -129,3 +130,16 @@ def test_mistakes_are_one_line(command: Command, line, words):
     said = command(line)
     assert said.status == 2
     assert words in said.err and said.err.count("\n") == 1
+
+
+def test_with_views_the_teacher_speaks_once(command: Command, table: Path, tmp_path):
+    settings = {
+        "student alone": {"method": "none"},
+        "KD": {"method": "kd"},
+        "F-ActT": {"method": "full"},
+    }
+    table.write_text(yaml.safe_dump(TABLE | {"settings": settings}, sort_keys=False))
+    said = command(f"{LINE} --seeds 2 --views 1")
+    assert (said.status, said.err) == (0, "")
+    (filled,) = (tmp_path / "out" / "stores").rglob("logits.filled.npy")
+    assert np.load(filled).sum() == 2 * 64  # each seed draws its own images

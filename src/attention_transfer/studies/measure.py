@@ -90,7 +90,10 @@ def run_seconds(
 
 
 def measure(recipe: Recipe, teacher: str | None, threads: int) -> Speed:
-    """Times a few steps of a run without writing it; its teacher may be untrained."""
+    """Times a few steps of a run without writing it; its teacher may be untrained.
+
+    The teacher takes part in each step, also where the run will read a store.
+    """
     before = torch.get_num_threads()
     images = (STEPS + WARM_UP_STEPS) * recipe.batch_size
     recipe = replace(
@@ -100,6 +103,8 @@ def measure(recipe: Recipe, teacher: str | None, threads: int) -> Speed:
         teacher=None,
         limit_train=min(images, recipe.limit_train or images),
         limit_val=VAL_IMAGES,
+        views=None,
+        store=None,
         compile="off",
         log=None,
     )

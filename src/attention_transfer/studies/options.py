@@ -24,10 +24,12 @@ STUDIES = (
 # Keys of the recipe that a table or a study takes as flags, for all of its runs.
 PASSED_ON = (
     *("epochs", "batch_size", "max_steps", "limit_train", "limit_val", "image_size"),
-    *("stream", "workers", "device", "precision", "compile", "trust_code"),
+    *("views", "stream", "workers", "device", "precision", "compile", "trust_code"),
 )
 # Those of them that make a table another one than the paper's.
-SMALLER = ("epochs", "max_steps", "limit_train", "limit_val", "image_size", "batch_size")
+SMALLER = (
+    *("epochs", "max_steps", "limit_train", "limit_val", "image_size", "batch_size", "views"),
+)
 
 
 def named_specs(value: Any) -> Any:

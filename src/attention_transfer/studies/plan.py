@@ -171,6 +171,8 @@ class _Planner:
             row.teacher_options,
             start,
             {"command": "train", "seed": self.table.teacher_seed},
+            # Only students share what a teacher says of fixed views.
+            without=("views",),
         )
         return self.plan.add(recipe, after)
 
@@ -184,8 +186,12 @@ class _Planner:
             if teacher is not None and _learns_from_teacher(options["method"]):
                 roles["teacher"] = str(teacher)
                 after = (*after, teacher)
-        layers = self._layers(row, self.table.recipe)
-        return self._recipe(*layers, options, start, roles), after
+        recipe = self._recipe(*self._layers(row, self.table.recipe), options, start, roles)
+        if teacher is not None and recipe.views is not None and _can_learn_from_store(recipe):
+            # One for all runs that have this teacher.
+            place = teacher.path.relative_to(self.plan.root / "runs")
+            recipe = replace(recipe, store=str(self.plan.root / "stores" / place))
+        return recipe, after
 
     def _start(self, row: Row, model: str) -> tuple[dict[str, Any], tuple[RunFolder, ...]]:
         """The network that a run starts from, and the run that has to make it first."""
@@ -197,19 +203,28 @@ class _Planner:
         recipe = self._recipe(
             named_recipe(pretraining.recipe),
             {"data": self.data[pretraining.data], "model": model, "command": "train"},
+            without=("views",),
         )
         folder = self.plan.add(recipe)
         return {"model": model, "student_weights": str(folder)}, (folder,)
 
-    def _recipe(self, *layers: Mapping[str, Any]) -> Recipe:
+    def _recipe(self, *layers: Mapping[str, Any], without: tuple[str, ...] = ()) -> Recipe:
         """The layers with the changes over them; the rate drops at the same shares of a run."""
-        recipe = layered_recipe(*layers, self.changes)
+        changes = {key: value for key, value in self.changes.items() if key not in without}
+        recipe = layered_recipe(*layers, changes)
         if recipe.schedule != "step" or "epochs" not in self.changes:
             return recipe
         factor = recipe.epochs / layered_recipe(*layers).epochs
         milestones = dict.fromkeys(1 + round((m - 1) * factor) for m in recipe.milestones)
         # A drop at the start of the first epoch would only be a lower rate.
         return replace(recipe, milestones=tuple(m for m in milestones if 1 < m <= recipe.epochs))
+
+
+def _can_learn_from_store(recipe: Recipe) -> bool:
+    from ..methods.base import can_learn_from_store
+    from ..methods.registry import create_methods
+
+    return can_learn_from_store(create_methods(recipe))
 
 
 def _learns_from_teacher(method: str) -> bool:

@@ -1,0 +1,141 @@
+"""Whether networks look at the object: attention against boxes, for runs on photographs.
+
+    python bench/localisation.py measure MATRIX [--lengths RUN...]
+    python bench/localisation.py draw docs/pictures/localisation.png
+
+MATRIX is the folder of `bench/defaults.py`; its settings on photographs are read. `--lengths`
+are lone networks of several lengths. Every network is measured anew on the same 500 images, in
+float32, and written to results/localisation/SETTING.jsonl. `draw` also prints the rank correlations
+of docs/findings.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from defaults import VARIANTS, folder_of
+
+from attention_transfer.apply.evaluate import run_and_data
+from attention_transfer.apply.inference import InferenceModel
+from attention_transfer.apply.maps import attention_in_box, layer_names
+from attention_transfer.data.open import open_data
+from attention_transfer.run_folder import RunFolder
+from attention_transfer.stats import rank_correlation
+from attention_transfer.studies.plots import save_scatter_figure
+from attention_transfer.studies.summaries import (
+    Cell,
+    Line,
+    TableData,
+    read_table_data,
+    summarize,
+    write_table_data,
+)
+
+RESULTS = Path(__file__).parents[1] / "results" / "localisation"
+TITLES = {
+    "photos-resnet10": "ResNet-10-T",
+    "photos-mobilenet": "MobileNetV3-small",
+    "photos-pvt": "PVTv2-B0",
+}
+TEACHER = "photos-resnet18"
+MEASURES = {"in_box": "attention inside the box, %", "pointing": "pointing game, %"}
+COLUMNS = ["seeds", "mean", "in box", "pointing"]
+
+
+def measure(folder: Path) -> Line | None:
+    """The line of a finished run, with what its last stage's attention says of the boxes."""
+    line = summarize(RunFolder(folder))
+    if line is None:
+        return None
+    network, options = run_and_data(str(folder), None, None, None, trust_code=False)
+    images = open_data(**options).val
+    model = InferenceModel(network.module, network.preprocess, "fp32").eval()
+    found = attention_in_box(model, layer_names(model, images), images)
+    assert found is not None, "the images have boxes"
+    for key in MEASURES:
+        line[key] = round(100 * found[key][-1], 2)
+        line[f"{key}_by_stage"] = [round(100 * share, 2) for share in found[key]]
+    line["box_area"] = round(100 * found["box_area"], 2)
+    print(folder, line["error"], line["in_box"], line["pointing"], flush=True)
+    return line
+
+
+def cell_of(name: str, folders: Iterable[Path]) -> Cell:
+    lines = (measure(folder) for folder in folders)
+    return Cell("", name, [line for line in lines if line is not None])
+
+
+def measure_all(matrix: Path, lengths: list[Path]) -> None:
+    RESULTS.mkdir(exist_ok=True)
+    for setting, title in TITLES.items():
+        cells = []
+        for variant in VARIANTS:
+            folders = sorted(folder_of(matrix, setting, variant).glob("seed-*"))
+            cells.append(cell_of(variant, folders))
+        write(setting, title, cells)
+    teacher = cell_of("teacher", [matrix / "teachers" / TEACHER])
+    others = [
+        cell_of(f"alone, {RunFolder(run).config()['epochs']} epochs", [run]) for run in lengths
+    ]
+    write("lengths", "alone, on all images", [teacher, *others])
+
+
+def write(name: str, title: str, cells: list[Cell]) -> None:
+    kept = [cell for cell in cells if cell.runs]
+    write_table_data(
+        RESULTS / f"{name}.jsonl", TableData({"title": title, "columns": COLUMNS}, kept)
+    )
+
+
+def group(setting: str) -> str:
+    """The method of a variant."""
+    if setting.startswith(("student alone", "alone", "teacher")):
+        return "alone"
+    if setting.startswith("AT+KD"):
+        return "AT+KD"
+    return "KD" if setting.startswith("KD") else "AT"
+
+
+def draw(file: Path) -> None:
+    runs: dict[str, list[Line]] = {"alone": [], "KD": [], "AT": [], "AT+KD": []}
+    by_network: dict[str, list[Line]] = {}
+    for page in sorted(RESULTS.glob("*.jsonl")):
+        table = read_table_data(page)
+        for cell in table.cells:
+            runs[group(cell.setting)] += cell.runs
+            by_network.setdefault(f"{table.title}, all methods", []).extend(cell.runs)
+    save_scatter_figure(runs, MEASURES, file)
+    every_run = [run for lines in runs.values() for run in lines]
+    without = [run for name in ("alone", "KD") for run in runs[name]]
+    groups: dict[str, list[Line]] = {"all": every_run, "alone and KD": without}
+    groups |= {"AT and AT+KD": runs["AT"] + runs["AT+KD"], **by_network}
+    for key, label in MEASURES.items():
+        for name, lines in groups.items():
+            print(f"{label}; {name}: {correlation(lines, key)}")
+
+
+def correlation(runs: list[Line], key: str) -> str:
+    estimate = rank_correlation([100 - run["error"] for run in runs], [run[key] for run in runs])
+    if estimate is None:
+        return f"n = {len(runs)}"
+    interval = f"{estimate.low:.2f} to {estimate.high:.2f}"
+    return f"{estimate.value:.2f} ({interval}), p = {estimate.p:.2g}, n = {estimate.n}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    parser.add_argument("what", choices=("measure", "draw"))
+    parser.add_argument("place", type=Path)
+    parser.add_argument("--lengths", nargs="*", type=Path, default=[])
+    given: Any = parser.parse_args()
+    if given.what == "measure":
+        measure_all(given.place, given.lengths)
+    else:
+        draw(given.place)
+
+
+if __name__ == "__main__":
+    main()
