@@ -10,13 +10,14 @@ A table belongs to the comment before it, which names files of runs (`studies/su
 
 or, for columns of several files side by side, a line each. COLUMN = HEADER replaces a header;
 without columns the file's own hold. A line `stack: COLUMN | COLUMN` puts the files one below the
-other, each under its title, and `only: SETTING | SETTING` chooses settings. People write the
-sentences around the tables.
+other, each under its title, and `only: SETTING | SETTING` chooses settings. One line `cost: FILE`
+or `ratios: FILE` stands for a table of `study cost`. People write the sentences around the tables.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import sys
 from collections.abc import Sequence
@@ -27,6 +28,7 @@ from typing import Any
 from attention_transfer.errors import UserError
 from attention_transfer.report import group_runs, read_run
 from attention_transfer.run_folder import find_runs, replacing
+from attention_transfer.studies.cost import cost_table, ratio_table
 from attention_transfer.studies.render import REPRODUCTION, joined_table, text_table
 from attention_transfer.studies.summaries import (
     Cell,
@@ -40,6 +42,7 @@ from attention_transfer.studies.summaries import (
 ROOT = Path(__file__).parents[1]
 MARKER = re.compile(r"^<!-- table:(?P<files>(?s:.*?))-->\n+(?P<table>(?:\|.*\n)*)", re.MULTILINE)
 Columns = list[tuple[str, str | None]]
+COSTS = {"cost": cost_table, "ratios": ratio_table}
 
 
 def pages(root: Path = ROOT) -> list[Path]:
@@ -69,6 +72,9 @@ def table_of(text: str, root: Path) -> str:
     parts, words = [], {}
     for line in text.strip().splitlines():
         name, _, columns = line.partition(":")
+        if name in COSTS:
+            lines = (root / columns.strip()).read_text().splitlines()[1:]
+            return COSTS[name]([json.loads(line) for line in lines]).markdown()
         if name in ("stack", "only"):
             words[name] = [word.strip() for word in columns.split("|")]
         else:

@@ -153,6 +153,9 @@ def test_cost_measures_every_form(command: Command, tmp_path, monkeypatch):
     )
     for key in ("parameters", "flops", "activation_mib"):
         assert teacher[key] > student[key] > 0
+    page = (tmp_path / "out" / "study-cost.md").read_text()
+    ratio = teacher["parameters"] / student["parameters"]
+    assert f"| wrn-10-2 → wrn-10-1 | {ratio:.1f} |" in page
     assert (tmp_path / "out" / "study-cost.png").read_bytes().startswith(PNG)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..apply.inference import InferenceModel
 from ..apply.load import load_by_name, own_size
 from ..apply.speed import measure_in_turn
-from ..errors import UserError
+from ..errors import UserError, plural
 from ..models.network import Network
 from ..models.trained import Preprocess
 from ..options import from_mapping
@@ -37,6 +37,7 @@ PAIRS = (
 )
 BATCH = 32
 ROUNDS = 5
+RATIOS = "The teacher's cost over the student's"
 Line = dict[str, Any]
 
 
@@ -64,8 +65,9 @@ def run_cost(options: StudyOptions, changes: Mapping[str, Any], console: Console
         return
     stem = options.out / "study-cost"
     title = f"Costs, batches of {batch}, on {machine_name(environment(runtime))}"
-    table = cost_table(lines)
-    console.print(table.for_terminal(title))
+    tables = [cost_table(lines), ratio_table(lines)]
+    console.print(tables[0].for_terminal(title))
+    console.print(tables[1].for_terminal(RATIOS))
     for note in notes:
         console.print(note, markup=False, highlight=False, soft_wrap=True)
     head = {"title": title, "environment": environment(runtime), "notes": notes}
@@ -73,7 +75,8 @@ def run_cost(options: StudyOptions, changes: Mapping[str, Any], console: Console
         partial.write_text("".join(json.dumps(line) + "\n" for line in [head, *lines]))
     with replacing(stem.with_suffix(".md")) as partial:
         remarks = "".join(f"- {note}\n" for note in notes)
-        partial.write_text(f"# {title}\n\n{table.markdown()}\n\n{remarks}")
+        text = "\n\n".join([f"# {title}", tables[0].markdown(), RATIOS, tables[1].markdown()])
+        partial.write_text(f"{text}\n\n{remarks}")
     write_numbers(options.json, head | {"rows": lines})
     save_cost_figure(lines, stem.with_suffix(".png"))
     files = ", ".join(str(stem.with_suffix(suffix)) for suffix in (".md", ".jsonl", ".png"))
@@ -184,6 +187,35 @@ def cost_table(lines: list[Line]) -> TextTable:
     return TextTable(headers, rows, labels=2)
 
 
+def ratio_table(lines: list[Line]) -> TextTable:
+    """A row for each pair: the teacher's cost over the student's, in each form that both have."""
+    by_form: dict[str, dict[str, dict[str, Line]]] = {}
+    for line in lines:
+        by_form.setdefault(line["pair"], {}).setdefault(line["form"], {})[line["role"]] = line
+    forms = list(dict.fromkeys(line["form"] for line in lines))
+    headers = ["", "parameters", "FLOPs", "training activations"]
+    headers += [f"latency, {form}" for form in forms] + [f"images/s, {form}" for form in forms]
+    rows = []
+    for found in by_form.values():
+        teacher, student = found["fp32"]["teacher"], found["fp32"]["student"]
+        row = [f"{teacher['network']} → {student['network']}"]
+        for key in ("parameters", "flops", "activation_mib"):
+            row.append(f"{teacher[key] / student[key]:.1f}")
+        row += [_times(found.get(form, {}), "latency_ms") for form in forms]
+        row += [_times(found.get(form, {}), "images_per_second") for form in forms]
+        rows.append(row)
+    return TextTable(headers, rows)
+
+
+def _times(by_role: Mapping[str, Line], key: str) -> str:
+    """How many times faster the student is."""
+    if by_role.keys() < {"teacher", "student"}:
+        return MISSING
+    teacher, student = (by_role[role][key]["median"] for role in ("teacher", "student"))
+    times = student / teacher if key == "images_per_second" else teacher / student
+    return f"{times:.1f}"
+
+
 def _with_range(spread: Mapping[str, float]) -> str:
     low, high = significant(spread["low"]), significant(spread["high"])
     return f"{significant(spread['median'])} ({low}–{high})"
@@ -191,4 +223,5 @@ def _with_range(spread: Mapping[str, float]) -> str:
 
 def machine_name(record: Mapping[str, Any]) -> str:
     hardware = record["hardware"]
-    return str(hardware["gpu"] or f"{hardware['cores']} cores of {hardware['cpu']}")
+    threads = plural(record["auto"]["threads"], "thread")
+    return str(hardware["gpu"] or f"{threads} of {hardware['cpu']}")

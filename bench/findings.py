@@ -1,12 +1,12 @@
-"""Whether networks look at the object: attention against boxes, for runs on photographs.
+"""The measurements and plots of docs/findings.md that no other page has.
 
-    python bench/localisation.py measure MATRIX [--lengths RUN...]
-    python bench/localisation.py draw docs/pictures/localisation.png
+    python bench/findings.py localisation MATRIX [--lengths RUN...]
+    python bench/findings.py draw
 
-MATRIX is the folder of `bench/defaults.py`; its settings on photographs are read. `--lengths`
-are lone networks of several lengths. Every network is measured anew on the same 500 images, in
-float32, and written to results/localisation/SETTING.jsonl. `draw` also prints the rank correlations
-of docs/findings.md.
+`localisation`: MATRIX is the folder of `bench/defaults.py`; its settings on photographs are read.
+`--lengths` are lone networks of several lengths. The attention of every network is measured anew
+against the boxes of the same 500 images, in float32, and written to results/localisation/.
+`draw` writes docs/pictures/localisation.png and few-labels.png, and prints rank correlations.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from defaults import VARIANTS, folder_of
 
@@ -24,7 +23,7 @@ from attention_transfer.apply.maps import attention_in_box, layer_names
 from attention_transfer.data.open import open_data
 from attention_transfer.run_folder import RunFolder
 from attention_transfer.stats import rank_correlation
-from attention_transfer.studies.plots import save_scatter_figure
+from attention_transfer.studies.plots import save_curves_figure, save_scatter_figure
 from attention_transfer.studies.summaries import (
     Cell,
     Line,
@@ -34,7 +33,9 @@ from attention_transfer.studies.summaries import (
     write_table_data,
 )
 
-RESULTS = Path(__file__).parents[1] / "results" / "localisation"
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "results" / "localisation"
+PICTURES = ROOT / "docs" / "pictures"
 TITLES = {
     "photos-resnet10": "ResNet-10-T",
     "photos-mobilenet": "MobileNetV3-small",
@@ -99,7 +100,32 @@ def group(setting: str) -> str:
     return "KD" if setting.startswith("KD") else "AT"
 
 
-def draw(file: Path) -> None:
+# By the share of CIFAR-10's labels, in percent: the file of runs and the names of its settings.
+FEW_LABELS = {
+    1.0: (
+        "defaults/cifar-1%.jsonl",
+        ("student alone", "auto", "KD, α = 0.9, T = 4", "AT+KD, auto"),
+    ),
+    10.0: (
+        "defaults/cifar-10%.jsonl",
+        ("student alone", "auto", "KD, α = 0.9, T = 4", "AT+KD, auto"),
+    ),
+    100.0: ("cifar10-short.jsonl", ("student alone", "AT", "KD", "AT+KD")),
+}
+
+
+def draw_few_labels() -> None:
+    curves: dict[str, dict[float, Cell]] = {}
+    for share, (file, settings) in FEW_LABELS.items():
+        table = read_table_data(ROOT / "results" / file)
+        for name, setting in zip(FEW_LABELS[100.0][1], settings, strict=True):
+            cell = table.cell("", setting)
+            assert cell is not None, f"{file} has the setting {setting}"
+            curves.setdefault(name, {})[share] = cell
+    save_curves_figure(curves, "labels, % of the training set", PICTURES / "few-labels.png")
+
+
+def draw_localisation() -> None:
     runs: dict[str, list[Line]] = {"alone": [], "KD": [], "AT": [], "AT+KD": []}
     by_network: dict[str, list[Line]] = {}
     for page in sorted(RESULTS.glob("*.jsonl")):
@@ -107,7 +133,7 @@ def draw(file: Path) -> None:
         for cell in table.cells:
             runs[group(cell.setting)] += cell.runs
             by_network.setdefault(f"{table.title}, all methods", []).extend(cell.runs)
-    save_scatter_figure(runs, MEASURES, file)
+    save_scatter_figure(runs, MEASURES, PICTURES / "localisation.png")
     every_run = [run for lines in runs.values() for run in lines]
     without = [run for name in ("alone", "KD") for run in runs[name]]
     groups: dict[str, list[Line]] = {"all": every_run, "alone and KD": without}
@@ -127,14 +153,17 @@ def correlation(runs: list[Line], key: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
-    parser.add_argument("what", choices=("measure", "draw"))
-    parser.add_argument("place", type=Path)
+    parser.add_argument("what", choices=("localisation", "draw"))
+    parser.add_argument("matrix", type=Path, nargs="?")
     parser.add_argument("--lengths", nargs="*", type=Path, default=[])
-    given: Any = parser.parse_args()
-    if given.what == "measure":
-        measure_all(given.place, given.lengths)
+    given = parser.parse_args()
+    if given.what == "draw":
+        draw_few_labels()
+        draw_localisation()
+    elif given.matrix is None:
+        parser.error("localisation needs MATRIX, the folder of bench/defaults.py")
     else:
-        draw(given.place)
+        measure_all(given.matrix, given.lengths)
 
 
 if __name__ == "__main__":
