@@ -32,7 +32,7 @@ def pixels(n=8):
     return torch.rand(n, 3, SIZE, SIZE)
 
 
-def make_trainer(folder, steps=4, **options):
+def make_trainer(folder, steps=4, arguments=None, **options):
     args = transformers.TrainingArguments(
         str(folder),
         max_steps=steps,
@@ -42,6 +42,7 @@ def make_trainer(folder, steps=4, **options):
         report_to=[],
         use_cpu=True,
         disable_tqdm=True,
+        **(arguments or {}),
     )
     data = [{"pixel_values": x, "labels": i % CLASSES} for i, x in enumerate(pixels())]
     method = at.ActivationTransfer(3, convention="caffe", kind="attention", decay="linear")
@@ -85,6 +86,24 @@ def test_resumes_from_a_checkpoint(tmp_path):
     resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-2"))
     for a, b in zip(whole.student.parameters(), resumed.student.parameters(), strict=True):
         close(a, b, 2e-5)  # two steps move a weight by 1e-4
+
+
+def test_the_best_model_is_loaded_at_the_end(tmp_path, monkeypatch):
+    arguments = {"eval_strategy": "steps", "eval_steps": 2, "load_best_model_at_end": True}
+    trainer = make_trainer(tmp_path, arguments=arguments | {"metric_for_best_model": "loss"})
+
+    def evaluate(**_):
+        return {"eval_loss": float(trainer.state.global_step)}  # the first checkpoint is the best
+
+    monkeypatch.setattr(trainer, "evaluate", evaluate)
+    trainer.train()
+    assert trainer.state.best_model_checkpoint.endswith("checkpoint-2")
+    best = transformers.ViTForImageClassification.from_pretrained(tmp_path / "checkpoint-2")
+    last = transformers.ViTForImageClassification.from_pretrained(tmp_path / "checkpoint-4")
+    for kept, a, b in zip(
+        trainer.student.parameters(), best.parameters(), last.parameters(), strict=True
+    ):
+        assert torch.equal(kept, a) and not torch.equal(kept, b)
 
 
 def test_data_parallel_is_refused_in_words(tmp_path, monkeypatch):

@@ -99,6 +99,10 @@ class AttentionTransferTrainer(Trainer):
         loaded = type(student).from_pretrained(resume_from_checkpoint)
         student.load_state_dict(loaded.state_dict())
 
+    def _load_best_model(self) -> None:
+        # `load_best_model_at_end`: the file holds the student alone, too.
+        self._load_from_checkpoint(self.state.best_model_checkpoint)
+
 
 class Logits(nn.Module):
     """A classifier of transformers as images -> logits."""
