@@ -1,11 +1,13 @@
 """The measurements and plots of docs/findings.md that no other page has.
 
-    python bench/findings.py localisation MATRIX [--lengths RUN...]
+    python bench/findings.py localisation MATRIX DATA [--lengths RUN...]
     python bench/findings.py draw
 
-`localisation`: MATRIX is the folder of `bench/defaults.py`; its settings on photographs are read.
-`--lengths` are lone networks of several lengths. The attention of every network is measured anew
-against the boxes of the same 500 images, in float32, and written to results/localisation/.
+`localisation`: MATRIX is the folder of `bench/defaults.py`, of which the settings on photographs
+are read; DATA are their images (folder:…). `--lengths` are lone networks of several lengths. The
+attention of every network is measured anew against the boxes of the same 500 images, in float32,
+and written to results/localisation/.
+
 `draw` writes docs/pictures/localisation.png and few-labels.png, and prints rank correlations.
 """
 
@@ -46,12 +48,12 @@ MEASURES = {"in_box": "attention inside the box, %", "pointing": "pointing game,
 COLUMNS = ["seeds", "mean", "in box", "pointing"]
 
 
-def measure(folder: Path) -> Line | None:
+def measure(folder: Path, data: str) -> Line | None:
     """The line of a finished run, with what its last stage's attention says of the boxes."""
     line = summarize(RunFolder(folder))
     if line is None:
         return None
-    network, options = run_and_data(str(folder), None, None, None, trust_code=False)
+    network, options = run_and_data(str(folder), data, None, None, trust_code=False)
     images = open_data(**options).val
     model = InferenceModel(network.module, network.preprocess, "fp32").eval()
     found = attention_in_box(model, layer_names(model, images), images)
@@ -64,22 +66,23 @@ def measure(folder: Path) -> Line | None:
     return line
 
 
-def cell_of(name: str, folders: Iterable[Path]) -> Cell:
-    lines = (measure(folder) for folder in folders)
+def cell_of(name: str, folders: Iterable[Path], data: str) -> Cell:
+    lines = (measure(folder, data) for folder in folders)
     return Cell("", name, [line for line in lines if line is not None])
 
 
-def measure_all(matrix: Path, lengths: list[Path]) -> None:
+def measure_all(matrix: Path, data: str, lengths: list[Path]) -> None:
     RESULTS.mkdir(exist_ok=True)
     for setting, title in TITLES.items():
         cells = []
         for variant in VARIANTS:
             folders = sorted(folder_of(matrix, setting, variant).glob("seed-*"))
-            cells.append(cell_of(variant, folders))
+            cells.append(cell_of(variant, folders, data))
         write(setting, title, cells)
-    teacher = cell_of("teacher", [matrix / "teachers" / TEACHER])
+    teacher = cell_of("teacher", [matrix / "teachers" / TEACHER], data)
     others = [
-        cell_of(f"alone, {RunFolder(run).config()['epochs']} epochs", [run]) for run in lengths
+        cell_of(f"alone, {RunFolder(run).config()['epochs']} epochs", [run], data)
+        for run in lengths
     ]
     write("lengths", "alone, on all images", [teacher, *others])
 
@@ -155,15 +158,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("what", choices=("localisation", "draw"))
     parser.add_argument("matrix", type=Path, nargs="?")
+    parser.add_argument("data", nargs="?")
     parser.add_argument("--lengths", nargs="*", type=Path, default=[])
     given = parser.parse_args()
     if given.what == "draw":
         draw_few_labels()
         draw_localisation()
-    elif given.matrix is None:
-        parser.error("localisation needs MATRIX, the folder of bench/defaults.py")
+    elif given.data is None:
+        parser.error("localisation needs MATRIX, the folder of bench/defaults.py, and DATA")
     else:
-        measure_all(given.matrix, given.lengths)
+        measure_all(given.matrix, given.data, given.lengths)
 
 
 if __name__ == "__main__":
