@@ -11,7 +11,8 @@ A table belongs to the comment before it, which names files of runs (`studies/su
 or, for columns of several files side by side, a line each. COLUMN = HEADER replaces a header;
 without columns the file's own hold. A line `stack: COLUMN | COLUMN` puts the files one below the
 other, each under its title, and `only: SETTING | SETTING` chooses settings. One line `cost: FILE`
-or `ratios: FILE` stands for a table of `study cost`. People write the sentences around the tables.
+or `ratios: FILE` stands for a table of `study cost`, and `best of sweep: FILE | FILE` for `auto`
+against the best β that was tried, in each file. People write the sentences around the tables.
 """
 
 from __future__ import annotations
@@ -27,9 +28,15 @@ from typing import Any
 
 from attention_transfer.errors import UserError
 from attention_transfer.report import group_runs, read_run
+from attention_transfer.report.formats import signed
 from attention_transfer.run_folder import find_runs, replacing
 from attention_transfer.studies.cost import cost_table, ratio_table
-from attention_transfer.studies.render import REPRODUCTION, joined_table, text_table
+from attention_transfer.studies.render import (
+    REPRODUCTION,
+    TextTable,
+    joined_table,
+    text_table,
+)
 from attention_transfer.studies.summaries import (
     Cell,
     TableData,
@@ -42,6 +49,9 @@ from attention_transfer.studies.summaries import (
 ROOT = Path(__file__).parents[1]
 MARKER = re.compile(r"^<!-- table:(?P<files>(?s:.*?))-->\n+(?P<table>(?:\|.*\n)*)", re.MULTILINE)
 Columns = list[tuple[str, str | None]]
+# Constant weights of a sweep; fewer than three are none.
+SWEPT = re.compile(r"(authors|caffe), β = \d+")
+FEWEST_SWEPT = 3
 COSTS = {"cost": cost_table, "ratios": ratio_table}
 
 
@@ -75,6 +85,9 @@ def table_of(text: str, root: Path) -> str:
         if name in COSTS:
             lines = (root / columns.strip()).read_text().splitlines()[1:]
             return COSTS[name]([json.loads(line) for line in lines]).markdown()
+        if name == "best of sweep":
+            files = [root / file.strip() for file in columns.split("|")]
+            return best_of_sweep([read_table_data(file) for file in files]).markdown()
         if name in ("stack", "only"):
             words[name] = [word.strip() for word in columns.split("|")]
         else:
@@ -86,6 +99,25 @@ def table_of(text: str, root: Path) -> str:
     if columns or others:
         return joined_table(parts).markdown()
     return text_table(data, data.head.get("columns", REPRODUCTION)).markdown()
+
+
+def best_of_sweep(tables: Sequence[TableData]) -> TextTable:
+    """A row for each table that has a sweep, and the mean difference; all of seed 0."""
+    headers = ["", "student alone", "auto", "best of the sweep", "its β", "auto − best", "β tried"]
+    rows, differences = [], []
+    for table in tables:
+        errors = {cell.setting: cell.values("error").get(0) for cell in table.cells}
+        swept = {name: errors[name] for name in errors if SWEPT.fullmatch(name)}
+        if len(swept) < FEWEST_SWEPT:
+            continue
+        best = min(swept, key=lambda name: swept[name])
+        differences.append(errors["auto"] - swept[best])
+        numbers = [errors["student alone"], errors["auto"], swept[best]]
+        row = [table.title, *(f"{number:.2f}" for number in numbers)]
+        rows.append([*row, best, signed(differences[-1], 2), str(len(swept))])
+    mean = sum(differences) / len(differences)
+    rows.append(["mean", *["–"] * 4, signed(mean, 2), "–"])
+    return TextTable(headers, rows)
 
 
 def stacked(tables: Sequence[TableData], only: Sequence[str] | None) -> TableData:
