@@ -28,7 +28,7 @@ class MapOptions:
     p: Exponent = 2.0
     axis: Annotated[
         Literal["space", "channel"],
-        option("Map over positions, or over channels for pairs with equal channels."),
+        option("Map over positions, or over channels (pairs with equal channels only)."),
     ] = "space"
 
     @property
@@ -53,14 +53,14 @@ class LossOptions(MapOptions):
     ] = "authors"
     resize: Annotated[
         Literal["map", "features", "bilinear"],
-        option("Where sizes differ: pool the maps, pool the features, or interpolate the maps."),
+        option("If sizes differ: pool the maps, pool the features, or interpolate the maps."),
     ] = "map"
     norm: Annotated[
         Float, option("Order of ‖D‖ under --convention paper.", ge=1, allow_inf=True)
     ] = 2.0
     teacher_kind: Annotated[
         KindName | None,
-        option("The teacher's maps, where they are of another kind.", default_text="as --kind"),
+        option("Kind of the teacher's maps, if it differs.", default_text="as --kind"),
     ] = None
 
     @property

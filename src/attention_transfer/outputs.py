@@ -14,9 +14,11 @@ from .errors import UserError
 from .options import Bool, option
 from .run_folder import RunFolder, is_special, write_json
 
-JsonFile = Annotated[Path | None, option("Write the numbers to this file.", default_text="no")]
+JsonFile = Annotated[
+    Path | None, option("Write the numbers to this JSON file.", default_text="none")
+]
 Force = Annotated[
-    Bool, option("Replace a file of a run, or one of another kind.", default_text="refuse")
+    Bool, option("Replace also a file of a run, or a file of another kind.", default_text="refuse")
 ]
 
 # How a file of each kind begins. An ONNX model begins with the number of its format.

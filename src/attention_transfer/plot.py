@@ -149,7 +149,7 @@ def convergence(
     """The curves of runs by epoch; the runs of one setting, one a seed, make one line and a band.
 
     Args:
-        runs: run folders, or folders of them; the authors' too.
+        runs: run folders (also the authors'), or folders of them.
         metric: `error` (validation error, %), `loss` (cross-entropy of training and validation) or
             `parts` (the parts of the training loss, and the weights that a schedule changes).
 

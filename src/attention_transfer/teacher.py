@@ -30,7 +30,7 @@ class TeacherOutput(NamedTuple):
     maps: Mapping[str, Tensor] | None = None
 
     def head(self, count: int) -> TeacherOutput:
-        """What a store says of the first images."""
+        """The stored outputs for the first images."""
         logits, maps = self.logits, self.maps or {}
         if logits is not None:
             logits = logits[:count]
@@ -63,7 +63,7 @@ class Store(Protocol):
     def read(
         self, rows: Tensor, view: int = 0, device: torch.device | str = "cpu"
     ) -> TeacherOutput:
-        """What the teacher says of one view of some images."""
+        """The teacher's outputs for one view of some images."""
 
     def sample(self, count: int) -> TeacherOutput:
         """What `read` gives for some images that are there; of the right shape if none is."""

@@ -40,7 +40,7 @@ class Output(NamedTuple):
 
 
 class Transfer(nn.Module):
-    """A student under a teacher's guidance: `transfer(x, y)` runs both and gives the loss.
+    """A student and its teacher: `transfer(x, y)` runs both and returns the loss.
 
     Compile this or wrap it in DDP, not the student in it. The teacher is copied, frozen in eval
     mode, and never in `state_dict()`; the module that was passed stays as it is.
@@ -58,8 +58,8 @@ class Transfer(nn.Module):
         example: a batch like those to come, (N, C, H, W); the networks run on it in eval mode.
         student_transform, teacher_transform: each network's preprocessing, such as normalisation.
         label_smoothing: of the cross-entropy, in [0, 1); input gradients take the plain labels.
-        example_teacher: what the teacher says of the example, if that is known; a store gives other
-            images that it has in the place of these.
+        example_teacher: the teacher's outputs for the example, if they are known. By default a
+            store takes those of other images, which it has.
 
     Raises:
         UserError: (a ValueError) where a teacher or an example that a method needs is missing, no
@@ -148,9 +148,9 @@ class Transfer(nn.Module):
                 image of label -100 stays out of the cross-entropy.
             progress: the share of the training that is done, a float or 0-d tensor in [0, 1]. A
                 tensor outside is clamped to it: to refuse it would wait for the device.
-            teacher: what the teacher says of x, if it is known; otherwise the teacher runs. With a
-                store it is `transfer.store.read(rows, view)`, the numbers of the images and of
-                their view.
+            teacher: the teacher's outputs for x, if they are known; otherwise the teacher runs.
+                With a store, pass `transfer.store.read(rows, view)`: the numbers of the images and
+                the number of their view.
 
         Raises:
             UserError: for a student that returns no logits (N, K), an empty batch, labels of

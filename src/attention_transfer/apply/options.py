@@ -13,8 +13,8 @@ from ..options import Bool, Int, option
 from ..outputs import Force, JsonFile
 from ..runtime.options import Device, Precision
 
-TrainedRun = Annotated[Path, option("A run folder, the authors' too.", positional=True)]
-ComputeDevice = Annotated[Device, option("Where to compute.")]
+TrainedRun = Annotated[Path, option("A run folder (also the authors').", positional=True)]
+ComputeDevice = Annotated[Device, option("Device to compute on.")]
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class EvaluateOptions:
     network: Annotated[
         str,
         option(
-            "A run folder (the authors' too), or a model with trained weights and --data: "
+            "A run folder (also the authors'), or a model with trained weights and --data: "
             f"{MODEL_NAMES}.",
             positional=True,
         ),
@@ -51,7 +51,7 @@ class EvaluateOptions:
     ] = None
     device: ComputeDevice = "auto"
     precision: Annotated[
-        Precision, option("Arithmetic; auto: as the run was trained, fp32 for a model.")
+        Precision, option("Precision; auto: that of the run's training, fp32 for a model.")
     ] = "auto"
     json: JsonFile = None
     force: Force = False
@@ -63,8 +63,8 @@ class PredictOptions:
     """What to classify."""
 
     run: TrainedRun
-    files: Annotated[tuple[Path, ...], option("Images, or folders of them.", positional=True)]
-    top: Annotated[Int, option("Number of classes an image.", ge=1)] = 5
+    files: Annotated[tuple[Path, ...], option("Images, or folders of images.", positional=True)]
+    top: Annotated[Int, option("Number of classes per image.", ge=1)] = 5
     device: ComputeDevice = "auto"
     json: JsonFile = None
     force: Force = False
@@ -79,12 +79,12 @@ class ExportOptions:
     format: Annotated[
         str,
         option(
-            "onnx or pt2 (a graph, preprocessing inside: images (N, 3, H, W), RGB, in [0, 1], at "
-            "the run's size -> logits); safetensors or authors (a folder): weights alone, beside "
-            "mean, standard deviation and size."
+            "onnx or pt2: a graph that contains the preprocessing, from images (N, 3, H, W), RGB, "
+            "in [0, 1], at the run's size, to logits; safetensors or authors (a folder): the "
+            "weights, with mean, standard deviation and size as metadata."
         ),
     ]
-    out: Annotated[Path, option("The file, or folder, to write.")]
+    out: Annotated[Path, option("The file or folder to write.")]
     with_attention: Annotated[
         Bool,
         option("The graph (onnx, pt2) also returns the attention map of each stage."),
@@ -107,7 +107,7 @@ class ExportOptions:
     ] = None
     json: Annotated[
         Path | None,
-        option("Write the numbers of --int8 to this file.", default_text="no"),
+        option("Write the numbers of --int8 to this JSON file.", default_text="none"),
     ] = None
     force: Force = False
     trust_code: TrustCode = False
@@ -118,15 +118,15 @@ class PushOptions:
     """What to upload to the Hugging Face hub."""
 
     run: TrainedRun
-    repo: Annotated[str, option("Its name on the hub: OWNER/NAME.", positional=True)]
+    repo: Annotated[str, option("Name of the repository on the hub: OWNER/NAME.", positional=True)]
     out: Annotated[
         Path | None,
-        option("Keep the folder here.", default_text="with --dry-run NAME, else nowhere"),
+        option("Keep the folder here.", default_text="with --dry-run: NAME; otherwise not kept"),
     ] = None
-    dry_run: Annotated[Bool, option("Write the folder, and upload nothing.")] = False
-    private: Annotated[Bool, option("Create the repository as a private one.")] = False
+    dry_run: Annotated[Bool, option("Write the folder and upload nothing.")] = False
+    private: Annotated[Bool, option("Create a private repository.")] = False
     force: Annotated[
-        Bool, option("Replace the model card of a repository that exists.", default_text="keep")
+        Bool, option("Replace the model card of an existing repository.", default_text="keep")
     ] = False
     trust_code: TrustCode = False
 
@@ -140,7 +140,7 @@ class MapsOptions:
     ]
     images: Annotated[str, option(f"An image, a folder of images, or data: {DATA_NAMES}.")]
     out: Annotated[Path, option("The figure to write: .png, .svg or .pdf.")]
-    limit: Annotated[Int, option("Number of images at most.")] = 8
+    limit: Annotated[Int, option("Maximum number of images.")] = 8
     kind: Annotated[
         Literal["sum", "max", "gradient", "attention"],
         option(
@@ -158,11 +158,13 @@ class StagesOptions:
     """Which networks to look at."""
 
     model: Annotated[str, option(f"A run folder, or a model: {MODEL_NAMES}.", positional=True)]
-    teacher: Annotated[str | None, option("Its teacher.", positional=True)] = None
+    teacher: Annotated[
+        str | None, option("The teacher to pair it with, named in the same way.", positional=True)
+    ] = None
     image_size: Annotated[
         Int | None,
         option(
-            "Height and width of the example.",
+            "Height and width of the example image.",
             ge=1,
             default_text="32 for wrn and nin, a run's own, else 224",
         ),
@@ -178,15 +180,15 @@ class CompareOptions:
 
     runs: Annotated[
         tuple[Path, ...],
-        option("Run folders, the authors' too, or folders of them.", positional=True),
+        option("Run folders (also the authors'), or folders of them.", positional=True),
     ]
     out: Annotated[
         Path | None, option("Write the report here (one HTML file).", default_text="none")
     ] = None
-    title: Annotated[str | None, option("Headline of the report.", default_text="by itself")] = None
+    title: Annotated[str | None, option("Headline of the report.", default_text="automatic")] = None
     speed: Annotated[
         Bool,
-        option("Measure speed and memory: each distinct network, all in turn, on this machine."),
+        option("Measure the speed and memory of each distinct network, in turn, on this machine."),
     ] = False
     device: ComputeDevice = "auto"
     json: JsonFile = None

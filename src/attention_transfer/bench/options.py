@@ -33,27 +33,27 @@ class BenchOptions:
         str,
         option("Teacher network.", default_text="wrn-16-2; gradient: nin-wide-no-bn"),
     ] = "wrn-16-2"
-    batch_size: Annotated[Int, option("Images a step.", ge=1, default_text="128; compile: 64")] = (
-        128
-    )
+    batch_size: Annotated[
+        Int, option("Images per step.", ge=1, default_text="128; compile: 64")
+    ] = 128
     rounds: Annotated[
         Int, option("Rounds; each measures every row once.", ge=1, default_text="9; compile: 1")
     ] = 9
     steps: Annotated[
         Int,
         option(
-            "Steps a measurement; compile: steps of the long run.",
+            "Steps per measurement; compile: steps of the long run.",
             ge=1,
             default_text="8; compile: 600",
         ),
     ] = 8
-    images: Annotated[Int, option("Images an epoch (epoch, data, compile).", ge=1)] = 6400
-    device: Annotated[Device, option("Where to compute.")] = "auto"
+    images: Annotated[Int, option("Images per epoch (epoch, data, compile).", ge=1)] = 6400
+    device: Annotated[Device, option("Device to compute on.")] = "auto"
     precision: Annotated[
-        Literal["auto", "fp32", "bf16"], option("Arithmetic of the networks; bf16 by autocast.")
+        Literal["auto", "fp32", "bf16"], option("Precision of the networks; bf16 uses autocast.")
     ] = "auto"
     compile: Annotated[
-        Literal["on", "off"], option("Whether to measure the compiled rows too.")
+        Literal["on", "off"], option("Whether to measure the compiled rows as well.")
     ] = "on"
     data: Annotated[
         str | None,

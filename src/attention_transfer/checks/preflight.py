@@ -47,7 +47,7 @@ def preflight(
         images: labelled validation batches (x, y), balanced over the classes, such as a DataLoader;
             without them the teacher's accuracy is not checked. At most 400 images are used.
         teacher_accuracy: the teacher's known validation accuracy, in [0, 1].
-        teacher: what a store in the teacher's place says of x, `transfer.store.read(rows, view)`.
+        teacher: with a store, the stored outputs for x: `transfer.store.read(rows, view)`.
 
     Raises:
         UserError: (a ValueError) for a wrong argument, and for a store without `teacher`.
@@ -87,7 +87,7 @@ def preflight(
 
 
 def _check_said(transfer: Transfer, teacher: TeacherOutput | None) -> TeacherOutput | None:
-    """What a store says of the first images."""
+    """The stored outputs for the first images."""
     if transfer.store is None:
         return None
     if teacher is None:

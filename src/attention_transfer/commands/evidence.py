@@ -12,7 +12,7 @@ from .shared import Command, make_console
 
 
 def bench(arguments: dict[str, Any]) -> None:
-    """Measure speed, as ratios to the authors' step within one run."""
+    """Measure speed, relative to the authors' training step."""
     keys = option_specs(benches.BenchCommandOptions).keys() & arguments.keys()
     given = {key: arguments.pop(key) for key in keys}
     options = from_mapping(benches.BenchCommandOptions, given)
@@ -21,7 +21,7 @@ def bench(arguments: dict[str, Any]) -> None:
 
 
 def reproduce(arguments: dict[str, Any]) -> None:
-    """A table of the paper: carry out its runs, or continue, and print it beside the paper's."""
+    """Run the experiments of a table of the paper, and print the results beside the paper's."""
     from ..studies.options import PASSED_ON, ReproduceOptions
 
     changes = {key: arguments.pop(key) for key in PASSED_ON if key in arguments}
@@ -33,7 +33,7 @@ def reproduce(arguments: dict[str, Any]) -> None:
 
 
 def study(arguments: dict[str, Any]) -> None:
-    """A question of the paper's reviewers: its runs, a table with intervals, and a plot."""
+    """Study a question of the paper's reviewers: runs, a table with intervals, and a plot."""
     from ..studies.options import PASSED_ON, StudyOptions
 
     changes = {key: arguments.pop(key) for key in PASSED_ON if key in arguments}
@@ -68,7 +68,7 @@ def _lot_groups(options: type, theirs: str) -> dict[str, list[OptionSpec]]:
 
     recipe = option_specs(Recipe)
     passed_on = [replace(recipe[key], default_text=theirs) for key in PASSED_ON]
-    return {"options": [*option_specs(options).values()], "of every run": passed_on}
+    return {"options": [*option_specs(options).values()], "options of every run": passed_on}
 
 
 EVIDENCE = {

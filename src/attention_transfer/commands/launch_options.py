@@ -28,7 +28,7 @@ class LaunchOptions:
     ] = None
     config: Annotated[
         Path | None,
-        option("A recipe file (YAML, the same keys); flags override it.", default_text="none"),
+        option("A recipe file (YAML); flags override it.", default_text="none"),
     ] = None
     seeds: Annotated[
         Int, option("Number of seeds, each in a folder seed-S of --out.", ge=1, le=10_000)
@@ -36,7 +36,7 @@ class LaunchOptions:
     jobs: Annotated[
         Int,
         option(
-            "Seeds that run at the same time, each with its share of the cores.",
+            "Number of seeds at the same time, each with its share of the cores.",
             ge=1,
             aliases=("--at-once",),
         ),

@@ -23,7 +23,7 @@ from .shared import Command, make_console
 
 
 def evaluate(arguments: dict[str, Any]) -> None:
-    """Error and loss of a run's network, or of a model with trained weights."""
+    """Measure the error and loss of a run's network, or of a model with trained weights."""
     options = from_mapping(EvaluateOptions, arguments)
     check_json(options.json, options.force)
     from ..apply.evaluate import evaluate_network
@@ -50,7 +50,7 @@ def evaluate(arguments: dict[str, Any]) -> None:
 
 
 def predict(arguments: dict[str, Any]) -> None:
-    """Classes and probabilities of image files, or of folders of them."""
+    """Classify image files, or folders of images: classes with probabilities."""
     options = from_mapping(PredictOptions, arguments)
     check_json(options.json, options.force, options.files)
     from ..apply.predict import predict_files
@@ -94,7 +94,7 @@ def push(arguments: dict[str, Any]) -> None:
 
 
 def compare(arguments: dict[str, Any]) -> None:
-    """Table and report across runs; the seeds of one setting make one row."""
+    """Compare runs in a table and a report; the seeds of one setting make one row."""
     options = from_mapping(CompareOptions, arguments)
     check_json(options.json, options.force)
     from ..report import (
@@ -155,7 +155,7 @@ def maps(arguments: dict[str, Any]) -> None:
 
 
 def stages(arguments: dict[str, Any]) -> None:
-    """The layers of a network, and the pairs that "auto" picks for a student and a teacher."""
+    """List the stages of a network, and the pairs that "auto" picks for a student and a teacher."""
     options = from_mapping(StagesOptions, arguments)
     check_json(options.json, options.force)
     from ..apply.stages import list_stages, print_stages

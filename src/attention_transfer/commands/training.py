@@ -20,7 +20,7 @@ def train(arguments: dict[str, Any]) -> None:
 
 
 def distill(arguments: dict[str, Any]) -> None:
-    """Train a student under a teacher's guidance; without --teacher, the student alone."""
+    """Train a student with a teacher; without --teacher, train the student alone."""
     _launch("distill", arguments)
 
 
@@ -41,9 +41,9 @@ def _launch(command: str, arguments: dict[str, Any]) -> None:
 
 
 def teach(arguments: dict[str, Any]) -> None:
-    """Keep what a teacher says of fixed views of the images: distill --teacher STORE needs no more.
+    """Store a teacher's outputs for fixed views of the images; distill --teacher STORE reads them.
 
-    The same command goes on filling a store that is not full.
+    If it was stopped, the same command continues.
     """
     options = teach_options(arguments)
     check_json(options.json, options.force)
@@ -67,7 +67,7 @@ class DemoOptions:
 
 
 def demo(arguments: dict[str, Any]) -> None:
-    """The whole story on the built-in data: about 6 minutes on a 2-core CPU."""
+    """Train a teacher and students on built-in data and compare them, in minutes on a CPU."""
     options = from_mapping(DemoOptions, arguments)
     check_json(options.json, options.force)
     from ..demo import run_demo

@@ -32,10 +32,10 @@ class DataOptions:
     image_size: Annotated[
         Int | None,
         option(
-            "Height and width in pixels to resize to.",
+            "Resize images to this height and width, in pixels.",
             ge=1,
             le=MOST_PIXELS,
-            default_text="as they are",
+            default_text="from the data",
         ),
     ] = None
     limit_train: Annotated[
@@ -62,7 +62,7 @@ class DataOptions:
     stream: Annotated[
         Literal["auto", "on", "off"],
         option(
-            "Decode images while training; auto: only where they do not fit in memory.",
+            "Decode images during training; auto: only if they do not fit in memory.",
             changes_numbers=False,
         ),
     ] = "auto"
@@ -72,7 +72,7 @@ class DataOptions:
             "Processes that decode streamed images.",
             ge=0,
             le=MOST_WORKERS,
-            default_text="by the cores",
+            default_text="from the number of cores",
             changes_numbers=False,
         ),
     ] = None
@@ -95,21 +95,22 @@ class AugmentOptions:
     crop_scale: Annotated[
         Numbers,
         option(
-            "With --augment imagenet: share of the image's area.",
+            "With --augment imagenet: range of the crop's share of the image area.",
             expected="LOW,HIGH with 0 < LOW ≤ HIGH ≤ 1",
         ),
     ] = (0.08, 1.0)
     crop_ratio: Annotated[
         Numbers,
         option(
-            "With --augment imagenet: width to height.", expected="LOW,HIGH with 0 < LOW ≤ HIGH"
+            "With --augment imagenet: range of the crop's width to height.",
+            expected="LOW,HIGH with 0 < LOW ≤ HIGH",
         ),
     ] = (3 / 4, 4 / 3)
     flip: Annotated[Bool, option("Random horizontal flips.", default_text="on; digits: off")] = True
     views: Annotated[
         Int | None,
         option(
-            "Number of fixed augmented views of each image; epoch e shows view e mod this.",
+            "Number of fixed augmented views of each image; epoch e shows view e mod N.",
             ge=1,
             default_text="off: new crops in every epoch",
         ),

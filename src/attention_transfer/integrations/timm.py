@@ -26,7 +26,7 @@ except ImportError as error:
 
 
 class AttentionTransferTask(TrainingTask):
-    """A timm student under a teacher's guidance, with EMA, DDP and `torch.compile`.
+    """A timm student with a teacher, with EMA, DDP and `torch.compile`.
 
     The student gets batches that are normalised for it, as from timm's loaders; they are normalised
     anew for the teacher. `task(input, target)` gives `loss`, `output` (the student's logits),

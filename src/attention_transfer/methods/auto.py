@@ -57,7 +57,7 @@ class PairedBetaMethod(BetaMethod):
         spreads: Sequence[float],
         units: Sequence[float],
     ) -> None:
-        """Sets β of each pair from what the teacher says of the example.
+        """Sets β of each pair from the teacher's maps of the example.
 
         Args:
             student: the student's features, which have a gradient where a trained weight changes

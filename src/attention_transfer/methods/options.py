@@ -48,7 +48,7 @@ class DistillationOptions:
 class GradientOptions:
     """Methods on input gradients (`gradient`, `symmetry`)."""
 
-    squared: Annotated[Bool, option("Use the squared norm (methods gradient and symmetry).")] = True
+    squared: Annotated[Bool, option("Use the squared norm (gradient, symmetry).")] = True
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class MethodOptions(GradientOptions, DistillationOptions, ActivationOptions):
         Beta | dict[str, Beta] | None,
         BeforeValidator(by_method),
         option(
-            "Weight β of a method, or auto (at, full); METHOD=NUMBER,… where several have one.",
+            "Weight β of the method, or auto (at, full); METHOD=NUMBER,… for several methods.",
             expected="a number, auto, or METHOD=NUMBER,…",
             default_text="at: auto, full: 10000, others: 1",
         ),
@@ -76,7 +76,7 @@ class MethodOptions(GradientOptions, DistillationOptions, ActivationOptions):
         BeforeValidator(by_method),
         option(
             f"Schedule of β: {', '.join(FALLS)}, warm-up, or warm-up+linear and so on; "
-            "METHOD=SCHEDULE,… for one method (kd=linear: the schedule of α).",
+            "METHOD=SCHEDULE,… for a single method (kd=linear is the schedule of α).",
             expected="a schedule, or METHOD=SCHEDULE,…",
             default_text="constant; at+kd: linear",
         ),

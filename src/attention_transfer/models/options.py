@@ -32,8 +32,8 @@ class NetworkOptions:
     teacher: Annotated[
         str | None,
         option(
-            "A run folder (the authors' too), a store that `teach` filled, or a model with trained "
-            f"weights: {MODEL_NAMES}.",
+            "A run folder (also the authors'), a store that `teach` filled, or a model with "
+            f"trained weights: {MODEL_NAMES}.",
             default_text="none",
         ),
     ] = None
@@ -44,8 +44,8 @@ class NetworkOptions:
     student_weights: Annotated[
         str | None,
         option(
-            "State dict or run folder to start the student from; "
-            "a head for other classes starts anew.",
+            "Initial weights of the student: a state dict or a run folder; "
+            "a head with other classes starts anew.",
             default_text="none",
         ),
     ] = None

@@ -24,16 +24,16 @@ def _yaml_switch(value: Any) -> Any:
 class RuntimeOptions:
     """This machine."""
 
-    device: Annotated[Device, option("Where to compute.", changes_numbers=False)] = "auto"
+    device: Annotated[Device, option("Device to compute on.", changes_numbers=False)] = "auto"
     precision: Annotated[
         Precision,
-        option("Arithmetic of the networks; bf16 by autocast.", changes_numbers=False),
+        option("Precision of the networks; bf16 uses autocast.", changes_numbers=False),
     ] = "auto"
     compile: Annotated[
         Literal["auto", "on", "off", "graphs"],
         BeforeValidator(_yaml_switch),
         option(
-            "torch.compile; auto: where the run is long enough; graphs: with CUDA graphs.",
+            "torch.compile; auto: if the run is long enough; graphs: with CUDA graphs.",
             changes_numbers=False,
         ),
     ] = "auto"
@@ -47,7 +47,10 @@ class RuntimeOptions:
     devices: Annotated[
         Int,
         option(
-            "Processes (GPUs) a node.", ge=1, default_text="1, or torchrun's", changes_numbers=False
+            "Processes (GPUs) per node.",
+            ge=1,
+            default_text="1, or torchrun's",
+            changes_numbers=False,
         ),
     ] = 1
     nodes: Annotated[

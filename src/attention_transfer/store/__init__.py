@@ -1,1 +1,1 @@
-"""Stores: what a teacher says of fixed views of images, kept in files."""
+"""Stores: a teacher's outputs for fixed views of images, kept in files."""

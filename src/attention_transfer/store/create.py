@@ -40,19 +40,19 @@ def create_store(
     top_k: int | None = None,
     teacher_transform: Transform | None = None,
 ) -> TeacherStore:
-    """The store in `folder` of what a teacher says of fixed views of images; made if it is new.
+    """The store of a teacher's outputs for fixed views of images; made if `folder` is new.
 
-    A store that is there is opened if it is of the same; maps that it lacks are added to it.
+    An existing store is opened if it matches these arguments; maps that it lacks are added.
 
     Args:
         teacher: images (N, C, H, W) -> logits (N, K); its own preprocessing may be inside.
         example: a batch like those to come, (N, C, H, W).
         images, views: the number of training images, and of fixed views of each.
-        data: what identifies the images and the making of their views, a text of your own.
+        data: a text of your own that identifies the images and how their views are made.
         layers: the teacher's layers whose maps are kept; by default all its stages.
         kind, p, axis: of the maps, as in `attention_map`.
         dtype: of the values in the files.
-        top_k: keep this many logits an image, the rest of the probability spread evenly.
+        top_k: keep this many logits per image; the other classes share the rest evenly.
         teacher_transform: the teacher's preprocessing, such as a normalisation.
 
     Raises:

@@ -29,7 +29,7 @@ from ..runtime.options import RuntimeOptions
 
 @dataclass(frozen=True)
 class PrecisionOptions:
-    """How exactly a store keeps what a teacher says."""
+    """How exactly a store keeps a teacher's outputs."""
 
     store_dtype: Annotated[
         Literal["float16", "float32"], option("Precision of the kept maps and logits.")
@@ -37,7 +37,7 @@ class PrecisionOptions:
     top_k: Annotated[
         Int | None,
         option(
-            "Keep this many logits an image, the rest of the probability spread evenly.",
+            "Keep this many logits per image; the other classes share the rest of the probability.",
             ge=1,
             default_text="all",
         ),
@@ -46,12 +46,12 @@ class PrecisionOptions:
 
 @dataclass(frozen=True)
 class StoreOptions(PrecisionOptions):
-    """Where and how a run keeps what its teacher says of fixed views."""
+    """Where and how a run keeps its teacher's outputs for fixed views."""
 
     store: Annotated[
         str | None,
         option(
-            "With --views: folder that keeps what the teacher says of each view.",
+            "With --views: folder that keeps the teacher's outputs for each view.",
             default_text="a folder in the cache",
             changes_numbers=False,
         ),
@@ -64,9 +64,11 @@ class TeachOptions(RuntimeOptions, PrecisionOptions, MapOptions, AugmentOptions,
 
     teacher: Annotated[
         str,
-        option(f"A run folder (the authors' too), or a model with trained weights: {MODEL_NAMES}."),
+        option(
+            f"A run folder (also the authors'), or a model with trained weights: {MODEL_NAMES}."
+        ),
     ]
-    out: Annotated[Path, option("Store to write, or to go on filling.")]
+    out: Annotated[Path, option("Store to write, or to continue.")]
     teacher_weights: Annotated[
         str | None,
         option("State dict for the teacher (.safetensors, .pt, .pth, .th).", default_text="none"),
@@ -75,10 +77,10 @@ class TeachOptions(RuntimeOptions, PrecisionOptions, MapOptions, AugmentOptions,
     layers: Annotated[
         tuple[str, ...] | None,
         BeforeValidator(comma_separated),
-        option("Layers whose maps are kept, like group1,group2.", default_text="all stages"),
+        option("Layers whose maps are kept, such as group1,group2.", default_text="all stages"),
     ] = None
-    batch_size: Annotated[Int, option("Images at a time, in each process.", ge=1)] = 128
-    dry_run: Annotated[Bool, option("Say how large the store gets, and write nothing.")] = False
+    batch_size: Annotated[Int, option("Images per batch, in each process.", ge=1)] = 128
+    dry_run: Annotated[Bool, option("Print the size of the store, and write nothing.")] = False
     json: JsonFile = None
     force: Force = False
 

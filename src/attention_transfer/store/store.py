@@ -1,4 +1,4 @@
-"""`TeacherStore`: what a teacher says of views of images, read from files or added to them."""
+"""`TeacherStore`: a teacher's outputs for views of images, read from files or added to them."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ LOGITS, CLASSES = "logits", "logits.classes"
 
 
 class TeacherStore:
-    """A folder of what a teacher says: `TeacherStore(folder)` opens one.
+    """A folder of a teacher's outputs: `TeacherStore(folder)` opens it.
 
     An image is named by its number (its row) in the training images, and by its view. `read` gives
-    what `Transfer` takes as `teacher=`; `add` keeps what a teacher says of images that are not
+    what `Transfer` takes as `teacher=`; `add` keeps the teacher's outputs for images that are not
     there yet. Several processes may read and add at the same time.
 
     Attributes:
@@ -153,7 +153,7 @@ class TeacherStore:
     def read(
         self, rows: Tensor, view: int = 0, device: torch.device | str = "cpu"
     ) -> TeacherOutput:
-        """What the teacher says of one view of some images, in float32 on `device`.
+        """The teacher's outputs for one view of some images, in float32 on `device`.
 
         Args:
             rows: int64 (B,), the numbers of the images.
@@ -178,9 +178,9 @@ class TeacherStore:
         logits: Tensor,
         features: Mapping[str, Tensor],
     ) -> TeacherOutput:
-        """Keeps what the teacher says of images of which something is not there yet.
+        """Keeps the teacher's outputs for images that the store does not have completely.
 
-        Returns what the store then says of all of them, whoever added it, in the precision of the
+        Returns the stored outputs for all of them, whoever added them, in the precision of the
         store. If it cannot be written to, `note` says why and the values come from the arguments.
 
         Args:

@@ -51,10 +51,11 @@ class LotOptions:
 
     seeds: Annotated[Int, option("Seeds of each setting, from 0.", ge=1)] = 3
     jobs: Annotated[
-        Int, option("Runs at the same time, each with its share of the cores.", ge=1)
+        Int, option("Number of runs at the same time, each with its share of the cores.", ge=1)
     ] = 1
     out: Annotated[
-        Path, option("Folder of runs and tables; tables and studies in it share their runs.")
+        Path,
+        option("Folder for runs and tables; tables and studies in the same folder share runs."),
     ] = Path("runs/evidence")
     dry_run: Annotated[Bool, option("Print the plan (runs, hours, disk) and stop.")] = False
     json: JsonFile = None
@@ -79,7 +80,7 @@ class ReproduceOptions(LotOptions):
         dict[str, str] | None,
         BeforeValidator(named_specs),
         option(
-            "The images, as of train; NAME=SPEC,… where a table has several data sets.",
+            "The images, as for train; NAME=SPEC,… if the table has several data sets.",
             expected="a data spec, or NAME=SPEC,…",
             default_text="the table's",
         ),
@@ -100,7 +101,7 @@ class StudyOptions(LotOptions):
             default_text="digits-student; digits-teacher for teachers",
         ),
     ] = ""
-    data: Annotated[str, option("The images, as of train.", default_text="the recipe's")] = ""
+    data: Annotated[str, option("The images, as for train.", default_text="the recipe's")] = ""
     methods: Annotated[
         Words,
         option("Methods to compare.", expected="methods, like at,kd", default_text="the study's"),

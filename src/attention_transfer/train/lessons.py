@@ -1,4 +1,4 @@
-"""What the teacher says of a training batch: read from a store, or said once and kept in one."""
+"""The teacher's outputs for a training batch: read from a store, or computed once and stored."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..transfer import Transfer
 
 
 class Lessons:
-    """Gives what the teacher says of a batch, which then needs no teacher in the step.
+    """Gives the teacher's outputs for a batch, so that the step needs no teacher.
 
     Args:
         store: with the arrays that the methods read.
@@ -33,7 +33,7 @@ class Lessons:
         self._has_warned = False
 
     def __call__(self, x: Tensor, rows: Tensor, view: int | None) -> TeacherOutput:
-        """What the teacher says of images x (B, 3, H, W), by their numbers and the view they are.
+        """The teacher's outputs for images x (B, 3, H, W), by their numbers and their view.
 
         The values are those of the files, also for images whose values were computed just now: a
         run that continues reads the same bits.

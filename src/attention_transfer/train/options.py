@@ -18,13 +18,13 @@ class TrainingOptions:
     """How long to train, and on how much at a time."""
 
     epochs: Annotated[Int, option("Passes over the training images.", ge=1)] = 15
-    batch_size: Annotated[Int, option("Images a step, over all devices.", ge=1)] = 128
+    batch_size: Annotated[Int, option("Images per step, over all devices.", ge=1)] = 128
     max_steps: Annotated[
         Int | None, option("Stop after this many steps.", ge=1, default_text="none")
     ] = None
     accumulate: Annotated[
         Int,
-        option("Split each batch into this many micro-batches (one optimiser step a batch).", ge=1),
+        option("Split each batch into N micro-batches (one optimiser step per batch).", ge=1),
     ] = 1
     seed: Annotated[
         Int,
@@ -35,7 +35,7 @@ class TrainingOptions:
             expected="a whole number from 0 to 2^63 - 1",
         ),
     ] = 0
-    freeze_bn: Annotated[Bool, option("Batch normalisation keeps its statistics.")] = False
+    freeze_bn: Annotated[Bool, option("Keep batch normalisation in eval mode.")] = False
     ema: Annotated[
         Float | None,
         option(
@@ -56,11 +56,11 @@ class OptimizerOptions:
     momentum: Annotated[Float, option("Momentum of SGD, β₁ of AdamW.", ge=0)] = 0.9
     nesterov: Annotated[Bool, option("Nesterov momentum (SGD).")] = True
     weight_decay: Annotated[Float, option("Weight decay.", ge=0)] = 5e-4
-    weight_decay_on_norm: Annotated[Bool, option("Decay norms and biases too.")] = True
+    weight_decay_on_norm: Annotated[Bool, option("Also decay biases and normalisation.")] = True
     lr_reference_batch: Annotated[
         Int | None,
         option(
-            "Batch size that --lr refers to; the rate is scaled by batch / this.",
+            "Batch size that --lr is for; the learning rate is scaled by --batch-size / N.",
             ge=1,
             default_text="no scaling",
         ),
@@ -71,7 +71,8 @@ class OptimizerOptions:
     layer_decay: Annotated[
         Float | None,
         option(
-            "Factor on the rate from one layer to the one before; timm's layers, or the stages.",
+            "Factor on the learning rate from each layer to the one before it (timm's layers, or "
+            "the stages).",
             gt=0,
             le=1,
             default_text="1",
@@ -90,7 +91,7 @@ class OptimizerOptions:
         tuple[Annotated[Int, Field(ge=1)], ...],
         BeforeValidator(comma_separated),
         option(
-            "With --schedule step: epochs, counted from 1, at whose start the rate drops.",
+            "With --schedule step: the learning rate drops at the start of these epochs (from 1).",
             expected="epochs from 1 up, like 60,120,160",
         ),
     ] = (60, 120, 160)
@@ -108,7 +109,7 @@ class LabelOptions:
     ] = 0.0
     mixup: Annotated[Float, option("Mixup: α of its Beta distribution; 0: off.", ge=0)] = 0.0
     cutmix: Annotated[
-        Float, option("CutMix: α of its Beta distribution; with both, one is drawn a batch.", ge=0)
+        Float, option("CutMix: α of its Beta distribution; with mixup, each batch draws one.", ge=0)
     ] = 0.0
 
 

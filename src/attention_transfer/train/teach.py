@@ -1,4 +1,4 @@
-"""`teach`: a teacher says all that it has to say of fixed views of the images, into a store."""
+"""`teach`: stores a teacher's outputs for fixed views of the images."""
 
 from __future__ import annotations
 

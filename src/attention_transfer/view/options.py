@@ -21,9 +21,9 @@ class ViewOptions:
             positional=True,
         ),
     ]
-    host: Annotated[
-        str, option("An address of this machine that others do not reach: no other is taken.")
-    ] = "127.0.0.1"
+    host: Annotated[str, option("Loopback address to listen on: 127.0.0.1, ::1 or localhost.")] = (
+        "127.0.0.1"
+    )
     port: Annotated[Int, option("Port of the page; 0: any free one.", ge=0, le=65535)] = 8765
     kind: Annotated[Literal["sum", "max"], option("Reduce over channels by sum or by max.")] = "sum"
     p: Exponent = 2.0
