@@ -1,4 +1,4 @@
-"""accelerate: a plain loop; what is prepared is the Transfer, not the student in it."""
+"""accelerate: a plain loop that prepares the Transfer, not the student inside it."""
 
 import torch
 from accelerate import Accelerator

@@ -17,7 +17,7 @@ def make_detector(name):
 
 
 def make_batch(n=2):
-    """Random images and a box on each, in the place of a loader."""
+    """Random images with a box each, instead of a data loader."""
     boxes = torch.tensor([[10.0, 10.0, 60.0, 60.0]])
     target = {"boxes": boxes, "labels": torch.tensor([1])}
     return [torch.rand(3, SIZE, SIZE) for _ in range(n)], [dict(target) for _ in range(n)]

@@ -1,4 +1,4 @@
-"""Lightning: the Trainer trains the student of a Transfer, here on the digits of scikit-learn."""
+"""Lightning: the Trainer trains the student of a Transfer, on the digits of scikit-learn."""
 
 import lightning
 import torch

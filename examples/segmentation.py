@@ -11,7 +11,7 @@ WEIGHT = 3.0  # of ½‖D‖², summed over the pairs
 
 
 def make_batch(n=2):
-    """Random images and masks, in the place of a loader."""
+    """Random images and masks, instead of a data loader."""
     return torch.rand(n, 3, SIZE, SIZE), torch.randint(CLASSES, (n, SIZE, SIZE))
 
 
@@ -26,12 +26,15 @@ def main():
     print("pairs:", pairs)
     optimizer = torch.optim.AdamW(student.parameters(), lr=1e-3)
     student.train()
-    with at.tap(student, student_layers) as tapped, at.tap(teacher, teacher_layers) as taught:
+    with (
+        at.tap(student, student_layers) as tapped,
+        at.tap(teacher, teacher_layers) as tapped_teacher,
+    ):
         for step in range(STEPS):
             x, masks = make_batch()
             outputs, features = tapped(x)
             with torch.no_grad():
-                _, teacher_features = taught(x)
+                _, teacher_features = tapped_teacher(x)
             ours = [features[layer] for layer in student_layers]
             theirs = [teacher_features[layer] for layer in teacher_layers]
             transfer = WEIGHT * at.at_loss(ours, theirs, convention="caffe")

@@ -1,4 +1,4 @@
-"""timm: attention transfer as a training task, with an average of the student's weights."""
+"""timm: attention transfer as a training task, with an EMA of the student."""
 
 import timm
 import torch
@@ -9,7 +9,7 @@ CLASSES, STEPS = 4, 6
 
 
 def make_batch(n=8, size=64):
-    """Random images in the place of a loader of timm's, and their labels."""
+    """Random images and labels, instead of a timm loader."""
     return torch.randn(n, 3, size, size), torch.randint(CLASSES, (n,))
 
 
@@ -34,7 +34,7 @@ def main():
         losses = {name: round(result[name].item(), 3) for name in ("loss", "task_loss", "at_loss")}
         print(step, losses)
     evaluated = task.get_eval_model(ema=True).eval()
-    print("averaged student:", tuple(evaluated(make_batch()[0]).shape))
+    print("EMA student:", tuple(evaluated(make_batch()[0]).shape))
 
 
 if __name__ == "__main__":

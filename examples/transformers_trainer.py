@@ -1,4 +1,4 @@
-"""Hugging Face: a ViT teaches a ResNet where its class token looks, in the Trainer."""
+"""Hugging Face Trainer: a ResNet learns where the class token of a ViT looks."""
 
 import tempfile
 
@@ -12,7 +12,7 @@ CLASSES, SIZE = 4, 64
 
 
 def make_networks():
-    """Small untrained networks; take `from_pretrained` for real ones."""
+    """Small untrained networks; use `from_pretrained` for real ones."""
     classes = {"num_labels": CLASSES}
     sizes = {"hidden_size": 32, "intermediate_size": 64, "image_size": SIZE}
     vit = transformers.ViTConfig(**sizes, num_hidden_layers=2, num_attention_heads=4, **classes)
