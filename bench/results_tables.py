@@ -72,7 +72,9 @@ def rewrite(page: str, root: Path = ROOT) -> str:
 
     def table(match: re.Match[str]) -> str:
         marker = f"<!-- table:{match['files']}-->"
-        return f"{marker}\n\n{table_of(match['files'], root)}\n"
+        # Without a table the match ends after the blank line before the text that follows.
+        end = "\n" if match["table"] else "\n\n"
+        return f"{marker}\n\n{table_of(match['files'], root)}{end}"
 
     return MARKER.sub(table, page)
 
@@ -145,7 +147,11 @@ def collect(folders: list[Path], title: str, columns: list[str]) -> TableData:
     cells = []
     for row in rows:
         runs = find_runs([run.folder for run in row.runs])
-        cells.append(Cell("", row.label, merge_lines(summarize(folder) for folder in runs)))
+        name = row.label
+        if row.differences and not row.named:
+            # The differences in the place of the letter that tells the rows apart.
+            name = f"{name.rpartition(' ')[0]}, {row.difference_text}"
+        cells.append(Cell("", name, merge_lines(summarize(folder) for folder in runs)))
     head: dict[str, Any] = {"title": title}
     if columns:
         head["columns"] = columns
