@@ -72,9 +72,10 @@ def rewrite(page: str, root: Path = ROOT) -> str:
 
     def table(match: re.Match[str]) -> str:
         marker = f"<!-- table:{match['files']}-->"
-        # Without a table the match ends after the blank line before the text that follows.
-        end = "\n" if match["table"] else "\n\n"
-        return f"{marker}\n\n{table_of(match['files'], root)}{end}"
+        written = f"{marker}\n\n{table_of(match['files'], root)}\n"
+        if not match["table"] and match.end() < len(page):
+            written += "\n"  # the match took the blank line before the text
+        return written
 
     return MARKER.sub(table, page)
 

@@ -74,6 +74,29 @@ def test_tables_stand_one_below_the_other_under_their_titles(folder):
     assert rows == ["| Mine | AT | 8.00 |", "| Yours | AT, β = 3 | 7.00 |"]
 
 
+def test_a_first_table_leaves_a_line_before_the_text(folder):
+    lines = results_tables.rewrite("<!-- table: mine.jsonl -->\n\nafter\n", folder).splitlines()
+    assert lines[-2:] == ["", "after"]
+
+
+def test_auto_stands_against_the_best_of_each_sweep(folder):
+    errors = {"student alone": 20.0, "auto": 9.0, "authors, β = 100": 11.0}
+    errors |= {"caffe, β = 1": 8.0, "caffe, β = 3": 8.5, "caffe, β = 3, linear": 1.0}
+    lines = [{"setting": name, "seed": 0, "error": error} for name, error in errors.items()]
+    lines += [{"setting": "caffe, β = 1", "seed": 1, "error": 1.0}]  # seed 0 alone is compared
+    for name in ("one", "other"):
+        text = "".join(json.dumps(line) + "\n" for line in [{"title": name}, *lines])
+        (folder / f"{name}.jsonl").write_text(text)
+        lines[1]["error"] = 7.0
+    marker = "<!-- table: best of sweep: one.jsonl | other.jsonl | mine.jsonl -->\n"
+    rows = results_tables.rewrite(marker, folder).splitlines()[-3:]
+    assert rows == [
+        "| one | 20.00 | 9.00 | 8.00 | caffe, β = 1 | +1.00 | 3 |",
+        "| other | 20.00 | 7.00 | 8.00 | caffe, β = 1 | −1.00 | 3 |",
+        "| mean | – | – | – | – | 0.00 | – |",
+    ]
+
+
 @pytest.mark.parametrize(
     ("marker", "words"),
     [
