@@ -1,7 +1,7 @@
 """`attention-transfer demo`: a teacher that saw many scenes, and students that see few.
 
 The students learn alone, with attention transfer, with distillation and with both; all with the
-same budget, the same seeds and the same views of the images, so that the teacher speaks once.
+same budget, the same seeds and the same views of the images, so that the teacher runs once.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def student_recipe(method: str, out: Path, seed: int) -> Recipe:
     """The recipe of a student, whose teacher is in `out`."""
     recipe = named_recipe("digits-student")
     # A view for each epoch: the images never repeat, and the runs of all seeds and methods share
-    # what the teacher says of them.
+    # the teacher's outputs.
     options = {"command": "distill", "method": method, "seed": seed, "views": recipe["epochs"]}
     if method != "none":
         options |= {"teacher": str(out / "teacher"), "store": str(out / "store")}

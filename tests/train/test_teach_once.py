@@ -53,8 +53,8 @@ def teacher_calls(quick_runs, monkeypatch, tmp_path):
 
 def test_what_a_run_says_of_its_store(taught):
     said = (taught / "said").read_text()
-    assert f"2 views of 128 images is kept in {taught / 'store'} (0.7 MB, " in said
-    assert "float16); 12% of it is there" in said
+    assert f"2 views of 128 images are stored in {taught / 'store'} (0.7 MB, " in said
+    assert "float16); 12% is computed already" in said
     record = json.loads((taught / "run" / "environment.json").read_text())
     assert record["store"] == str(taught / "store")
 
@@ -68,7 +68,7 @@ def test_the_teacher_runs_until_all_views_are_there(taught, tmp_path, teacher_ca
     (store,) = (tmp_path / "cache/attention-transfer/stores").iterdir()
     teacher_calls.clear()
     said = carry_out(recipe(taught, epochs=1, method="kd"), tmp_path / "kd")
-    assert f"{store} (" in said and "100% of it is there" in said
+    assert f"{store} (" in said and "100% is computed already" in said
     assert teacher_calls == []
 
 

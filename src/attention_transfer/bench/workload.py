@@ -73,7 +73,7 @@ def training_step(
     fabric: Fabric,
     lesson: Callable[[], TeacherOutput | None] = lambda: None,
 ) -> Callable[[], None]:
-    """A step of a run on a batch that lies ready; `lesson` reads what a store says of it."""
+    """A step of a run on a batch that lies ready; `lesson` reads the stored outputs for it."""
     x, y = batch
     if runtime.compile:
         compile_transfer(transfer, runtime)

@@ -92,7 +92,7 @@ def _check_said(transfer: Transfer, teacher: TeacherOutput | None) -> TeacherOut
         return None
     if teacher is None:
         raise UserError(
-            "preflight of a Transfer with a store needs what it says of x: "
+            "preflight of a Transfer with a store needs the stored outputs for x: "
             "teacher=transfer.store.read(rows, view)"
         )
     return teacher.head(DRY_IMAGES)

@@ -171,7 +171,7 @@ class _Planner:
             row.teacher_options,
             start,
             {"command": "train", "seed": self.table.teacher_seed},
-            # Only students share what a teacher says of fixed views.
+            # Only students share a teacher's outputs for fixed views.
             without=("views",),
         )
         return self.plan.add(recipe, after)

@@ -48,7 +48,7 @@ class RunComponents:
     example: Tensor  # a batch as the student sees it
     notes: Sequence[str] = ()  # where the student's weights come from
     average: Any = None
-    kept: OpenStore | None = None  # what the teacher says
+    kept: OpenStore | None = None  # the teacher's outputs
 
     @property
     def trained(self) -> nn.Module:

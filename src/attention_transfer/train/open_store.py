@@ -38,7 +38,7 @@ class OpenStore:
 
     store: TeacherStore
     pairs: Pairs
-    example: TeacherOutput  # what it says of the example images
+    example: TeacherOutput  # its outputs for the example images
     missing: int  # views of images that the run needs and the store lacks
     note: str
 
@@ -143,10 +143,10 @@ def first_lesson(
     index: Tensor,
     teacher: Network | None,
 ) -> TeacherOutput:
-    """What the store says of view 0 of the images at `index`; a teacher says it if it is new.
+    """The stored outputs for view 0 of the images at `index`; the teacher computes missing ones.
 
-    β = "auto" comes from the teacher's maps of an example. By way of the store it is the same for a
-    run that fills it and for one that reads it.
+    β = "auto" comes from the teacher's maps of an example. Read from the store, it is the same for
+    a run that fills the store and for a run that reads it.
     """
     rows = images.rows[index]
     if store.has(rows):
@@ -196,14 +196,14 @@ def check_filled(recipe: Recipe, store: TeacherStore, data: Dataset) -> None:
 
 
 def _describe(recipe: Recipe, store: TeacherStore, data: Dataset, missing: int) -> str:
-    """One line: where the store is, what of it this run needs, and how much of that is there."""
+    """One line: where the store is, what this run needs of it, and the share that it has."""
     header = store.header
     needed = len(data.train) * len(views_of(recipe))
     size = header.bytes * needed / (header.images.count * header.view_count)
     return (
-        f"what the teacher says of {len(views_of(recipe))} views of {len(data.train)} images is "
-        f"kept in {store.folder} ({size / 1e6:,.1f} MB, {header.dtype}); "
-        f"{1 - missing / needed:.0%} of it is there"
+        f"the teacher's outputs for {len(views_of(recipe))} views of {len(data.train)} images are "
+        f"stored in {store.folder} ({size / 1e6:,.1f} MB, {header.dtype}); "
+        f"{1 - missing / needed:.0%} is computed already"
     )
 
 

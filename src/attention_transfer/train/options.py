@@ -91,7 +91,7 @@ class OptimizerOptions:
         tuple[Annotated[Int, Field(ge=1)], ...],
         BeforeValidator(comma_separated),
         option(
-            "With --schedule step: the learning rate drops at the start of these epochs (from 1).",
+            "With --schedule step: the rate drops at the start of these epochs, counted from 1.",
             expected="epochs from 1 up, like 60,120,160",
         ),
     ] = (60, 120, 160)

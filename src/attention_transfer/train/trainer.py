@@ -105,7 +105,7 @@ class Trainer:
         self.stop = StopRequest(progress.say)
         auto_beta = any(getattr(method, "is_auto", False) for method in transfer.methods)
         self.watch = Watch(progress.say, len(loader.images.classes), auto_beta)
-        # What a store says of images, by their rows and view (`Lessons`); None: ask the teacher.
+        # Stored outputs for images, by their rows and view (`Lessons`); None: run the teacher.
         self.lesson: Callable[..., Any] = lambda x, rows, view: None
         self.log: Callable[[list[Row]], None] = lambda rows: None  # called with all rows so far
         self.step = 0

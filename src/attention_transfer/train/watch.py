@@ -47,7 +47,7 @@ class Watch:
     ) -> dict[str, dict[str, float]]:
         """The row's entry `gradients`: the norm of each term's gradient on some images of a batch.
 
-        Empty for a student that learns alone. `lesson` gives what a store says of images.
+        Empty for a student that learns alone. `lesson` gives the stored outputs for images.
         """
         if not transfer.methods:
             return {}
