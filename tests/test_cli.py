@@ -170,7 +170,7 @@ def test_version(command):
         (f"{TRAIN} --out x --schedule cosine --lr-decay 0.1", ["--lr-decay is given", "cosine"]),
         (
             f"{TRAIN.replace('--compile off', '')} --out x --compile graphs",
-            ["need a GPU", "choose on"],
+            ["need a GPU", "choose --compile on"],
         ),
         ("demo --seeds 0", ["seeds is 0"]),
         ("bench step --compile graphs", ["compile is 'graphs': expected one of on, off"]),

@@ -17,7 +17,7 @@ import attention_transfer as at
 from attention_transfer import run_schema
 from attention_transfer.commands import COMMANDS
 from attention_transfer.config import Recipe
-from attention_transfer.flags import default_words
+from attention_transfer.flags import default_as_text
 from attention_transfer.options import OptionSpec, option_specs
 from attention_transfer.run_folder import RunFolder
 
@@ -92,7 +92,7 @@ def describe_flag(spec: OptionSpec) -> str:
         choices = " {" + ",".join(spec.choices) + "}"
     if spec.required:
         return f"{name}{choices} (required)"
-    return f"{name}{choices} [{default_words(spec)}]"
+    return f"{name}{choices} [{default_as_text(spec)}]"
 
 
 def run_files() -> list[str]:

@@ -10,7 +10,7 @@ import pytest
 
 from attention_transfer.config import Recipe
 from attention_transfer.errors import UserError
-from attention_transfer.flags import Parser, add_options, default_words
+from attention_transfer.flags import Parser, add_options, default_as_text
 from attention_transfer.options import (
     Bool,
     Float,
@@ -107,5 +107,5 @@ def test_wrong_arguments_are_a_user_error(words):
 def test_every_option_of_a_run_is_documented():
     for spec in option_specs(Recipe).values():
         assert spec.help.endswith("."), spec.key
-        assert default_words(spec) != "None", f"{spec.key} needs a default_text"
+        assert default_as_text(spec) != "None", f"{spec.key} needs a default_text"
         assert len(spec.expected) > 3, spec.key

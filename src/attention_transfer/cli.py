@@ -1,4 +1,4 @@
-"""The command `attention-transfer`: finds the command, and turns what went wrong into one line."""
+"""The command `attention-transfer`: runs a subcommand and prints any error in one line."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SUMMARY = (
     "Train a small network to look where a strong one looks "
     "(attention transfer, Zagoruyko & Komodakis 2017)."
 )
-# What the user's paths can be wrong with; any other OSError is a failure of the run.
+# Errors of a path that the user gave; any other OSError is a failure of the run.
 PATH_ERRORS = {
     errno.EACCES,
     errno.EEXIST,
@@ -36,23 +36,23 @@ PATH_ERRORS = {
 LONGEST_WORD = 300
 
 
-def main(words: list[str] | None = None) -> None:
+def main(args: list[str] | None = None) -> None:
     """Runs a command. A user's mistake ends with status 2, a failed run with 1.
 
     Ctrl-C and SIGTERM end it with 130.
 
     Args:
-        words: the command and its arguments, without the program; by default those of this process.
+        args: the command and its arguments, without the program; by default those of this process.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            # A name of a file, or a terminal, need not be UTF-8.
+            # File names and terminals may use another encoding than UTF-8.
             stream.reconfigure(errors="backslashreplace")
-    if words is None:
-        words = sys.argv[1:]
+    if args is None:
+        args = sys.argv[1:]
     try:
         with signal_handlers(interrupt, signal.SIGTERM):
-            _dispatch(words)
+            _dispatch(args)
     except KeyboardInterrupt as stop:
         _leave(f"interrupted: {stop}" if str(stop) else "interrupted", 130)
     except UserError as error:
@@ -60,7 +60,7 @@ def main(words: list[str] | None = None) -> None:
     except RunError as error:
         _leave(str(error), 1, on_every_rank=isinstance(error, RankError))
     except BrokenPipeError:
-        # The reader of our output has gone; Python would complain once more when it flushes.
+        # The reader of the output has closed it. Python would fail again when it flushes stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except Exception as error:
@@ -77,34 +77,34 @@ def main(words: list[str] | None = None) -> None:
 
 
 def _leave(message: str, status: int, on_every_rank: bool = False) -> NoReturn:
-    # Where a run has several processes, the first one speaks for all that stop for one reason.
+    # If several processes stop for the same reason, only the first one of the node prints it.
     if on_every_rank or os.environ.get("LOCAL_RANK", "0") == "0":
         print(f"{PROGRAM}: {' '.join(map(_shortened, message.split()))}", file=sys.stderr)
     sys.exit(status)
 
 
 def _shortened(word: str) -> str:
-    """A long word, such as a number of 400 digits, without its middle."""
+    """The word without its middle if it is very long, such as a number of 400 digits."""
     if len(word) <= LONGEST_WORD:
         return word
     return f"{word[:60]}…{word[-60:]}"
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    # PyTorch raises a RuntimeError without a class of its own on a CPU.
+    # On a CPU, PyTorch raises a plain RuntimeError.
     text = str(error)
     names = ("can't allocate memory", "CUDA out of memory", "Storage size calculation overflowed")
     return isinstance(error, MemoryError) or any(name in text for name in names)
 
 
-def _dispatch(words: list[str]) -> None:
-    if not words or words[0] in ("-h", "--help"):
+def _dispatch(args: list[str]) -> None:
+    if not args or args[0] in ("-h", "--help"):
         print(_overview())
         return
-    if words[0] == "--version":
+    if args[0] == "--version":
         print(f"{PROGRAM}, version {__version__}")
         return
-    name = words[0]
+    name = args[0]
     if name not in COMMANDS:
         hint = nearest(name, COMMANDS)
         raise UserError(f"unknown command {name!r}{hint} (commands: {', '.join(COMMANDS)})")
@@ -113,7 +113,7 @@ def _dispatch(words: list[str]) -> None:
     parser = Parser(f"{PROGRAM} {name}", command.run.__doc__, examples)
     for title, specs in command.groups().items():
         add_options(parser, title, specs)
-    command.run(parser.read(words[1:]))
+    command.run(parser.read(args[1:]))
 
 
 def _overview() -> str:
@@ -121,4 +121,4 @@ def _overview() -> str:
     for name, command in COMMANDS.items():
         summary = str(command.run.__doc__).splitlines()[0]
         lines.append(f"  {name:<11} {summary}")
-    return "\n".join([*lines, "", f"`{PROGRAM} COMMAND --help` explains each."])
+    return "\n".join([*lines, "", f"`{PROGRAM} COMMAND --help` describes a command."])

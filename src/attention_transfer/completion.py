@@ -1,4 +1,4 @@
-"""Completion in bash and zsh of the commands and their flags, by shtab."""
+"""Shell completion of the commands and their flags in bash and zsh, with shtab."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ Groups = Mapping[str, Iterable[OptionSpec]]
 
 
 def completion_script(program: str, shell: str, commands: Mapping[str, tuple[str, Groups]]) -> str:
-    """The script of a shell, bash or zsh.
+    """The completion script of a shell, bash or zsh.
 
     Args:
-        commands: what each does, in a line, and its options by the titles of their groups.
+        commands: the summary of each command, and its options by the titles of their groups.
 
     Raises:
         UserError: if shtab is missing.

@@ -1,4 +1,4 @@
-"""Examples of each command, for its help."""
+"""Examples of each command, printed in its help."""
 
 from __future__ import annotations
 

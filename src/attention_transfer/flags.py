@@ -1,4 +1,4 @@
-"""Flags of the command line from the options that dataclasses declare (`options.py`)."""
+"""Command-line flags, built from the options that dataclasses declare (`options.py`)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ WIDEST_HELP = 110
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose complaints are `UserError`s of one line, with the nearest valid flag."""
+    """A parser that raises `UserError`s of one line, with the nearest valid flag."""
 
     def __init__(self, prog: str, description: str | None, examples: Sequence[str] = ()):
         super().__init__(
@@ -39,24 +39,24 @@ class Parser(argparse.ArgumentParser):
         return f"{text}\nexamples:\n{lines}"
 
     def _short_usage(self) -> str:
-        """What is required; the groups of the help show the rest."""
-        words = [self.prog]
+        """The required arguments; the groups of the help list the others."""
+        args = [self.prog]
         for action in self._actions:
             name = str(action.metavar)
             if action.nargs == "+":
                 name += " ..."
             if not action.option_strings:
-                words.append(name if action.required else f"[{name}]")
+                args.append(name if action.required else f"[{name}]")
             elif action.required:
-                words.append(f"{action.option_strings[0]} {name}")
-        return " ".join([*words, "[OPTIONS]"])
+                args.append(f"{action.option_strings[0]} {name}")
+        return " ".join([*args, "[OPTIONS]"])
 
-    def read(self, words: list[str]) -> dict[str, Any]:
+    def read(self, args: list[str]) -> dict[str, Any]:
         """The arguments by name; flags that are not given are absent."""
         group = self.add_argument_group("help")
         group.add_argument("-h", "--help", action="help", help="Show this help.")
         self.usage = self._short_usage()
-        given, unknown = self.parse_known_intermixed_args(words)
+        given, unknown = self.parse_known_intermixed_args(args)
         if unknown:
             flags = [flag for action in self._actions for flag in action.option_strings]
             hint = nearest(unknown[0].partition("=")[0], flags)
@@ -71,7 +71,7 @@ class _Formatter(argparse.HelpFormatter):
 
 
 def add_options(parser: Parser, title: str, specs: Iterable[OptionSpec]) -> None:
-    """A group of flags in the help; positional arguments stand by themselves."""
+    """Adds a group of flags to the help; positional arguments have a group of their own."""
     group = parser.add_argument_group(title)
     for spec in specs:
         if spec.positional:
@@ -94,12 +94,12 @@ def _add_positional(parser: Parser, spec: OptionSpec) -> None:
 
 
 def _add_flag(group: Any, spec: OptionSpec) -> None:
-    """One flag. Its value stays text, which the dataclass's check reads as it reads YAML."""
+    """Adds one flag. Its value stays text, which the dataclass parses like a value of YAML."""
     settings: dict[str, Any] = {"dest": spec.key, "default": argparse.SUPPRESS, "help": spec.help}
     if spec.required:
         settings["required"] = True
     else:
-        settings["help"] += f" [{default_words(spec)}]"
+        settings["help"] += f" [{default_as_text(spec)}]"
     settings["help"] = settings["help"].replace("%", "%%")  # argparse formats it
     if spec.kind is bool:
         settings["action"] = argparse.BooleanOptionalAction
@@ -110,8 +110,8 @@ def _add_flag(group: Any, spec: OptionSpec) -> None:
     group.add_argument(*spec.flags, **settings)
 
 
-def default_words(spec: OptionSpec) -> str:
-    """The default of an option as its flag would have it."""
+def default_as_text(spec: OptionSpec) -> str:
+    """The default of an option, as a user would type it after the flag."""
     if spec.default_text is not None:
         return spec.default_text
     if isinstance(spec.default, bool):

@@ -23,7 +23,7 @@ from .errors import RunError, UserError, first_line
 from .report import read_run, save_run_maps, write_report
 from .run_folder import RunFolder
 from .runtime.process import end_with_parent, local_rank
-from .runtime.ranks import settle_processes
+from .runtime.ranks import resolve_processes
 from .train.run import run
 from .train.signals import Interrupted, interrupt, signal_handlers
 
@@ -45,7 +45,7 @@ def run_seeds(
     """
     if seeds > 1 and RunFolder(out).exists:
         raise UserError(f"{out} holds a single run: give the {seeds} seeds another --out")
-    if jobs > 1 and math.prod(settle_processes(recipe)) > 1:
+    if jobs > 1 and math.prod(resolve_processes(recipe)) > 1:
         raise UserError(
             f"--jobs is {jobs}: a run of several processes has the machine to itself, expected 1"
         )

@@ -1,4 +1,4 @@
-"""Silence for other libraries, which log and warn of what a user cannot change."""
+"""Silences other libraries, which log and warn about things that a user cannot change."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Inside the block, loggers give errors alone and nothing warns."""
+    """Suppresses warnings, and log records below the level ERROR, inside the block."""
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -46,7 +46,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number with its 95 % interval; `low` and `high` are None where it has none."""
+    """A number with its 95 % interval; `low` and `high` are None if it has none."""
 
     value: float
     low: float | None = None
@@ -86,7 +86,7 @@ def bootstrap_interval(values: Sequence[float], statistic: str = "mean") -> Esti
 def paired_difference(
     results: Mapping[Any, float], baseline: Mapping[Any, float]
 ) -> Estimate | None:
-    """Mean difference of two settings over the seeds that both have; None if they share none.
+    """Mean difference of two settings over their common seeds; None if they have none.
 
     The interval and p are those of Student's paired t-test. Rank tests cannot reach p < 0.05 with
     five seeds or fewer.
@@ -108,7 +108,7 @@ def paired_difference(
 def rank_correlation(x: Sequence[float], y: Sequence[float]) -> Estimate | None:
     """Spearman's rank correlation with its bootstrap interval and the p of a permutation test.
 
-    None for fewer than three pairs, and where all of x or all of y are equal.
+    None for fewer than three pairs, and if all of x or all of y are equal.
     """
     if len(x) < 3 or len(set(x)) < 2 or len(set(y)) < 2:
         return None

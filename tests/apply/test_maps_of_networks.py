@@ -62,7 +62,7 @@ class TestColumns:
         run = str(make_run(tmp_path / "run"))
         _, columns, notes = map_columns([run, "wrn-10-1"], "digits", 1, "sum", 2.0)
         assert [title for title, _, _ in columns] == ["run", "untrained wrn-10-1"]
-        assert notes == ["wrn-10-1 has no trained weights: its maps are those of random ones"]
+        assert notes == ["wrn-10-1 has no trained weights: its maps are those of random weights"]
 
     def test_a_network_that_fails_says_why(self, tmp_path):
         (tmp_path / "net.py").write_text(

@@ -18,7 +18,7 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CU
 def test_what_cannot_have_them():
     with pytest.raises(
         UserError,
-        match="--compile graphs: CUDA graphs need a GPU, and the device is cpu: choose on",
+        match="--compile graphs: CUDA graphs need a GPU, .*cpu: choose --compile on",
     ):
         resolve.resolve_runtime(small(device="cpu", compile="graphs"), 0.0)
     assert cuda_graphs.refusal("cuda", accumulate=1, processes=1) is None

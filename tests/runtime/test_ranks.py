@@ -11,7 +11,7 @@ import torch
 from attention_transfer.errors import RunError, UserError
 from attention_transfer.runtime import ranks
 from attention_transfer.runtime.options import RuntimeOptions
-from attention_transfer.runtime.ranks import global_rank, settle_processes
+from attention_transfer.runtime.ranks import global_rank, resolve_processes
 
 NAMES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "NODE_RANK")
 
@@ -31,7 +31,7 @@ def launch(monkeypatch, rank=1, local_rank=1, world_size=4, local_world_size=2):
 
 
 def settled(**options):
-    return settle_processes(RuntimeOptions(**options))
+    return resolve_processes(RuntimeOptions(**options))
 
 
 def test_without_a_launcher_the_options_say():
@@ -77,7 +77,7 @@ def test_more_devices_than_there_are(monkeypatch):
 
 
 def test_nodes_that_nothing_has_started():
-    with pytest.raises(UserError, match=r"--nodes 2: nothing says where .*: start it by torchrun"):
+    with pytest.raises(UserError, match=r"--nodes 2: the address .* is unknown .*: start torchrun"):
         settled(nodes=2)
 
 

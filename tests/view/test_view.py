@@ -193,7 +193,7 @@ def test_what_is_no_image_is_refused(page, body):
     status, answer = page.look(body)
     assert (status, answer["error"]) == (
         422,
-        "this is no image that can be read: expected JPEG, PNG, …",
+        "this image cannot be read: expected JPEG, PNG, …",
     )
 
 

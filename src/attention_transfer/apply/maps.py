@@ -185,7 +185,7 @@ def map_columns(
         notes += note
     for name, network in networks.items():
         if not network.is_trained:
-            notes.append(f"{name} has no trained weights: its maps are those of random ones")
+            notes.append(f"{name} has no trained weights: its maps are those of random weights")
     return pictures.images.numpy(), columns, notes
 
 

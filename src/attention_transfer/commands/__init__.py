@@ -1,4 +1,4 @@
-"""The commands: a dataclass of options and a function each. Its docstring is the help.
+"""The commands. Each is a dataclass of options and a function, whose docstring is the help.
 
 Heavy packages are imported inside the functions, so that --help is quick.
 """
@@ -19,7 +19,7 @@ __all__ = ["COMMANDS", "Command"]
 
 @dataclass(frozen=True)
 class CompletionOptions:
-    """Which shell."""
+    """The shell to complete in."""
 
     shell: Annotated[Literal["bash", "zsh"], option("bash or zsh.", positional=True)]
 

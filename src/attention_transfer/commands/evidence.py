@@ -52,17 +52,17 @@ def _bench_groups() -> dict[str, list[OptionSpec]]:
 def _reproduce_groups() -> dict[str, list[OptionSpec]]:
     from ..studies.options import ReproduceOptions
 
-    return _lot_groups(ReproduceOptions, "the table's")
+    return _groups_for_many_runs(ReproduceOptions, "the table's")
 
 
 def _study_groups() -> dict[str, list[OptionSpec]]:
     from ..studies.options import StudyOptions
 
-    return _lot_groups(StudyOptions, "the study's")
+    return _groups_for_many_runs(StudyOptions, "the study's")
 
 
-def _lot_groups(options: type, theirs: str) -> dict[str, list[OptionSpec]]:
-    """Options of many runs, and those of the recipe that hold for all of them."""
+def _groups_for_many_runs(options: type, default_text: str) -> dict[str, list[OptionSpec]]:
+    """The options of the command, and those of the recipe that apply to every run."""
     from ..config import Recipe
     from ..studies.options import PASSED_ON
 

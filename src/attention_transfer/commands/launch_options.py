@@ -1,4 +1,4 @@
-"""The flags of `train` and `distill`: how runs are started, and the recipe's options by groups."""
+"""The flags of `train` and `distill`: where and how often to run, and the recipe's options."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ..train.options import LabelOptions, LogOptions, OptimizerOptions, Training
 
 @dataclass(frozen=True)
 class LaunchOptions:
-    """Where the runs go, and how many there are."""
+    """Where the runs are written, and how many there are."""
 
     out: Annotated[Path, option("Run folder to write, or to continue.")]
     recipe: Annotated[
@@ -70,10 +70,10 @@ def train_groups() -> dict[str, list[OptionSpec]]:
 
 
 def distill_groups() -> dict[str, list[OptionSpec]]:
-    """Those of `distill`."""
+    """The options of `distill` by the titles of their groups in the help."""
     network = option_specs(NetworkOptions)
     methods = option_specs(MethodOptions)
-    # Method, β, decay and pairs come first: they are what one sets first.
+    # Method, β, decay and pairs come first, because users set them most often.
     first = {spec.key: spec for spec in own_options(MethodOptions)}
     groups = train_groups()
     return {

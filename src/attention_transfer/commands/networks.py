@@ -1,4 +1,4 @@
-"""The commands for networks that are trained already."""
+"""The commands for trained networks."""
 
 from __future__ import annotations
 
@@ -166,7 +166,7 @@ def stages(arguments: dict[str, Any]) -> None:
 
 
 def view(arguments: dict[str, Any]) -> None:
-    """Serve a page on this machine: drop an image, and see where each network looks."""
+    """Serve a page on this machine that shows where each network looks in an image."""
     options = from_mapping(ViewOptions, arguments)
     try:
         from ..view.server import open_socket, serve
@@ -188,14 +188,14 @@ def view(arguments: dict[str, Any]) -> None:
 
 @dataclass(frozen=True)
 class ZooOptions:
-    """What to do with the list."""
+    """Where to write the list."""
 
     json: JsonFile = None
     force: Force = False
 
 
 def zoo(arguments: dict[str, Any]) -> None:
-    """List the trained networks that come with the package, named zoo:NAME like any model."""
+    """List the trained networks of the package; use one as the model zoo:NAME."""
     options = from_mapping(ZooOptions, arguments)
     check_json(options.json, options.force)
     from ..apply.zoo import print_zoo, zoo_entries

@@ -1,4 +1,4 @@
-"""What the commands share: their form, the terminal, and the numbers of runs."""
+"""Shared by the commands: the class `Command`, the terminal, and the summaries of runs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Command:
-    """A command: `run` gets the arguments that were given; its docstring is the help."""
+    """A command: `run` takes the arguments that the user gave; its docstring is the help."""
 
     run: Callable[[dict[str, Any]], None]
     options: type | None = None
@@ -35,7 +35,7 @@ def make_console() -> Console:
     from rich.console import Console
 
     if os.environ.get("NO_COLOR"):
-        # Bold text and the live line are control characters, too.
+        # Bold text and the live line also need control characters.
         return Console(force_terminal=False)
     return Console()
 

@@ -58,7 +58,7 @@ def teach(arguments: dict[str, Any]) -> None:
 
 @dataclass(frozen=True)
 class DemoOptions:
-    """The demo."""
+    """The options of `demo`."""
 
     out: Annotated[Path, option("Folder to write.")] = Path("runs/demo")
     seeds: Annotated[Int, option("Seeds of each student.", ge=1)] = 3

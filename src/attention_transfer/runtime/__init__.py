@@ -1,1 +1,1 @@
-"""The machine of a run: device, precision, compilation, threads and processes."""
+"""Where and how a run computes: device, precision, compilation, threads and processes."""

@@ -11,7 +11,7 @@ OPTIONS = {"triton.cudagraphs": True, "graph_partition": False}
 
 
 def refusal(device: str, accumulate: int, processes: int) -> str | None:
-    """Why the steps of a run cannot be CUDA graphs; None where they can."""
+    """Why the steps of a run cannot be CUDA graphs; None if they can."""
     if device != "cuda":
         return f"CUDA graphs need a GPU, and the device is {device}"
     if accumulate > 1:
@@ -22,7 +22,7 @@ def refusal(device: str, accumulate: int, processes: int) -> str | None:
 
 
 class CudaGraphs:
-    """What the trainer calls around the steps of one training."""
+    """The trainer calls `begin` before, and `check` after, each step of one training run."""
 
     def __init__(self) -> None:
         self._skips_before = _cudagraph_skips()
@@ -42,13 +42,13 @@ class CudaGraphs:
         if skips and not self._checked:
             raise UserError(
                 f"--compile graphs: {skips} compiled parts of a step cannot be CUDA graphs "
-                "(TORCH_LOGS=cudagraphs says why): choose on"
+                "(TORCH_LOGS=cudagraphs shows why): choose --compile on"
             )
         self._checked = True
 
 
 def _cudagraph_skips() -> int:
-    """Number of compiled parts in this process that were to be CUDA graphs and are not."""
+    """Number of compiled parts in this process that should be CUDA graphs but are not."""
     from torch._dynamo.utils import counters
 
     return counters["inductor"]["cudagraph_skips"]

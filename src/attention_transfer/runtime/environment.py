@@ -1,4 +1,4 @@
-"""environment.json: what a run ran on, so that its numbers can be traced and repeated."""
+"""environment.json: versions, hardware and command of a run, so that it can be repeated."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def _commit() -> str | None:
         return result.stdout.strip()
 
     try:
-        # An installed package may lie below the checkout of another project.
+        # An installed package may be inside the checkout of another project.
         output("ls-files", "--error-unmatch", __file__)
         return output("describe", "--always", "--abbrev=12", "--dirty=+")
     except (OSError, subprocess.SubprocessError):
@@ -72,5 +72,5 @@ def _commit() -> str | None:
 
 def _program() -> str:
     name = Path(sys.argv[0]).name
-    # As `python -m attention_transfer` runs it.
+    # Started by `python -m attention_transfer`.
     return "attention-transfer" if name == "__main__.py" else name

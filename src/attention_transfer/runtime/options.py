@@ -1,4 +1,4 @@
-"""The options of the machine: devices, precision, compilation; imports no torch."""
+"""The runtime options: devices, precision, compilation; imports no torch."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _yaml_switch(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class RuntimeOptions:
-    """This machine."""
+    """Runtime options."""
 
     device: Annotated[Device, option("Device to compute on.", changes_numbers=False)] = "auto"
     precision: Annotated[
@@ -40,7 +40,7 @@ class RuntimeOptions:
     deterministic: Annotated[
         Bool,
         option(
-            "Deterministic algorithms only: on one machine, the same run gives the same bits.",
+            "Use deterministic algorithms only: a repeated run gives the same bits on one machine.",
             changes_numbers=False,
         ),
     ] = False

@@ -1,4 +1,4 @@
-"""Sets up the process, or one of the processes, that a run trains in."""
+"""Sets up a training process: Fabric, threads, allocator, determinism and compilation."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from ..transfer import Transfer
 from .options import RuntimeOptions
 from .resolve import RuntimeConfig
 
-POLL_SECONDS = 0.5  # time between looks for the parent process
-SAVING_SECONDS = 60.0  # what a process has to save its state when its parent has ended
+POLL_SECONDS = 0.5  # time between checks for the parent process
+SAVING_SECONDS = 60.0  # time to save the state when the parent has ended
 # Constants of glibc's malloc.h.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 
@@ -40,10 +40,10 @@ class AutocastOnly(MixedPrecision):
 
 
 def make_fabric(options: RuntimeOptions, runtime: RuntimeConfig) -> Fabric:
-    """The launched Fabric of a run: its device, processes and autocast."""
+    """The launched Fabric of a run, with its device, processes and autocast."""
     for name in ("lightning.fabric", "lightning.pytorch"):  # Fabric logs to either
         logging.getLogger(name).setLevel(logging.WARNING)
-    # Inductor looks for CUDA's compiler, and warns where there is no GPU either.
+    # Inductor looks for CUDA's compiler and warns if it is missing, even without a GPU.
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     precision: dict[str, Any] = {"precision": "32-true"}
     if runtime.precision == "bf16":
@@ -61,7 +61,7 @@ def make_fabric(options: RuntimeOptions, runtime: RuntimeConfig) -> Fabric:
 
 @contextmanager
 def deterministic_algorithms(enabled: bool) -> Iterator[None]:
-    """Inside the block, as PyTorch's notes on reproducibility advise, if `enabled`.
+    """Uses deterministic algorithms inside the block, as PyTorch's notes on reproducibility advise.
 
     Raises:
         UserError: for an operation that has no deterministic form.
@@ -69,7 +69,7 @@ def deterministic_algorithms(enabled: bool) -> Iterator[None]:
     if not enabled:
         yield
         return
-    # cuBLAS reads it when it is first used.
+    # cuBLAS reads this variable when it is first used.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     mode, benchmark = torch.get_deterministic_debug_mode(), torch.backends.cudnn.benchmark
     torch.use_deterministic_algorithms(True)
@@ -97,7 +97,7 @@ def set_up_process(runtime: RuntimeConfig) -> RuntimeConfig:
 
 
 def compile_transfer(transfer: Transfer, runtime: RuntimeConfig) -> None:
-    """Compiles a transfer in place, by the quickest means that the device has."""
+    """Compiles a transfer in place, by the fastest method that the device supports."""
     if runtime.device == "cpu" and not any(m.needs_gradient for m in transfer.methods):
         batch_norm.use_in(transfer.student)  # it has no second derivative
     transfer.compile(**runtime.compile_options())
@@ -111,8 +111,8 @@ def local_rank() -> int:
 def end_with_parent(parent: int) -> None:
     """Ends this process when its parent, process number `parent`, has ended.
 
-    The process gets SIGTERM, which lets a run save its state. (Windows keeps the number of a dead
-    parent, so there the process goes on.)
+    The process gets SIGTERM, so that a run saves its state. (Windows keeps the number of a dead
+    parent, so the process does not end there.)
     """
 
     def watch() -> None:
@@ -129,14 +129,14 @@ def end_with_parent(parent: int) -> None:
 def keep_malloc_arena() -> None:
     """Tells glibc to keep freed memory for the next step; does nothing with other C libraries.
 
-    Returning activations to the system and taking them again costs a training step on a CPU
-    much time in page faults.
+    If activations are returned to the system and allocated again, a training step on a CPU loses
+    much time to page faults.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError, TypeError):
         return
-    # Older versions refuse more than 32 MiB. Where both are refused, a higher trim threshold
-    # alone would make things worse.
+    # Older versions refuse more than 32 MiB. If both values are refused, a higher trim threshold
+    # alone would be slower than the default.
     if mallopt(M_MMAP_THRESHOLD, 1 << 30) or mallopt(M_MMAP_THRESHOLD, 1 << 25):
         mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)

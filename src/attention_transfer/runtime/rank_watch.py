@@ -1,4 +1,4 @@
-"""The ranks of a run hear of one another's end within seconds, whatever they are waiting for."""
+"""Tells all ranks of a run within seconds that one has failed or died, even while they wait."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from torch.distributed import Store
 
 from ..errors import RankError, RunError, UserError
 
-LEAVE_SECONDS = 10.0  # what a rank has to end by itself when another has failed
-# A machine that is off or cut off sends nothing; after this time its connection counts as closed.
+LEAVE_SECONDS = 10.0  # time for a rank to end by itself when another has failed
+# A machine that is off or unreachable sends nothing; its connection is closed after this time.
 KEEPALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 4}
 ADDRESS_KEY = "watch"
 
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a rank ended early: the line that it says, and its exit status; or that it died."""
+    """Why a rank ended early: its error message and exit status, or that it died."""
 
     rank: int
     text: str
     status: int
     died: bool = False
-    spoken_here: bool = False  # whether the rank that speaks for its node has died, and this speaks
+    reported_here: bool = False  # this rank prints the failure, for the dead first rank of its node
 
     def __str__(self) -> str:
         if self.died:
@@ -41,7 +41,7 @@ class Failure:
 
     def as_error(self) -> BaseException:
         """The exception of a rank that ends because of this failure."""
-        if self.spoken_here:
+        if self.reported_here:
             return RankError(str(self))
         if self.status == 2:
             return UserError(str(self))
@@ -51,14 +51,15 @@ class Failure:
 
 
 class RankWatch:
-    """Connections of all ranks with rank 0, each listened to by a thread.
+    """Connections of all ranks with rank 0. A thread listens on each.
 
-    A rank that fails sends its `Failure`, which rank 0 passes on. A connection that ends without a
-    word is a rank that died. A rank whose main thread does not end in time is ended.
+    A rank that fails sends its `Failure`, which rank 0 forwards to the others. If a connection
+    closes without a message, that rank died. A rank whose main thread does not end in time is
+    killed.
 
     Args:
-        store: where rank 0 leaves its address.
-        names: who each rank is, by `introduce`.
+        store: where rank 0 writes its address.
+        names: host, process and local rank of each rank, from `introduce`.
         seconds: how long to wait for a connection.
     """
 
@@ -81,7 +82,7 @@ class RankWatch:
 
     @staticmethod
     def introduce(local_rank: int) -> str:
-        """Who this process is, for `names`."""
+        """Host, process and local rank of this process as JSON, for `names`."""
         host = socket.gethostname()
         return json.dumps({"process": os.getpid(), "host": host, "local_rank": local_rank})
 
@@ -91,12 +92,12 @@ class RankWatch:
         return name
 
     def tell(self, failure: Failure) -> None:
-        """Tells the other ranks why this one ends."""
-        if self.failure is None:  # otherwise they know already
+        """Sends the other ranks the reason why this one ends."""
+        if self.failure is None:  # otherwise they have ended already
             self._send(asdict(failure))
 
     def wait_for_failure(self) -> Failure | None:
-        """The failure of another rank, if there is news of one within seconds."""
+        """The failure of another rank, if one arrives within seconds; None otherwise."""
         self._failed.wait(LEAVE_SECONDS / 2)
         return self.failure
 
@@ -124,19 +125,19 @@ class RankWatch:
                 return
             if self.rank == 0:
                 self._send(asdict(failure))
-            if failure.died and self._is_first_alive(failure.rank):
-                failure = Failure(**(asdict(failure) | {"spoken_here": True}))
+            if failure.died and self._is_lowest_alive_on_node(failure.rank):
+                failure = Failure(**(asdict(failure) | {"reported_here": True}))
             self.failure = failure
         self._failed.set()
         time.sleep(LEAVE_SECONDS)
-        # The main thread waits for something that will not come, such as a collective operation.
+        # The main thread is blocked, for example in a collective operation that cannot complete.
         error = failure.as_error()
-        if failure.spoken_here or self.names[self.rank]["local_rank"] == 0:
+        if failure.reported_here or self.names[self.rank]["local_rank"] == 0:
             print(f"attention-transfer: {error}", file=sys.stderr, flush=True)
         os._exit(failure.status)
 
-    def _is_first_alive(self, dead: int) -> bool:
-        """Whether this is the first rank of its node but for `dead`."""
+    def _is_lowest_alive_on_node(self, dead: int) -> bool:
+        """Whether this is the lowest rank of its node, except for `dead`."""
         host = self.names[self.rank]["host"]
         alive = [r for r, name in enumerate(self.names) if name["host"] == host and r != dead]
         return alive[0] == self.rank
@@ -144,13 +145,13 @@ class RankWatch:
     def _send(self, message: dict[str, Any]) -> None:
         line = (json.dumps(message) + "\n").encode()
         for connection in self.peers.values():
-            with suppress(OSError):  # that rank may have gone
+            with suppress(OSError):  # that rank may have ended
                 connection.sendall(line)
 
 
 def _accept(store: Store, count: int, seconds: float) -> dict[int, socket.socket]:
     """Rank 0: the connections of the other ranks."""
-    token = secrets.token_hex(16)  # keeps out whoever else finds the port
+    token = secrets.token_hex(16)  # rejects connections of other programs
     peers: dict[int, socket.socket] = {}
     with _serve() as server:
         server.settimeout(seconds)
@@ -168,7 +169,7 @@ def _accept(store: Store, count: int, seconds: float) -> dict[int, socket.socket
 
 
 def _serve() -> socket.socket:
-    """A server on a free port, for this machine alone if all ranks are on it."""
+    """A server on a free port, only for this machine if all ranks are on it."""
     if os.environ["MASTER_ADDR"] in ("127.0.0.1", "localhost"):
         return socket.create_server(("127.0.0.1", 0))
     if socket.has_dualstack_ipv6():

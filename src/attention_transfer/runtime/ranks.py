@@ -1,8 +1,8 @@
-"""The processes of one run: as many as the launcher started, or started here.
+"""The processes of one run, started by a launcher or by this module.
 
-Each process is a rank. They meet before the data is opened, and keep a connection to rank 0, which
-tells all of them when one has failed or died. A collective operation could only say that a
-connection was closed, or wait for half an hour.
+Each process is a rank. The ranks meet before the data is opened and keep a connection to rank 0,
+which tells all of them when one has failed or died. Without it, a collective operation would only
+report a closed connection, or wait for half an hour.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from .rank_watch import Failure, RankWatch
 
 MEET_SECONDS = 300.0  # how long a process waits for the others at the start
 END_SECONDS = 30.0  # how long rank 0 waits at its end for the processes that it started
-MOST_ON_CPU = 8  # processes on the CPU of a machine with fewer cores, for a rehearsal
+MOST_ON_CPU = 8  # processes allowed on a CPU with fewer cores, to try out a distributed run
 PARENT_KEY = "ATTENTION_TRANSFER_PARENT"
 
 _watch: RankWatch | None = None  # of this process, once it has met the others
@@ -38,16 +38,16 @@ _children: list[subprocess.Popen[bytes]] = []
 
 @dataclass(frozen=True)
 class Launch:
-    """What the environment says of this process."""
+    """The ranks and sizes that the launcher gave this process in environment variables."""
 
     rank: int
     local_rank: int
     world_size: int
-    local_world_size: int | None  # not every launcher says it
+    local_world_size: int | None  # None if the launcher does not set it
 
 
 def find_launch() -> Launch | None:
-    """This process in the variables of torchrun, or in those of SLURM; None without a launcher."""
+    """The launch variables of torchrun or SLURM; None without a launcher."""
     if "RANK" not in os.environ:
         _translate_slurm()
     names = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
@@ -66,11 +66,11 @@ def global_rank() -> int:
     return launch.rank
 
 
-def settle_processes(options: RuntimeOptions) -> tuple[int, int]:
+def resolve_processes(options: RuntimeOptions) -> tuple[int, int]:
     """`devices` and `nodes` of the run: those of the launcher if there is one.
 
     Raises:
-        UserError: if the options say otherwise, or this machine has fewer devices.
+        UserError: if the options contradict the launcher, or this machine has fewer devices.
     """
     launch = find_launch()
     devices, nodes = options.devices, options.nodes
@@ -79,8 +79,8 @@ def settle_processes(options: RuntimeOptions) -> tuple[int, int]:
         missing = [n for n in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK") if n not in os.environ]
         if nodes > 1 and missing:
             raise UserError(
-                f"--nodes {nodes}: nothing says where the other nodes are "
-                f"({', '.join(missing)} not set): start it by torchrun --nnodes {nodes} on each"
+                f"--nodes {nodes}: the address of the other nodes is unknown "
+                f"({', '.join(missing)} not set): start torchrun --nnodes {nodes} on each node"
             )
         return devices, nodes
     local = launch.local_world_size
@@ -102,10 +102,10 @@ def settle_processes(options: RuntimeOptions) -> tuple[int, int]:
 
 
 def join(options: RuntimeOptions) -> None:
-    """Starts the other processes of the run if no launcher did, and waits until all are there.
+    """Starts the other processes of the run if no launcher did, and waits for all of them.
 
     Raises:
-        UserError, RunError: if one of them does not come.
+        UserError, RunError: if a process does not join in time.
     """
     global _watch
     if options.devices * options.nodes == 1 or _watch is not None:
@@ -131,12 +131,12 @@ def join(options: RuntimeOptions) -> None:
 
 
 @contextmanager
-def shared_fate() -> Iterator[None]:
+def propagate_failures() -> Iterator[None]:
     """A failure of the block ends the other ranks, and the failure of another rank ends the block.
 
     Raises:
-        RunError, UserError, KeyboardInterrupt: as the other rank did; `RankError` for one that died
-            where this rank is the one to say so.
+        RunError, UserError, KeyboardInterrupt: as the other rank did; `RankError` if another rank
+            died and this one reports it.
     """
     try:
         yield
@@ -144,14 +144,14 @@ def shared_fate() -> Iterator[None]:
         _tell(str(error), 2 if isinstance(error, UserError) else 1)
         raise
     except Exception as error:
-        # A collective operation fails when another rank has gone; the watch knows which one.
+        # A collective operation fails when another rank has ended; the watch knows which one.
         if _watch is not None and (failure := _watch.wait_for_failure()) is not None:
             raise failure.as_error() from error
         text = f"{type(error).__name__}: {first_line(error)}"
         _tell(text, 1)
         if global_rank() == 0 or _watch is None or os.environ.get("ATTENTION_TRANSFER_TRACEBACK"):
             raise
-        raise RunError(text) from error  # rank 0 says it
+        raise RunError(text) from error  # rank 0 prints it
     except KeyboardInterrupt as stop:
         if type(stop) is KeyboardInterrupt:  # a subclass: all ranks agreed to stop
             _tell("interrupted", 130)
@@ -220,7 +220,7 @@ def _translate_slurm() -> None:
 def _check_devices(device: str, count: int, started: bool) -> None:
     """Raises `UserError` if this machine does not have `count` devices.
 
-    Processes on the CPU are counted only if they are still to be `started`.
+    Processes on the CPU are checked only if this process still has to start them (`started`).
     """
     on_gpu = device == "cuda" or (device == "auto" and torch.cuda.is_available())
     if on_gpu and count > torch.cuda.device_count():
@@ -259,9 +259,9 @@ def _start_children(devices: int, nodes: int) -> dist.TCPStore | None:
 
 
 def _wait_for_children() -> None:
-    """They end when this process has told them of its end, or has trained with them to the end."""
+    """Waits for the processes that this one started; they end with it."""
     for child in _children:
-        if _watch is None:  # they have not met it, so nothing tells them
+        if _watch is None:  # without a connection they do not learn that this process ends
             child.kill()
         try:
             child.wait(END_SECONDS)
@@ -270,7 +270,7 @@ def _wait_for_children() -> None:
 
 
 def _serve(host: str, port: int) -> dist.TCPStore:
-    # `multi_tenant`, because the process group opens a store at the same place.
+    # `multi_tenant`, because the process group opens a store at the same address.
     return dist.TCPStore(host, port, is_master=True, wait_for_workers=False, multi_tenant=True)
 
 
@@ -285,12 +285,12 @@ def _open_store(launch: Launch) -> dist.TCPStore:
     except dist.DistError as error:
         raise RunError(
             f"rank {launch.rank} of {launch.world_size} waited {MEET_SECONDS:.0f} s for rank 0 at "
-            f"{host}:{port}: start rank 0, or see whether this machine can reach it"
+            f"{host}:{port}: start rank 0, or check that this machine can reach it"
         ) from error
 
 
 def _meet(store: dist.Store, launch: Launch) -> list[dict[str, Any]]:
-    """Waits for all ranks; who each of them is."""
+    """Waits for all ranks; returns host, process and local rank of each."""
     store.set(str(launch.rank), RankWatch.introduce(launch.local_rank))
     missing = list(range(launch.world_size))
     end = time.monotonic() + MEET_SECONDS
@@ -305,7 +305,7 @@ def _meet(store: dist.Store, launch: Launch) -> list[dict[str, Any]]:
             ranks = ", ".join(str(rank) for rank in missing[:8])
             raise RunError(
                 f"rank {launch.rank} of {launch.world_size} waited {MEET_SECONDS:.0f} s for rank "
-                f"{ranks}: start as many processes as --devices and --nodes say"
+                f"{ranks}: start as many processes as --devices and --nodes ask for"
             )
         missing = [rank for rank in missing if not store.check([str(rank)])]
         if missing:

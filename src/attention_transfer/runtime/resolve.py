@@ -1,4 +1,4 @@
-"""What `auto` means on this machine. A continued run keeps what it had."""
+"""Resolves `auto` in the runtime options. A continued run keeps its earlier values."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ EAGER_FLOPS = {"cpu": 4e11, "cuda": 1e13, "mps": 1e12}
 
 @dataclass(frozen=True)
 class RuntimeConfig:
-    """The settled options of the machine, as environment.json keeps them under "auto"."""
+    """The resolved runtime options, stored in environment.json under "auto"."""
 
     device: str
     precision: str
@@ -50,7 +50,7 @@ def resolve_runtime(
     compilable: bool = True,
     accumulate: int = 1,
 ) -> RuntimeConfig:
-    """Settles what is `auto`: by what the run had `earlier`, or else by what suits this machine.
+    """Resolves `auto` to the value that the run had `earlier`, or else to the best one here.
 
     Args:
         training_flops: FLOPs of the whole run, of student and teacher, forward and backward.
@@ -59,7 +59,7 @@ def resolve_runtime(
         accumulate: number of micro-batches in a step.
 
     Raises:
-        UserError: for a device, or for CUDA graphs, that this machine or this run cannot have.
+        UserError: if the device is not available, or CUDA graphs are not possible.
     """
     earlier = earlier or {}
     device: str = options.device
@@ -71,7 +71,7 @@ def resolve_runtime(
         precision = earlier.get("precision") or ("bf16" if fast_bf16(device) else "fp32")
     refusal = cuda_graphs.refusal(device, accumulate, options.devices * options.nodes)
     if options.compile == "graphs" and refusal:
-        raise UserError(f"--compile graphs: {refusal}: choose on")
+        raise UserError(f"--compile graphs: {refusal}: choose --compile on")
     compiled, graphs = options.compile != "off", options.compile == "graphs"
     if options.compile == "auto":
         graphs = earlier.get("graphs", False) and refusal is None
@@ -112,7 +112,8 @@ def _check_available(device: str) -> None:
     if torch.backends.mps.is_available():
         available.append("mps")
     if device not in available:
-        raise UserError(f"--device {device}: there is none here; available: {', '.join(available)}")
+        names = ", ".join(available)
+        raise UserError(f"--device {device}: not available on this machine; available: {names}")
 
 
 def _has_amx() -> bool:

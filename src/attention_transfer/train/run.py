@@ -59,7 +59,7 @@ def run(
         RunError: for a loss that is not finite, a full disk, and a folder removed meanwhile.
         Interrupted: (a KeyboardInterrupt) after a signal, once the state is saved.
     """
-    devices, nodes = ranks.settle_processes(recipe)
+    devices, nodes = ranks.resolve_processes(recipe)
     recipe = replace(recipe, devices=devices, nodes=nodes)
     folder = RunFolder(out)
     recipe = resume.check_folder(folder, recipe)
@@ -77,7 +77,7 @@ def run(
         if ranks.global_rank() == 0:
             stack.enter_context(folder.locked())
         ranks.join(recipe)
-        stack.enter_context(ranks.shared_fate())
+        stack.enter_context(ranks.propagate_failures())
         stack.enter_context(deterministic_algorithms(recipe.deterministic))
         return _train(recipe, folder, loggers, console, jobs, draw_maps)
 

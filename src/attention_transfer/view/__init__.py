@@ -1,1 +1,1 @@
-"""A page on loopback: drop an image, and see where each network looks and what it predicts."""
+"""A local web page that shows attention maps and predictions of networks for a dropped image."""

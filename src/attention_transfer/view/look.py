@@ -1,4 +1,4 @@
-"""What networks make of one image: their predictions, and their attention drawn over it."""
+"""The predictions of networks for one image, and their attention maps drawn over it."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from ..models.network import Network
 from ..models.start import run_once
 from ..report.pictures import heat_address, image_address, overlay
 
-# Larger images than any camera's are refused before their pixels are decoded.
+# Images larger than any camera's are refused before their pixels are decoded.
 MAX_PIXELS = 50_000_000
 PICTURE = 224  # side in pixels at which images and maps are shown
-DEFAULT_SIZE = 224  # of networks that do not say which size they take
-CLASSES = 5  # predictions that are listed
+DEFAULT_SIZE = 224  # input size of networks that do not specify one
+CLASSES = 5  # number of predictions to list
 
 
 @dataclass(frozen=True)
 class Viewed:
-    """A network that is ready to look."""
+    """A network with its preprocessing and the layers to show."""
 
     name: str
     network: Network
@@ -37,7 +37,7 @@ class Viewed:
 
 
 class Viewer:
-    """Networks, and what they see in an image.
+    """Predictions and attention maps of several networks for an image.
 
     Raises:
         UserError: if a name is neither a run nor a model, or its network has no feature maps.
@@ -48,7 +48,7 @@ class Viewer:
         for name, network in networks.items():
             network.preprocess.size = own_size(name, network)
         sizes = [n.preprocess.size[0] for n in networks.values() if n.preprocess.size]
-        # As in `maps`: the largest size that one of the networks takes.
+        # As in `maps`: the largest input size of the networks.
         self.size = max(sizes, default=DEFAULT_SIZE)
         self.kind, self.p = kind, p
         self.viewed = [self._ready(name, network) for name, network in networks.items()]
@@ -65,7 +65,7 @@ class Viewer:
         """The image as a picture, and each network's predictions and pictures of its stages.
 
         Raises:
-            UserError: for bytes that are no image, and for an image of too many pixels.
+            UserError: for bytes that are not an image, and for an image of too many pixels.
         """
         pixels = self._decode(encoded)
         x = as_input(torch.from_numpy(pixels).permute(2, 0, 1)[None])
@@ -74,21 +74,21 @@ class Viewer:
         return {"image": image_address(picture), "networks": networks}
 
     def _decode(self, encoded: bytes) -> np.ndarray:
-        """The centre of the image (H, W, 3), which stays in memory."""
+        """The centre of the image (H, W, 3). Nothing is written to disk."""
         from PIL import Image
 
         pixels = np.zeros((self.size, self.size, 3), np.uint8)
         try:
             with warnings.catch_warnings():
-                # Pillow's own bound is larger, and only a warning.
+                # Pillow's own limit is larger, and it only warns.
                 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
                 with open_image(encoded) as image:
                     width, height = image.size
             if width * height <= MAX_PIXELS:
                 decode_center(pixels, encoded)
         except Exception as error:
-            # Pillow raises nearly anything on damaged input.
-            raise UserError("this is no image that can be read: expected JPEG, PNG, …") from error
+            # Pillow raises many kinds of exceptions on damaged input.
+            raise UserError("this image cannot be read: expected JPEG, PNG, …") from error
         if width * height > MAX_PIXELS:
             most = MAX_PIXELS // 1_000_000
             raise UserError(
@@ -113,12 +113,12 @@ class Viewer:
 
 def _note(network: Network) -> str:
     if not network.is_trained:
-        return "no trained weights: its maps are those of random ones"
+        return "no trained weights: its maps are those of random weights"
     return f"{len(network.classes)} classes"
 
 
 def _predictions(network: Network, logits: Tensor) -> list[dict[str, Any]]:
-    """The likeliest classes; none of a network without trained weights."""
+    """The most likely classes; empty for a network without trained weights."""
     if not network.is_trained:
         return []
     values, labels = logits.softmax(0).topk(min(CLASSES, len(logits)))

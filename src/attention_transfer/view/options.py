@@ -12,7 +12,7 @@ from ..options import Int, option
 
 @dataclass(frozen=True)
 class ViewOptions:
-    """What to show, and where."""
+    """The networks to show, and the address of the page."""
 
     networks: Annotated[
         tuple[str, ...],

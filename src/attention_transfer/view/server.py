@@ -1,9 +1,9 @@
-"""The page of `view`: served to this machine's own browser, and to nobody else.
+"""The server of `view`, for browsers on this machine only.
 
-Three things keep other pages out. A request names the host that it believes to talk to, which
-defeats a name that was pointed at this machine (DNS rebinding). A browser says which page sends a
-request, and only this one may. Images come as application/octet-stream, which a form of another
-page cannot send without asking first. Images stay in memory: no file is written.
+Three checks reject requests of other web pages. The Host header must be the address of this page,
+which prevents DNS rebinding. The Origin header must be this page. Images must have the type
+application/octet-stream, which the form of another page can only send after a CORS preflight.
+Images stay in memory: no file is written.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ FILES = {
     "/page.js": ("page.js", "text/javascript"),
 }
 HEADERS = {
-    # Nothing is loaded from elsewhere, and no other page may frame this one.
+    # Nothing is loaded from other hosts, and no other page may frame this one.
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
         "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -45,7 +45,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 def open_socket(host: str, port: int) -> socket.socket:
-    """A socket on an address of this machine that no other machine reaches.
+    """A socket on a loopback address.
 
     Raises:
         UserError: for any other address, and for a port that is in use.
@@ -59,8 +59,8 @@ def open_socket(host: str, port: int) -> socket.socket:
         is_loopback = False
     if not is_loopback:
         raise UserError(
-            f"--host is {host!r}: expected 127.0.0.1, ::1 or localhost; the page is for this "
-            "machine alone, so forward the same port by ssh -L from another"
+            f"--host is {host!r}: expected 127.0.0.1, ::1 or localhost; to open the page from "
+            "another machine, forward the port with ssh -L"
         )
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     try:
@@ -70,19 +70,19 @@ def open_socket(host: str, port: int) -> socket.socket:
 
 
 def hosts(listening: socket.socket) -> set[str]:
-    """The values of the header Host that name this page."""
+    """The values of the Host header that name this page."""
     address, port = listening.getsockname()[:2]
     names = {address, "localhost"}
     if ":" in address:
         names = {f"[{address}]", "localhost"}
     own = {f"{name}:{port}" for name in names}
-    if port == 80:  # a browser leaves it out
+    if port == 80:  # browsers omit the default port
         own |= names
     return own
 
 
 def make_app(viewer: Viewer, own_hosts: set[str]) -> web.Application:
-    """The pages and the handler of images."""
+    """The web application: its static files and the handler of images."""
     app = web.Application(client_max_size=MAX_BYTES, middlewares=[_guard(own_hosts)])
     for path, (file, content_type) in FILES.items():
         app.router.add_get(path, _static(file, content_type))
@@ -105,14 +105,14 @@ def _guard(own_hosts: set[str]) -> Any:
 
 
 def _check_origin(request: web.Request, own_hosts: set[str]) -> None:
-    """Raises `HTTPForbidden` for a request that comes from another page, or by another name."""
+    """Raises `HTTPForbidden` for a request from another page, or to another host name."""
     host = request.headers.get("Host", "")
     if host not in own_hosts:
         raise web.HTTPForbidden(text="this page is served under its own address only")
     origin = request.headers.get("Origin", f"http://{host}")
     site = request.headers.get("Sec-Fetch-Site", "same-origin")
     if origin != f"http://{host}" or site not in ("same-origin", "none"):
-        raise web.HTTPForbidden(text="requests of other pages are refused")
+        raise web.HTTPForbidden(text="requests from other pages are refused")
 
 
 def _static(file: str, content_type: str) -> Handler:
@@ -153,7 +153,7 @@ async def _read(request: web.Request) -> bytes:
         return await request.read()
     except web.HTTPRequestEntityTooLarge as error:
         text = f"the file is too large: expected at most {MAX_BYTES // 1_000_000} MB"
-        # Its size is not known: reading stopped at the limit.
+        # The size is not known, because reading stopped at the limit.
         raise web.HTTPRequestEntityTooLarge(MAX_BYTES, MAX_BYTES + 1, text=text) from error
 
 
