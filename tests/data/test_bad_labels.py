@@ -68,13 +68,13 @@ def refusal(spec, **options):
 
 def test_a_label_of_a_billion_in_a_table(table):
     said = refusal(table(label=[0, 1, BILLION, 1]))
-    assert "train-0.parquet, row 2: the label 1000000000 is too large for the number" in said
-    assert "4 images: correct it, name another label, or give the classes names" in said
+    assert "train-0.parquet, row 2: the label 1000000000 is too large for a class number" in said
+    assert "4 images: correct it, name another label column, or give the classes names" in said
 
 
 def test_a_label_of_a_billion_in_a_shard(shard):
     said = refusal(shard("0", "1", str(BILLION), "1"))
-    assert "train-0.tar, sample 2: the label 1000000000 is too large for the number" in said
+    assert "train-0.tar, sample 2: the label 1000000000 is too large for a class number" in said
 
 
 def test_few_images_of_many_classes_are_no_mistake(table, shard):
@@ -117,8 +117,8 @@ def test_an_id_is_not_taken_for_a_label(table):
 def test_another_value_in_each_row_is_no_label(table, values):
     spec = table(number=values)
     said = refusal(spec)
-    assert "row 0: the column 'number' has another value in each row, as an id has" in said
-    assert "if it holds them, add #label=number" in said
+    assert "row 0: the column 'number' has a different value in each row, like an id" in said
+    assert "if it has labels, add #label=number" in said
     # One image of each class: now the user has said so.
     assert "needs a class with at least 2 training images" in refusal(f"{spec}#label=number")
     assert "needs a class with at least 2 training images" in refusal(table(label=values))
@@ -234,7 +234,7 @@ def test_a_pipe_is_no_shard(tmp_path):
     os.mkfifo(tmp_path / "train.tar")
     said = refusal(f"wds:{tmp_path}/train*.tar")
     assert "train.tar of " in said and "train*.tar is not a file: expected a tar file" in said
-    assert "names no shard that exists" in refusal(f"wds:{tmp_path}")
+    assert "matches no shard" in refusal(f"wds:{tmp_path}")
 
 
 def test_loops_of_links_within_a_folder(make_folder):

@@ -43,7 +43,7 @@ def hub(monkeypatch, picture):
 
 @pytest.mark.parametrize("place", ["/data/pets", "../pets", "me/pets/more", "./pets", "~/pets"])
 def test_a_path_is_no_name_of_the_hub(hub, place):
-    with pytest.raises(UserError, match="names no data set of the hub: expected OWNER/NAME; for"):
+    with pytest.raises(UserError, match="is not the name of a data set: expected OWNER/NAME; for"):
         open_data(f"hub:{place}")
     assert not hub.asked
 

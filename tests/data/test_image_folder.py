@@ -155,7 +155,7 @@ def test_a_class_of_one_image_is_trained_on(make_folder):
     assert torch.bincount(data.train.labels).tolist() == [9, 1] and data.val.labels.tolist() == [0]
     assert (
         data.notes[1]
-        == "warning: 1 class has a single image, which is trained on: nothing validates it"
+        == "warning: 1 class has a single image, which is used for training, not for validation"
     )
 
 
@@ -180,7 +180,7 @@ def empty(*parts):
     ("change", "message"),
     [
         (remove("train"), "has no folder train/: expected train/ and val/"),
-        (empty("train"), "train is empty: expected a folder of images a class"),
+        (empty("train"), "train is empty: expected a folder of images for each class"),
         (empty("val"), "val is empty"),
         (remove("val", "cat"), "val lacks the class folder 'cat' of train/"),
         (remove("train", "cat"), "val has a class folder 'cat' that train/ lacks"),

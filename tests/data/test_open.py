@@ -54,10 +54,10 @@ def test_statistics_are_those_of_the_training_images():
         ("cifar", {}, r"did you mean cifar10 or cifar100\?"),
         ("", {}, "unknown data ''"),
         ("digits:here", {}, "digits is built in and takes no folder"),
-        ("folder", {}, "names no place: expected folder:PATH"),
-        ("parquet:", {}, "names no place: expected parquet:PATH"),
-        ("wds:", {}, "names no place: expected wds:PATTERN"),
-        ("hub", {}, "names no place: expected hub:OWNER/NAME"),
+        ("folder", {}, "lacks a path or name: expected folder:PATH"),
+        ("parquet:", {}, "lacks a path or name: expected parquet:PATH"),
+        ("wds:", {}, "lacks a path or name: expected wds:PATTERN"),
+        ("hub", {}, "lacks a path or name: expected hub:OWNER/NAME"),
         (
             "digits",
             {"stream": "of"},
@@ -129,7 +129,7 @@ def test_what_does_not_fit_is_streamed(make_folder, monkeypatch):
 
 
 def test_what_is_in_memory_anyway_cannot_be_streamed():
-    with pytest.raises(UserError, match="digits is in memory as it is read and cannot be streamed"):
+    with pytest.raises(UserError, match="digits is read into memory as a whole and"):
         open_data("digits", stream="on")
 
 

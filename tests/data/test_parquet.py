@@ -262,7 +262,7 @@ def test_val_must_agree_with_train(write):
     ):
         open_data(f"parquet:{root}")
     write("val-0.parquet", label=["x"] * 4, names=None)
-    with pytest.raises(UserError, match="no such column 'label' as train"):
+    with pytest.raises(UserError, match="no column 'label' of the same kind as train"):
         open_data(f"parquet:{root}")
 
 

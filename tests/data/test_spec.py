@@ -82,6 +82,6 @@ def test_files_where_folders_should_be(make_folder):
             file.rename(root / "train" / f"{folder.name}{file.name}")
         folder.rmdir()
     with pytest.raises(
-        UserError, match="train has files but no folders: expected a folder of images a class"
+        UserError, match="train has files but no folders: expected a folder of images for each"
     ):
         open_data(f"folder:{root}")

@@ -162,7 +162,7 @@ def test_a_damaged_shard_is_named_or_read_as_far_as_it_goes(shard, keep):
         (":/", "expected all shards of wds::/;"),
         (
             "/no/such/*.tar",
-            r"names no shard that exists: expected a folder with train-\*\.tar, or a pattern",
+            r"matches no shard: expected a folder with train-\*\.tar, or a pattern",
         ),
         ("s3://bucket/a.tar", r"expected files or http\(s\):// shards; fetch them first"),
         ("pipe:cat a.tar", "fetch them first"),
@@ -180,7 +180,7 @@ def test_wrong_places_are_named(place, message, tmp_path, monkeypatch):
 
 
 def test_an_empty_folder(tmp_path):
-    with pytest.raises(UserError, match="names no shard that exists"):
+    with pytest.raises(UserError, match="matches no shard"):
         open_data(f"wds:{tmp_path}")
 
 

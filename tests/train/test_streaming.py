@@ -163,7 +163,8 @@ def test_wrong_words_are_named(options, message):
 
 def test_built_in_images_are_not_streamed(tmp_path):
     with pytest.raises(
-        UserError, match=r"digits is in memory .*leave --stream \(and --augment imagenet\) out"
+        UserError,
+        match=r"digits is read into memory .*leave --stream \(and --augment imagenet\) out",
     ):
         carry_out(small(augment="imagenet"), tmp_path / "run")
 

@@ -1,1 +1,1 @@
-"""Images by name: `open_data` decodes or streams them; `Augment` or `Stream` make batches."""
+"""Image data sets: `open_data` decodes or streams them; `Augment` or `Stream` makes batches."""

@@ -16,7 +16,7 @@ class Augment(EpochPlanner):
     `crop_padding` must be below the height and width of the images.
     """
 
-    # Each process makes whole batches, which costs next to nothing, and trains on its share.
+    # Each process makes whole batches, which is cheap, and trains on its share.
     is_sharded = False
     images: ImageSet
 
@@ -39,7 +39,7 @@ class Augment(EpochPlanner):
         self._columns = torch.stack([columns, columns.flip(1)]).to(device)
 
     def describe(self, batch_size: int) -> str:
-        """Where the images are, for the log."""
+        """A phrase for the log about where the images are."""
         return "images in memory"
 
     def batch(self, plan: EpochPlan, step: int) -> TrainingBatch:

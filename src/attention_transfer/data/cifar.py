@@ -25,7 +25,7 @@ FIRST_FILE = {"cifar10": "data_batch_1", "cifar100": "train"}
 BASE_FOLDER = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}
 LABEL_COLUMN = {"cifar10": None, "cifar100": "fine_label"}
 CLASSES = {"cifar10": 10, "cifar100": 100}
-# From the paper's training code; it has none for CIFAR-100, whose are measured when it is opened.
+# From the paper's training code. It has none for CIFAR-100: they are computed when it is opened.
 STATISTICS = {
     "cifar10": (
         (125.3 / 255, 123.0 / 255, 113.9 / 255),
@@ -65,13 +65,13 @@ def cache_folder(kind: str) -> Path:
 
 
 def download(kind: str) -> tuple[Path, str]:
-    """Downloads into the cache folder unless it is there; that folder and the folder below it."""
+    """Downloads into the cache folder if needed; returns it and the name of its data folder."""
     root = cache_folder(kind)
     try:
         root.mkdir(parents=True, exist_ok=True)
         if not (root / BASE_FOLDER[kind]).is_dir():
             print(f"downloading {kind} into {root}", file=sys.stderr)
-        # torchvision draws a progress bar on standard error, and checks a download that is there.
+        # torchvision draws a progress bar on standard error, and verifies an existing download.
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             _torchvision_class(kind, BASE_FOLDER[kind])(root=str(root), train=True, download=True)
     except (OSError, RuntimeError) as error:
@@ -83,10 +83,10 @@ def download(kind: str) -> tuple[Path, str]:
 
 
 def _torchvision_class(kind: str, base_folder: str) -> Any:
-    """torchvision's data set, with a folder of any name."""
+    """torchvision's data set class, reading from `base_folder`."""
     from torchvision import datasets
 
-    # torchvision knows the folder as an attribute of the class only.
+    # torchvision takes the folder only as an attribute of the class.
 
     original = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[kind]
     return type(original.__name__, (original,), {"base_folder": base_folder})

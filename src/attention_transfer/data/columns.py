@@ -20,7 +20,7 @@ NO_LABEL = re.compile(
     r"|__index_level_0__",
     re.IGNORECASE,
 )
-FEWEST_IDS = 20  # fewer labels may all differ by chance
+FEWEST_IDS = 20  # with fewer rows, labels may all differ by chance
 IMAGE_NAMES = ("image", "img")
 LABEL_NAMES = ("label", "labels", "fine_label", "class", "target", "category")
 EXPECTED = {"image": "images as {bytes, path} or bytes", "label": "whole numbers or words"}
@@ -34,17 +34,18 @@ class Columns:
     label: str
     label_kind: str  # "number" or "word"
     classes: tuple[str, ...]  # names, () if there are none
-    is_guess: bool = False  # whether only the type of the column says that it holds labels
+    is_guess: bool = False  # whether the label column was chosen by its type only
 
 
 def find_columns(
     schema: Any, where: str, spec: str, image: str | None = None, label: str | None = None
 ) -> Columns:
-    """The named columns, or else those that Hugging Face's metadata, types and names point to.
+    """The columns that the user named, or else those that metadata, types and names suggest.
 
     Args:
         schema: a `pyarrow.Schema`.
-        where, spec: the table, and the data spec to add #image=COLUMN to, for the errors.
+        where, spec: the table, and the data spec to which the user can add #image=COLUMN, for
+            error messages.
 
     Raises:
         UserError: if there is no such column, or more than one.
@@ -100,11 +101,12 @@ def _declared_classes(feature: dict[str, Any]) -> tuple[str, ...]:
 
 
 def check_guess(reader: Reader, labels: Labels, columns: Columns) -> None:
-    """Raises `UserError` if a column that may be labels has another value in each row."""
+    """Raises `UserError` if a guessed label column has another value in each row, as ids have."""
     if columns.is_guess and FEWEST_IDS <= len(labels) == len(set(labels)):
         raise UserError(
-            f"{reader.location(0)}: the column {columns.label!r} has another value in each row, as "
-            f"an id has: expected labels; if it holds them, add #label={columns.label} to the data"
+            f"{reader.location(0)}: the column {columns.label!r} has a different value in each "
+            f"row, like an id: expected labels; if it has labels, add #label={columns.label} to "
+            "--data"
         )
 
 
@@ -130,7 +132,7 @@ def _hugging_face_features(metadata: dict[bytes, bytes] | None) -> dict[str, dic
 
 
 def _kind(arrow_type: Any) -> str:
-    """What a column can be: "image", "number" or "word"; "" for anything else."""
+    """The kind of content of a column: "image", "number", "word", or "" for anything else."""
     from pyarrow import types
 
     if types.is_dictionary(arrow_type):
@@ -147,12 +149,12 @@ def _kind(arrow_type: Any) -> str:
 
 
 def check_columns(schema: Any, columns: Columns, file: Path) -> None:
-    """Raises `UserError` unless a file has the columns of the first one, and labels of its kind."""
+    """Raises `UserError` unless a file has the same columns and kind of labels as the first one."""
     kinds = {field.name: _kind(field.type) for field in schema}
     for name in (columns.label, columns.image):
         same = name == columns.image or kinds.get(name) == columns.label_kind
         if name not in kinds or not same:
             raise UserError(
-                f"{file} has no such column {name!r} as train (its columns: {', '.join(kinds)}): "
-                "expected the same; check it"
+                f"{file} has no column {name!r} of the same kind as train (its columns: "
+                f"{', '.join(kinds)}): expected the same columns; check the file"
             )

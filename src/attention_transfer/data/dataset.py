@@ -23,7 +23,7 @@ class Dataset:
     spec: str
     train: Images
     val: Images
-    # By channel of the training images (if streamed, of 1,024 of them), in [0, 1] units.
+    # Per channel, over the training images (1,024 of them if streamed), in [0, 1] units.
     mean: Triple
     std: Triple
     record: DataRecord  # what identifies the source
@@ -34,16 +34,16 @@ class Dataset:
 
     @property
     def streamed(self) -> bool:
-        """Whether images are decoded anew each time."""
+        """Whether images are decoded again each time."""
         return isinstance(self.train, StreamSet)
 
     def unreadable_count(self) -> int:
-        """Number of images left out so far; of streamed images, those that were decoded."""
+        """Number of images left out so far. Streamed images count once they have been decoded."""
         return self.skipped + len(self.train.bad) + len(self.val.bad)
 
     @property
     def fingerprint(self) -> str:
-        """Of all training images of the source, whatever part of them is selected."""
+        """The fingerprint of all training images of the source, selected or not."""
         return self.record.fingerprint
 
     @property

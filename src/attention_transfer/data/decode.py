@@ -39,10 +39,10 @@ def decode_into(
     """Decodes into `out` (N, size, size, 3).
 
     Each image is resized to `short_side` pixels on its shorter side (default: `size`), then
-    center-cropped. Returns upright widths and heights (N, 2), 0 0 for a bad image.
+    center-cropped. Returns the widths and heights (N, 2) of the upright images, 0 0 if unreadable.
 
     Args:
-        read, name: from the index of an image to its bytes or file, and to its location.
+        read, name: functions from the index of an image to its bytes or file, and to its location.
         on_bad_image: "skip", or "error" to raise `UserError` for the first bad image.
     """
     sizes = np.zeros((len(out), 2), dtype=np.int64)
@@ -54,7 +54,7 @@ def decode_into(
             except MemoryError:
                 raise
             except Exception as error:
-                # Pillow raises nearly anything on damaged input: OSError, SyntaxError, zlib.error.
+                # Pillow raises many kinds of exceptions on damaged input: OSError, SyntaxError, …
                 if on_bad_image != "skip":
                     raise UserError(unreadable_message(name(i), error)) from error
 
@@ -64,7 +64,7 @@ def decode_into(
         for _ in pool.map(work, range(0, len(out), _CHUNK)):
             pass
     finally:
-        # After an error, the images that wait are not decoded.
+        # After an error, the remaining images are not decoded.
         pool.shutdown(cancel_futures=True)
     return sizes
 
@@ -74,7 +74,7 @@ def unreadable_message(location: str, error: Exception) -> str:
     from PIL import UnidentifiedImageError
 
     reason = first_line(error)
-    if isinstance(error, UnidentifiedImageError):  # its text is the address of a BytesIO object
+    if isinstance(error, UnidentifiedImageError):  # its text only has the address of a BytesIO
         reason = "its first bytes are of no known image format"
     return (
         f"cannot read the image {location} ({reason}): expected a whole image; "
@@ -87,7 +87,7 @@ def decode_center(
 ) -> tuple[int, int]:
     """Decodes, resizes and center-crops one image into `out` (size, size, 3).
 
-    Returns its upright width and height.
+    Returns the width and height of the upright image.
     """
     from PIL import Image
 
@@ -102,7 +102,7 @@ def decode_center(
 
 
 def open_image(encoded: Encoded) -> Image.Image:
-    """The image, of which only the header is read yet."""
+    """Opens an image; only its header is read."""
     from PIL import Image
 
     if encoded is None:
@@ -113,28 +113,29 @@ def open_image(encoded: Encoded) -> Image.Image:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any mode as 8-bit RGB; 16-bit grey is scaled, transparency is dropped."""
+    """Converts any mode to 8-bit RGB; 16-bit grey is scaled, transparency is dropped."""
     from PIL import Image
 
     if image.mode == "RGB":
         return image
     if image.mode.startswith("I"):
-        # Pillow's own conversion clips 16-bit grey at 255 instead of dividing by 65535 / 255 = 257.
+        # Pillow's own conversion clips 16-bit grey at 255; it should divide by 65535 / 255 = 257.
         wide = np.asarray(image).astype(np.int64).clip(0, 65535)
         return Image.fromarray(((wide + 128) // 257).astype(np.uint8)).convert("RGB")
     if image.mode == "P" and "transparency" in image.info:
-        # Straight to RGB, Pillow warns about transparency given as bytes.
+        # In a direct conversion to RGB, Pillow warns about transparency given as bytes.
         return image.convert("RGBA").convert("RGB")
     return image.convert("RGB")
 
 
 def exif_transposed(image: Image.Image) -> Image.Image:
-    """The image with its pixels loaded and upright, as its EXIF orientation says."""
+    """The image with its pixels loaded and rotated upright by its EXIF orientation."""
     from PIL import ImageOps
 
     image.load()
     if orientation(image) != UPRIGHT:
-        # In place, it turns the pixels before it rewrites the EXIF block, which may be damaged.
+        # In place, Pillow rotates the pixels first and then rewrites the EXIF block, which may be
+        # damaged.
         with contextlib.suppress(
             OSError, ValueError, SyntaxError, TypeError, KeyError, struct.error
         ):
@@ -161,7 +162,7 @@ def fit(
     The shorter side becomes `short_side` pixels long (default: `size`).
     """
     short, side = min(width, height), short_side or size
-    # Not below `side`: the division rounds down, and a very thin image would lose its width.
+    # At least `side`: the division rounds down, and a very thin image would get width 0.
     new_width, new_height = max(side, width * side // short), max(side, height * side // short)
     return new_width, new_height, (new_width - size) // 2, (new_height - size) // 2
 
@@ -171,7 +172,7 @@ def fit_boxes(
 ) -> NDArray[np.int64]:
     """Boxes (N, 4) after `fit`, of images with upright width and height `sizes` (N, 2).
 
-    0 0 0 0 stands for a box that is not known or lies outside the crop.
+    0 0 0 0 means that a box is not known or is outside the crop.
     """
     fitted = np.zeros_like(boxes)
     for i, (box, (width, height)) in enumerate(zip(boxes.tolist(), sizes.tolist(), strict=True)):
@@ -179,7 +180,7 @@ def fit_boxes(
         if x1 <= x0 or y1 <= y0 or not width:
             continue
         new_width, new_height, left, top = fit(width, height, size, short_side)
-        # Outwards to whole pixels, in integers so that nothing is lost to rounding.
+        # Rounds outwards to whole pixels, in integers so that the result is exact.
         new = (
             max(x0 * new_width // width - left, 0),
             max(y0 * new_height // height - top, 0),
@@ -192,10 +193,10 @@ def fit_boxes(
 
 
 def default_size(encoded: Iterable[Encoded]) -> int:
-    """The size of square images of one size; 64 or 224 by the median short side of others."""
+    """The size of the images if they are square and of one size, else 64 or 224 by median side."""
     sizes = []
     for data in encoded:
-        # A damaged image is named when it is decoded. Pillow raises nearly anything for one.
+        # Errors for damaged images are raised later, when they are decoded.
         with contextlib.suppress(Exception), open_image(data) as image:
             sizes.append(image.size)
     if len(set(sizes)) == 1 and sizes[0][0] == sizes[0][1]:
@@ -217,20 +218,20 @@ def check_memory(spec: str, count: int, size: int) -> None:
 
 
 def memory_budget() -> int | None:
-    """Bytes that decoded images may take, None if the system does not tell."""
+    """Bytes that decoded images may take; None if unknown."""
     free = available_memory()
     return None if free is None else int(MEMORY_SHARE * free)
 
 
 def available_memory() -> int | None:
-    """Bytes of memory that this process may still take, None if the system does not tell."""
+    """Bytes of memory that this process may still take; None if unknown."""
     limits = []
     with contextlib.suppress(OSError, ValueError):
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):
                 limits.append(int(line.split()[1]) * 1024)
     with contextlib.suppress(OSError, ValueError):
-        # /proc/meminfo is about the whole machine; a container has the limit of its control group.
+        # /proc/meminfo describes the whole machine; a container is limited by its control group.
         group = Path("/sys/fs/cgroup")
         used = int((group / "memory.current").read_text())
         limits.append(int((group / "memory.max").read_text()) - used)

@@ -13,13 +13,13 @@ from .source import Source
 # Sides in pixels.
 SCENE = 32
 DIGIT = 14
-FRAGMENTS = 8  # of other digits, so that a network must look for the whole one
+FRAGMENTS = 8  # number of distractors: parts of other digits
 FRAGMENT = 7
 NOISE = 0.1  # standard deviation, in [0, 1] units
 TRAIN_SCENES = 12_000
 VAL_SCENES = 2_000
 VAL_SOURCES = 0.2  # share of the source digits
-# The scenes belong to the data set, not to a run: every run has the same ones, whatever its seed.
+# The scenes are the same for every run and seed.
 SCENES_SEED = 2017
 
 
@@ -104,7 +104,7 @@ def _window(corner: NDArray[np.int64], side: int) -> tuple[NDArray[np.int64], ND
 def _paste(
     scenes: NDArray[np.float32], patches: NDArray[np.float32], corner: NDArray[np.int64]
 ) -> None:
-    """Takes the brighter of scene and patch, so that no later patch hides the digit."""
+    """Pastes by the maximum of scene and patch, so that no later patch hides the digit."""
     index = (np.arange(len(scenes))[:, None, None], *_window(corner, patches.shape[-1]))
     scenes[index] = np.maximum(scenes[index], patches)
 

@@ -1,4 +1,4 @@
-"""Fingerprints of data: a run that continues, and a store, notice that the images are others."""
+"""Fingerprints of data, by which a continued run and a store detect that the images changed."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from .images import ImageSet
 from .reader import Reader
 from .source import Images, Source
 
-# Of images in files, these are read: images without compression are all of one size.
+# The beginnings of some files are read, because uncompressed images all have the same file size.
 SAMPLED_IMAGES = 64
-SAMPLE_BYTES = 1 << 16  # of each
+SAMPLE_BYTES = 1 << 16  # per image
 
 
 @dataclass(frozen=True)
@@ -40,16 +40,16 @@ def data_record(source: Source, size: int) -> DataRecord:
 
 
 def fingerprint(images: Images, size: int) -> str:
-    """16 hexadecimal digits of the images and labels of a source, used at `size` x `size`.
+    """16 hexadecimal digits that identify the images and labels of a source at `size` x `size`.
 
-    Of images in memory these are the pixels. Images in files are not read, but for the beginnings
-    of 64 of them: the names and sizes of the files stand for the others.
+    For images in memory, the pixels are hashed. For images in files, the names and sizes of all
+    files are hashed, and the beginnings of 64 files.
     """
     digest = sha256()
     header = [len(images), images.classes, size]
     beginning = (json.dumps(header).encode(), images.labels.numpy().tobytes())
     for part in chain(beginning, _parts(images)):
-        # With its length, so that no two lists of parts look alike.
+        # The length of each part is hashed as well: different lists of parts give different hashes.
         digest.update(len(part).to_bytes(8))
         digest.update(part)
     return digest.hexdigest()[:16]
@@ -66,12 +66,12 @@ def _parts(images: Images) -> Iterator[bytes | memoryview]:
 
 
 def _beginning(reader: Reader, i: int) -> bytes:
-    """The first bytes of an encoded image; none of an image that cannot be read."""
+    """The first bytes of an encoded image; empty if it cannot be read."""
     try:
         encoded = reader.encoded(i)
         if isinstance(encoded, Path):
             with open(encoded, "rb") as file:
                 return file.read(SAMPLE_BYTES)
-    except (OSError, ValueError):  # a path that no system opens
+    except (OSError, ValueError):  # ValueError: an invalid path
         return b""
     return (encoded or b"")[:SAMPLE_BYTES]

@@ -59,7 +59,7 @@ def _has_class_folders(path: Path) -> bool:
 
 
 def find_images(folder: Path, pattern: str = "**/*") -> list[Path]:
-    """Sorted image files below `folder`, judged by their names; no hidden ones."""
+    """Sorted image files below `folder`, by their extensions, without hidden files."""
     return [file for file in visible_files(folder, pattern) if file.suffix.lower() in EXTENSIONS]
 
 
@@ -68,15 +68,16 @@ def class_folders(path: Path, split: str) -> list[str]:
     folder = path / split
     if not folder.is_dir():
         raise UserError(
-            f"{path} has no folder {split}/: expected train/ and val/ with a folder a class; "
-            "add it, or check the path"
+            f"{path} has no folder {split}/: expected train/ and val/ with a folder for each class;"
+            " add it, or check the path"
         )
     entries = list(folder.iterdir())
     names = sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
     if not names:
         state = "has files but no folders" if entries else "is empty"
         raise UserError(
-            f"{folder} {state}: expected a folder of images a class; add them, or check the path"
+            f"{folder} {state}: expected a folder of images for each class; add them, or check the "
+            "path"
         )
     return names
 
@@ -115,7 +116,7 @@ def _check_same_classes(path: Path, train: list[str], split: str) -> None:
 
 
 def _read_class_names(path: Path) -> dict[str, str]:
-    """Readable names by class folder; a header row does no harm, as no folder has its name."""
+    """Readable names by class folder. A header row is harmless: no folder has its name."""
     names: dict[str, str] = {}
     if not path.is_file():
         return names
@@ -137,7 +138,7 @@ def _not_csv(path: Path, error: Exception) -> UserError:
 
 
 def read_boxes(path: Path) -> Boxes | None:
-    """Half-open boxes by file name relative to the folder of the data, None without such a file."""
+    """Half-open boxes by file name relative to the data folder; None if the file does not exist."""
     if not path.is_file():
         return None
     try:
@@ -173,5 +174,5 @@ def _parse_boxes(path: Path, reader: csv.DictReader[str]) -> Boxes:
 def _pixel(text: str) -> int:
     value = int(text)
     if abs(value) >= 1 << 31:
-        raise ValueError(f"{value} is no pixel of an image")
+        raise ValueError(f"{value} is not a pixel position")
     return value

@@ -26,7 +26,7 @@ class ImageSet:
     # int64 (N,) on the CPU, the number of each image in its source; 0 to N - 1 by default.
     rows: Tensor = None  # type: ignore[assignment]
     source_size: int = 0  # number of images in the source; N by default
-    # Bad images are left out during decoding; a `StreamSet` finds its bad images later.
+    # Always empty: unreadable images were left out when decoding. See `StreamSet.bad`.
     bad: ClassVar[frozenset[int]] = frozenset()
 
     def __post_init__(self) -> None:
@@ -71,7 +71,7 @@ class ImageSet:
         rows = self.rows.index_select(0, indices.cpu())
         return replace(self, images=images, labels=labels, boxes=boxes, files=files, rows=rows)
 
-    select = subset  # the name of what a `StreamSet` does without decoding
+    select = subset  # a `StreamSet` has both: its `select` does not decode
 
     def to(self, device: torch.device | str) -> ImageSet:
         """The same set with its tensors on `device`."""
@@ -110,9 +110,9 @@ def _wrong_tensor(name: str, expected: str, tensor: Tensor) -> UserError:
 
 
 def balanced_subset(labels: Tensor, n: int, seed: int) -> Tensor:
-    """Sorted indices (min(n, N),) int64 of a random subset of `labels` (N,), even over the classes.
+    """Sorted indices (min(n, N),) int64 of a random subset of `labels` (N,), balanced over classes.
 
-    If a class has too few images, the others fill in. Raises `UserError` for n < 1.
+    If a class has too few images, other classes get more. Raises `UserError` for n < 1.
     """
     if n < 1:
         raise UserError(f"a subset needs at least 1 image, got {n}: ask for 1 or more")
@@ -121,12 +121,12 @@ def balanced_subset(labels: Tensor, n: int, seed: int) -> Tensor:
         return torch.arange(len(labels))
     generator = make_generator(seed)
     shuffled = torch.randperm(len(labels), generator=generator)
-    # Deal one image of each class a round: that is even, and larger classes go on alone.
+    # Each round takes one image of each class that has any left.
     by_class = shuffled[torch.argsort(labels[shuffled], stable=True)]
     present, counts = torch.unique(labels, return_counts=True)
     starts = torch.cumsum(counts, 0) - counts
     deal_round = torch.arange(len(labels)) - torch.repeat_interleave(starts, counts)
-    # In the last round only some classes get an image: draw which.
+    # In the last round only some classes get an image: draw them at random.
     turn = torch.repeat_interleave(torch.randperm(len(present), generator=generator), counts)
     dealt = torch.argsort(deal_round * len(present) + turn, stable=True)
     return by_class[dealt[:n]].sort().values
@@ -139,7 +139,7 @@ def stratified_split(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor
     in_cut = torch.zeros(len(labels), dtype=torch.bool)
     for label in torch.unique(labels).tolist():
         members = shuffled[labels[shuffled] == label]
-        # A class of two or more images is on both sides: one to learn it, one to measure it.
+        # A class of two or more images has at least one on each side.
         wanted = min(max(round(len(members) * fraction), 1), len(members) - 1)
         in_cut[members[:wanted]] = True
     return (~in_cut).nonzero().flatten(), in_cut.nonzero().flatten()
@@ -150,7 +150,7 @@ def channel_statistics(images: Tensor) -> tuple[Triple, Triple]:
     total = torch.zeros(3, dtype=torch.float64)
     squares = torch.zeros(3, dtype=torch.float64)
     pixels = images.reshape(-1, 3)
-    # 2^16 pixels a piece: their sum of squares (< 2^32) is exact in int64, and they fit the cache.
+    # Chunks of 2^16 pixels fit into the cache; the sums are exact in int64.
     for piece in torch.split(pixels, 1 << 16):
         wide = piece.to(torch.int32)
         total += wide.sum(0)
@@ -162,7 +162,7 @@ def channel_statistics(images: Tensor) -> tuple[Triple, Triple]:
 
 
 def as_rgb_triple(values: Sequence[float]) -> Triple:
-    """A sequence of three numbers as floats."""
+    """Three numbers as floats."""
     red, green, blue = values
     return float(red), float(green), float(blue)
 
@@ -170,10 +170,10 @@ def as_rgb_triple(values: Sequence[float]) -> Triple:
 def make_generator(*key: int) -> torch.Generator:
     """A CPU generator seeded by all of `key`; equal keys give equal draws on every platform.
 
-    `numpy.random.SeedSequence` would do the same with other draws, and runs could not continue.
+    `numpy.random.SeedSequence` would give other draws, so old runs could not continue.
     """
-    # torch's CPU generator uses 32 bits of its seed, too few for the numbers side by side, so
-    # splitmix64 (Steele, Lea and Flood, 2014) mixes them.
+    # torch's CPU generator uses 32 bits of its seed, too few to hold the numbers of `key`
+    # separately, so splitmix64 (Steele, Lea and Flood, 2014) mixes them.
     state = 0
     for word in key:
         state = (state + word + 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF

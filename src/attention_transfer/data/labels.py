@@ -1,4 +1,4 @@
-"""Labels as the files have them, numbers or words, encoded as class indices."""
+"""Encodes the labels of the files, numbers or words, as class indices."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from torch import Tensor
 from ..errors import UserError
 from .reader import Reader
 
-# Whole numbers, -1 where an image has no label; or words, None where it has none.
+# Whole numbers, -1 for an image without a label; or words, None for an image without a label.
 Labels = NDArray[np.int64] | list[str | None]
 
 
-# Classes without names and without an image each, such as of a few images of ImageNet.
+# Allowed number of unnamed classes in small data, such as a few images of ImageNet.
 MOST_EMPTY_CLASSES = 1000
 
 
@@ -29,15 +29,15 @@ def class_names(reader: Reader, labels: Labels) -> tuple[str, ...]:
     highest = int(labels.max(initial=-1))
     if highest >= max(len(labels), MOST_EMPTY_CLASSES):
         raise UserError(
-            f"{reader.location(int(labels.argmax()))}: the label {highest} is too large for the "
-            f"number of a class, counted from 0, of {len(labels)} images: correct it, name "
-            "another label, or give the classes names"
+            f"{reader.location(int(labels.argmax()))}: the label {highest} is too large for a "
+            f"class number, counted from 0, with {len(labels)} images: correct it, name "
+            "another label column, or give the classes names"
         )
     return tuple(str(i) for i in range(1 + highest))
 
 
 def encode_labels(reader: Reader, labels: Labels, classes: tuple[str, ...]) -> Tensor:
-    """Labels as int64 (N,); a label that is no class is an error with its location."""
+    """Labels as int64 (N,). Raises `UserError` with the location of a label that is not a class."""
     if isinstance(labels, list):
         index: dict[str | None, int] = {name: i for i, name in enumerate(classes)}
         encoded = np.array([index.get(word, -1) for word in labels], dtype=np.int64)

@@ -1,4 +1,4 @@
-"""`open_data`: from a data spec to training and validation images."""
+"""`open_data`: opens the training and validation images of a data spec."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def open_data(
     source = _open_source(options)
     train, val, shown, notes = _select(source, options, seed)
     size = options.image_size or train.image_size[0]
-    # Data of one known size is decoded at that size, and resized later.
+    # Data of one known size, such as CIFAR-10, is decoded at that size and resized later.
     streamable = isinstance(train, StreamSet) and train.size == size
     if streamable and isinstance(val, StreamSet) and val_resize != 1:
         val = replace(val, short_side=round(size * val_resize))
@@ -102,14 +102,14 @@ def _resident(
 
 
 def count_images(options: DataOptions, seed: int) -> tuple[int, int]:
-    """The numbers of training and validation images, of which none is decoded."""
+    """The numbers of training and validation images, without decoding any."""
     options = subset(options, DataOptions)
     train, val, _, _ = _select(_open_source(options), options, seed)
     return len(train), len(val)
 
 
 def prepare_data(spec: str) -> None:
-    """Downloads data once, before several processes open it. (For the hub, its library locks.)"""
+    """Downloads data before several processes open it. (For the hub, its library has locks.)"""
     kind, _, place = spec.partition(":")
     if kind in ("cifar10", "cifar100") and not place:
         from .cifar import download
@@ -133,7 +133,7 @@ def _open_source(options: DataOptions) -> Source:
 
 
 def _read_source(options: DataOptions) -> Source:
-    """Hands the place in the spec to the one module that reads this kind of data."""
+    """Opens the data with the module that reads this kind."""
     spec = options.data
     kind, colon, place = spec.partition(":")
     if kind == "digits":
@@ -154,7 +154,7 @@ def _read_source(options: DataOptions) -> Source:
         place, columns = split_columns(spec, place)
     if not place:
         expected = next(s for s in DATA_SPECS if s.startswith(kind))
-        raise UserError(f"data {spec!r} names no place: expected {expected}; add it")
+        raise UserError(f"data {spec!r} lacks a path or name: expected {expected}; add it")
     if kind == "wds":
         from .wds import open_wds
 
@@ -196,15 +196,15 @@ def _untrained_class_notes(source: Source) -> list[str]:
 def _select(
     source: Source, options: DataOptions, seed: int
 ) -> tuple[Images, Images, Tensor, tuple[str, ...]]:
-    """Training and validation images as the options limit and split them, those whose maps are
-    shown, and notes."""
+    """Training and validation images after limits and split, the indices of the images whose maps
+    are stored, and notes."""
     notes = [*source.notes, *_untrained_class_notes(source)]
     train, val = source.train, source.val
     if val is None or options.val_split is not None:
         train, val, split_notes = _cut_validation(options.data, train, options.val_split, seed)
         notes += split_notes
     train = _limited(train, options.limit_train, seed)
-    # The same for every seed, so that runs compare.
+    # The same images for every seed, so that runs can be compared.
     kept = balanced_subset(val.labels, options.limit_val or max(1, len(val)), 0)
     # A smaller subset is a part of a larger one: runs of any --limit-val show the same images.
     shown = balanced_subset(val.labels, max(1, min(len(kept), SHOWN_IMAGES)), 0)
@@ -220,29 +220,29 @@ def _cut_validation(
     notes = []
     share = val_split or VAL_SPLIT
     if val_split is None:
-        # The default split ignores the seed, so that runs compare and no student is validated on
-        # images that its teacher was trained on.
+        # The default split ignores the seed, so that runs can be compared and no student is
+        # validated on images that its teacher was trained on.
         seed = 0
     rest, cut = stratified_split(train.labels, share, seed)
     if not len(cut):
         reason = "val_split"
         if val_split is None:
-            reason = "it has no validation images, and cutting some from train"
+            reason = "it has no validation images, and splitting some from train"
         raise UserError(
             f"{spec}: {reason} needs a class with at least 2 training images, found none: "
             "add images"
         )
     if val_split is None:
         notes.append(
-            f"{spec} has no validation images: {len(cut)} of its {len(train)} training "
-            f"images ({share:.0%} of each class, the same for every seed) validate instead; "
+            f"{spec} has no validation images: {len(cut)} of its {len(train)} training images "
+            f"({share:.0%} of each class, the same for every seed) are used for validation; "
             "--val-split sets the share"
         )
     single = int((torch.bincount(train.labels) == 1).sum())
     if single:
         classes = "1 class has" if single == 1 else f"{single} classes have"
         notes.append(
-            f"warning: {classes} a single image, which is trained on: nothing validates it"
+            f"warning: {classes} a single image, which is used for training, not for validation"
         )
     return train.select(rest), train.select(cut), notes
 
@@ -257,8 +257,8 @@ def _is_streamed(options: DataOptions, streamable: bool, needed: int, memory: in
     """Whether to stream; `needed` is the size of all decoded images in bytes."""
     if options.stream == "on" and not streamable:
         raise UserError(
-            f"{options.data} is in memory as it is read and cannot be streamed: expected images in "
-            "files; leave --stream (and --augment imagenet) out"
+            f"{options.data} is read into memory as a whole and cannot be streamed: expected images"
+            " in files; leave --stream (and --augment imagenet) out"
         )
     if options.stream != "auto" or not streamable:
         return options.stream == "on"
@@ -267,7 +267,7 @@ def _is_streamed(options: DataOptions, streamable: bool, needed: int, memory: in
 
 
 def _decode(spec: str, name: str, images: Images, size: int) -> tuple[ImageSet, int]:
-    """All images at `size`, and the number of bad ones that were left out."""
+    """All images at `size`, and the number of unreadable ones that were left out."""
     skipped = 0
     if isinstance(images, StreamSet):
         images, skipped = images.load(torch.arange(len(images)))

@@ -1,4 +1,4 @@
-"""The options of images: which, how many, how they are read and augmented; imports no torch."""
+"""The data options: which images, how many, how they are read and augmented; imports no torch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DATA_SPECS = (
     "wds:PATTERN",
     "hub:OWNER/NAME",
 )
-# Beyond these there is a slip of the finger: an image of 0.8 GB, a thousand processes.
+# Larger values are typing errors: an image of 0.8 GB, a thousand processes.
 MOST_PIXELS = 1 << 14
 MOST_WORKERS = 1 << 10
 DATA_NAMES = f"{', '.join(DATA_SPECS[:-1])} or {DATA_SPECS[-1]}"
@@ -26,7 +26,7 @@ DATA_NAMES = f"{', '.join(DATA_SPECS[:-1])} or {DATA_SPECS[-1]}"
 
 @dataclass(frozen=True)
 class DataOptions:
-    """The images."""
+    """Data options."""
 
     data: Annotated[str, option(f"{DATA_NAMES}.")] = "digits"
     image_size: Annotated[
@@ -49,7 +49,7 @@ class DataOptions:
     val_split: Annotated[
         Float | None,
         option(
-            "Validate on this share of the training images; the test set stays untouched.",
+            "Validate on this share of the training images; the test set is not used.",
             gt=0,
             lt=1,
             default_text="0.1 for data without validation images",
@@ -57,7 +57,7 @@ class DataOptions:
     ] = None
     on_bad_image: Annotated[
         Literal["error", "skip"],
-        option("On an unreadable image: stop, or skip and count it.", changes_numbers=False),
+        option("If an image cannot be read: stop, or skip and count it.", changes_numbers=False),
     ] = "error"
     stream: Annotated[
         Literal["auto", "on", "off"],
@@ -69,7 +69,7 @@ class DataOptions:
     workers: Annotated[
         Int | None,
         option(
-            "Processes that decode streamed images.",
+            "Number of processes that decode streamed images.",
             ge=0,
             le=MOST_WORKERS,
             default_text="from the number of cores",
@@ -80,7 +80,7 @@ class DataOptions:
 
 @dataclass(frozen=True)
 class AugmentOptions:
-    """How training images are augmented."""
+    """Augmentation options."""
 
     augment: Annotated[
         Literal["crop", "imagenet"],
@@ -90,7 +90,7 @@ class AugmentOptions:
         ),
     ] = "crop"
     crop_padding: Annotated[
-        Int, option("Pixels of reflection around a random crop; 0: no crop.", ge=0)
+        Int, option("Pixels of reflection padding before a random crop; 0: no crop.", ge=0)
     ] = 4
     crop_scale: Annotated[
         Numbers,
@@ -118,14 +118,14 @@ class AugmentOptions:
 
 
 def data_defaults(spec: str) -> dict[str, Any]:
-    """The options whose default is another for this data."""
+    """The options whose default differs for this data."""
     if spec == "digits":
-        return {"flip": False}  # a mirrored digit is another sign
+        return {"flip": False}  # a mirrored digit is not a digit
     return {}
 
 
 def check_augment(options: AugmentOptions, stream: str) -> None:
-    """Raises `UserError` for impossible crops and for options of the other augmentation."""
+    """Raises `UserError` for impossible crops and for options of another augmentation."""
     specs = option_specs(AugmentOptions)
     for key, highest in (("crop_scale", 1.0), ("crop_ratio", math.inf)):
         value = getattr(options, key)
@@ -140,5 +140,5 @@ def check_augment(options: AugmentOptions, stream: str) -> None:
             )
     if options.augment == "imagenet" and stream == "off":
         raise UserError(
-            "--augment imagenet cuts whole images as they are decoded: leave --stream off out"
+            "--augment imagenet crops images while they are decoded: leave --stream off out"
         )

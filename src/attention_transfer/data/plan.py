@@ -1,4 +1,4 @@
-"""What is drawn for an epoch: the order of the images, and the augmentation of each one."""
+"""The random draws of an epoch: the order of the images, and the augmentation of each one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .images import make_generator
 if TYPE_CHECKING:
     from .source import Images
 
-# Keeps the draws of the views apart from those of an epoch, whose key is (seed, epoch).
+# Makes the draws of the views independent of those of an epoch, whose key is (seed, epoch).
 VIEWS_KEY = 0x56494557
 
 
@@ -32,7 +32,7 @@ class EpochPlan:
 
     order: Tensor  # int64 (N,), the images in the order of the batches
     dy: Tensor  # int64 (N,), top of the crop in the padded image, in [0, 2 * crop_padding]
-    dx: Tensor  # int64 (N,), its left
+    dx: Tensor  # int64 (N,), left of the crop
     flip: Tensor  # bool (N,)
     noise: Tensor  # int64 (N,) on the CPU, seeds the transform of each streamed image
     rows: Tensor  # int64 (N,) on the CPU, the number of each image in its source
@@ -43,12 +43,12 @@ class EpochPlan:
 
     def __len__(self) -> int:
         whole, rest = divmod(len(self.order), self.batch_size)
-        # A set smaller than one batch still makes one batch.
+        # A set smaller than one batch makes one batch.
         keep_rest = rest and (whole == 0 or not self.drop_last)
         return whole + bool(keep_rest)
 
     def to(self, device: torch.device) -> EpochPlan:
-        """The same plan with the draws that a gather needs on `device`."""
+        """The same plan with the draws for augmentation on `device`."""
         order, dy, dx, flip = (t.to(device) for t in (self.order, self.dy, self.dx, self.flip))
         return replace(self, order=order, dy=dy, dx=dx, flip=flip)
 
@@ -65,11 +65,11 @@ class AugmentDraws(NamedTuple):
 class EpochPlanner:
     """Plans the epochs of `Augment` and of `Stream`.
 
-    The order depends on (seed, epoch). So do the crops and flips, unless each image has `views`
-    fixed ones: then those depend on the view, which is `epoch` mod `views`, and on the image's
-    number in its source. Neither the seed nor a choice of some images changes a view.
+    The order depends on (seed, epoch). So do the crops and flips, unless `views` is set: then they
+    depend on the view, which is `epoch` mod `views`, and on the image's number in its source.
+    Neither the seed nor the selection of images changes a view.
 
-    Draws are made on the CPU; `device` is where plans go.
+    Draws are made on the CPU and moved to `device`.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class EpochPlanner:
         """Plans an epoch."""
         self._check(batch_size, len(self.images))
         generator = make_generator(seed, epoch)
-        # Another order of these draws would give other numbers, and old runs could not continue.
+        # Keep the order of these draws: it determines the numbers with which old runs continue.
         order = torch.randperm(len(self.images), generator=generator)
         if self.views is not None:
             return self._plan_view(epoch % self.views, order, batch_size, drop_last)
@@ -96,9 +96,9 @@ class EpochPlanner:
         return plan.to(self._plan_device)
 
     def view_plan(self, view: int, index: Tensor, batch_size: int) -> EpochPlan:
-        """Plans view number `view` of the images at `index` (M,), in that order, all of them.
+        """Plans view number `view` of all images at `index` (M,), in that order.
 
-        Processes do not split its batches, which would leave the remainder out: of several
+        Processes do not split its batches, because that would drop the remainder. With several
         processes, each plans its own share, such as `index[rank::world]`.
         """
         self._check(batch_size, len(index))
@@ -107,7 +107,7 @@ class EpochPlanner:
 
     def _plan_view(self, view: int, order: Tensor, batch_size: int, drop_last: bool) -> EpochPlan:
         rows = self.images.rows[order]
-        # Drawn for the whole source, so that any subset of it gets the same.
+        # Drawn for the whole source, so that an image gets the same draws in any subset.
         draws = self._draw(self.images.source_size, make_generator(VIEWS_KEY, view))
         drawn = AugmentDraws(*(column[rows] for column in draws))
         plan = EpochPlan(order, *drawn, rows, batch_size, drop_last, view)
@@ -127,7 +127,7 @@ class EpochPlanner:
                 f"batch_size must be at least 1, got {batch_size}: choose a larger batch_size"
             )
         if not count:
-            raise UserError("cannot plan an epoch of a set without images: open data that has some")
+            raise UserError("cannot plan an epoch without images: open data that has some")
 
 
 def check_step(plan: EpochPlan, step: int) -> None:

@@ -1,4 +1,4 @@
-"""Encoded images by number, read from their files when they are needed."""
+"""Readers give encoded images by number and read them from their files when needed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .decode import Encoded, default_size
 class Reader:
     """The images of a data set in their files, by number; picklable, for worker processes.
 
-    `boxes` (N, 4) int64 refer to the upright images; 0 0 0 0 where a box is not known.
+    `boxes` (N, 4) int64 refer to the upright images; 0 0 0 0 if a box is not known.
     """
 
     boxes: NDArray[np.int64] | None = None
@@ -36,7 +36,7 @@ class Reader:
         raise NotImplementedError
 
     def fingerprint_parts(self) -> Iterator[bytes]:
-        """What tells the files from others without reading images: names, sizes, places."""
+        """Names, sizes and offsets that identify the files without reading images."""
         raise NotImplementedError
 
     def default_size(self) -> int:

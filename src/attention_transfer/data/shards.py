@@ -1,4 +1,4 @@
-"""The shards that a `wds:` spec names: a folder's, a pattern's, or those at addresses."""
+"""Finds the shards of a `wds:` spec, which is a folder, a pattern or URLs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ EXPECTED = "expected a folder with train-*.tar, or a pattern like shards/{train,
 MOST_SHARDS = 100_000
 MOST_BRACES = 20
 BRACE = re.compile(r"\{([^{}]*)\}")
-# Of at most 18 digits: no shard has a longer number, and `int` refuses very long ones.
+# At most 18 digits: no shard has a longer number, and `int` refuses very long ones.
 NUMBERS = re.compile(r"(\d{1,18})\.\.(\d{1,18})")
 
 
@@ -34,7 +34,7 @@ def find_shards(place: str) -> tuple[list[Path], list[Path]]:
     """The training and the validation shards, sorted; URLs are downloaded once into a cache.
 
     `place` is a folder with train*.tar and val*, valid*, validation* or test*.tar, or a pattern
-    with {a,b}, {000..099}, * and ?. If a brace holds the word `train`, its other words name the
+    with {a,b}, {000..099}, * and ?. If one alternative of a brace is `train`, the others name the
     validation shards.
     """
     if place.startswith(("http://", "https://")):
@@ -54,7 +54,7 @@ def find_shards(place: str) -> tuple[list[Path], list[Path]]:
             f"wds:{place} holds compressed shards only: {EXPECTED}; unpack them to .tar"
         )
     if not train:
-        raise UserError(f"wds:{place} names no shard that exists: {EXPECTED}; check it")
+        raise UserError(f"wds:{place} matches no shard: {EXPECTED}; check it")
     return train, [shard for shard in val if shard not in train]
 
 
@@ -128,7 +128,7 @@ def _matching_files(pattern: str, place: str) -> list[Path]:
                 f"check the pattern{nearest_path(Path(name))}"
             )
         for match in map(Path, matches):
-            if not os.path.isfile(match):  # reading a pipe would wait for ever
+            if not os.path.isfile(match):  # reading a pipe would never end
                 raise UserError(
                     f"the shard {match} of wds:{place} is not a file: expected a tar file; check it"
                 )
@@ -139,16 +139,16 @@ def _matching_files(pattern: str, place: str) -> list[Path]:
 def _glob(pattern: str) -> list[str]:
     try:
         return sorted(glob.glob(pattern))
-    except ValueError:  # a zero byte, which no path holds
+    except ValueError:  # a null byte, which no path contains
         return []
 
 
 def _download(url: str) -> Path:
-    """The shard at `url` in the cache folder, downloaded if it is not there yet."""
+    """The shard at `url`, downloaded into the cache folder if needed."""
     base, _, name = url.rpartition("/")
     folder = cache_folder("wds") / sha256(base.encode()).hexdigest()[:16]
     file = folder / name.partition("?")[0]
-    # Spaces and letters beyond ASCII; what is quoted already stays.
+    # Quotes spaces and non-ASCII letters, but not what is quoted already.
     address = quote(url, safe=string.punctuation)
     try:
         if file.is_file():

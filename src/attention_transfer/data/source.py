@@ -1,4 +1,4 @@
-"""`Source`: labelled images of any kind of data; those in files are not decoded yet."""
+"""`Source`: the labelled images of a data spec. Images in files are not decoded yet."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Source:
     """The images of a data spec, before any are selected."""
 
     train: Images
-    val: Images | None  # None if there are none, or --val-split replaces them
+    val: Images | None  # None if the data has none, or --val-split replaces them
     statistics: tuple[Triple, Triple] | None = None  # mean and std by channel, if published
     skipped: int = 0  # images that could not be listed
     notes: tuple[str, ...] = ()  # for the user

@@ -1,4 +1,4 @@
-"""The path and the columns in a data spec, and hints for a path that does not exist."""
+"""Parses the path and the columns of a data spec, with hints for a path that does not exist."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ COLUMNS = ("image", "label")
 
 
 def existing_folder(spec: str, place: str, expected: str) -> Path:
-    """The folder that `place` names; an error says that `expected` should be there."""
+    """The folder that `place` names; the error for a missing one mentions `expected`."""
     path = expanded(spec, place)
     if os.path.isdir(path):  # `Path.is_dir` raises for a path that is too long
         return path
@@ -22,7 +22,7 @@ def existing_folder(spec: str, place: str, expected: str) -> Path:
         path.stat()
     except FileNotFoundError:
         state = "does not exist"
-    except (OSError, ValueError) as error:  # too long, a loop of links, a zero byte
+    except (OSError, ValueError) as error:  # too long, a loop of links, a null byte
         state = f"cannot be opened ({getattr(error, 'strerror', None) or error})"
     raise UserError(
         f"data {spec!r}: {path} {state}; expected {expected}; check the path{nearest_path(path)}"
@@ -30,17 +30,17 @@ def existing_folder(spec: str, place: str, expected: str) -> Path:
 
 
 def expanded(spec: str, place: str) -> Path:
-    """The path at `place`, with the user's home in the place of ~."""
+    """The path at `place`, with ~ replaced by the user's home."""
     try:
         return Path(place).expanduser()
     except RuntimeError as error:
         raise UserError(
-            f"data {spec!r}: the home in {place} is unknown; write the path in full"
+            f"data {spec!r}: the home directory in {place} is unknown; write the path in full"
         ) from error
 
 
 def visible_files(folder: Path, pattern: str) -> list[Path]:
-    """Sorted files below `folder` that match `pattern`; neither hidden ones nor what they hold.
+    """Sorted files below `folder` that match `pattern`, without hidden files and folders.
 
     macOS writes hidden files such as ._cat.jpg beside cat.jpg, with the same extension.
     """
@@ -72,7 +72,7 @@ def nearest_path(path: Path) -> str:
 def split_columns(spec: str, place: str) -> tuple[str, dict[str, str]]:
     """`PATH#image=COLUMN,label=COLUMN` -> (PATH, {"image": COLUMN, …}).
 
-    A path that exists is taken as it is, even with a # in it.
+    A path that exists may contain a #.
     """
     path, mark, words = place.rpartition("#")
     if not mark or os.path.exists(expanded(spec, place)):
@@ -92,7 +92,7 @@ def split_columns(spec: str, place: str) -> tuple[str, dict[str, str]]:
 def unique_names(names: list[str], origins: list[str]) -> tuple[str, ...]:
     """Class names; where classes share one, each gets its origin: crane (n02012849).
 
-    Bytes that are not UTF-8, as names of folders may have, become question marks.
+    Bytes that are not UTF-8, which folder names may contain, become question marks.
     """
     names, origins = [_readable(name) for name in names], [_readable(name) for name in origins]
     count = Counter(names)

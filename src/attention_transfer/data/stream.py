@@ -1,4 +1,4 @@
-"""Images that do not fit into memory: worker processes decode them anew, ahead of the training."""
+"""Streams images that do not fit into memory: worker processes decode them ahead of training."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from .reader import Reader
 from .transforms import AugmentDraw, CenterCrop, Transform
 
 MAX_WORKERS = 16
-PREFETCH = 2  # batches for each worker
+PREFETCH = 2  # batches per worker
 
 
 @dataclass(frozen=True, eq=False)
 class StreamSet:
     """Images that stay in their files, with the interface of `ImageSet`.
 
-    `boxes` are in pixels of the files and only tell which boxes are known; those of a `subset` are
+    `boxes` are in pixels of the files, to tell which boxes are known; the boxes of a `subset` are
     in pixels of its images.
     """
 
@@ -59,7 +59,7 @@ class StreamSet:
 
     @property
     def boxes(self) -> Tensor | None:
-        """int64 (N, 4), 0 0 0 0 where a box is not known."""
+        """int64 (N, 4), 0 0 0 0 if a box is not known."""
         if self.reader.boxes is None:
             return None
         return torch.from_numpy(self.reader.boxes[self.rows.numpy()])
@@ -89,7 +89,7 @@ class StreamSet:
         return images.images.permute(0, 3, 1, 2)
 
     def _decode(self, indices: Tensor) -> tuple[ImageSet, NDArray[np.int64]]:
-        """Images, black where they are unreadable, and upright widths and heights, 0 0 there."""
+        """Images, and widths and heights of the upright images; black and 0 0 if unreadable."""
         reader, rows = self.reader, self.rows[indices].tolist()
         out = np.zeros((len(rows), self.size, self.size, 3), dtype=np.uint8)
         sizes = decode_into(
@@ -115,7 +115,7 @@ class StreamSet:
         return images, sizes
 
     def to(self, device: torch.device | str) -> StreamSet:
-        """The same set, as its images move to a device batch by batch."""
+        """The same set: its images are moved to a device batch by batch."""
         return self
 
     def batches(self, batch_size: int, pin: bool = False) -> Iterator[Tensor]:
@@ -131,7 +131,11 @@ class StreamSet:
             yield batch.images.permute(0, 3, 1, 2)
 
     def record_bad(self, batch: Batch) -> None:
-        """Adds unreadable images to `bad`; an error unless they are skipped and others are good."""
+        """Adds unreadable images to `bad`.
+
+        Raises:
+            UserError: if unreadable images are an error, or a batch has no readable one.
+        """
         if not batch.bad:
             return
         # A readable substitute has the number of another image; without any, all numbers are bad.
@@ -145,13 +149,13 @@ class StreamSet:
 
 
 class NoReadableImageError(UserError):
-    """Unreadable images are skipped, but a batch holds no other."""
+    """Unreadable images are skipped, but a batch has no readable image."""
 
 
 class Stream(EpochPlanner):
     """Makes the batches of an epoch, as `Augment` does from resident images.
 
-    The plan of an epoch holds all draws, so that any step of any epoch can be made at once.
+    The plan of an epoch has all random draws, so that any step can be made without earlier ones.
     Each process (`rank` of `world`) decodes only its share of a batch.
     """
 
@@ -174,14 +178,14 @@ class Stream(EpochPlanner):
         self._next: tuple[EpochPlan, int] | None = None
 
     def batch(self, plan: EpochPlan, step: int) -> TrainingBatch:
-        """This process's share of batch `step`; all of it where `plan.split` is False.
+        """This process's share of batch `step`; the whole batch if `plan.split` is False.
 
         Workers prepare the following steps ahead; a step out of order restarts them.
         """
         check_step(plan, step)
         is_next = self._next is not None and self._next[0] is plan and self._next[1] == step
         if self._batches is None or not is_next:
-            self._batches = None  # ends the workers before others start
+            self._batches = None  # ends the old workers before new ones start
             requests = (self._request(plan, k) for k in range(step, len(plan)))
             share = plan.batch_size
             if plan.split:
@@ -202,7 +206,7 @@ class Stream(EpochPlanner):
         return TrainingBatch(x, labels, self.images.rows[index])
 
     def describe(self, batch_size: int) -> str:
-        """Who decodes the images, for the log."""
+        """A phrase for the log about where the images are decoded."""
         wanted = self.images.workers
         share = -(-batch_size // self.world)
         workers = _limit_workers(wanted, share * self.images.size**2 * 3)
@@ -221,7 +225,7 @@ class Stream(EpochPlanner):
         end = min((step + 1) * plan.batch_size, len(plan.order))
         positions = torch.arange(step * plan.batch_size, end)
         if self.world > 1 and plan.split:
-            # Every process gets the same number of images; the remainder is left out.
+            # Every process gets the same number of images; the remainder is dropped.
             even = len(positions) // self.world * self.world
             positions = positions[self.rank : even : self.world]
         index = plan.order[positions]
@@ -231,7 +235,7 @@ class Stream(EpochPlanner):
 
 
 def default_workers(on_cpu: bool, processes: int = 1) -> int:
-    """Default number of workers: the cores of this process that the training leaves free."""
+    """Default number of workers: the cores of this process that training does not use."""
     cores = os.cpu_count() or 1
     if hasattr(os, "sched_getaffinity"):
         cores = len(os.sched_getaffinity(0))
@@ -284,7 +288,7 @@ class BatchDataset(torch.utils.data.Dataset[Any]):
             except MemoryError:
                 raise
             except Exception as error:
-                # Decoders raise nearly anything on damaged input.
+                # Decoders raise many kinds of exceptions on damaged input.
                 bad[k] = unreadable_message(self.reader.location(row), error)
         errors = {int(index[k]): text for k, text in bad.items()}
         if good:
@@ -313,7 +317,7 @@ def _load(
         prefetch_factor=PREFETCH if workers else None,
         pin_memory=pin,
         worker_init_fn=_init_worker if workers else None,
-        # By default it draws from torch's global generator, whose state belongs to the training.
+        # By default the loader draws from torch's global generator, which would change training.
         generator=torch.Generator(),
     )
     try:
@@ -332,15 +336,16 @@ def _limit_workers(workers: int, batch_bytes: int) -> int:
     shared_memory = Path("/dev/shm")
     if not workers or not shared_memory.is_dir():
         return workers
-    # Prefetched batches and the one in work; a fifth of the shared memory is left to others.
+    # Each worker holds its prefetched batches and the current one. A fifth of the shared memory
+    # stays free for other uses.
     worker_bytes = (PREFETCH + 1) * max(1, batch_bytes)
     return min(workers, int(0.8 * shutil.disk_usage(shared_memory).free) // worker_bytes)
 
 
 def _init_worker(number: int) -> None:
-    """Ignores Ctrl-C and the first SIGTERM, which reach all processes of a group.
+    """Ignores Ctrl-C and the first SIGTERM, which are sent to all processes of a group.
 
-    The training needs its workers until it has saved its state.
+    Training needs its workers until it has saved its state.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 

@@ -1,7 +1,7 @@
 """`parquet:PATH` and `hub:OWNER/NAME`: images and labels as columns of Arrow tables.
 
-Parquet has no random access: to read one image is to read its whole row group. Small sets are held
-in memory, still encoded. Hugging Face's `datasets` copies larger ones once into an Arrow file in
+Parquet has no random access: reading one image means reading its whole row group. Small data sets
+are kept in memory, encoded. Hugging Face's `datasets` copies larger ones once into an Arrow file in
 its cache (HF_DATASETS_CACHE), which all processes map into memory and read in any order.
 """
 
@@ -27,10 +27,11 @@ from .reader import Reader, file_size
 from .source import Labelled, Source, source_in_files
 from .spec import visible_files
 
-# `test` is last, because its labels are often withheld.
+# `test` is last, because its labels are often not published.
 VAL_SPLITS = ("validation", "val", "test")
 HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)
-# Several times CIFAR-10, which opens without a copy and without importing `datasets` (1 to 2 s).
+# Several times CIFAR-10, so that it opens without a copy and without importing `datasets` (1 to
+# 2 s).
 IN_MEMORY_BYTES = 512 << 20
 
 
@@ -45,7 +46,7 @@ def open_parquet(
     folder = parquet_folder(path)
     if folder is None:
         state = "holds no train-*.parquet"
-        # Not at any depth: a home, or the whole disk, would be searched for minutes.
+        # Only a few levels deep: searching a home folder or the whole disk would take minutes.
         others = [*visible_files(path, "*.parquet"), *visible_files(path, "*/*.parquet")]
         if others:
             state = f"holds {others[0].relative_to(path)} but no train-*.parquet"
@@ -70,7 +71,7 @@ def open_hub(
     name, _, configuration = place.partition(":")
     if not HUB_NAME.fullmatch(name):  # `datasets` would take a path for files of this machine
         raise UserError(
-            f"hub:{place} names no data set of the hub: expected OWNER/NAME; for your own files "
+            f"hub:{place} is not the name of a data set: expected OWNER/NAME; for your own files "
             "write parquet:PATH or folder:PATH"
         )
     splits = _download(name, configuration or None)
@@ -158,7 +159,7 @@ def _read_parquet(files: Sequence[Path], columns: Columns) -> Labelled:
     if in_memory:
         images = [table.select([columns.image]) for table in tables]
         try:
-            # Permissive: a file whose images all lack a path has another type there.
+            # Permissive: if all images of a file lack a path, that column has another type.
             table = pyarrow.concat_tables(images, promote_options="permissive")
         except pyarrow.ArrowTypeError as error:
             raise UserError(
@@ -176,7 +177,7 @@ def _as_labels(label_columns: Sequence[Any], columns: Columns, files: Sequence[P
     for column, file in zip(label_columns, files, strict=True):
         try:
             parts.append(_read_labels(column, columns.label_kind))
-        except (OSError, ValueError) as error:  # a number beyond int64, text that is not UTF-8
+        except (OSError, ValueError) as error:  # a number outside int64, text that is not UTF-8
             raise UserError(
                 f"{file}, column {columns.label!r}: cannot read the labels ({first_line(error)}): "
                 f"expected {EXPECTED['label']}; correct them, or name another column"
@@ -199,12 +200,12 @@ def _arrow_copy(files: Sequence[Path], column: str) -> Any:
 
     datasets = _quiet_datasets()
     field = _open_file(files[0]).schema_arrow.field(column)
-    # The plain type: as a feature `Image`, the library would look into it.
+    # The plain type: the library would decode a feature `Image`.
     features = datasets.Features.from_arrow_schema(pyarrow.schema([field]))
     try:
         builder = datasets.load_dataset_builder(
             "parquet",
-            # The library takes paths as patterns, relative ones to a folder of its own choice.
+            # The library takes paths as patterns, and relative ones from a folder of its choice.
             data_files=[glob.escape(str(file.resolve())) for file in files],
             columns=[column],
             features=features,
@@ -216,7 +217,7 @@ def _arrow_copy(files: Sequence[Path], column: str) -> Any:
         builder.download_and_prepare()
         return builder.as_dataset(split="train").data
     except Exception as error:
-        # The library raises a general error, whose cause names no file.
+        # The library raises a generic error, and its cause does not name the file.
         for file in files:
             try:
                 for _ in _open_file(file).iter_batches(columns=[column]):
@@ -248,7 +249,7 @@ def _download(name: str, configuration: str | None) -> dict[str, Any]:
     try:
         return dict(datasets.load_dataset(name, configuration))
     except Exception as error:
-        # It raises errors of its own, of the network and of file formats.
+        # It raises its own errors, network errors and errors of file formats.
         raise UserError(
             f"cannot fetch {name} from the Hugging Face hub ({first_line(error)}): expected "
             "OWNER/NAME of a data set of images; check the name and the network, or name your own "
@@ -262,7 +263,7 @@ class TableReader(Reader):
     def __init__(
         self, table: Any, column: str, files: Sequence[Path], counts: Sequence[int]
     ) -> None:
-        # One memory-mapped by `datasets` is pickled as the path of its file.
+        # A table memory-mapped by `datasets` is pickled as the path of its file.
         self._table, self._column = table, column
         self._files = tuple(files)
         self._starts = np.cumsum([0, *counts])
@@ -279,12 +280,12 @@ class TableReader(Reader):
         if isinstance(value, bytes):
             return value
         if value is None and path and isinstance(path, str):
-            # Relative to the parquet file; the library has made the hub's paths absolute.
+            # Relative to the parquet file; the library makes the paths of the hub absolute.
             return self._origin(i)[0].parent / path
-        return None  # metadata may call any column one of images
+        return None  # the metadata may declare any column as images
 
     def _origin(self, i: int) -> tuple[Path, int]:
-        """The file of image `i` and its row there."""
+        """The file of image `i` and its row in that file."""
         k = int(np.searchsorted(self._starts, i, side="right")) - 1
         return self._files[k], i - int(self._starts[k])
 

@@ -1,4 +1,4 @@
-"""From one encoded image to the pixels that a network sees, in the workers of a stream."""
+"""Transforms: from one encoded image to the pixels of a batch, in the workers of a stream."""
 
 from __future__ import annotations
 
@@ -45,7 +45,10 @@ class AugmentDraw:
 
 
 class Transform(Protocol):
-    """Writes one image into `out` (size, size, 3) uint8; an epoch draws by `padding` and `flip`."""
+    """Writes one image into `out` (size, size, 3) uint8.
+
+    `padding` and `flip` tell the planner which crops and flips to draw.
+    """
 
     padding: int
     flip: bool
@@ -66,7 +69,7 @@ class CenterCrop:
 
 
 class PadCrop:
-    """What `Augment` does with resident images: center crop, reflect-pad, crop, flip."""
+    """The augmentation of `Augment` for one image: center crop, reflect-pad, crop, flip."""
 
     def __init__(self, size: int, padding: int, flip: bool) -> None:
         check_padding(padding, size, size)
@@ -83,7 +86,7 @@ class PadCrop:
 
 
 class RandomResizedCrop:
-    """torchvision's: a random part of the image, by area and aspect ratio, brought to `size`."""
+    """torchvision's: a crop of random area and aspect ratio, resized to `size`."""
 
     padding = 0
 
@@ -115,7 +118,7 @@ def make_transform(options: AugmentOptions, size: int) -> Transform:
 
 
 def decode(encoded: Encoded) -> Tensor:
-    """Any image upright as RGB uint8 (H, W, 3), of several frames the first."""
+    """Decodes an image as upright RGB uint8 (H, W, 3); of several frames, the first."""
     data = encoded.read_bytes() if isinstance(encoded, Path) else encoded
     with open_image(data) as image:
         # torchvision reads other cases differently: CMYK, 16 bits, palettes, frames.
@@ -128,7 +131,10 @@ def decode(encoded: Encoded) -> Tensor:
 
 
 def _decode_jpeg(data: bytes) -> Tensor | None:
-    """By torchvision, in two thirds of Pillow's time; None if it fails and Pillow is to say why."""
+    """Decodes with torchvision, in two thirds of Pillow's time.
+
+    None if that fails: then Pillow tries, and its error says why.
+    """
     from torchvision.io import ImageReadMode, decode_jpeg
 
     encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
@@ -140,7 +146,7 @@ def _decode_jpeg(data: bytes) -> Tensor | None:
 
 @contextmanager
 def _seeded_torch(seed: int) -> Iterator[None]:
-    """Seeds torch's global generator, from which torchvision draws, and restores it at the end."""
+    """Seeds torch's global generator, which torchvision draws from, and restores its state."""
     generator = torch.default_generator
     state = generator.get_state()
     generator.manual_seed(seed)

@@ -1,8 +1,9 @@
-"""`wds:PATTERN`: WebDataset shards, tar files whose members of one name make a sample.
+"""`wds:PATTERN`: WebDataset shards. These are tar files; members with the same name are a sample.
 
-For example 0001.jpg and 0001.cls. A tar file gives random access once the offsets of its members
-are known, so nothing is copied. The builder `webdataset` of Hugging Face's `datasets` copies all
-shards, takes the types of labels from the first five samples, and stops at a damaged shard.
+For example 0001.jpg and 0001.cls. Once the offsets of its members are known, a tar file has random
+access, so nothing is copied. We do not use the builder `webdataset` of Hugging Face's `datasets`:
+it copies all shards, takes the label type from the first five samples, and stops at a damaged
+shard.
 """
 
 from __future__ import annotations
@@ -28,12 +29,12 @@ from .source import Labelled, Source, source_in_files
 from .spec import unique_names
 
 LABEL_KEYS = ("cls", "label", "class", "target", "class_name", "label_name")
-LABEL_BYTES = 1 << 20  # read of a label's file
+LABEL_BYTES = 1 << 20  # bytes to read from a label file
 LARGEST_LABEL = 10**18
 
 
 class Sample(NamedTuple):
-    """A labelled image: its place in bytes in a shard, its name, and its label."""
+    """A labelled image: its offset and length in a shard, its name, and its label."""
 
     shard: int
     offset: int
@@ -45,10 +46,10 @@ class Sample(NamedTuple):
 def open_wds(place: str, options: DataOptions) -> Source:
     """Lists the samples of the shards at `place` (see `find_shards`).
 
-    Labels are `.cls` files, or `.json` files with a key like `cls` or `label`. If some are words,
-    all are, and the classes are in alphabetical order. A file `classes.txt` beside the shards names
-    the classes, one a line. Raises `UserError` for missing or damaged shards, incomplete samples
-    and labels out of range.
+    Labels are `.cls` files, or `.json` files with a key like `cls` or `label`. If any label is a
+    word, all are read as words, and the classes are in alphabetical order. A file `classes.txt`
+    beside the shards names the classes, one per line. Raises `UserError` for missing or damaged
+    shards, incomplete samples and labels out of range.
     """
     train_shards, val_shards = find_shards(place)
     train, skipped = read_shards(train_shards, options.on_bad_image)
@@ -75,7 +76,7 @@ def _read_class_names(folder: Path) -> tuple[str, ...]:
         lines = file.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise UserError(
-            f"cannot read {file} ({error}): expected UTF-8, a class a line; save it as such"
+            f"cannot read {file} ({error}): expected UTF-8, one class per line; save it as such"
         ) from error
     names = [line.strip() for line in lines if line.strip()]
     return unique_names(names, [str(label) for label in range(len(names))])
@@ -105,7 +106,7 @@ def read_shards(shards: Sequence[Path], on_bad_image: str) -> tuple[list[Sample]
 
 
 def _read_shard(number: int, shard: Path) -> Iterator[Sample | str]:
-    """The samples of a shard; in place of an incomplete or damaged one, an error text."""
+    """The samples of a shard, and an error text for each incomplete or damaged one."""
     try:
         for name, images, label_files in _grouped_members(shard):
             label = _parse_label(label_files)
@@ -121,7 +122,7 @@ def _read_shard(number: int, shard: Path) -> Iterator[Sample | str]:
                     f"{shard}, sample {name}, has no label (.cls, or .json with cls or label): "
                     "expected it next to the image; correct it"
                 )
-            elif label_files:  # a member with neither is a file about the data set
+            elif label_files:  # a member with neither image nor label is metadata
                 yield (
                     f"{shard}, sample {name}, has no image: expected it next to the label; "
                     "correct it"
@@ -135,7 +136,7 @@ def _read_shard(number: int, shard: Path) -> Iterator[Sample | str]:
 
 def _grouped_members(shard: Path) -> Iterator[tuple[str, list[tuple[int, int]], dict[str, bytes]]]:
     """Name, images as (offset, length) in bytes, and label files by extension of each sample."""
-    # "r:" refuses compressed files, in which an offset is of no use.
+    # "r:" refuses compressed files, in which offsets are useless.
     with tarfile.open(shard, "r:") as tar:
         name: str | None = None
         images: list[tuple[int, int]] = []
@@ -158,9 +159,9 @@ def _grouped_members(shard: Path) -> Iterator[tuple[str, list[tuple[int, int]], 
                 images.append((member.offset_data, member.size))
             elif extension in ("cls", "json"):
                 content = tar.extractfile(member)
-                assert content is not None, "only a link or a folder has none"
+                assert content is not None, "only links and folders have no content"
                 labels[extension] = content.read(LABEL_BYTES)
-        # For tarfile, a shard that is cut off between two members just ends there.
+        # tarfile does not notice a shard that is cut off between two members.
         assert tar.fileobj is not None
         tar.fileobj.seek(tar.offset)
         if tar.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
@@ -184,7 +185,7 @@ def _parse_label(files: dict[str, bytes]) -> int | str | None:
     if isinstance(value, str) and not re.fullmatch(r"-?\d+", value):
         return value or None
     if isinstance(value, str):
-        # Cut off, because `int` refuses very long numbers: the rest makes it no smaller.
+        # Cut off, because `int` refuses very long numbers. The result is out of range anyway.
         return int(value[:30])
     if isinstance(value, int):
         return int(value)
@@ -199,7 +200,7 @@ def _mixed_label_notes(shards: Sequence[Path], samples: Sequence[Sample]) -> tup
     first = words[0]
     return (
         f"warning: {len(words):,} of {len(samples):,} labels are not whole numbers "
-        f"({first.label!r} of {shards[first.shard]}, sample {first.name}), so all count as words",
+        f"({first.label!r} of {shards[first.shard]}, sample {first.name}): all are read as words",
     )
 
 
@@ -209,7 +210,7 @@ def _labelled(shards: Sequence[Path], samples: Sequence[Sample], use_words: bool
     if use_words:
         labels = [str(sample.label) for sample in samples]
     else:
-        # A word among the validation labels becomes -1, which is no class.
+        # A word among the validation labels becomes -1, which is not a class.
         numbers = [-1 if isinstance(s.label, str) else s.label for s in samples]
         labels = np.array(numbers, dtype=np.int64)
     return TarReader(shards, samples), labels
@@ -228,8 +229,8 @@ class TarReader(Reader):
 
     def encoded(self, i: int) -> Encoded:
         shard, offset, length = self._places[i].tolist()
-        # Opened each time, because there may be more shards than a process may hold open; without
-        # a buffer, because one read of known length needs none.
+        # Opened each time, because there may be more shards than a process may keep open; without
+        # a buffer, because there is only one read.
         with open(self.shards[shard], "rb", buffering=0) as file:
             file.seek(offset)
             return file.read(length)
