@@ -181,7 +181,7 @@ class TestLog:
 
     def test_other_classes(self, folder):
         (folder / "log.txt").write_text('json_stats: {"num_classes": 100}\n')
-        broken(folder, "says num_classes 100, the tensors of model.pt7 have 10")
+        broken(folder, "has num_classes 100, the tensors of model.pt7 have 10")
 
     @pytest.mark.parametrize(
         "own", ["{}", "3", '{"classes": ["a"], "mean": [1], "std": [1], "image_size": [8, 8]}']

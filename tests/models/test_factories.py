@@ -92,7 +92,7 @@ class TestFactories:
             ),
             (
                 "nothing",
-                "returned a NoneType: expected a torch.nn.Module: does it lack its return?",
+                "returned a NoneType: expected a torch.nn.Module: is the return statement missing?",
             ),
             ("torchs", "mine.py, line 34: TypeError: "),
         ],
@@ -150,9 +150,9 @@ class TestCheck:
     @pytest.mark.parametrize(
         ("factory", "words"),
         [
-            ("pair", r"the student x returns a tuple: expected logits \(N, 5\), a tensor alone"),
+            ("pair", r"the student x returns a tuple: expected a tensor of logits \(N, 5\)"),
             ("mapping", "returns a dict: expected logits"),
-            ("grid", r"returns \(2, 3, 8, 8\): expected logits \(N, 5\), a column a class"),
+            ("grid", r"returns \(2, 3, 8, 8\): expected logits \(N, 5\)"),
             ("ten", "returns logits of 10 classes, the data has 5"),
             (
                 "late",

@@ -58,8 +58,11 @@ def test_from_a_run_on_other_data(teacher_run, images, tmp_path):
     )
     said = carry_out(recipe, tmp_path / "run")
     assert f"the student starts from {teacher_run} (wrn-10-1)" in said
-    assert "its head has 10 classes, the data has 11, so fc.weight, fc.bias start anew" in said
-    assert "the student sees images normalised as its weights were trained" in said
+    assert (
+        "its head has 10 classes, the data has 11, so fc.weight, fc.bias are initialised anew"
+        in said
+    )
+    assert "the student's images are normalised as its weights were trained" in said
     before, after = weights(teacher_run), weights(tmp_path / "run")
     for name, value in after.items():
         if "running" not in name and "num_batches" not in name and not name.startswith("fc."):
@@ -206,7 +209,7 @@ class TestPretrained:
         assert network.preprocess.std.flatten().tolist() == pytest.approx(config["std"])
         assert torch.equal(network.module.conv1[0].weight, pretrained.conv1[0].weight)
         assert network.module.fc.out_features == 2
-        assert "has 1000 classes, the data has 2, so the head starts anew" in said[0]
+        assert "has 1000 classes, the data has 2, so the head is initialised anew" in said[0]
         assert "not by the data's own" in said[1]
 
     def test_a_plain_one_gets_the_datas(self):

@@ -1,1 +1,1 @@
-"""Networks by name, and their weights."""
+"""Creates networks by name, and loads their weights."""

@@ -1,4 +1,4 @@
-"""Runs of the authors' own scripts: their networks, rebuilt from the tensors alone."""
+"""Runs of the authors' scripts: rebuilds their networks from the tensors alone."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .wrn import WideResNet
 
 Triple = tuple[float, float, float]  # of red, green, blue
 ImageFormat = tuple[Triple, Triple, tuple[int, int], tuple[str, ...] | None]
-# (mean, std, size, class names). The normalisation is the scripts'; CIFAR's pixels go to 255 there.
+# (mean, std, size, class names). The normalisation is the scripts', where CIFAR's pixels are 0-255.
 CIFAR: ImageFormat = (
     (125.3 / 255, 123.0 / 255, 113.9 / 255),
     (63.0 / 255, 62.1 / 255, 66.7 / 255),
@@ -62,7 +62,7 @@ def load_authors_run(folder: str | Path) -> AuthorsRun:
     file = folder / MODEL_FILE
     if not folder.is_dir():
         raise UserError(
-            f"{folder} is no folder: expected a run of the authors' script, "
+            f"{folder} is not a folder: expected a run of the authors' script, "
             f"with {LOG_FILE} and {MODEL_FILE}"
         )
     for name in (LOG_FILE, MODEL_FILE):
@@ -83,7 +83,7 @@ def load_authors_run(folder: str | Path) -> AuthorsRun:
     logged = options.get("num_classes")
     if logged not in (None, classes):
         raise UserError(
-            f"{folder}: {LOG_FILE} says num_classes {logged}, the tensors of {MODEL_FILE} have "
+            f"{folder}: {LOG_FILE} has num_classes {logged}, the tensors of {MODEL_FILE} have "
             f"{classes}: expected files of one run"
         )
     images = IMAGENET if isinstance(network, AuthorsResNet) else CIFAR
@@ -110,7 +110,7 @@ def _build(params: Mapping[str, Tensor], file: Path) -> tuple[WideResNet | Autho
             "expected a network of the authors' scripts"
         )
     # The names of the blocks and the shape of the head determine the network. `teacher_id` and
-    # `depth` in the log do not: they may be those of another run.
+    # `depth` in the log are not used: they may belong to another run.
     blocks = []
     for g in range(4):
         names = [name.split(".")[1] for name in params if name.startswith(f"group{g}.block")]
@@ -118,11 +118,11 @@ def _build(params: Mapping[str, Tensor], file: Path) -> tuple[WideResNet | Autho
     classes, features = head.shape
     model: WideResNet | AuthorsResNet
     if blocks[3]:  # a WRN has three groups
-        # The script's ResNet-34 student has 3, 4, 6, 5 blocks by mistake, and so a name of its own.
+        # The script's ResNet-34 student has 3, 4, 6, 5 blocks by mistake, so its name lists them.
         name = RESNET_NAMES.get(tuple(blocks), f"resnet-{'-'.join(map(str, blocks))}")
         model = AuthorsResNet(blocks, features // 8, classes, folded="conv0.bias" in params)
     else:
-        # At least the smallest network, so that the error counts what is missing from it.
+        # At least the smallest network, so that the error can list the missing tensors.
         depth, width = 6 * max(1, blocks[0]) + 4, max(1, features // 64)
         name = f"wrn-{depth}-{width}"
         model = WideResNet(depth, width, classes)
@@ -131,7 +131,7 @@ def _build(params: Mapping[str, Tensor], file: Path) -> tuple[WideResNet | Autho
 
 
 def _exported_format(folder: Path, entry: Any, outputs: int) -> ImageFormat:
-    """The images as our export described them in the log."""
+    """Class names and preprocessing, which our export wrote into the log."""
     try:
         height, width = map(int, entry["image_size"])
         mean, std = _triple(entry["mean"]), _triple(entry["std"])

@@ -1,4 +1,4 @@
-"""`model.pt7` of the authors' scripts (szagoruyko/attention-transfer); `authors_log` has the log.
+"""Reads `model.pt7` of the authors' scripts (szagoruyko/attention-transfer).
 
 It is `{"params": {name: tensor}, "optimizer": ..., "epoch": ...}`. A convolution is named
 `group0.block0.conv0`; in a distillation run every name starts with `student.` or `teacher.`.
@@ -22,8 +22,8 @@ def read_params(file: Path) -> tuple[dict[str, Tensor], dict[str, Tensor] | None
     Their names are those of a `state_dict`.
 
     Raises:
-        UserError: for a damaged file, one that holds more than tensors, and names of which only
-            some belong to a student or a teacher.
+        UserError: for a damaged file, one that holds more than tensors, and tensor names of which
+            only some belong to a student or a teacher.
     """
     student: dict[str, Tensor] = {}
     teacher: dict[str, Tensor] = {}
@@ -49,7 +49,7 @@ def read_params(file: Path) -> tuple[dict[str, Tensor], dict[str, Tensor] | None
 
 def _state_dict_name(name: str) -> str:
     """`group1.block0.convdim` -> `group1.block0.convdim.weight`."""
-    # Teachers with folded batch normalisation have `conv_dim` for `convdim`.
+    # Teachers with folded batch normalisation have `conv_dim` instead of `convdim`.
     name = re.sub(r"(^|\.)conv_dim(\.|$)", r"\1convdim\2", name)
     if name.rpartition(".")[2] in ("conv0", "conv1", "convdim"):
         return f"{name}.weight"

@@ -68,14 +68,14 @@ def create_model(name: str, num_classes: int) -> nn.Module:
 
 
 def architecture(name: str) -> str:
-    """The network that `zoo:NAME` is, without its weights; any other name as it is."""
+    """The architecture of `zoo:NAME`; any other name unchanged."""
     if name.startswith(ZOO):
         return str(RunFolder(name).config()["model"])
     return name
 
 
 def _create_from_zoo(name: str, num_classes: int) -> nn.Module:
-    """A network of the package with its weights; its head is new for another number of classes."""
+    """A network of the package with its weights; for another number of classes, with a new head."""
     from .network import load_run_network
     from .weights import load_backbone
 
@@ -85,14 +85,14 @@ def _create_from_zoo(name: str, num_classes: int) -> nn.Module:
     if len(trained.classes) != num_classes:
         module = create_model(architecture(name), num_classes)
         load_backbone(module, trained.module.state_dict(), name)
-    # As timm's attribute: the preprocessing of all pretrained networks is read there.
+    # timm's attribute, from which the preprocessing of all pretrained networks is read.
     mean, std = (v.flatten().tolist() for v in (preprocess.mean, preprocess.std))
     module.pretrained_cfg = {"mean": mean, "std": std}  # type: ignore[assignment]
     return module
 
 
 def _suggestions(name: str) -> list[str]:
-    """Valid names for a file without its function, and for a misspelt or missing library."""
+    """Valid names similar to `name`, which lacks a function or a library, or is misspelt."""
     if name.endswith(".py"):
         return [f"{name}:{function}" for function in public_functions(Path(name))]
     if match := re.fullmatch(r"(\w+)/([^:]+)(:.*)?", name):
@@ -112,7 +112,7 @@ def _suggestions(name: str) -> list[str]:
 
 
 def executed_file(name: str) -> Path | None:
-    """The Python file that a network of this name executes; None for all but FILE.py:FACTORY."""
+    """The Python file that FILE.py:FACTORY executes; None for other names."""
     match = re.fullmatch(r"(.+\.py):(\w+)", name)
     return Path(match[1]) if match else None
 
@@ -120,20 +120,21 @@ def executed_file(name: str) -> Path | None:
 def check_trusted(source: str | Path, name: str, trust_code: bool) -> None:
     """Raises `UserError` if a network that a run folder names would execute a Python file.
 
-    `source` is the file that names it. What a user types is trusted, what is read is not.
+    `source` is the file that names it. Names that the user types are trusted, names in files are
+    not.
     """
     file = executed_file(name)
     if file is not None and not trust_code:
         raise UserError(
-            f"{source} names the network {name}, and to make it is to execute the Python file "
-            f"{file}: if you trust that file, add --trust-code (in Python: trust_code=True)"
+            f"{source} names the network {name}, which executes the Python file {file}: "
+            "if you trust that file, add --trust-code (in Python: trust_code=True)"
         )
 
 
 def pretrained_classes(name: str) -> int | None:
     """The number of classes of the pretrained weights of `timm/NAME` or `torchvision/NAME`.
 
-    None for other names, and for weights that do not say.
+    None for other names, and if the number is not recorded.
     """
     library, _, model = name.removesuffix(":pretrained").partition("/")
     if library == "timm":
@@ -151,14 +152,14 @@ def pretrained_classes(name: str) -> int | None:
 
 
 class PretrainedImages(NamedTuple):
-    """How a library prepares images: to `resize` times `size`, then the centre is cropped."""
+    """A library's preprocessing: images are resized to `resize` times `size` and center-cropped."""
 
     size: int
     resize: float
 
 
 def pretrained_images(name: str) -> PretrainedImages | None:
-    """The images of `timm/NAME:pretrained` or `torchvision/NAME:pretrained`; None for others."""
+    """The preprocessing of timm/NAME:pretrained or torchvision/NAME:pretrained; else None."""
     library, _, model = name.removesuffix(":pretrained").partition("/")
     if not name.endswith(":pretrained") or pretrained_classes(name) is None:
         return None
@@ -199,18 +200,18 @@ def _create_torchvision(name: str, num_classes: int, pretrained: bool) -> nn.Mod
     if not pretrained:
         options = {}
         if name in ("googlenet", "inception_v3"):
-            # Their auxiliary heads would make the output a tuple in training. Without
-            # `init_weights`, torchvision warns that it draws them.
+            # With auxiliary heads, the output in training would be a tuple. Without
+            # `init_weights`, torchvision warns that it initialises the weights.
             options = {"aux_logits": False, "init_weights": True}
         return models.get_model(name, num_classes=num_classes, **options)
     model: Any = _download(f"torchvision/{name}", lambda: models.get_model(name, weights="DEFAULT"))
-    # Inception's and GoogLeNet's pretrained weights come with the auxiliary heads.
+    # The pretrained weights of Inception and GoogLeNet include the auxiliary heads.
     for auxiliary in ("AuxLogits", "aux1", "aux2"):
         if hasattr(model, auxiliary):
             setattr(model, auxiliary, None)
             model.aux_logits = False
     transforms = models.get_model_weights(name).DEFAULT.transforms()  # type: ignore[attr-defined]
-    # As timm's attribute: the preprocessing of all pretrained networks is read there.
+    # timm's attribute, from which the preprocessing of all pretrained networks is read.
     model.pretrained_cfg = {"mean": tuple(transforms.mean), "std": tuple(transforms.std)}
     if pretrained_classes(f"torchvision/{name}") != num_classes:
         _replace_head(model, num_classes)
@@ -226,16 +227,16 @@ def _download(name: str, make: Callable[[], nn.Module]) -> nn.Module:
     except (OSError, RuntimeError) as error:  # a RuntimeError: the file is cut short or damaged
         reason = " ".join(str(error).split()[:25]) or type(error).__name__
         raise UserError(
-            f"the weights of {name}:pretrained could not be fetched: {reason} (without a network, "
-            f"name a file of them: {name} with --teacher-weights FILE, --student-weights FILE or, "
-            "to evaluate it, --weights FILE)"
+            f"the weights of {name}:pretrained could not be fetched: {reason} (offline, give "
+            f"{name} and a file of weights: --teacher-weights FILE, --student-weights FILE or, to "
+            "evaluate, --weights FILE)"
         ) from error
     finally:
         logging.disable(disabled)
 
 
 def _replace_head(model: nn.Module, num_classes: int) -> None:
-    """Puts a new head for other classes in the place of the last linear layer or convolution."""
+    """Replaces the last linear layer or convolution by a new head for `num_classes` classes."""
     # In all of torchvision's classifiers, the head is registered last.
     for name, head in reversed(list(model.named_modules())):
         if isinstance(head, nn.Linear):

@@ -49,17 +49,16 @@ class Network:
 
 
 def fixed_size(module: nn.Module) -> tuple[int, int] | None:
-    """The only input size (H, W) of a network, such as a transformer with learned positions.
+    """The input size (H, W) of a network that takes only one, such as many transformers.
 
-    It is None for a network that takes others, and for one whose size is not known. The size is
-    that of the network's own layers: `img_size=32` in `timm.create_model` leaves the configuration
-    of the pretrained weights at 224.
+    None for a network that takes several sizes, and if the size is not known. It is read from the
+    layers: with `img_size=32`, `timm.create_model` leaves the pretrained configuration at 224.
     """
-    # torchvision's transformers have `image_size`, and so may a user's network.
+    # torchvision's transformers have `image_size`; a user's network may have it.
     if size := _height_and_width(getattr(module, "image_size", None)):
         return size
     for layer in (module, *module.children()):
-        # timm's layer of patches, if it takes no other size.
+        # timm's patch embedding, if it takes only one size.
         size = _height_and_width(getattr(layer, "img_size", None))
         if size and getattr(layer, "strict_img_size", False):
             return size
@@ -69,13 +68,13 @@ def fixed_size(module: nn.Module) -> tuple[int, int] | None:
     for layer in module.modules():
         if size := _height_and_width(getattr(layer, "img_size", None)):
             return size
-    # Some of timm's networks, such as LeViT, do not tell their size, so the weights' own is tried.
+    # Some of timm's networks, such as LeViT, do not state their size: try that of the weights.
     height, width = config["input_size"][-2:]
     return (height, width) if _runs_on(module, (height, width)) else None
 
 
 def _height_and_width(size: object) -> tuple[int, int] | None:
-    """A size as networks write it, a number or a pair; None for anything else."""
+    """Parses a size that is a number or a pair; None for anything else."""
     match size:
         case int():
             return size, size
@@ -112,14 +111,14 @@ def save_student(
     # safetensors refuses tensors that share memory, and strided ones (channels last).
     state = {k: v.detach().cpu().contiguous().clone() for k, v in module.state_dict().items()}
     with replacing(file) as partial:
-        # `save_file` of safetensors would make the file readable for its owner only.
+        # `save_file` of safetensors would create a file that only its owner can read.
         partial.write_bytes(save(state, metadata={METADATA_KEY: about}))
 
 
 def metadata(
     name: str, classes: Sequence[str], preprocess: Preprocess, image_size: Sequence[int]
 ) -> dict[str, Any]:
-    """What one needs beside the weights to use a network, as plain values."""
+    """Name, classes and preprocessing of a network as plain values, to store with its weights."""
     return {
         "model": name,
         "classes": list(classes),
@@ -135,16 +134,16 @@ def metadata(
 def load_student(run_folder: str | Path, trust_code: bool = False) -> TrainedNetwork:
     """The trained network of a run, in eval mode: images (N, 3, H, W), RGB, in [0, 1] -> logits.
 
-    Its preprocessing is inside. `.network` is the network alone, for normalised images; there are
-    `.preprocess`, `.class_names` and `.image_size`, too.
+    Its preprocessing is inside. `.network` is the network alone, for normalised images. The other
+    attributes are `.preprocess`, `.class_names` and `.image_size`.
 
     Args:
         trust_code: execute the Python file of a network FILE.py:FACTORY. Nothing else in a run
             folder is ever executed.
 
     Raises:
-        UserError: if the folder is no run, its run is not finished, or its network executes a file
-            and `trust_code` is False.
+        UserError: if the folder is not a run, its run is not finished, or its network executes a
+            file and `trust_code` is False.
     """
     check_path(run_folder, "run_folder")
     network = load_run_network(run_folder, trust_code)
@@ -154,7 +153,7 @@ def load_student(run_folder: str | Path, trust_code: bool = False) -> TrainedNet
 def load_trained(folder: str | Path, trust_code: bool = False) -> Network:
     """The network of a run, ours or the authors' (the student of their distillation).
 
-    The authors' files name no classes: theirs are "0", "1" and so on.
+    The authors' files have no class names: the classes are "0", "1" and so on.
 
     Raises:
         UserError: if `folder` is neither; as `load_run_network` and `load_authors_run`.
@@ -177,7 +176,7 @@ def load_run_network(folder: str | Path, trust_code: bool = False) -> Network:
     """The network that a run trained.
 
     Raises:
-        UserError: if `folder` is no run, its run has not written a network yet, or its network
+        UserError: if `folder` is not a run, its run has not written a network yet, or its network
             executes a file and `trust_code` is False.
     """
     run = RunFolder.open(folder)
@@ -204,7 +203,7 @@ def load_run_network(folder: str | Path, trust_code: bool = False) -> Network:
 
 
 def _check_zoo(run: RunFolder) -> None:
-    """Raises `UserError` for weights of the package that are not those of their card."""
+    """Raises `UserError` if weights of the package differ from the hash in their summary.json."""
     recorded = (run.summary() or {}).get("sha256")
     if recorded != file_fingerprint(run.student_file):
         raise UserError(
@@ -214,7 +213,7 @@ def _check_zoo(run: RunFolder) -> None:
 
 
 def read_metadata(file: Path) -> dict[str, Any] | None:
-    """What `save_student` wrote into a safetensors file beside the weights; None in others.
+    """The metadata that `save_student` wrote into a safetensors file; None for other files.
 
     Raises:
         UserError: for a damaged file.
@@ -233,7 +232,7 @@ def read_metadata(file: Path) -> dict[str, Any] | None:
 
 
 def saved_preprocess(weights: str | Path) -> Preprocess | None:
-    """The preprocessing that `save_student` wrote into a file of weights; None for other files."""
+    """The preprocessing in the metadata of a file of weights; None for other files."""
     about = None
     if Path(weights).suffix == ".safetensors":
         about = read_metadata(Path(weights))
@@ -245,7 +244,7 @@ def saved_preprocess(weights: str | Path) -> Preprocess | None:
 def run_fingerprint(folder: str | Path) -> str | None:
     """The SHA-256 of the weights of a run, ours or the authors'; None if it has none yet."""
     file = RunFolder(folder).student_file
-    # A run of ours without a network yet has none, even if the authors' files lie beside it.
+    # Our run without a network yet has none, even if its folder also has the authors' files.
     if not file.is_file() and not RunFolder(folder).exists:
         file = Path(folder) / MODEL_FILE
     return file_fingerprint(file) if file.is_file() else None

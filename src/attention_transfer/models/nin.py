@@ -1,8 +1,8 @@
 """Network in network for 32×32 images, without fully connected layers (Lin et al., 2014).
 
 Three blocks of a k×k convolution (5, 5, 3) and two of 1×1, with a ReLU after each but the last; 3×3
-maximum pooling of stride 2 after the first block, average pooling after the second, the global
-average after the third. Attention is read at the end of each block, before its pooling: the
+max pooling of stride 2 after the first block, average pooling after the second, global average
+pooling after the third. Attention is read at the end of each block, before its pooling: at the
 children `block0`, `block1`, `block2`.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-# Channels of each convolution; the last one has the classes. `thin` is 0.45 of `wide`.
+# Channels of each convolution; the last one outputs the classes. `thin` is 0.45 of `wide`.
 WIDTHS = {
     "thin": ((86, 72, 43), (86, 86, 86), (86, 86)),
     "wide": ((192, 160, 96), (192, 192, 192), (192, 192)),

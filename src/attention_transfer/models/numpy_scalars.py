@@ -1,7 +1,7 @@
-"""Numpy scalars in the files of `torch.save`, which numpy's own unpickling code never sees.
+"""Reads numpy scalars in the files of `torch.save` without numpy's own unpickling code.
 
-numpy's dtype takes its flags from the pickle, and crafted flags crash the process. These stand-ins
-take a dtype's name and byte order alone.
+numpy's dtype takes its flags from the pickle, and crafted flags crash the process. The stand-ins
+take only the name and the byte order of a dtype.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 
 class DtypeStandIn:
-    """In a pickle, the place of `numpy.dtype`: bool, int, uint, float, complex, str or bytes."""
+    """Replaces `numpy.dtype` in a pickle: bool, int, uint, float, complex, str or bytes."""
 
     def __init__(self, name: str, *copy: bool):
         if not isinstance(name, str) or not re.fullmatch(r"[biufcUS]\d{1,9}", name):
@@ -21,14 +21,14 @@ class DtypeStandIn:
         self.byte_order: Literal["<", ">", "=", "|"] = "="
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
-        """The rest of the state repeats the name; it is the size and flags that are not trusted."""
+        """Reads the byte order only: the other entries repeat the name, or are not trusted."""
         if state[1] not in ("<", ">", "=", "|"):
             raise pickle.UnpicklingError(f"unsupported byte order {state[1]!r}")
         self.byte_order = state[1]
 
 
 def read_scalar(dtype: DtypeStandIn, data: bytes) -> Any:
-    """In a pickle, the place of numpy's `scalar`."""
+    """Replaces numpy's `scalar` in a pickle."""
     import numpy as np
 
     if not isinstance(dtype, DtypeStandIn) or not isinstance(data, bytes):
@@ -37,7 +37,7 @@ def read_scalar(dtype: DtypeStandIn, data: bytes) -> Any:
     return np.frombuffer(data, numpy_dtype, count=1)[0]
 
 
-# The names that numpy's pickles have; numpy 1 wrote the second.
+# The names in numpy's pickles; numpy 1 wrote the second.
 NUMPY_STAND_INS: list[Any] = [
     (read_scalar, "numpy._core.multiarray.scalar"),
     (read_scalar, "numpy.core.multiarray.scalar"),

@@ -13,11 +13,11 @@ MODEL_NAMES = (
 )
 
 
-# The user's word for a run; a file cannot give it.
+# Only the user can give this permission, not a file.
 TrustCode = Annotated[
     Bool,
     option(
-        "Execute the Python file of a network FILE.py:FACTORY that a run folder names.",
+        "Allow a run folder to execute the Python file of its network FILE.py:FACTORY.",
         default_text="refuse",
         changes_numbers=False,
     ),
@@ -26,7 +26,7 @@ TrustCode = Annotated[
 
 @dataclass(frozen=True)
 class NetworkOptions:
-    """The networks."""
+    """Network options."""
 
     model: Annotated[str, option(f"{MODEL_NAMES}.", default_text="required")] = ""
     teacher: Annotated[

@@ -15,15 +15,15 @@ from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 from ..errors import UserError, first_few
 from .numpy_scalars import NUMPY_STAND_INS
 
-# The scripts of timm and torchvision save options of these harmless types beside the weights, and
-# others a metric that is a numpy scalar.
+# The scripts of timm and torchvision save options of these harmless types with the weights; other
+# scripts save a metric that is a numpy scalar.
 SAFE_TYPES: list[Any] = [argparse.Namespace, PosixPath, PurePosixPath, *NUMPY_STAND_INS]
 
 
 def safe_load(file: Path, to_save: str) -> Any:
     """The content of a file of `torch.save`, or of a `.safetensors` file, on the CPU.
 
-    `to_save` tells the user of a file with more than tensors what to save instead.
+    If the file holds more than tensors, the error tells the user to save `to_save` instead.
 
     Raises:
         UserError: for a damaged file, another format, and a file that would execute code.
@@ -52,25 +52,25 @@ def safe_load(file: Path, to_save: str) -> Any:
                 f"{file} holds more than tensors{content}, and pickles are not executed here: "
                 f"if you trust it, load it yourself and save {to_save}"
             ) from error
-        # The messages of torch are long or empty: `101`, or a paragraph about versions.
+        # torch's messages are a number like `101`, or a paragraph about versions.
         reason = " ".join(str(error).split()[:20]) or type(error).__name__
         raise UserError(
-            f"{file} is damaged, cut off perhaps ({reason}): copy or download it again"
+            f"{file} is damaged or cut off ({reason}): copy or download it again"
         ) from error
 
 
 def is_plain(tensor: torch.Tensor) -> bool:
-    """Whether the numbers of a tensor can be copied into a layer."""
+    """Whether the values of a tensor can be copied into a layer."""
     if tensor.is_quantized or tensor.is_complex() or tensor.is_meta:
         return False
     return tensor.layout == torch.strided
 
 
 def _refused_types(file: Path, error: pickle.UnpicklingError) -> list[str]:
-    """The names of the classes and functions for which torch refused the file, if it tells them."""
+    """The names of the classes and functions for which torch refused the file, if known."""
     try:
         with safe_globals(SAFE_TYPES):
             return sorted(get_unsafe_globals_in_checkpoint(file))
     except Exception:
-        # No zip archive, such as torch wrote before 1.6: torch's message has the first name.
+        # Files from before torch 1.6 are no zip archives: torch's message has the first name.
         return re.findall(r"GLOBAL ([\w.]+) w", str(error))

@@ -1,4 +1,4 @@
-"""The networks that a run starts with: a trained teacher, a student to train, and their check."""
+"""Loads the networks that a run starts with, a teacher and a student, and checks them."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ def load_network(
     """A network with trained weights: a teacher, or one to evaluate.
 
     `spec` is `zoo:NAME`, a run folder, ours or the authors' (the student of their distillation), or
-    a model's name with `:pretrained` or a file of `weights`. `mean` and `std` normalise the data's
-    images; they hold for a network that has no normalisation of its own. `role` is its name in an
-    error. `trust_code`: a run may name a network FILE.py:FACTORY.
+    a model's name with `:pretrained` or a file of `weights`. `mean` and `std` are the data's
+    normalisation, used if the network has no normalisation of its own. `role` is its name in error
+    messages. `trust_code`: a run may name a network FILE.py:FACTORY.
 
     Raises:
         UserError: for a network without trained weights, or with other classes than the data.
     """
     if is_folder_name(spec):
         return _load_teacher_run(spec, classes, weights, role, trust_code)
-    # A path that does not exist, or else a model's name.
+    # `spec` is a path that does not exist, or a model's name.
     if "/" in spec and not spec.startswith(LIBRARIES) and ".py:" not in spec:
         raise UserError(
             f"no {role} at {spec}: expected a run folder, or a model with trained weights"
@@ -103,7 +103,7 @@ def _load_teacher_weights(
     expected = module.state_dict()
     state = read_state_dict(weights, expected)
     mismatch = head_mismatch(expected, state)
-    same_names = state.keys() == expected.keys()  # otherwise it is another network's head
+    same_names = state.keys() == expected.keys()  # otherwise the weights are another network's
     if mismatch is not None and mismatch.expected_classes == classes and same_names:
         raise UserError(
             f"the {role}'s weights {weights} have {mismatch.classes} classes, the data has "
@@ -121,11 +121,12 @@ def start_network(
     weights: str | None = None,
     trust_code: bool = False,
 ) -> tuple[Network, list[str]]:
-    """A network to train, a student, and sentences on the weights that it starts from.
+    """A student to train, and notes for the user about its initial weights.
 
-    `spec` is a model's name; `weights` is a file, or a run of ours or the authors'. A head of other
-    classes starts anew. `mean` and `std` normalise the data's images; trained weights keep the
-    normalisation that they were trained with. `trust_code` is as in `load_network`.
+    `spec` is a model's name; `weights` is a file, or a run of ours or the authors'. A head for
+    other classes is initialised anew. `mean` and `std` are the data's normalisation; trained
+    weights keep the normalisation that they were trained with. `trust_code` is as in
+    `load_network`.
 
     Raises:
         UserError: for weights that do not fit, and for `weights` of a pretrained model.
@@ -144,7 +145,7 @@ def start_network(
             if head_classes not in (None, len(classes)):
                 notes.append(
                     f"{spec}: its head has {head_classes} classes, the data has {len(classes)}, "
-                    "so the head starts anew"
+                    "so the head is initialised anew"
                 )
     elif pretrained:
         raise UserError(
@@ -163,12 +164,12 @@ def start_network(
         notes += [f"the student starts from {weights}", note]
         preprocess = _pretrained_preprocess(module, mean, std)
         if (saved := saved_preprocess(weights)) is not None:
-            # The student sees images of the data's size, unless its own is fixed.
+            # The student takes images of the data's size, unless its own size is fixed.
             preprocess, preprocess.size = saved, fixed_size(module)
     if not torch.equal(preprocess.mean, data_mean):
         values = ", ".join(f"{value:.3g}" for value in preprocess.mean.flatten().tolist())
         notes.append(
-            f"the student sees images normalised as its weights were trained (mean {values}), "
+            f"the student's images are normalised as its weights were trained (mean {values}), "
             "not by the data's own normalisation"
         )
     network = Network(module, spec, tuple(classes), preprocess)
@@ -178,7 +179,7 @@ def start_network(
 def _pretrained_preprocess(
     module: nn.Module, mean: Sequence[float], std: Sequence[float]
 ) -> Preprocess:
-    """The normalisation of a library's pretrained weights, or else the data's."""
+    """The normalisation of a library's pretrained weights if known, else the data's."""
     config = getattr(module, "pretrained_cfg", None)
     if isinstance(config, dict) and "mean" in config and "std" in config:
         mean, std = config["mean"], config["std"]
@@ -186,7 +187,7 @@ def _pretrained_preprocess(
 
 
 def check_network(network: Network, images: Tensor, name: str) -> None:
-    """Runs a network once on a few images (N, 3, H, W) in [0, 1]; `name` is its name in an error.
+    """Runs a network once on a few images (N, 3, H, W) in [0, 1]; errors call it `name`.
 
     Raises:
         UserError: if it fails on them, or returns anything but logits (N, classes).
@@ -195,22 +196,21 @@ def check_network(network: Network, images: Tensor, name: str) -> None:
     classes = len(network.classes)
     if not isinstance(outputs, Tensor):
         raise UserError(
-            f"{name} returns a {type(outputs).__name__}: expected logits (N, {classes}), "
-            "a tensor alone"
+            f"{name} returns a {type(outputs).__name__}: expected a tensor of logits (N, {classes})"
         )
     if outputs.ndim == 2 and outputs.shape[1] == classes:
         return
     fault = f"{tuple(outputs.shape)}"
     if outputs.ndim == 2:
         fault = f"logits of {outputs.shape[1]} classes, the data has {classes}"
-    raise UserError(f"{name} returns {fault}: expected logits (N, {classes}), a column a class")
+    raise UserError(f"{name} returns {fault}: expected logits (N, {classes})")
 
 
 def run_once(network: Network, images: Tensor, name: str) -> Any:
-    """The output of a network for these images, in eval mode; `name` is its name in an error.
+    """The output of a network for these images, in eval mode; errors call it `name`.
 
     Raises:
-        UserError: if it fails on them, with its own error: the images are too small, for example.
+        UserError: with the network's error if it fails, for example because images are too small.
     """
     x = network.preprocess(images)
     try:

@@ -1,4 +1,4 @@
-"""A trained network as it is handed to Python: images in [0, 1] go in, logits come out."""
+"""`TrainedNetwork`: a network with its preprocessing, from images in [0, 1] to logits."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..errors import UserError, first_few
 from ..numerics import at_least_float32
 
-# Images that were resized with bicubic filters exceed [0, 1] by less; normalised ones by more.
+# Bicubic resizing exceeds [0, 1] by less than this, normalised images by more.
 RANGE_TOLERANCE = 0.25
 
 
@@ -28,13 +28,13 @@ class Preprocess(nn.Module):
     ):
         super().__init__()
         self.size = size
-        # Not persistent: a run's metadata keeps them, and its weights are the network's alone.
+        # Not persistent: the metadata keeps them, so that the state dict is the network's alone.
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.size is not None and tuple(x.shape[-2:]) != tuple(self.size):
-            # Training hands in bfloat16, for which the CPU has no antialiased kernel.
+            # In training, x may be bfloat16, for which the CPU has no antialiased kernel.
             x = at_least_float32(x)
             x = F.interpolate(x, self.size, mode="bilinear", align_corners=False, antialias=True)
         return (x - self.mean.to(x.dtype)) / self.std.to(x.dtype)
@@ -51,17 +51,17 @@ class Preprocess(nn.Module):
 class TrainedNetwork(nn.Module):
     """Images (N, 3, H, W), RGB, in [0, 1] -> logits (N, classes): the preprocessing is inside.
 
-    Images of another size than `image_size` are resized. `at.stages`, `at.tap` and `at.Transfer`
-    see through this module: their layers have the names that they have in `network`.
+    Images of another size than `image_size` are resized. In `at.stages`, `at.tap` and
+    `at.Transfer`, layers have the names that they have in `network`.
 
     Args:
         network: takes normalised images of `image_size`; its state dict is that of its file.
-        preprocess: what is done to the images before; it knows its size.
+        preprocess: resizes and normalises the images; its `size` is set.
         class_names: a name for each logit.
     """
 
     preprocess: Preprocess
-    preprocessing_inside = True  # taps look for it: they import no model code
+    preprocessing_inside = True  # read by taps, which import no model code
 
     def __init__(self, network: nn.Module, preprocess: Preprocess, class_names: Sequence[str]):
         super().__init__()
@@ -73,13 +73,13 @@ class TrainedNetwork(nn.Module):
 
     @property
     def image_size(self) -> tuple[int, int]:
-        """(H, W), to which images are resized."""
+        """The size (H, W) to which images are resized."""
         assert self.preprocess.size is not None, "a trained network knows its size"
         return self.preprocess.size
 
     def forward(self, x: Tensor) -> Tensor:
         if not self._checked_first_batch and not torch.compiler.is_compiling():
-            # Once: reading the range makes a GPU wait.
+            # Only once, because reading the range synchronises with the GPU.
             self._checked_first_batch = True
             _check_images(x)
         logits: Tensor = self.network(self.preprocess(x))
@@ -95,7 +95,7 @@ class TrainedNetwork(nn.Module):
 
 
 def _check_images(x: Tensor) -> None:
-    """Warns of images that were normalised already, or go to 255."""
+    """Warns about images that are already normalised, or go up to 255."""
     if not x.is_floating_point():
         raise UserError(
             f"images are {x.dtype}: expected floating point in [0, 1] (divide uint8 by 255)"

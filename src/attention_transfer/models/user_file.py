@@ -1,4 +1,4 @@
-"""Networks from a user's own Python file, and clear errors for what fails in it."""
+"""Creates networks from a user's Python file, with clear errors if its code fails."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from torch import nn
 
 from ..errors import UserError, nearest
 
-MODULE_PREFIX = "attention_transfer_user_"  # of the names in sys.modules
+MODULE_PREFIX = "attention_transfer_user_"  # for the names in sys.modules
 THIS_FOLDER = Path(__file__).resolve().parent
 
 
@@ -26,15 +26,15 @@ def create_from_file(file: Path, factory: str, num_classes: int) -> nn.Module:
     """The module that the function `factory` of a file returns.
 
     Raises:
-        UserError: for a missing file or function, one that cannot be called with `num_classes` or
-            nothing, an error in the user's code, a result that is no module.
+        UserError: for a missing file or function, a function that needs arguments other than
+            `num_classes`, an error in the user's code, and a result that is not a module.
     """
     if not file.is_file():
         hint = nearest(file.name, [neighbour.name for neighbour in file.parent.glob("*.py")])
         raise UserError(
             f"no model file {file}: expected a Python file with the function {factory}{hint}"
         )
-    # The file can import its neighbours, as a script can.
+    # The file can import other files of its folder, as a script can.
     folder = str(file.parent.resolve())
     sys.path.insert(0, folder)
     try:
@@ -43,11 +43,11 @@ def create_from_file(file: Path, factory: str, num_classes: int) -> nn.Module:
         with _user_code(file):
             model = make(**arguments)
     finally:
-        with contextlib.suppress(ValueError):  # the file may have changed the path itself
+        with contextlib.suppress(ValueError):  # the file may have changed sys.path
             sys.path.remove(folder)
     if isinstance(model, nn.Module):
         return model
-    hint = ": does it lack its return?" if model is None else ""
+    hint = ": is the return statement missing?" if model is None else ""
     raise UserError(
         f"{file}:{factory} returned a {type(model).__name__}: expected a torch.nn.Module{hint}"
     )
@@ -59,13 +59,13 @@ def public_functions(file: Path) -> list[str]:
         body = ast.parse(file.read_bytes()).body
     except (OSError, SyntaxError, ValueError):
         return []
-    # Classes count: calling one makes a module as well.
+    # Calling a class also makes a module.
     names = [node.name for node in body if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
     return [name for name in names if not name.startswith("_")]
 
 
 def _import_file(file: Path) -> Any:
-    # Two files may have one name. Dataclasses and pickles look their module up in sys.modules.
+    # Two files may have the same name. Dataclasses and pickles look up their module in sys.modules.
     digest = hashlib.sha256(str(file.resolve()).encode()).hexdigest()[:8]
     name = f"{MODULE_PREFIX}{file.stem}_{digest}"
     loader = SourceFileLoader(name, str(file.absolute()))
@@ -96,7 +96,7 @@ def _find_factory(module: Any, file: Path, factory: str) -> Callable[..., Any]:
 
 
 def _arguments(make: Callable[..., Any], name: str, num_classes: int) -> dict[str, int]:
-    """`num_classes` if a factory takes it, or else nothing; a `UserError` if it needs others."""
+    """`num_classes` if a factory takes it, else nothing; `UserError` if it needs others."""
     arguments = {"num_classes": num_classes}
     try:
         signature = inspect.signature(make)
@@ -109,14 +109,14 @@ def _arguments(make: Callable[..., Any], name: str, num_classes: int) -> dict[st
             return {}
         raise UserError(
             f"{name} cannot be called, {error}: expected a function that can be called with "
-            "num_classes=N alone, or with nothing"
+            "num_classes=N only, or without arguments"
         ) from error
     return arguments
 
 
 @contextlib.contextmanager
 def _user_code(file: Path) -> Iterator[None]:
-    """An error of the user's code inside the block becomes a `UserError` with file and line."""
+    """Turns an error of the user's code inside the block into a `UserError` with file and line."""
     try:
         yield
     except (Exception, SystemExit) as error:  # a file may call sys.exit
@@ -124,7 +124,7 @@ def _user_code(file: Path) -> Iterator[None]:
         message = str(error)
         if isinstance(error, SyntaxError) and error.filename is not None:
             source, line, message = Path(error.filename).resolve(), error.lineno, error.msg
-        # The path as the user typed it; a neighbour's is the same folder's.
+        # The folder as the user typed it, also for other files in it.
         shown = str(file if source == file.resolve() else file.parent / source.name)
         if line is not None:
             shown += f", line {line}"
@@ -147,7 +147,7 @@ def _location(error: BaseException, folder: Path) -> tuple[Path, int | None] | N
     """File and line of the innermost frame in the files of `folder`."""
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         file = Path(frame.filename).resolve()
-        # A user's folder may hold this package, or an environment with installed ones.
+        # The user's folder may contain this package, or an environment of installed packages.
         installed = file.parent == THIS_FOLDER or "site-packages" in file.parts
         if file.is_relative_to(folder) and not installed:
             return file, frame.lineno

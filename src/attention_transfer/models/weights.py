@@ -1,4 +1,4 @@
-"""State dicts from files, and into networks."""
+"""Reads state dicts from files, and loads them into networks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from .authors_files import read_params
 from .safe_load import is_plain, safe_load
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".th", ".bin", ".ckpt", ".tar", ".pt7")
-# Where training scripts keep the weights. Their average comes last: the weights themselves win.
+# Entries in which training scripts keep the weights. The average of the weights comes last, so
+# that the weights themselves have priority.
 ENTRIES = (
     *("state_dict", "model", "model_state_dict", "net", "network", "weights"),
     *("state_dict_ema", "model_ema"),
@@ -24,8 +25,8 @@ State = Mapping[str, Tensor]
 def read_state_dict(file: str | Path, names: Container[str] = ()) -> dict[str, Tensor]:
     """The tensors of a weights file, or of the authors' `model.pt7`, by name.
 
-    Entries such as `state_dict` or `model` are opened, and prefixes removed that wrappers put
-    before a network's `names`.
+    Reads entries such as `state_dict` or `model`, and removes prefixes that wrappers put before a
+    network's `names`.
 
     Raises:
         UserError: for a missing or damaged file, another format, and one that would execute code.
@@ -33,7 +34,7 @@ def read_state_dict(file: str | Path, names: Container[str] = ()) -> dict[str, T
     file = Path(file)
     if file.is_dir():
         raise UserError(
-            f"{file} is a folder: expected a file of weights (a run's folder is a teacher itself)"
+            f"{file} is a folder: expected a file of weights (give a run folder as the teacher)"
         )
     if not file.is_file():
         neighbours = [f.name for f in file.parent.glob("*") if f.suffix in SUFFIXES]
@@ -50,18 +51,18 @@ def read_state_dict(file: str | Path, names: Container[str] = ()) -> dict[str, T
             state = state[entry]
     state = dict(state) if isinstance(state, Mapping) else {}
     if "n_averaged" not in names:
-        state.pop("n_averaged", None)  # the counter of torch.optim.swa_utils.AveragedModel
+        state.pop("n_averaged", None)  # a counter of torch.optim.swa_utils.AveragedModel
     if not state or not all(isinstance(value, Tensor) for value in state.values()):
         content = f"; it has {', '.join(map(str, list(state)[:5]))}" if state else ""
         raise UserError(
-            f"{file} holds no state dict: expected tensors by name, or an entry of them "
-            f"({', '.join(ENTRIES)}){content}"
+            f"{file} holds no state dict: expected tensors by name, or such a dictionary as "
+            f"{' or '.join(ENTRIES)}{content}"
         )
     for name, tensor in state.items():
         if not is_plain(tensor):
             raise UserError(
                 f"{file}: {name} is a tensor of {tensor.dtype}, {tensor.layout}, on "
-                f"{tensor.device}: expected real numbers, dense and in memory"
+                f"{tensor.device}: expected a dense tensor of real numbers"
             )
     return _strip_prefixes({str(name): value for name, value in state.items()}, names)
 
@@ -70,12 +71,12 @@ def _strip_prefixes(state: State, names: Container[str]) -> dict[str, Tensor]:
     """The state without the prefixes that wrappers put before a network's `names`."""
     unwrapped = {}
     for name, value in state.items():
-        # A network may have a child of its own named `module`.
+        # The network itself may have a child named `module`.
         while name not in names and name.startswith(("module.", "_orig_mod.")):
             name = name.partition(".")[2]
         unwrapped[name] = value
-    # A prefix that all names share, such as Lightning's `model.` or `backbone.`, goes as well, if
-    # the names behind it are the network's.
+    # A prefix that all names share, such as Lightning's `model.` or `backbone.`, is also removed if
+    # the names after it are the network's.
     inner = unwrapped
     while not any(name in names for name in inner):
         prefixes = {name.partition(".")[0] for name in inner}
@@ -89,22 +90,22 @@ def load_weights(model: nn.Module, file: str | Path) -> None:
     """Loads every weight of `model` from a file of tensors, or from the authors' `model.pt7`.
 
     Raises:
-        UserError: for missing and unexpected keys and for other shapes; the message counts them all
-            and names the first ones.
+        UserError: for missing and unexpected keys and for other shapes; the message has the number
+            of each and the first names.
     """
     load_state(model, read_state_dict(file, model.state_dict()), str(file))
 
 
 def load_state(model: nn.Module, state: State, source: str) -> None:
-    """As `load_weights`, from tensors by name; `source` is their name in an error."""
-    # All is checked before any tensor is loaded: PyTorch would load those that fit, then raise.
+    """As `load_weights`, from tensors by name; errors call them `source`."""
+    # All tensors are checked before loading: PyTorch would load those that fit, and then raise.
     expected = model.state_dict()
     unexpected = [name for name in state if name not in expected]
     missing, misshapen = [], []
     for name, value in expected.items():
         if name in state and state[name].shape != value.shape:
             misshapen.append(f"{name} {tuple(state[name].shape)} for {tuple(value.shape)}")
-        # PyTorch 0.3 and the authors' files lack this counter, which no output depends on.
+        # PyTorch 0.3 and the authors' files lack this counter. No output depends on it.
         elif name not in state and not name.endswith("num_batches_tracked"):
             missing.append(name)
     names_by_fault = {"missing": missing, "unexpected": unexpected, "of another shape": misshapen}
@@ -119,7 +120,7 @@ def load_state(model: nn.Module, state: State, source: str) -> None:
             numbers = f"{mismatch.classes} classes, the network's {mismatch.expected_classes}"
             reason = f"; its head has {numbers}"
         elif not expected.keys() & state.keys():
-            reason = "; no name is the network's own: they are another network's weights"
+            reason = "; no name matches: they are the weights of another network"
         raise UserError(
             f"{source} does not fit {type(model).__name__}: {'; '.join(faults)}{reason}"
         )
@@ -129,10 +130,10 @@ def load_state(model: nn.Module, state: State, source: str) -> None:
 def load_backbone(
     model: nn.Module, state: State, source: str, new_head: bool = False
 ) -> str | None:
-    """As `load_state`, but a head of another number of classes keeps its present weights.
+    """As `load_state`, but a head for another number of classes is not loaded.
 
-    With `new_head` it keeps them in any case, since the classes are others. Returns a sentence on
-    such a head, or None if it was loaded.
+    With `new_head` the head is never loaded, because the classes are different. Returns a note for
+    the user about a head that was not loaded, else None.
     """
     present = model.state_dict()
     mismatch = head_mismatch(present, state)
@@ -140,16 +141,16 @@ def load_backbone(
         head = mismatch.names
         reason = f"has {mismatch.classes} classes, the data has {mismatch.expected_classes}"
     elif new_head:
-        # Buffers belong to it as well, such as the statistics of its normalisation.
+        # Buffers belong to the head, such as the statistics of its normalisation.
         layers = {name.rpartition(".")[0] + "." for name in head_parameters(model, None)}
         head = [name for name in present if name.startswith(tuple(layers))]
         reason = "has other classes than the data"
     else:
         load_state(model, state, source)
         return None
-    # The head's present tensors stand in, so that all others have to fit.
+    # The head keeps its tensors; all others have to fit.
     load_state(model, {**state, **{name: present[name] for name in head}}, source)
-    return f"{source}: its head {reason}, so {first_few(head)} start anew"
+    return f"{source}: its head {reason}, so {first_few(head)} are initialised anew"
 
 
 class HeadMismatch(NamedTuple):
@@ -175,8 +176,8 @@ def head_mismatch(expected: State, state: State) -> HeadMismatch | None:
 def head_parameters(model: nn.Module, classes: int | None) -> list[str]:
     """The names of the classifier's parameters.
 
-    timm names its layer; in other networks it is the last one with `classes` outputs (None: the
-    last matrix), together with what is registered behind it, such as its normalisation.
+    timm names the layer. In other networks it is the last one with `classes` outputs (None: the
+    last matrix), together with the layers registered after it, such as its normalisation.
 
     Raises:
         UserError: if no layer has that many outputs.
@@ -194,5 +195,5 @@ def head_parameters(model: nn.Module, classes: int | None) -> list[str]:
         if parameter.ndim > 1 and classes in (None, len(parameter)):
             return names[names.index(name) :]
     raise UserError(
-        f"{type(model).__name__} has no layer of {classes} outputs, which would be its head"
+        f"{type(model).__name__} has no layer of {classes} outputs, so its head is unknown"
     )

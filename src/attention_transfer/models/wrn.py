@@ -1,8 +1,9 @@
 """Wide residual networks for 32×32 images, WRN-d-k (Zagoruyko & Komodakis, BMVC 2016).
 
-Pre-activation blocks; a 3×3 stem of 16; groups of width 16k, 32k, 64k with (d − 4)/6 blocks each; a
-1×1 shortcut of the activated input wherever the width changes; BN-ReLU-global average-linear at the
-end. Attention is read at the output of each group: the children `group0`, `group1`, `group2`.
+Pre-activation blocks; a 3×3 stem of 16 channels; groups of 16k, 32k, 64k channels with (d − 4)/6
+blocks each; a 1×1 shortcut of the activated input if the width changes; BN, ReLU, global average
+and linear layer at the end. Attention is read at the output of each group: at the children
+`group0`, `group1`, `group2`.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ def _check_size(depth: int, width: int) -> None:
     if depth > DEEPEST:
         raise UserError(f"wrn-{depth}-{width}: the depth is {depth}, expected at most {DEEPEST}")
     blocks = (depth - 4) // 6
-    # Each block has two 3×3 convolutions of 16, 32 or 64 times the width.
+    # Each block has two 3×3 convolutions with 16, 32 or 64 times the width as channels.
     parameters = blocks * 2 * 9 * (16**2 + 32**2 + 64**2) * width**2
     if parameters > MOST_PARAMETERS:
         raise UserError(
@@ -85,7 +86,7 @@ def _check_size(depth: int, width: int) -> None:
 
 
 def _initialise(module: nn.Module) -> None:
-    # The authors' initialisation; their BN weights uniform in [0, 1] matter to short runs.
+    # The authors' initialisation. BN weights uniform in [0, 1] make a difference in short runs.
     if isinstance(module, (nn.Conv2d, nn.Linear)):
         nn.init.kaiming_normal_(module.weight)
         if module.bias is not None:
