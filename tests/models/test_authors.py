@@ -193,7 +193,7 @@ class TestLog:
 
 class TestDamage:
     def test_missing(self, tmp_path):
-        broken(tmp_path / "none", "is no folder")
+        broken(tmp_path / "none", "is not a folder")
         folder = write_run(tmp_path / "r", wrn_params(10, 1))
         (folder / "log.txt").rename(folder / "l")
         broken(folder, "has no log.txt")

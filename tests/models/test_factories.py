@@ -151,7 +151,7 @@ class TestCheck:
         ("factory", "words"),
         [
             ("pair", r"the student x returns a tuple: expected a tensor of logits \(N, 5\)"),
-            ("mapping", "returns a dict: expected logits"),
+            ("mapping", "returns a dict: expected a tensor of logits"),
             ("grid", r"returns \(2, 3, 8, 8\): expected logits \(N, 5\)"),
             ("ten", "returns logits of 10 classes, the data has 5"),
             (

@@ -118,8 +118,8 @@ class TestOtherClasses:
         model.load_state_dict(before)
         line = load_backbone(model, source.state_dict(), "run", new_head=True)
         assert (
-            line
-            == "run: its head has other classes than the data, so fc.weight, fc.bias are initialised"
+            line == "run: its head has other classes than the data, so fc.weight, fc.bias are "
+            "initialised anew"
         )
         kept = [
             k
