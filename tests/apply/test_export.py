@@ -367,7 +367,7 @@ class TestOfAnAuthorsRun:
 
     def test_its_own_format(self, tmp_path):
         folder = write_run(tmp_path / "r", wrn_params(10, 1))
-        with pytest.raises(at.UserError, match="already: copy it"):
+        with pytest.raises(at.UserError, match="is already a run of the authors' script: copy it"):
             export_run(folder, "authors", tmp_path / "theirs")
 
 

@@ -119,7 +119,7 @@ def test_the_command(command, tmp_path, picture):
     text = (tmp_path / "a.svg").read_text()
     assert "untrained wrn-10-1" in text and "input gradient" in text
     for mistake, message in (
-        (f"{line} z.txt", "--out z.txt is no figure: expected a file ending in .png, .svg, .pdf"),
+        (f"{line} z.txt", "--out z.txt: expected a figure, a file ending in .png, .svg, .pdf"),
         (f"{line} z.png --kind mean", "kind"),
     ):
         said = command(mistake)

@@ -84,7 +84,7 @@ def test_a_stranger_loads_each_kind_of_student(command, tmp_path):
         run = make_run(tmp_path / "runs" / repo, model)
         answer = command(f"push {run} {repo} --dry-run --out {repo}")
         assert (answer.status, answer.err) == (0, "")
-        assert f"without --dry-run it goes to https://huggingface.co/{repo}" in answer.out
+        assert f"the target without --dry-run: https://huggingface.co/{repo}" in answer.out
         fill_cache(tmp_path / "cache", repo, tmp_path / repo)
         with torch.no_grad():
             image = to_tensor(Image.open(tmp_path / "image.png"))
@@ -126,7 +126,7 @@ def test_the_card(command, tmp_path):
     command("push run ann/small --dry-run")
     card = (tmp_path / "small" / "README.md").read_text()
     assert "timm/resnet10t, 3 classes, trained on folder:photos" in card
-    assert "timm/resnet18 as its teacher (method at+kd)" in card
+    assert "with the teacher timm/resnet18 (method at+kd)" in card
     assert "| error | 12.50 % | 5.00 % |" in card
     assert "| FLOPs of one image | 1,234,567 | – |" in card
     assert "epochs 7" in card and "## Licence\n\nTo be filled in" in card

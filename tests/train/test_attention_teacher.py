@@ -56,7 +56,7 @@ def test_distill_and_maps(place, command):
         "--trust-code"
     )
     assert said.status == 0, said.err
-    assert "run has no attention to read: its maps are of kind sum" in said.out
+    assert "run has no attention layers: its maps are of kind sum" in said.out
     assert "teacher has no attention" not in said.out
 
 

@@ -1,1 +1,1 @@
-"""What one does with a network after training: evaluate, predict, maps, stages, export."""
+"""Uses of a trained network: evaluate, predict, maps, stages, export."""

@@ -1,4 +1,4 @@
-"""A run's network as the files of the authors' script: `model.pt7` and `log.txt`."""
+"""Exports a run's network as the files of the authors' script: `model.pt7` and `log.txt`."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ AUTHORS_METRICS = (
 def save_authors(network: Network, about: dict[str, Any], run: Path, out: Path) -> None:
     """Writes `model.pt7` and `log.txt`, a line per epoch, as the authors' script does for a WRN.
 
-    The log also has our metadata: the authors have one recipe, this run may have other classes,
-    another normalisation and another size.
+    The log also has our metadata, because this run may have other classes, another normalisation
+    and another size than the authors' recipe.
     """
     folder, module = RunFolder(run), network.module
     if is_authors_run(run) and not folder.exists:
-        raise UserError(f"{run} is a run of the authors' script already: copy it")
+        raise UserError(f"{run} is already a run of the authors' script: copy it")
     if not isinstance(module, WideResNet):
         raise UserError(
             f"the format authors is for wrn-DEPTH-WIDTH only, {run} holds {network.name}: "
@@ -43,7 +43,7 @@ def save_authors(network: Network, about: dict[str, Any], run: Path, out: Path) 
     params = _params(module)
     options = _options(module, config)
     options["n_parameters"] = sum(p.numel() for p in params.values())
-    # Their script loads the state of an optimiser, whose momentum starts at 0.
+    # Their script loads the state of an optimiser: the momentum is 0.
     optimizer = torch.optim.SGD(
         [p for name, p in params.items() if "running_" not in name],
         options["lr"],
@@ -61,7 +61,7 @@ def save_authors(network: Network, about: dict[str, Any], run: Path, out: Path) 
 
 
 def _params(module: WideResNet) -> dict[str, Tensor]:
-    """The tensors by the authors' names, in their order."""
+    """The tensors under the authors' names, in their order."""
     layers: dict[str, nn.Module | None] = {"conv0": module.conv0}
     for g, group in enumerate((module.group0, module.group1, module.group2)):
         for b, block in enumerate(group):
@@ -80,7 +80,7 @@ def _params(module: WideResNet) -> dict[str, Tensor]:
 
 
 def _options(module: WideResNet, config: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of the authors' script, as far as this run has them."""
+    """The options of the authors' script that this run has."""
     data = str(config.get("data"))
     datasets = {"cifar10": "CIFAR10", "cifar100": "CIFAR100"}
     milestones = list(config.get("milestones", ()))
@@ -101,13 +101,13 @@ def _options(module: WideResNet, config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _epoch(row: Mapping[str, Any]) -> dict[str, Any]:
-    """An epoch's numbers by the authors' names, with α and β as they were in effect."""
+    """An epoch's numbers under the authors' names, with α and β in that epoch."""
     weights = row.get("weights", {})
-    # With several methods the key of β is at.beta; with one it is beta, which may be another's.
+    # With several methods the key of β is at.beta; with one method, AT or another, it is beta.
     beta = weights.get("beta", 0) if "at" in row.get("parts", {}) else 0
     epoch = {"alpha": weights.get("alpha", 0), "epoch": row.get("epoch", 0)}
     if not any(key.startswith("beta[") or ".beta[" in key for key in weights):
-        # Their log has one β; "auto" has one for each pair.
+        # Their log has one β, but "auto" has one for each pair.
         epoch["beta"] = weights.get("at.beta", beta)
     for theirs, ours, factor in AUTHORS_METRICS:
         if ours in row:

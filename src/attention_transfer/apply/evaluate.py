@@ -24,7 +24,7 @@ from .inference import as_input
 from .load import inference_model
 
 EVALUATION_BATCH = 500
-# Streamed images are large, and each worker has a few batches waiting.
+# Streamed images are large, and each worker prefetches a few batches.
 STREAMED_BATCH = 128
 
 Forward = Callable[[Tensor], Tensor]
@@ -43,12 +43,12 @@ def evaluate_network(
     """Loss and accuracy of a trained network on validation images.
 
     `name` is a run folder, or a model with trained weights as for a teacher. `spec` names the data,
-    by default that of the run. `precision` is by default that of the run, and fp32 for others.
-    `trust_code`: the run may name a network FILE.py:FACTORY; as `name` itself it is trusted.
+    by default that of the run. `precision` is by default that of the run, and fp32 for models.
+    `trust_code`: the run may name a network FILE.py:FACTORY; if `name` is one, it is trusted.
 
     Raises:
         UserError: for a network without trained weights, for data with other classes, and without
-            `spec` for a network that does not say where its data is.
+            `spec` if the data of the network is not known.
     """
     network = None
     if is_folder_name(name):
@@ -79,17 +79,17 @@ def run_and_data(
     """The network of a run, and the options of its validation images, or of other data."""
     for flag, value in (("--weights", weights), ("--image-size", image_size)):
         if value is not None:
-            raise UserError(f"{run} is a run with weights and a size of its own: leave {flag} out")
+            raise UserError(f"{run} is a run, which has weights and a size: leave {flag} out")
     network, config = load_trained(run, trust_code), RunFolder(run).config()
     options: dict[str, Any]
     if spec is not None:
-        # Other data comes at the network's size; the run's own at the size that the run chose.
+        # Other data is resized to the network's size; the run's own data keeps the run's size.
         size = network.preprocess.size
         options = {"data": spec, "image_size": size[0] if size else None}
     elif "data" in config:
         options = {key: config.get(key) for key in ("data", "image_size", "limit_val", "val_split")}
     else:
-        raise UserError(f"{run} does not say what data it is for: give --data")
+        raise UserError(f"the data of {run} is not known: give --data")
     return network, options | {
         "limit_train": 1,  # no training image is needed
         "seed": config.get("seed", 0),
@@ -107,7 +107,7 @@ def _model_options(
         raise UserError(f"{name} {text}")
     options: dict[str, Any] = {"data": spec, "image_size": image_size}
     if weights is not None:
-        # Their normalisation may be the data's, which all training images determine.
+        # The normalisation may be the data's, which needs all training images.
         return options
     if (trained := pretrained_images(name)) is not None and image_size is None:
         options |= {"image_size": trained.size, "val_resize": trained.resize}
@@ -139,7 +139,7 @@ def measure(logits: Tensor, images: Images) -> dict[str, float]:
 
 
 def readable(values: Tensor, images: Images) -> Tensor:
-    """The rows of `values` (N, …) that belong to images that could be read."""
+    """The rows of `values` (N, …) of images that could be read."""
     if not images.bad:
         return values
     return values[[i for i in range(len(images)) if i not in images.bad]]
@@ -148,7 +148,7 @@ def readable(values: Tensor, images: Images) -> Tensor:
 def save_predictions(
     file: Path, images: Images, student: Tensor, teacher: Tensor | None = None
 ) -> None:
-    """Writes the true classes of the images as npz, and those of the logits (N, K), as numbers."""
+    """Writes the true classes of the images and those predicted by logits (N, K), as npz."""
     numbers = {"labels": images.labels, "student": student.argmax(1)}
     if teacher is not None:
         numbers["teacher"] = teacher.argmax(1)

@@ -1,8 +1,8 @@
-"""A run's network for other programs: safetensors, a PyTorch or ONNX graph, or the authors' files.
+"""Exports a run's network: safetensors, a PyTorch or ONNX graph, or the authors' files.
 
-`pt2` and `onnx` hold preprocessing and network as one graph (`graph.py`). `safetensors` and
-`authors` hold weights alone; their metadata say how an image becomes the network's input. Weights
-are float32, whatever the run's precision.
+`pt2` and `onnx` contain preprocessing and network as one graph (`graph.py`). `safetensors` and
+`authors` contain the weights only; the preprocessing is in their metadata. Weights are float32 for
+every precision of the run.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ CALIBRATION_IMAGES = 512
 
 
 def export(options: ExportOptions) -> tuple[str, dict[str, Any]]:
-    """Writes what the options of the command say.
+    """Writes the file or folder that the options describe.
 
     Returns:
-        The format with what there is to say of the file, and the numbers of an int8 network.
+        The format with a note on the file, and the numbers of an int8 network.
 
     Raises:
         UserError: as `export_run` and `export_int8`; for options that do not go together.
@@ -71,16 +71,16 @@ def export_run(
         with_attention: a graph also returns the attention maps of the stages.
 
     Returns:
-        What there is to say of the file; empty if nothing.
+        A note on the file, or "".
 
     Raises:
-        UserError: for an unknown format, a folder without a finished run, an `out` that is taken,
-            a network that the format cannot hold, and a missing extra.
+        UserError: for an unknown format, a folder without a finished run, an `out` that exists, a
+            network that the format does not support, and a missing extra.
     """
     check_choice("format", form, FORMATS)
     if with_attention and form not in GRAPHS:
         raise UserError(
-            f"--with-attention is for a graph, and {form} holds weights alone: "
+            f"--with-attention needs a graph, and {form} has weights only: "
             "choose --format onnx or pt2"
         )
     if form == "authors":

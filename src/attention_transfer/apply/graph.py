@@ -1,7 +1,7 @@
-"""A network as one graph, preprocessing inside: a program of `torch.export`, or an ONNX model.
+"""Exports a network with its preprocessing as one graph, by `torch.export` or to ONNX.
 
-Images (N, 3, H, W), RGB, in [0, 1] at the network's own size, N free -> logits (N, classes). With
-attention the graph also returns the attention map of each stage, (N, h, w).
+Images (N, 3, H, W), RGB, in [0, 1] at the network's size, any N -> logits (N, classes). With
+attention, the graph also returns the attention map of each stage, (N, h, w).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 
 class _Graph(nn.Module):
-    """Images in [0, 1] -> logits, or (logits, {stage: attention map}) where layers are given."""
+    """Images in [0, 1] -> logits, or (logits, {stage: attention map}) if layers are given."""
 
     def __init__(self, network: Network, layers: list[str]):
         super().__init__()
@@ -57,7 +57,7 @@ def attention_layers(network: Network) -> list[str]:
 
 
 def describe_graph(about: dict[str, Any], layers: list[str]) -> dict[str, Any]:
-    """The metadata of a network, with what its graph takes and returns in words."""
+    """The metadata of a network, with descriptions of the inputs and outputs of its graph."""
     height, width = about["image_size"]
     about = about | {
         "input": (
@@ -80,12 +80,12 @@ def export_graph(network: Network, layers: list[str]) -> torch.export.ExportedPr
     """
     module = _Graph(network, layers).eval().requires_grad_(False)
     assert network.preprocess.size is not None, "a trained network knows its size"
-    # A batch of 1 would be taken for a constant.
+    # With a batch of 1, the batch size would become a constant.
     example = torch.rand(2, 3, *network.preprocess.size)
     shapes = ({0: torch.export.Dim("batch")},)
     try:
         return torch.export.export(module, (example,), dynamic_shapes=shapes)
-    except Exception as error:  # tracing raises nearly anything on a network that it cannot follow
+    except Exception as error:  # tracing raises many kinds of exceptions
         raise UserError(_failure(network, "as a graph", error)) from error
 
 
@@ -96,7 +96,7 @@ def _failure(network: Network, kind: str, error: Exception) -> str:
 def save_pt2(network: Network, about: dict[str, Any], out: Path, layers: list[str]) -> None:
     """Writes a graph that `torch.export.load(out).module()` runs."""
     extra_files = {METADATA_FILE: json.dumps(describe_graph(about, layers))}
-    # A stream, because torch.export.save warns of file names that do not end in .pt2.
+    # A stream, because torch.export.save warns about file names that do not end in .pt2.
     stream = io.BytesIO()
     torch.export.save(export_graph(network, layers), stream, extra_files=extra_files)
     with replacing(out) as partial:

@@ -1,4 +1,4 @@
-"""A network with its preprocessing, as it is used after training; and its size and speed."""
+"""`InferenceModel`: a trained network with its preprocessing; and its size and speed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Networks and images by name, for looking at them."""
+"""Loads networks and images by name."""
 
 from __future__ import annotations
 
@@ -42,18 +42,18 @@ def inference_model(network: Network, device: str, precision: str = "auto") -> I
 
 
 def load_by_name(name: str, trust_code: bool = False) -> Network:
-    """The network of a run, or a model by name; without trained weights, as it is initialised.
+    """The network of a run, or a model by name with trained or random weights.
 
     Args:
-        trust_code: a run may name a network FILE.py:FACTORY; as `name` itself it is trusted.
+        trust_code: a run may name a network FILE.py:FACTORY; if `name` is one, it is trusted.
 
     Raises:
-        UserError: for a folder that is no finished run, and for an unknown model.
+        UserError: for a folder that is not a finished run, and for an unknown model.
     """
     if RunFolder(name).exists or is_authors_run(name):
         return load_trained(name, trust_code)
     if is_folder_name(name):
-        RunFolder.open(name)  # raises: what a run folder needs
+        RunFolder.open(name)  # raises an error that names what is missing
     if name.endswith(":pretrained"):
         count = pretrained_classes(name) or 1000
         return load_network(name, [str(i) for i in range(count)], *IMAGENET, role="network")
@@ -63,7 +63,7 @@ def load_by_name(name: str, trust_code: bool = False) -> Network:
 
 
 def own_size(name: str, network: Network) -> tuple[int, int] | None:
-    """The size (H, W) of the images that a network is made for; None if it does not say."""
+    """The input size (H, W) of a network; None if it is not known."""
     size = network.preprocess.size or fixed_size(network.module)
     if size is not None:
         return size
@@ -77,7 +77,7 @@ def own_size(name: str, network: Network) -> tuple[int, int] | None:
 
 
 def image_files(path: Path) -> list[Path]:
-    """The file itself, or all image files of a folder that `folder:` would find in it, sorted.
+    """The file itself, or all image files of a folder (as `folder:` finds them), sorted.
 
     Raises:
         UserError: if `path` does not exist, or is a folder without images.

@@ -1,4 +1,4 @@
-"""How other people load a student from the Hugging Face hub: a few lines without this package."""
+"""Code for a model card that loads a student from the Hugging Face hub without this package."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Attention maps of images: for the report, for the figure of `maps`, and inside objects' boxes."""
+"""Attention maps of images: for the report, for the figure of `maps`, and their share in boxes."""
 
 from __future__ import annotations
 
@@ -59,8 +59,8 @@ def save_maps(
 ) -> None:
     """Writes the maps of the images at `shown` as npz, for the report.
 
-    The teacher's maps of the same images have names that start with `teacher.`. `kinds` are those
-    of the maps of network and teacher: `attention` is shown where a stage has one.
+    The teacher's maps of the same images have names that start with `teacher.`. `kinds` are the
+    kinds of map of network and teacher; `attention` applies to stages that have attention.
     """
     chosen = images.subset(shown)
     x = as_input(chosen.batch(slice(None)).to(network.device))
@@ -99,11 +99,11 @@ def layer_names(network: InferenceModel, images: Images) -> list[str]:
 def attention_in_box(
     network: InferenceModel, layers: list[str], images: Images
 ) -> dict[str, Any] | None:
-    """How each stage's attention agrees with the object's box; None if no box is known.
+    """How well each stage's attention agrees with the object's box; None if no box is known.
 
     A map is resized bilinearly to the image. `in_box` is the mean share of its sum inside the box;
-    `pointing` is the share of images whose largest value lies there (the pointing game, Zhang et
-    al. 2016). `box_area` is what a uniform map would have in both.
+    `pointing` is the share of images whose largest value is inside it (the pointing game, Zhang et
+    al. 2016). `box_area` is the value of both for a uniform map.
     """
     if images.boxes is None or not layers:
         return None
@@ -146,10 +146,10 @@ def share_inside(maps: Tensor, masks: Tensor) -> Tensor:
 
 
 def peak_inside(maps: Tensor, masks: Tensor) -> Tensor:
-    """Whether the largest value of each map (N, h, w) lies in its mask (N, H, W): (N,) bool."""
+    """Whether the largest value of each map (N, h, w) is in its mask (N, H, W): (N,) bool."""
     full = _at_size_of(masks, maps)
     peaks = full.flatten(1).argmax(1, keepdim=True)
-    # A map of zeros points nowhere.
+    # A map of zeros has no largest value.
     return masks.flatten(1).gather(1, peaks)[:, 0] & (full.amax((1, 2)) > 0)
 
 
@@ -161,11 +161,11 @@ def _at_size_of(masks: Tensor, maps: Tensor) -> Tensor:
 def map_columns(
     names: list[str], images: str, limit: int, kind: str, p: float, trust_code: bool = False
 ) -> tuple[np.ndarray, list[Column], list[str]]:
-    """Images (K, H, W, 3), a column of the figure for each network, and what to say of networks.
+    """Images (K, H, W, 3), a column of the figure for each network, and notes for the user.
 
-    Each network sees the images at the size that it is made for. The `kind` gradient adds the map
-    of `gradient_map` to those of kind sum. The `attention` is that of the stages that have one; a
-    network without any shows maps of kind sum.
+    Each network gets the images at its own input size. The `kind` gradient adds the map of
+    `gradient_map` to those of kind sum. The kind `attention` shows the stages that have attention;
+    for a network without attention, maps of kind sum are shown.
 
     Raises:
         UserError: if there are no images, a name is neither a run nor a model, or a network does
@@ -175,7 +175,7 @@ def map_columns(
     for name, network in networks.items():
         network.preprocess.size = own_size(name, network)
     sizes = [n.preprocess.size[0] for n in networks.values() if n.preprocess.size]
-    # Files are decoded at the largest size that one of the networks takes.
+    # Files are decoded at the largest input size of the networks.
     pictures = _open_images(images, limit, max(sizes, default=224))
     x = as_input(pictures.batch(slice(None)))
     columns, notes = [], []
@@ -192,9 +192,9 @@ def map_columns(
 def _column(
     name: str, network: Network, x: Tensor, kind: str, p: float
 ) -> tuple[Column, list[str]]:
-    """The column of a network, and what to say of it."""
+    """The column of a network, and notes for the user."""
     model = InferenceModel(network.module, network.preprocess, "fp32").eval()
-    run_once(network, x[:1], name)  # its errors name the network and the size
+    run_once(network, x[:1], name)  # its errors mention the network and the size
     layers = [stage.name for stage in model.stages((x.shape[-2], x.shape[-1]))]
     if not layers:
         raise UserError(f"{name} has no feature maps to draw")
@@ -205,7 +205,7 @@ def _column(
     if kind == "attention":
         layers, map_kind = _attention_or_sum(model, layers, x)
         if map_kind == "sum":
-            notes.append(f"{name} has no attention to read: its maps are of kind sum")
+            notes.append(f"{name} has no attention layers: its maps are of kind sum")
     logits, maps = stage_maps(model, layers, x, map_kind, p)
     by_stage = {layer: m.numpy() for layer, m in zip(layers, maps, strict=True)}
     if kind == "gradient":
@@ -219,7 +219,7 @@ def _column(
 def _attention_or_sum(
     network: InferenceModel, layers: list[str], x: Tensor
 ) -> tuple[list[str], str]:
-    """The layers with attention and its kind; without any, all layers and `sum`."""
+    """The layers with attention and the kind `attention`; if none, all layers and `sum`."""
     with_attention = [layer for layer in layers if has_attention(network, layer, x[:1])]
     if with_attention:
         return with_attention, "attention"
@@ -238,7 +238,8 @@ def has_attention(network: InferenceModel, layer: str, x: Tensor) -> bool:
 def gradient_map(network: InferenceModel, x: Tensor) -> Tensor:
     """|∂CE/∂x| of the predicted class, summed over channels (N, H, W), at the network's own size.
 
-    x are images in [0, 1]; the gradient is that by the resized image before its normalisation.
+    x are images in [0, 1]; the gradient is taken with respect to the resized image before its
+    normalisation.
     """
     inner = network.preprocess(x)
     with torch.no_grad():
@@ -248,7 +249,7 @@ def gradient_map(network: InferenceModel, x: Tensor) -> Tensor:
 
 
 def _title(name: str) -> str:
-    """The last part of a name; of a seed's run folder also the parent's name."""
+    """The last part of a name; for the run folder of a seed, also the parent folder."""
     parts = Path(name).parts
     if RunFolder(name).exists and parts[-1].startswith("seed-"):
         return "/".join(parts[-2:])

@@ -1,4 +1,4 @@
-"""The card of a student on the Hugging Face hub: what, from whom, on what data, how good."""
+"""The model card of a student for the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..models.network import Network
 from .loading import library, loading_code
 
 PAPER = "https://arxiv.org/abs/1612.03928"
-# The options that a reader of the card asks for first.
+# The most important options for a reader of the card.
 OPTIONS = (
     *("method", "beta", "kind", "p", "convention", "alpha", "temperature"),
     *("epochs", "batch_size", "lr", "weight_decay", "augment", "seed"),
@@ -23,7 +23,7 @@ PATHS = ("folder", "parquet", "wds", "cifar10", "cifar100")
 
 
 def public_name(name: str) -> str:
-    """A name of a network or of data without the folders of this machine."""
+    """The name of a network or of data, without folders of this machine."""
     kind, _, place = name.partition(":")
     if executed_file(name) is not None:
         return Path(name).name
@@ -57,7 +57,7 @@ def model_card(
         _training(config),
         "## Licence",
         "To be filled in by the owner of this repository (here, and as `license:` at the top of "
-        "README.md). The licences of the training images and of the teacher bear on it.",
+        "README.md). Consider the licences of the training images and of the teacher.",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -89,7 +89,7 @@ def _what(network: Network, config: Mapping[str, Any], summary: Mapping[str, Any
     if data := summary.get("data") or config.get("data"):
         text += f", trained on {_text(data)}"
     if teacher := (summary.get("teacher") or {}).get("model"):
-        text += f" with {_text(teacher)} as its teacher"
+        text += f" with the teacher {_text(teacher)}"
     if (method := summary.get("method")) not in (None, "none"):
         text += f" (method {_text(method)})"
     return (
@@ -108,9 +108,9 @@ def _input(network: Network) -> str:
     if len(network.classes) > MOST_CLASSES:
         classes += f", … ({len(network.classes)} in all)"
     return (
-        f"Input: images (N, 3, {height}, {width}), RGB, in [0, 1]; less the mean ({mean}), divided "
-        f"by the standard deviation ({std}) inside the code above. Output: logits of the classes "
-        f"{classes}."
+        f"Input: images (N, 3, {height}, {width}), RGB, in [0, 1]. The code above subtracts the "
+        f"mean ({mean}) and divides by the standard deviation ({std}). Output: logits of the "
+        f"classes {classes}."
     )
 
 
@@ -136,7 +136,7 @@ def _numbers(network: Network, config: Mapping[str, Any], summary: Mapping[str, 
 def _training(config: Mapping[str, Any]) -> str:
     values = {key: config[key] for key in OPTIONS if config.get(key) is not None}
     if not values:
-        return "The options of the training are not recorded."
+        return "The training options are not recorded."
     return ", ".join(f"{key} {_text(value)}" for key, value in values.items()) + "."
 
 
@@ -149,6 +149,6 @@ def _count(value: float | None) -> str:
 
 
 def _text(value: object) -> str:
-    """A value as Markdown shows it, without a folder of this machine, on one line."""
+    """A value as one line of Markdown, without folders of this machine."""
     words = " ".join(public_name(str(value)).split())
     return re.sub(r"([\\`*_{}\[\]<>|#&])", r"\\\1", words)

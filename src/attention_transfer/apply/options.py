@@ -1,4 +1,4 @@
-"""The options of what one does with a network after training; imports no torch."""
+"""The options of the commands for trained networks; imports no torch."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ComputeDevice = Annotated[Device, option("Device to compute on.")]
 
 @dataclass(frozen=True)
 class EvaluateOptions:
-    """What to evaluate, and on which images."""
+    """The network to evaluate, and the images."""
 
     network: Annotated[
         str,
@@ -42,7 +42,7 @@ class EvaluateOptions:
         option(
             "Height and width of the images for a model.",
             ge=1,
-            default_text="that of its pretrained weights, else the data's",
+            default_text="those of its pretrained weights, else the data's",
         ),
     ] = None
     limit_val: Annotated[
@@ -60,7 +60,7 @@ class EvaluateOptions:
 
 @dataclass(frozen=True)
 class PredictOptions:
-    """What to classify."""
+    """The images to classify."""
 
     run: TrainedRun
     files: Annotated[tuple[Path, ...], option("Images, or folders of images.", positional=True)]
@@ -73,7 +73,7 @@ class PredictOptions:
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """What to export, and how."""
+    """The run to export, and the format."""
 
     run: TrainedRun
     format: Annotated[
@@ -87,7 +87,7 @@ class ExportOptions:
     out: Annotated[Path, option("The file or folder to write.")]
     with_attention: Annotated[
         Bool,
-        option("The graph (onnx, pt2) also returns the attention map of each stage."),
+        option("Let the graph (onnx, pt2) also return the attention map of each stage."),
     ] = False
     int8: Annotated[
         Bool,
@@ -99,11 +99,11 @@ class ExportOptions:
     data: Annotated[
         str | None,
         option(
-            f"Data for --int8 to calibrate and measure: {DATA_NAMES}.", default_text="the run's own"
+            f"Data to calibrate and measure --int8: {DATA_NAMES}.", default_text="the run's own"
         ),
     ] = None
     calibration_images: Annotated[
-        Int | None, option("Training images for --int8.", ge=1, default_text="512")
+        Int | None, option("Number of training images for --int8.", ge=1, default_text="512")
     ] = None
     json: Annotated[
         Path | None,
@@ -115,7 +115,7 @@ class ExportOptions:
 
 @dataclass(frozen=True)
 class PushOptions:
-    """What to upload to the Hugging Face hub."""
+    """The run to upload to the Hugging Face hub."""
 
     run: TrainedRun
     repo: Annotated[str, option("Name of the repository on the hub: OWNER/NAME.", positional=True)]
@@ -133,7 +133,7 @@ class PushOptions:
 
 @dataclass(frozen=True)
 class MapsOptions:
-    """What to draw."""
+    """The networks and images to draw."""
 
     networks: Annotated[
         tuple[str, ...], option(f"Run folders, or models: {MODEL_NAMES}.", positional=True)
@@ -155,7 +155,7 @@ class MapsOptions:
 
 @dataclass(frozen=True)
 class StagesOptions:
-    """Which networks to look at."""
+    """The networks whose stages to list."""
 
     model: Annotated[str, option(f"A run folder, or a model: {MODEL_NAMES}.", positional=True)]
     teacher: Annotated[
@@ -176,7 +176,7 @@ class StagesOptions:
 
 @dataclass(frozen=True)
 class CompareOptions:
-    """Which runs to compare."""
+    """The runs to compare, and the files to write."""
 
     runs: Annotated[
         tuple[Path, ...],

@@ -1,4 +1,4 @@
-"""Classes of image files, as a run's network predicts them."""
+"""Predicts the classes of image files with a run's network."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ def predict_files(
     device: str = "auto",
     trust_code: bool = False,
 ) -> list[dict[str, Any]]:
-    """For each image `{"file", "predictions": [{"class", "probability"}, ...]}`, likeliest first.
+    """For each image `{"file", "predictions": [{"class", "probability"}, ...]}`, best class first.
 
     Args:
         run: a run folder, or one of the authors' script (whose classes are numbers).
         paths: image files, and folders of them at any depth. The shorter side of an image is
             resized to the run's size, and the centre is cropped.
-        top: the number of classes per image, at most.
+        top: the maximum number of classes per image.
         trust_code: the run may name a network FILE.py:FACTORY.
 
     Raises:
@@ -46,7 +46,7 @@ def predict_files(
     model = inference_model(network, device)
     assert network.preprocess.size is not None, "a trained network knows its size"
     size = network.preprocess.size[0]
-    # As the run prepared its validation images.
+    # The same preprocessing as for the run's validation images.
     shorter = round(size * val_resize(RunFolder(run).config().get("augment", "crop")))
     # dict.fromkeys: a file that is named twice counts once.
     files = list(dict.fromkeys(file for path in paths for file in image_files(path)))
@@ -59,7 +59,7 @@ def predict_files(
         sizes = decode_into(images, batch.__getitem__, names.__getitem__, "skip", shorter)
         bad += [name for name, (width, _) in zip(names, sizes, strict=True) if not width]
         if bad:
-            continue  # the rest is only searched for other unreadable files
+            continue  # only look for other unreadable files
         x = as_input(torch.from_numpy(images).permute(0, 3, 1, 2).to(model.device))
         for name, probabilities in zip(names, model(x).softmax(1).cpu(), strict=True):
             values, labels = probabilities.topk(min(top, len(network.classes)))

@@ -1,4 +1,4 @@
-"""A student on the Hugging Face hub: weights, a card, and code that loads it without us."""
+"""Uploads a student to the Hugging Face hub: weights, model card, and code to load it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def push(options: PushOptions, say: Callable[[str], None]) -> None:
 
     Raises:
         UserError: for a name that the hub does not allow, a folder without a finished run, and an
-            `out` that is taken.
+            `out` that exists.
         RunError: if the upload fails.
     """
     _check_repo(options.repo)
@@ -43,12 +43,12 @@ def push(options: PushOptions, say: Callable[[str], None]) -> None:
         if out is not None:
             say(f"{options.run} for the hub: {out} ({', '.join(files)})")
         if options.dry_run:
-            say(f"nothing was uploaded; without --dry-run it goes to {_address(options.repo)}")
+            say(f"nothing was uploaded; the target without --dry-run: {_address(options.repo)}")
             return
         kept = _upload(folder, options)
     say(f"{options.run} is at {_address(options.repo)}")
     if kept:
-        say("its model card stayed as it was; --force replaces it")
+        say("the existing model card was kept; --force replaces it")
     else:
         say(f"next: fill in the licence in its {CARD}")
 
@@ -66,10 +66,10 @@ def _check_repo(repo: str) -> None:
 
 
 def write_folder(network: Network, run: Path, repo: str, folder: Path) -> list[str]:
-    """Writes weights, card and what the loading code needs; returns the names of the files.
+    """Writes weights, card and the files for the loading code; returns the names of the files.
 
     Raises:
-        UserError: for a network of neither timm nor torchvision that cannot be traced.
+        UserError: if a network that is neither timm's nor torchvision's cannot be traced.
     """
     size = network.preprocess.size
     assert size is not None, "a trained network knows its size"
@@ -89,7 +89,7 @@ def write_folder(network: Network, run: Path, repo: str, folder: Path) -> list[s
 
 
 def _timm_config(network: Network, config: dict[str, Any]) -> dict[str, Any]:
-    """What timm reads to make a network from the hub (config.json) and to prepare its images."""
+    """The config.json from which timm creates a network of the hub and its preprocessing."""
     assert network.preprocess.size is not None, "a trained network knows its size"
     mean, std = mean_and_std(network)
     own: dict[str, Any] = getattr(network.module, "pretrained_cfg", {})
@@ -112,7 +112,7 @@ def _timm_config(network: Network, config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _upload(folder: Path, options: PushOptions) -> bool:
-    """Uploads the folder; whether a card that the repository had was kept."""
+    """Uploads the folder; returns whether an existing model card was kept."""
     import huggingface_hub
     from huggingface_hub.utils import disable_progress_bars
 
@@ -121,7 +121,7 @@ def _upload(folder: Path, options: PushOptions) -> bool:
     api = huggingface_hub.HfApi(library_name="attention-transfer")
     try:
         api.create_repo(options.repo, private=options.private, exist_ok=True)
-        # A person may have filled in the licence.
+        # Someone may have filled in the licence.
         keeps_card = not options.force and api.file_exists(options.repo, CARD)
         ignored = [CARD] if keeps_card else None
         api.upload_folder(
@@ -130,7 +130,7 @@ def _upload(folder: Path, options: PushOptions) -> bool:
             commit_message="Upload the student",
             ignore_patterns=ignored,
         )
-    except Exception as error:  # of the network, or the hub's own: there is no common class
+    except Exception as error:  # network errors and the hub's errors have no common class
         raise RunError(
             f"{options.repo} could not be uploaded: {type(error).__name__}: {first_line(error)} "
             "(`hf auth login` stores a token; --dry-run writes the folder and uploads nothing)"

@@ -1,7 +1,7 @@
-"""A run's network as an ONNX model with int8 weights and activations, by onnxruntime.
+"""Exports a run's network as an ONNX model with int8 weights and activations, by onnxruntime.
 
 The quantisation is static: convolutions and linear layers get a scale for each output channel of
-their weights, and one for their inputs, from training images.
+their weights, and one for their inputs, which is measured on training images.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from .evaluate import EVALUATION_BATCH, evaluate, run_and_data
 from .graph import METADATA_KEY, attention_layers, check_onnx_packages, open_session, save_onnx
 from .inference import as_input
 
-QUANTIZED = ("Conv", "Gemm", "MatMul")  # all else stays in float32
+QUANTIZED = ("Conv", "Gemm", "MatMul")  # other operators stay in float32
 CALIBRATION_BATCH = 32
 
 
@@ -43,12 +43,12 @@ def export_int8(
     """Writes the int8 model, and measures it and the float32 one on the validation images.
 
     Args:
-        data: instead of the run's own data.
+        data: the data to use instead of the run's own.
         calibration_images: the number of training images, balanced over the classes.
 
     Returns:
         `fp32` and `int8`, each with `accuracy`, `loss` and `bytes` of its file; `images` and
-        `calibration_images` say on how many.
+        `calibration_images` are the numbers of images.
 
     Raises:
         UserError: as `export_run`; for data with other classes; for a network that onnxruntime
@@ -77,7 +77,7 @@ def export_int8(
         with replacing(out) as partial:
             try:
                 _quantize(exact, partial, dataset.train)
-            except Exception as error:  # onnxruntime raises nearly anything
+            except Exception as error:  # onnxruntime raises many kinds of exceptions
                 text = f"{type(error).__name__}: {first_line(error)}"
                 raise UserError(
                     f"onnxruntime cannot quantise {network.name} ({text}): leave --int8 out"
@@ -94,7 +94,7 @@ def _quantize(exact: Path, out: Path, images: Images) -> None:
 
     prepared = exact.with_name("prepared.onnx")
     with quiet():
-        # Fuses batch normalisation into convolutions, which are then quantised as one.
+        # Fuses batch normalisation into convolutions before they are quantised.
         quant_pre_process(exact, prepared, skip_symbolic_shape=True)
         quantize_static(
             prepared,
@@ -112,14 +112,14 @@ def _quantize(exact: Path, out: Path, images: Images) -> None:
     onnx.helper.set_model_props(model, {METADATA_KEY: json.dumps(described)})
     model.graph.input[0].doc_string = original.graph.input[0].doc_string
     used = {node.domain for node in model.graph.node}
-    # onnxruntime names every set of operators that it knows.
+    # onnxruntime adds every operator set that it knows.
     for other in [entry for entry in model.opset_import if entry.domain not in used]:
         model.opset_import.remove(other)
     onnx.save(model, out)
 
 
 def _calibration(images: Images) -> Any:
-    """The images in batches, as onnxruntime asks for them."""
+    """The images in batches, as a reader for onnxruntime."""
     from onnxruntime.quantization import CalibrationDataReader
 
     class Reader(CalibrationDataReader):

@@ -18,7 +18,7 @@ from .load import inference_model
 
 ROUNDS = 9
 BATCH = 128
-ROUND_SECONDS = 0.1  # at least, for each network in each round
+ROUND_SECONDS = 0.1  # minimum for each network in each round
 
 
 def measure_speeds(
@@ -27,9 +27,9 @@ def measure_speeds(
     """Images per second, latency and peak memory, by folder; folders without a network are left
     out.
 
-    Networks that differ in their weights only are measured once. All are measured in turn, round
-    after round: where the speed of the machine drifts, it drifts for all of them. Each runs in
-    the precision of its run, and `precision` names it.
+    Networks that differ only in their weights are measured once. In each round all networks are
+    measured one after another, so that a drift of the machine's speed affects all of them. Each
+    runs in the precision of its run, which is given as `precision`.
     """
     networks: dict[Any, tuple[nn.Module, Tensor]] = {}
     precisions: dict[Any, str] = {}
@@ -78,7 +78,7 @@ def _spread(values: list[float]) -> dict[str, float]:
 
 
 def _seconds(model: nn.Module, images: Tensor) -> float:
-    """Seconds of a call, the mean of as many as fill a round."""
+    """Seconds per call: the mean over the calls of one round."""
     with evaluating(model), torch.no_grad():
         calls, start = 0, time.perf_counter()
         while True:
@@ -91,9 +91,9 @@ def _seconds(model: nn.Module, images: Tensor) -> float:
 
 
 def _peak_mib(model: nn.Module, images: Tensor) -> float | None:
-    """MiB of a batch's forward pass beyond weights and images; None where nothing tells it."""
+    """MiB of a batch's forward pass beyond weights and images; None if it cannot be measured."""
     with evaluating(model), torch.no_grad():
-        model(images)  # the first call makes workspaces that stay
+        model(images)  # the first call allocates workspaces that are kept
         if images.device.type == "cuda":
             torch.cuda.synchronize()
             torch.cuda.reset_peak_memory_stats()
@@ -101,8 +101,8 @@ def _peak_mib(model: nn.Module, images: Tensor) -> float | None:
             model(images)
             return (torch.cuda.max_memory_allocated() - held) / 2**20
         try:
-            ctypes.CDLL(None).malloc_trim(0)  # else memory that was freed would be taken again
-            Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+            ctypes.CDLL(None).malloc_trim(0)  # otherwise freed memory would be reused uncounted
+            Path("/proc/self/clear_refs").write_text("5")  # resets the peak
             before = _resident_mib("VmRSS")
             model(images)
             return max(0.0, _resident_mib("VmHWM") - before)

@@ -1,4 +1,4 @@
-"""The stages of networks, and the pairs that "auto" makes of them: as numbers and as tables."""
+"""The stages of networks, and the pairs that "auto" picks: as numbers and as tables."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Facts = dict[str, Any]
 def list_stages(
     model: str, teacher: str | None, image_size: int | None, trust_code: bool = False
 ) -> Facts:
-    """The stages of each network and, with a teacher, the pairs and what has none.
+    """The stages of each network and, with a teacher, the pairs and the unpaired stages.
 
     Raises:
         UserError: for a name that is neither a run nor a model, and for a network without stages.
@@ -48,7 +48,7 @@ def list_stages(
 
 def _stages_of(name: str, network: Network, size: tuple[int, int]) -> list[Stage]:
     example = torch.zeros(1, 3, *size)
-    run_once(network, example, name)  # its errors name the network and the size
+    run_once(network, example, name)  # its errors mention the network and the size
     return stages(network.module, example)
 
 
@@ -77,7 +77,7 @@ def _pair_facts(student: Sequence[Stage], teacher: Sequence[Stage]) -> Facts:
 
 
 def print_stages(listed: Facts, console: Console) -> None:
-    """Prints what `list_stages` found: a table a network, and one of the pairs."""
+    """Prints the result of `list_stages`: a table for each network, and one of the pairs."""
     for network in listed["networks"]:
         console.print(_stage_table(network))
     if "pairs" in listed:
@@ -90,7 +90,7 @@ def _stage_table(network: Facts) -> Table:
     height, width = network["image_size"]
     title = f"{network['name']}, images of {height}×{width}"
     if network["takes_one_size"]:
-        title += ", the size that it takes"
+        title += ", its input size"
     numbers = [Column(text, justify="right") for text in ("channels", "size", "stride", "depth")]
     table = Table("layer", *numbers, title=title, title_justify="left")
     for stage in network["stages"]:

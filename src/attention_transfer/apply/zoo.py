@@ -1,4 +1,4 @@
-"""The trained networks that come with the package: their list."""
+"""Lists the trained networks that come with the package."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..run_folder import RunFolder, zoo_names
 
 @dataclass(frozen=True)
 class ZooEntry:
-    """What the card of a network says, for a line of the list."""
+    """A network of the list, with facts from its model card."""
 
     name: str  # zoo:NAME
     model: str
@@ -49,7 +49,7 @@ def zoo_entries() -> list[ZooEntry]:
 def print_zoo(entries: Sequence[ZooEntry], console: Console) -> None:
     """Lists the networks, with the command that trained each."""
     if not entries:
-        console.print("no trained network comes with this version of the package")
+        console.print("this version of the package has no trained networks")
         return
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("name", overflow="fold")
