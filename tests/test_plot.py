@@ -168,5 +168,5 @@ def test_wrong_arguments_of_convergence(student_run, tmp_path):
     with pytest.raises(at.UserError, match="no run in"):
         at.plot.convergence(tmp_path)
     (tmp_path / "config.yaml").write_text("model: wrn-10-1\n")
-    with pytest.raises(at.UserError, match="no epoch is finished there"):
+    with pytest.raises(at.UserError, match="no epoch is finished"):
         at.plot.convergence(tmp_path)

@@ -139,7 +139,7 @@ def test_unfinished_seeds_stay_out_of_the_numbers(tmp_path, make_run):
     runs = [read_run(make_run(tmp_path, "at", "at", s, 30, finished=s == 0)) for s in (0, 1)]
     row = group_runs(runs)[0]
     assert row.error.n == 1
-    assert caveats([row]) == ["AT: 1 of 2 seeds unfinished and left out of its numbers."]
+    assert caveats([row]) == ["AT: 1 of 2 seeds unfinished and not included in its numbers."]
 
 
 @pytest.mark.parametrize("name", ["config.yaml", "summary.json", "environment.json"])

@@ -1,4 +1,4 @@
-"""Tables, charts and a page from run folders; needs no GPU, no model code and no torch."""
+"""Makes tables, charts and a page from run folders; needs no GPU, no model code and no torch."""
 
 # These modules import numpy, matplotlib, jinja2 and rich only within functions: a training run
 # imports this package long before it writes its report.

@@ -1,4 +1,4 @@
-"""A run of the authors' scripts as the report reads it: from its log alone."""
+"""Reads a run of the authors' scripts for the report, from its log only."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..authors_log import EXTRA_KEY, LOG_FILE, read_epochs
 from ..errors import UserError
 from .load_run import LoadedRun, finite_number, get_nested
 
-# What the scripts do whatever their options say.
+# Settings that are fixed in the scripts.
 FIXED = {
     "optimizer": "sgd", "momentum": 0.9, "nesterov": False, "schedule": "step",
     "lr_reference_batch": None, "command": "train", "method": "none",
@@ -34,7 +34,7 @@ def read_authors_run(folder: Path) -> LoadedRun:
     epochs = read_epochs(log)
     options = epochs[0] if epochs else {}
     run = LoadedRun(folder, _config(folder, options, epochs))
-    # A run that went on after a crash logged some epochs twice.
+    # A run that was continued after a crash logged some epochs twice.
     by_epoch = {epoch.get("epoch"): _metrics(epoch) for epoch in epochs}
     run.metrics = list(by_epoch.values())
     last = run.metrics[-1] if run.metrics else {}
@@ -45,7 +45,7 @@ def read_authors_run(folder: Path) -> LoadedRun:
 
 
 def _config(folder: Path, options: dict[str, Any], epochs: list[dict[str, Any]]) -> dict[str, Any]:
-    """The options by our names."""
+    """The options under our names."""
     config: dict[str, Any] = FIXED | {"model": _model(options)}
     config |= {ours: options[theirs] for ours, theirs in OPTIONS if theirs in options}
     config["data"] = str(options.get("dataset") or "imagenet").lower()
@@ -54,7 +54,7 @@ def _config(folder: Path, options: dict[str, Any], epochs: list[dict[str, Any]])
     except (KeyError, TypeError, ValueError):
         config["milestones"] = None
     teacher = options.get("teacher_id") or options.get("teacher_params")
-    # α and β may decay, so each has the largest value of all epochs.
+    # α and β may decay, so take the largest value of all epochs.
     weights = {}
     for name in ("alpha", "beta"):
         weights[name] = max((finite_number(e.get(name)) or 0.0 for e in epochs), default=0.0)
@@ -81,7 +81,7 @@ def _model(options: dict[str, Any]) -> str:
 
 
 def _metrics(epoch: dict[str, Any]) -> dict[str, Any]:
-    """An epoch by our names; the ImageNet script logs top-1 and top-5 accuracy."""
+    """An epoch's metrics under our names; the ImageNet script logs top-1 and top-5 accuracy."""
     row: dict[str, Any] = {"epoch": epoch.get("epoch")}
     for ours, theirs in (("train_loss", "train_loss"), ("val_loss", "test_loss")):
         row[ours] = finite_number(epoch.get(theirs))

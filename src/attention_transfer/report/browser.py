@@ -1,4 +1,4 @@
-"""The page's browser of images: each stored image with the maps and answers of all networks."""
+"""The page's image browser: each stored image with the maps and predictions of all networks."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from .rows import SettingRow
 if TYPE_CHECKING:
     import numpy as np
 
-# Characters of all pictures in a page, which may have 5 MB.
+# Characters of all pictures in a page, whose limit is 5 MB.
 BUDGET = 3_500_000
-# The order of the images, the most telling ones first, and how the page names each kind.
+# The groups of images in their order, the most interesting ones first, with their titles.
 GROUPS = {
-    "corrected": "Transfer corrected the answer",
-    "spoiled": "Transfer spoiled the answer",
-    "changed": "Transfer changed one wrong answer for another",
+    "corrected": "Transfer corrected the prediction",
+    "spoiled": "Transfer made the prediction wrong",
+    "changed": "Transfer changed one wrong prediction to another",
     "disagree": "Student and teacher disagree",
-    "wrong": "Every answer is wrong",
-    "right": "Every answer is right",
+    "wrong": "All predictions are wrong",
+    "right": "All predictions are right",
     "other": "Other images",
 }
 
@@ -48,7 +48,7 @@ class _Network:
 
 @dataclass(frozen=True)
 class BrowserImage:
-    """An image in the page: its picture, and what the page's script is told of it."""
+    """An image in the page: its picture, and its data for the page's script."""
 
     picture: str
     label: str
@@ -58,12 +58,12 @@ class BrowserImage:
 
 @dataclass(frozen=True)
 class Browser:
-    """The images of a page by group, and what its script is told of the networks."""
+    """The images of a page by group, and the data of the networks for the page's script."""
 
     networks: list[SettingRow]
     groups: list[tuple[str, list[BrowserImage]]]
     first: int  # the network that the page shows first: the best student
-    stored: int  # images of all runs; the page may have room for fewer
+    stored: int  # number of images of all runs; the page may show fewer
     aspect: float  # width / height of an image
     is_pixelated: bool  # whether an image is so small that its pixels are shown as squares
     data: dict[str, Any]
@@ -76,8 +76,8 @@ class Browser:
 def make_browser(rows: list[SettingRow], budget: int = BUDGET) -> Browser | None:
     """The images of all rows that stored maps; None if no row did.
 
-    The images on which transfer changed the answer come first. Images that the budget has no room
-    for are left out, the last ones first.
+    Images for which transfer changed the prediction come first. Images at the end are left out if
+    they exceed the budget.
     """
     networks = []
     for row in rows:
@@ -124,7 +124,7 @@ def _best_student(networks: list[_Network]) -> int:
 
 
 def _text_length(tree: Any) -> int:
-    """About the characters of the pictures in a description."""
+    """The approximate number of characters of the pictures in a description."""
     if isinstance(tree, dict):
         return sum(_text_length(value) for value in tree.values())
     if isinstance(tree, list):
@@ -133,7 +133,7 @@ def _text_length(tree: Any) -> int:
 
 
 def _stored_maps(row: SettingRow, rows: list[SettingRow]) -> StoredMaps | None:
-    """The maps of a row; those of a teacher come from its students' runs, if they have any."""
+    """The maps of a row; a teacher's maps come from its students' runs, if they have any."""
     for student in rows:
         if row.role == "teacher" and student.teacher is row:
             for run in student.runs:
@@ -151,13 +151,13 @@ def _all_images(networks: list[_Network]) -> list[tuple[bytes, str]]:
 
 
 def _rank(networks: list[_Network], image: tuple[bytes, str]) -> tuple[int, int]:
-    """The place of an image in the page: its group, then how many networks put it there."""
+    """The sort key of an image: its group, then the number of students in that group."""
     group, votes = classify(networks, image)
     return [*GROUPS].index(group), -votes
 
 
 def classify(networks: list[_Network], image: tuple[bytes, str]) -> tuple[str, int]:
-    """The group of an image, and the number of students that put it there."""
+    """The group of an image, and the number of students for which it is in that group."""
     votes = dict.fromkeys(GROUPS, 0)
     answers = {n.row: answer for n, answer in _answers(networks, image)}
     label = image[1]
@@ -184,7 +184,7 @@ def classify(networks: list[_Network], image: tuple[bytes, str]) -> tuple[str, i
 
 
 def _answers(networks: list[_Network], image: tuple[bytes, str]) -> Iterator[tuple[_Network, str]]:
-    """The networks that saw an image, with the class that each predicted."""
+    """The networks that have an image, with the class that each predicted."""
     for network in networks:
         k = network.maps.index_of.get(image)
         if k is not None and network.maps.predictions[k]:
@@ -194,7 +194,7 @@ def _answers(networks: list[_Network], image: tuple[bytes, str]) -> Iterator[tup
 def _describe_network(
     network: _Network, networks: list[_Network], rows: list[SettingRow]
 ) -> dict[str, Any]:
-    """A network for the script; peers[s][m] is the stage of network m that goes with stage s."""
+    """A network for the script; peers[s][m] is the stage of network m that matches stage s."""
     peers = []
     for stage in range(len(network.maps.stages)):
         peers.append([counterpart(network.maps, stage, other.maps) for other in networks])
@@ -264,7 +264,7 @@ def _describe_maps(
     image: tuple[bytes, str],
     box: np.ndarray,
 ) -> dict[str, Any]:
-    """The answer and the maps of one network for one image."""
+    """The prediction and the maps of one network for one image."""
     stages = []
     for s, stage_maps in enumerate(maps.maps):
         size = map_size(stage_maps[k])
@@ -284,7 +284,7 @@ def _describe_maps(
 
 
 def _describe_difference(student: np.ndarray, teacher: np.ndarray) -> dict[str, Any]:
-    """The student's map less the teacher's, each divided by its norm, at the smaller size."""
+    """The student's map minus the teacher's, each divided by its norm, at the smaller size."""
     import numpy as np
 
     size = min(student.shape[0], teacher.shape[0]), min(student.shape[1], teacher.shape[1])
@@ -299,7 +299,7 @@ def _describe_difference(student: np.ndarray, teacher: np.ndarray) -> dict[str, 
 
 
 def _box_in_percent(box: np.ndarray, shape: tuple[int, ...]) -> list[float] | None:
-    """Left, top, width and height in percent of the image; None where the box is unknown."""
+    """Left, top, width and height in percent of the image; None if the box is unknown."""
     x0, y0, x1, y1 = (float(side) for side in box)
     if x1 <= x0 or y1 <= y0:
         return None

@@ -46,8 +46,8 @@ def convergence_figure(runs: list[LoadedRun], metric: str) -> Figure:
         chart = CURVES[metric](rows, make_styles(rows))
     if chart is None:
         folders = ", ".join(str(run.folder) for run in runs)
-        raise UserError(f"no {metric} to draw in {folders}: no epoch is finished there")
-    chart.figure.set_facecolor("white")  # its text is dark, and a notebook may be, too
+        raise UserError(f"no {metric} to draw in {folders}: no epoch is finished")
+    chart.figure.set_facecolor("white")  # the text is dark, and a notebook may be dark
     return chart.figure
 
 

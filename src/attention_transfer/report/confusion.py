@@ -1,4 +1,4 @@
-"""Which classes a network takes for which, before and after transfer."""
+"""Confusions between classes, before and after transfer."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from .rows import SettingRow
 if TYPE_CHECKING:
     import numpy as np
 
-LARGEST_MATRIX = 20  # classes; a wider table cannot be read
+LARGEST_MATRIX = 20  # classes; a wider table is unreadable
 LISTED = 8
 
 
 @dataclass(frozen=True)
 class ConfusionChange:
-    """Images of `label` that are taken for `answer`, in percent of the label's images."""
+    """Images of the class `label` predicted as `answer`, in percent of the label's images."""
 
     label: str
     answer: str
@@ -35,8 +35,8 @@ class ConfusionChange:
 class ConfusionComparison:
     """A student against its reference, on the same images of the same seeds.
 
-    `corrected` and `spoiled` count images over the seeds. `matrix` holds, in percent of each
-    label's images, how much more often it is taken for each class than by the reference.
+    `corrected` and `spoiled` count images over the seeds. `matrix` is the student's confusion
+    matrix minus the reference's, in percent of each label's images.
     """
 
     row: SettingRow
@@ -51,7 +51,7 @@ class ConfusionComparison:
 
 
 def compare_confusions(rows: list[SettingRow]) -> list[ConfusionComparison]:
-    """Each student against the student alone, or where there is none against its teacher."""
+    """Each student against the student alone, or without one against its teacher."""
     comparisons = (_compare(row) for row in rows if row.role == "student")
     return [comparison for comparison in comparisons if comparison is not None]
 
@@ -88,7 +88,7 @@ def _compare(row: SettingRow) -> ConfusionComparison | None:
 
 
 def _pairs(row: SettingRow) -> Iterator[tuple[StoredPredictions, np.ndarray]]:
-    """For each seed the student's predictions, and the reference's answers on the same images."""
+    """For each seed, the student's predictions and the reference's on the same images."""
     paired = _with_baseline(row)
     if paired:
         yield from paired
@@ -100,7 +100,7 @@ def _pairs(row: SettingRow) -> Iterator[tuple[StoredPredictions, np.ndarray]]:
 
 
 def _with_baseline(row: SettingRow) -> list[tuple[StoredPredictions, np.ndarray]]:
-    """The seeds that the student alone has, too, validated on the same images."""
+    """The seeds that student and student alone have in common, with the same validation images."""
     if row.baseline is None:
         return []
     alone = {run.seed: run.predictions for run in row.baseline.finished}
@@ -113,7 +113,7 @@ def _with_baseline(row: SettingRow) -> list[tuple[StoredPredictions, np.ndarray]
 
 
 def _counts(labels: np.ndarray, answers: np.ndarray, classes: int) -> np.ndarray:
-    """counts[i, j]: the images of class i that are taken for class j."""
+    """counts[i, j]: the number of images of class i predicted as class j."""
     import numpy as np
 
     pairs = labels.astype(np.int64) * classes + answers
@@ -121,7 +121,7 @@ def _counts(labels: np.ndarray, answers: np.ndarray, classes: int) -> np.ndarray
 
 
 def _largest(before: np.ndarray, after: np.ndarray, classes: list[str]) -> list[ConfusionChange]:
-    """The confusions that changed most; right answers are no confusion."""
+    """The confusions that changed most, without the diagonal."""
     import numpy as np
 
     change = np.abs(after - before)

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 WIDTH = 9.4  # inches, of every chart
-SPIKE = 4  # a loss this many times the chart's median would flatten everything else
+SPIKE = 4  # losses above this multiple of the chart's median are cut off
 
-# Those of the page in its light mode; `svg.py` lets the page replace them in its dark mode.
+# The page's colours in light mode; `svg.py` lets the page replace them in dark mode.
 INK, SOFT, GRID, PAPER = "#16202e", "#5b6676", "#dfe4ea", "#ffffff"
 SETTING_COLOURS = [
     "#334155", "#d97706", "#2563eb", "#0d9488", "#c026d3", "#65a30d", "#dc2626", "#7c3aed",
@@ -97,12 +97,12 @@ class EndLabel:
 
 
 def row_id(row: SettingRow, styles: dict[SettingRow, Style]) -> str:
-    """What the marks of a row are called in an SVG."""
+    """The id of a row's marks in an SVG."""
     return f"row-{[*styles].index(row)}"
 
 
 def make_styles(rows: list[SettingRow]) -> dict[SettingRow, Style]:
-    """Teachers have dashed lines in ink, the student alone the first colour, methods the others."""
+    """Teachers get dashed black lines, the student alone the first colour, methods the others."""
     styles: dict[SettingRow, Style] = {}
     others = 0
     for row in rows:
@@ -111,7 +111,7 @@ def make_styles(rows: list[SettingRow]) -> dict[SettingRow, Style]:
         elif row.role == "alone" and Style(1) not in styles.values():
             styles[row] = Style(1)
         else:
-            # Once every colour is used, the colours start again with another dash.
+            # After the last colour, the colours start again with another dash pattern.
             dash, colour = divmod(others, len(SETTING_COLOURS) - 2)
             styles[row] = Style(2 + colour, DASHES[dash % len(DASHES)])
             others += 1
@@ -121,7 +121,7 @@ def make_styles(rows: list[SettingRow]) -> dict[SettingRow, Style]:
 def series(runs: list[LoadedRun], *keys: str) -> Series | None:
     """The metric at `keys` of metrics.jsonl by epoch; None if no run has it.
 
-    Unfinished runs count only where no run is finished.
+    Unfinished runs are used only if no run is finished.
     """
     values: dict[float, list[float]] = {}
     for run in [run for run in runs if run.finished] or runs:
@@ -176,12 +176,12 @@ def spread_chart(rows: list[SettingRow], styles: dict[SettingRow, Style]) -> Cha
         title="Error of every seed",
         figure=figure,
         alt="Validation error of each seed: " + "; ".join(descriptions),
-        caption="A dot is a seed, the upright bar their mean.",
+        caption="Each dot is a seed; the vertical bar is their mean.",
     )
 
 
 def error_chart(rows: list[SettingRow], styles: dict[SettingRow, Style]) -> Chart | None:
-    """Validation error by epoch, and the level of a teacher that is no run."""
+    """Validation error by epoch, and the level of a teacher that is not among the runs."""
     accuracies = series_by_row(rows, "val_accuracy")
     lines = {row: accuracy.as_error() for row, accuracy in accuracies.items()}
     if not lines:
@@ -195,7 +195,7 @@ def error_chart(rows: list[SettingRow], styles: dict[SettingRow, Style]) -> Char
         ends.append(EndLabel(line.mean[-1], label, colour, row_id(row, styles)))
         descriptions.append(f"{row.label} ends at {line.mean[-1]:.1f} %")
     levels = []
-    # A teacher that is no run has an error and no curve.
+    # A teacher that is not among the runs has an error but no curve.
     for row in rows:
         if row.is_implied and row not in lines and row.error is not None:
             level = row.error.mean
@@ -245,7 +245,7 @@ def parts_chart(rows: list[SettingRow], styles: dict[SettingRow, Style]) -> Char
                 weight = option_value(round(line.mean[0], 6))
                 constant.append(f"{row.label}: {_symbol(name)} = {weight}")
     panels = [panel for panel in panels if panel.lines]
-    # The cross-entropy alone is in the chart of the losses.
+    # If cross-entropy is the only part, the loss chart shows it.
     if not panels or [panel.title for panel in panels] == [_symbol("ce")]:
         return None
     figure, grid = _draw_panels(panels, styles, 2.6)
@@ -269,7 +269,7 @@ def _names(rows: list[SettingRow], key: str) -> list[str]:
 
 
 def _symbol(name: str) -> str:
-    """`beta` -> `β`; `at.beta` -> `β of at`, where several have one; `beta[a=b]` -> `β[a=b]`."""
+    """`beta` -> `β`, `at.beta` -> `β of at` (with several methods), `beta[a=b]` -> `β[a=b]`."""
     whole, bracket, layer = name.partition("[")
     method, _, option = whole.rpartition(".")
     symbol = {"beta": "β", "alpha": "α", "ce": "cross-entropy"}.get(option, option)
@@ -323,7 +323,8 @@ def _draw_lines(axes: Axes, panel: Panel, styles: dict[SettingRow, Style]) -> No
             )  # fmt: skip
         width = 1.9
         if panel.is_weight:
-            # Equal weights are common: each line is narrower than the one below, so that all show.
+            # Equal values are common: each line is narrower than the one below it, so that all
+            # lines are visible.
             width += min(2.4, 5 / count) * (count - 1 - i)
         elif row.role == "teacher":
             width = 1.6
@@ -351,7 +352,7 @@ def _set_limits(axes: Axes, lines: list[Series], cut_spikes: bool = True) -> Non
     top, low = max(highs), min(lows)
     if cut_spikes:
         top = min(top, SPIKE * statistics.median(highs))
-    margin = 0.06 * (top - low) or 0.06 * abs(top) or 1.0  # a constant line needs a margin, too
+    margin = 0.06 * (top - low) or 0.06 * abs(top) or 1.0  # not 0 for a constant line
     bottom = low - margin
     if low >= 0:
         bottom = max(0.0, bottom)
@@ -368,7 +369,7 @@ def _label_ends(axes: Axes, ends: list[EndLabel]) -> None:
     for end in ends:
         heights.append(max(end.y, lowest_free))
         lowest_free = heights[-1] + gap
-    # Labels that were pushed above the axes move down again, and those below make room.
+    # If labels were pushed above the axes, move them and the labels below them down.
     highest_free = high
     for i in reversed(range(len(heights))):
         heights[i] = min(heights[i], highest_free)

@@ -1,4 +1,4 @@
-"""How a report writes numbers and names."""
+"""Formats the numbers and names of a report."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def percent(share: float | None) -> str:
 
 
 def model_name(model: str) -> str:
-    """`wrn-16-2` as papers write it: WRN-16-2; `nin-thin`: NIN-thin; other names unchanged."""
+    """`wrn-16-2` -> `WRN-16-2`, `nin-thin` -> `NIN-thin`; other names unchanged."""
     family, dash, size = model.partition("-")
     if dash and family in ("wrn", "nin", "vgg"):
         return f"{family.upper()}-{size}"

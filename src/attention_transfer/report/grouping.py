@@ -27,7 +27,7 @@ def group_runs(runs: Iterable[LoadedRun]) -> list[SettingRow]:
         by_setting.setdefault(as_key(setting(run)), SettingRow([])).runs.append(run)
     rows = list(by_setting.values())
     for row in rows:
-        # As text with zeros in front, seed 10 follows seed 2, and a run without a seed is last.
+        # Sorted as text with leading zeros: seed 10 follows seed 2, and a run without seed is last.
         row.runs.sort(key=lambda run: str(run.seed).zfill(20))
     _assign_roles(rows)
     assign_labels(rows)
@@ -49,7 +49,7 @@ def _assign_roles(rows: list[SettingRow]) -> None:
             if teacher is None or teacher is row:
                 continue
             row.teacher = teacher
-            # A distilled student that teaches another one stays a student.
+            # A distilled student that is another student's teacher keeps the role of a student.
             if teacher.first.command == "train":
                 teacher.role = "teacher"
 
@@ -65,7 +65,7 @@ def assign_baselines(rows: list[SettingRow]) -> None:
     """Sets the row that each student is compared with."""
     for row in rows:
         row.baseline = _find_baseline(row, rows)
-        # The cost of the student alone is compared with the same teacher's.
+        # The costs of the student alone are compared with the costs of the same teacher.
         if row.baseline not in (None, row.teacher) and row.baseline.teacher is None:
             row.baseline.teacher = row.teacher
 
@@ -73,22 +73,22 @@ def assign_baselines(rows: list[SettingRow]) -> None:
 def _find_baseline(row: SettingRow, rows: list[SettingRow]) -> SettingRow | None:
     """The most similar network alone that has the network, data and budget of `row`.
 
-    A teacher of the same network and budget is the student alone, too.
+    A teacher with the same network and budget also counts as a network alone.
     """
     if row.role != "student":
         return None
     best, most_equal = None, (False, False, -1)
     for other in rows:
-        # An option that only one of two run folders has is no difference: one may be older.
+        # Ignore an option that only one of two run folders has: the other one may be older.
         shared = row.first.config.keys() & other.first.config.keys()
         equal = [name for name in shared if row.first.config[name] == other.first.config[name]]
         is_alone = other.role == "alone" or other.first.command == "train"
-        # The budget of a teacher that is no run is not known.
+        # The budget of a teacher that is not among the runs is not known.
         if other.is_implied and "epochs" not in shared:
             continue
         if not is_alone or shared.intersection(BUDGET_OPTIONS).difference(equal):
             continue
-        # `distill --method none` shares the recipe of a student, `train` may not.
+        # `distill --method none` has the recipe of a student, `train` may have another.
         similarity = (other.role == "alone", other.first.command == "distill", len(equal))
         if similarity > most_equal:
             best, most_equal = other, similarity

@@ -1,4 +1,4 @@
-"""The report's page: one HTML file that holds everything and opens from disk."""
+"""The report's page: one self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -40,16 +40,16 @@ def write_report(runs: list[LoadedRun], out: Path, title: str | None = None) -> 
     check_page_file(out)
     text = _render(group_runs(runs), title)
     with replacing(Path(out)) as file:
-        # The name of a folder need not be UTF-8.
+        # The name of a folder may use another encoding than UTF-8.
         file.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def check_page_file(out: Path) -> None:
-    """Raises `UserError` unless `out` ends as a page does."""
+    """Raises `UserError` unless `out` has the extension .html."""
     if Path(out).is_dir():
         raise UserError(f"{out} is a folder: name the HTML file to write")
     if Path(out).suffix.lower() not in (".html", ".htm") and not is_special(Path(out)):
-        raise UserError(f"{out} is no page: expected a file ending in .html")
+        raise UserError(f"{out} is not a page: expected a file ending in .html")
 
 
 def _render(rows: list[SettingRow], title: str | None) -> str:
@@ -70,7 +70,7 @@ def _render(rows: list[SettingRow], title: str | None) -> str:
     script = (FOLDER / "page.js").read_text(encoding="utf-8")
     return templates.get_template("template.html.j2").render(
         title=title or summary_text.title(given),
-        # A title of the user's own may not name the data.
+        # The user's title may not name the data.
         data_names=summary_text.data_names(given) if title else [],
         rows=rows,
         given=given,
@@ -93,7 +93,7 @@ def _render(rows: list[SettingRow], title: str | None) -> str:
 
 
 def _hash_of(script: str) -> str:
-    """The hash by which the page allows this script, and no other, to run."""
+    """The hash with which the page's content security policy allows only this script."""
     digest = hashlib.sha256(script.encode("utf-8")).digest()
     return "sha256-" + base64.b64encode(digest).decode("ascii")
 
@@ -108,7 +108,7 @@ def _environments(rows: list[SettingRow]) -> list[dict[str, Any]]:
             facts = {k: v for k, v in run.environment.items() if k not in ("command", "argv")}
             new = {"facts": facts, "labels": [], "commands": []}
             environment = environments.setdefault(repr(facts), new)
-            # The seeds of a row differ in little: the first one's command stands for all.
+            # The commands of a row's seeds are nearly the same: show the first one.
             if row.label not in environment["labels"]:
                 environment["labels"].append(row.label)
                 environment["commands"].append(_command(run.environment.get("command")))
@@ -116,7 +116,7 @@ def _environments(rows: list[SettingRow]) -> list[dict[str, Any]]:
 
 
 def rerun_command(run: LoadedRun) -> str:
-    """The command that does the same run again, in a folder of its own; empty without a recipe."""
+    """The command that repeats a run in another folder; empty without a recipe."""
     folder = RunFolder(run.folder)
     if not folder.exists:
         return ""

@@ -1,4 +1,4 @@
-"""The numbers of a comparison, for programs: what `--json` writes."""
+"""The numbers of a comparison as `--json` writes them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .teachers import with_teachers
 
 
 def comparison_numbers(rows: Sequence[SettingRow]) -> dict[str, Any]:
-    """The rows of the table, unrounded; errors in percent, None where nothing is known."""
+    """The rows of the table, unrounded; errors in percent, None if unknown."""
     shown = with_teachers(rows)
     return {
         "rows": [_row_numbers(row) for row in shown],

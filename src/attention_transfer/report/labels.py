@@ -1,4 +1,4 @@
-"""The names of rows, and all in which their settings differ."""
+"""The labels of rows, and the options in which their settings differ."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .rows import SettingRow, teacher_name
 from .settings import applies, as_key, option_text, setting
 
 ABBREVIATIONS = {"at": "AT", "kd": "KD"}
-LONGEST_LABEL = 28  # a label with more letters leaves what differs to the columns
+LONGEST_LABEL = 28  # longer labels are replaced by a letter, with the options in columns
 
 # How labels write an option, in the order in which labels name options.
 LABEL_PREFIXES = {
@@ -21,10 +21,10 @@ SYMBOLS = {"beta": "β", "alpha": "α", "temperature": "T"}
 
 
 def assign_labels(rows: list[SettingRow]) -> None:
-    """Gives each row a label of its own.
+    """Gives each row a unique label.
 
-    Rows of one method are told apart by all the options that differ; where that is too long, by a
-    letter, and `differences` holds the options.
+    The labels of rows with the same method contain all options that differ. If that is too long,
+    they contain a letter, and `differences` has the options.
     """
     by_label: dict[str, list[SettingRow]] = {}
     for row in rows:
@@ -70,7 +70,7 @@ def _letter(index: int) -> str:
 
 
 def differing_options(rows: Sequence[SettingRow]) -> list[str]:
-    """The options that have two values among the rows that read them, those of labels first."""
+    """The options with different values among the rows that read them, options of labels first."""
     settings = [setting(row.first) for row in rows]
     names = set().union(*settings)
     order = [*LABEL_PREFIXES, *sorted(names - LABEL_PREFIXES.keys())]
@@ -83,7 +83,7 @@ def differing_options(rows: Sequence[SettingRow]) -> list[str]:
 
 
 def option_texts(rows: Sequence[SettingRow], name: str) -> list[str]:
-    """The option's value in each row; values that differ have texts that differ."""
+    """The option's value in each row; different values have different texts."""
     settings = [setting(row.first) for row in rows]
     texts = []
     for row, options in zip(rows, settings, strict=True):
@@ -95,7 +95,7 @@ def option_texts(rows: Sequence[SettingRow], name: str) -> list[str]:
     for text, options in zip(texts, settings, strict=True):
         value = as_key(options.get(name))
         if text != MISSING and by_text.setdefault(text, value) != value:
-            # Two folders may hold networks of one name, and two numbers agree in six digits.
+            # Two folders may have networks of one name, and two numbers may agree in six digits.
             return [
                 written if written == MISSING else _in_full(options.get(name), written)
                 for written, options in zip(texts, settings, strict=True)
@@ -110,12 +110,12 @@ def _in_full(value: object, otherwise: str) -> str:
 
 
 def setting_columns(rows: Sequence[SettingRow]) -> dict[str, list[str]]:
-    """By header, the value of each option that differs and that the labels do not name."""
-    # A teacher is another network on other images: that its recipe differs is no news.
+    """By header, the values of each option that differs and is not in the labels."""
+    # Teachers are ignored: their recipe normally differs from the students'.
     compared = [row for row in rows if row.role != "teacher"] or list(rows)
     columns = {}
     for name in differing_options(compared):
-        # The label names command and method, the column beside it the network.
+        # Command and method are in the label, the network in the next column.
         if name in ("command", "method", "model"):
             continue
         readers = [row for row in compared if applies(name, setting(row.first))]

@@ -1,4 +1,4 @@
-"""Loads what a run folder holds; any file but config.yaml, and any key, may be missing."""
+"""Loads run folders; any file except config.yaml, and any key, may be missing."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..run_schema import MAPS, PREDICTIONS, ArraySchema, validated_arrays
 if TYPE_CHECKING:
     import numpy as np
 
-# What numpy raises for a file that is no whole npz.
+# Exceptions of numpy for a file that is not a complete npz.
 UNREADABLE = (
     OSError, ValueError, EOFError, MemoryError, NotImplementedError, zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
@@ -28,8 +28,8 @@ class StoredMaps:
     """Attention maps of K validation images, as the run stored them.
 
     images (K, H, W, 3) uint8; maps[s] (K, h_s, w_s), non-negative, one array per stage;
-    boxes (K, 4) half-open x0, y0, x1, y1 in pixels of the image, all zero where unknown; labels and
-    predictions are class names, empty where unknown.
+    boxes (K, 4) half-open x0, y0, x1, y1 in pixels of the image, all zero if unknown; labels and
+    predictions are class names, empty if unknown.
     """
 
     images: np.ndarray
@@ -59,7 +59,7 @@ class StoredPredictions:
     classes: list[str]
 
     def same_images(self, other: StoredPredictions) -> bool:
-        """Whether both are of the same images, as far as their labels tell."""
+        """Whether both are of the same images, judged by their labels."""
         import numpy as np
 
         return self.classes == other.classes and np.array_equal(self.labels, other.labels)
@@ -74,7 +74,7 @@ class LoadedRun:
     metrics: list[dict[str, Any]] = field(default_factory=list)
     summary: dict[str, Any] | None = None
     environment: dict[str, Any] = field(default_factory=dict)
-    # Of `apply.speed`: measured for a comparison, beside the other runs' networks.
+    # From `apply.speed`: measured for a comparison, together with the other runs' networks.
     speed: dict[str, Any] | None = None
 
     @property
@@ -86,7 +86,7 @@ class LoadedRun:
         """`train` or `distill`."""
         if self.config.get("command"):
             return str(self.config["command"])
-        # Old run folders do not name their command.
+        # Old run folders do not record their command.
         if self.config.get("teacher") or self.config.get("method"):
             return "distill"
         return "train"
@@ -106,7 +106,7 @@ class LoadedRun:
 
     @cached_property
     def maps(self) -> StoredMaps | None:
-        """The attention maps, read when first used; None where the run stored none.
+        """The attention maps, read when first used; None if the run stored none.
 
         Raises:
             UserError: if maps.npz cannot be read.
@@ -115,7 +115,7 @@ class LoadedRun:
 
     @cached_property
     def teacher_maps(self) -> StoredMaps | None:
-        """The teacher's maps of the same images; None where the run stored none."""
+        """The teacher's maps of the same images; None if the run stored none."""
         return _stored_maps(self._map_arrays, "teacher.")
 
     @cached_property
@@ -124,7 +124,7 @@ class LoadedRun:
 
     @cached_property
     def predictions(self) -> StoredPredictions | None:
-        """The answers on all validation images; None where the run stored none, as older runs.
+        """The predictions for all validation images; None if the run, such as an old one, has none.
 
         Raises:
             UserError: if predictions.npz cannot be read.
@@ -133,7 +133,7 @@ class LoadedRun:
 
 
 def get_nested(tree: Any, *keys: str) -> Any:
-    """`tree[key0][key1]…`, or None where a key is missing."""
+    """`tree[key0][key1]…`, or None if a key is missing."""
     for key in keys:
         if not isinstance(tree, dict):
             return None
@@ -219,6 +219,6 @@ def _class_names(indices: np.ndarray | None, classes: list[str], count: int) -> 
     """The class names for indices (K,); empty strings if there are no indices."""
     if indices is None:
         return [""] * count
-    # A class without a name is called by its number.
+    # A class without a name gets its number as the name.
     names = dict(enumerate(classes))
     return [names.get(index, str(index)) for index in indices.tolist()]

@@ -25,8 +25,8 @@ MARGIN = 12
 HEADER = 46  # the titles of networks and stages
 STAGE_GAP = 4  # between the stages of a network
 NETWORK_GAP = 17
-LINE = 14  # of text below a tile
-SCALE_HEIGHT, SCALE_WIDTH = 42, 150  # the colour scale below all
+LINE = 14  # a line of text below a tile
+SCALE_HEIGHT, SCALE_WIDTH = 42, 150  # the colour scale at the bottom
 
 
 @dataclass
@@ -40,7 +40,7 @@ class MapColumn:
 
 @dataclass
 class _Layout:
-    """Where everything is, in pixels from the top left."""
+    """The positions of tiles and texts, in pixels from the top left."""
 
     tile: tuple[int, int]  # height and width
     spans: list[tuple[int, int]]  # left and right of each network
@@ -52,7 +52,7 @@ class _Layout:
 def maps_figure(columns: list[MapColumn], images: np.ndarray, tile: int = TILE) -> Figure:
     """A figure with a row for each image (K, H, W, 3) uint8 and its maps of each network.
 
-    Each map is scaled by its own maximum, which stands below it.
+    Each map is scaled by its own maximum, which is written below it.
 
     Args:
         tile: the longer side of an image in the figure, in pixels.
@@ -68,7 +68,7 @@ def maps_figure(columns: list[MapColumn], images: np.ndarray, tile: int = TILE) 
     _check_columns(columns, images)
     layout = _lay_out(columns, images, tile)
     figure = Figure(figsize=(layout.width / DPI, layout.height / DPI), dpi=DPI, facecolor="white")
-    # One pair of axes for all tiles, in pixels: a pair for each would be slow.
+    # One Axes for all tiles, in pixels: an Axes for each tile would be slow.
     axes = figure.add_axes((0, 0, 1, 1))
     axes.axis("off")
     _write_titles(axes, columns, layout)
@@ -87,7 +87,7 @@ def maps_figure(columns: list[MapColumn], images: np.ndarray, tile: int = TILE) 
             if column.predictions is not None:
                 _write(axes, str(column.predictions[k]), left, below + LINE + 10, right - left)
     _draw_scale(axes, MARGIN, layout.height - MARGIN - SCALE_HEIGHT + 12)
-    # Every image sets the limits anew.
+    # `imshow` changes the limits with every image.
     axes.set(xlim=(0, layout.width), ylim=(layout.height, 0), aspect="auto")
     return figure
 
@@ -98,13 +98,13 @@ def _lay_out(columns: list[MapColumn], images: np.ndarray, tile: int) -> _Layout
     spans = []
     for column in columns:
         left = right + NETWORK_GAP
-        stages = max(1, len(column.maps))  # a network without maps leaves the space of one
+        stages = max(1, len(column.maps))  # a network without maps takes the space of one
         right = left + stages * (width + STAGE_GAP) - STAGE_GAP
         spans.append((left, right))
     row = height + LINE + 8
     if any(column.predictions for column in columns):
         row += LINE
-    # The scale needs its room below a narrow figure, too.
+    # A narrow figure is widened to the colour scale.
     total_width = max(right, MARGIN + SCALE_WIDTH) + MARGIN
     total_height = HEADER + len(images) * row + SCALE_HEIGHT + MARGIN
     if max(total_width, total_height) >= 2**16:  # the limit of matplotlib's renderer
@@ -131,9 +131,9 @@ def _draw_tile(axes: Axes, pixels: np.ndarray, x: int, y: int) -> None:
 
 
 def _write(axes: Axes, text: str, x: int, y: int, room: int, size: float = 7, **style: Any) -> None:
-    """Writes text, cut to `room`, at x and y."""
+    """Writes text, truncated to `room`, at x and y."""
     text = truncate(text, max(2, int(room / (0.82 * size))))  # the mean width of a letter
-    # A class may be called `$5`, which is no formula.
+    # A class may be called `$5`, which is not a formula.
     style.setdefault("color", INK)
     axes.text(x, y, text, fontsize=size, parse_math=False, **style)
 
@@ -164,9 +164,9 @@ def save_maps_figure(columns: list[MapColumn], images: np.ndarray, out: Path) ->
 
 
 def check_figure_file(out: Path) -> None:
-    """Raises `UserError` unless `out` ends as a figure does."""
+    """Raises `UserError` unless `out` has the extension of a figure."""
     if Path(out).suffix.lower() not in FIGURES and not is_special(Path(out)):
-        raise UserError(f"--out {out} is no figure: expected a file ending in {', '.join(FIGURES)}")
+        raise UserError(f"--out {out}: expected a figure, a file ending in {', '.join(FIGURES)}")
 
 
 def _check_columns(columns: list[MapColumn], images: np.ndarray) -> None:

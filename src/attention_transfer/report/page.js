@@ -1,5 +1,5 @@
-// The page's script: curves under the pointer, rows on and off, the browser of images.
-// Texts of users become text nodes only, never markup.
+// The page's script: values of curves at the pointer, selection of rows, the browser of images.
+// Texts of users become text nodes, never markup.
 "use strict";
 (() => {
   const read = (id) => {
@@ -160,7 +160,7 @@
     function chooseNetwork(index) {
       const before = data.networks[state.network];
       const last = data.networks[index].stages.length - 1;
-      // The stage at the same resolution; at first the last one, which is the most telling.
+      // The stage at the same resolution; at first the last one, which is the most informative.
       state.stage = before?.peers[state.stage][index] ?? last;
       state.network = index;
       listStages(data.networks[index]);
@@ -242,7 +242,7 @@
       else if (name === "image" || name === "stage") state[name] = Number(value);
       render();
     });
-    // A browser that reloads the page keeps what was chosen.
+    // After a reload, browsers keep the selection.
     state.image = chosen("image");
     chooseNetwork(chosen("network"));
     render();

@@ -1,4 +1,4 @@
-"""Images and attention maps as pixels: tiles, colours, overlays, and pictures inside a page."""
+"""Renders images and attention maps: tiles, colours, overlays, and pictures inside a page."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ if TYPE_CHECKING:
     import numpy as np
     from PIL import Image
 
-TILE = 96  # pixels, about the longer side of an image in a figure
-SMALLEST_MAP = 48  # pixels, the longer side of a map in a page; browsers would blend its colours
+TILE = 96  # pixels, the approximate longer side of an image in a figure
+SMALLEST_MAP = 48  # pixels, longer side; smaller maps are enlarged, or browsers would blur them
 LARGEST_IMAGE = 224  # pixels, the longer side of an image in a page
 MAP_COLOURS, DIFFERENCE_COLOURS = "inferno", "RdBu_r"
 
@@ -20,7 +20,7 @@ def tile_size(height: int, width: int, tile: int = TILE) -> tuple[int, int]:
     """The (height, width) in pixels at which an image of this size is shown."""
     scale = tile / max(height, width)
     if scale >= 1:
-        scale = round(scale)  # by a whole number all pixels of a small image grow alike
+        scale = round(scale)  # a whole number enlarges all pixels equally
     return max(1, round(height * scale)), max(1, round(width * scale))
 
 
@@ -52,7 +52,7 @@ def resize_map(values: np.ndarray, height: int, width: int) -> np.ndarray:
     if values.shape == (height, width):
         return values
     smooth = Image.fromarray(values).resize((width, height), Image.Resampling.BICUBIC)
-    # Bicubic interpolation overshoots beside a sharp edge.
+    # Bicubic interpolation overshoots next to a sharp edge.
     return np.asarray(smooth).clip(values.min(), values.max())
 
 
@@ -69,7 +69,7 @@ def pooled_map(attention: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def map_colours(attention: np.ndarray, height: int, width: int) -> np.ndarray:
-    """A map (h, w) as colours (height, width, 3) uint8: black is 0, bright its own maximum."""
+    """A map (h, w) as colours (height, width, 3) uint8: black is 0, bright is the map's maximum."""
     return _coloured(_heat(attention, height, width), MAP_COLOURS)
 
 
@@ -93,14 +93,14 @@ def overlay(image: np.ndarray, attention: np.ndarray) -> np.ndarray:
     heat = _heat(attention, *image.shape[:2])
     grey = (image @ np.array([0.299, 0.587, 0.114]) / 255)[..., None]  # luma of ITU-R BT.601
     colour = _coloured(heat, MAP_COLOURS) / 255
-    # The image stays visible below the strongest attention, and the colour where there is none.
+    # The image stays visible where attention is strongest, and its outline where there is none.
     opacity = (0.45 + 0.4 * heat)[..., None]
     blended = (1 - opacity) * grey * 0.8 + opacity * colour
     return (255 * blended).clip(0, 255).astype(np.uint8)
 
 
 def _heat(attention: np.ndarray, height: int, width: int) -> np.ndarray:
-    """A map at this size, divided by its own maximum; a map of zeros stays one."""
+    """A map at this size, divided by its own maximum; a map of zeros stays zero."""
     heat = finite_map(attention)
     if heat.max() > 0:
         heat = heat / heat.max()
@@ -108,7 +108,7 @@ def _heat(attention: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def _coloured(values: np.ndarray, colours: str) -> np.ndarray:
-    """Values in [0, 1] in matplotlib's colours of that name, as uint8."""
+    """Values in [0, 1] in matplotlib's colour map of that name, as uint8."""
     from matplotlib import colormaps
 
     return colormaps[colours](values, bytes=True)[..., :3]
@@ -160,7 +160,7 @@ def share_in_box(
 
 
 def image_address(image: np.ndarray) -> str:
-    """An image (H, W, 3) uint8 as a picture inside a page: small ones without any loss."""
+    """An image (H, W, 3) uint8 as a picture inside a page; small images are lossless."""
     from PIL import Image
 
     height, width = image.shape[:2]
@@ -189,7 +189,7 @@ def heat_address(colours: np.ndarray) -> str:
 
 
 def _address(picture: Image.Image, **options: float) -> str:
-    """A picture as a data: address, in WebP: a third of the size of a PNG."""
+    """A picture as a data URL, in WebP, which takes a third of the size of PNG."""
     buffer = io.BytesIO()
     picture.save(buffer, "WEBP", **options)
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -18,8 +18,8 @@ class SettingRow:
 
     `role` is `teacher`, `alone` (trained without a teacher) or `student` (trained by a method);
     `baseline` is the network alone that this row is compared with. `differences` are the options,
-    as text, in which this row differs from those of the same method; the label names `named`.
-    `is_implied` marks a teacher that was not given, known from its students.
+    as text, in which this row differs from rows of the same method; the label contains `named`.
+    `is_implied` marks a teacher that was not given but is known from its students.
     """
 
     runs: list[LoadedRun]
@@ -93,7 +93,7 @@ class SettingRow:
     def times_teacher(self, *keys: str) -> float | None:
         """A number in summary.json divided by the teacher's."""
         student = self.median(*keys)
-        # The same run measures both on the same machine; the teacher's own run may be from another.
+        # The student's run measures both on one machine; the teacher's run may be from another.
         teacher = self.median("teacher", *keys)
         if teacher is None and self.teacher is not None:
             teacher = self.teacher.median(*keys)
@@ -102,13 +102,13 @@ class SettingRow:
         return student / teacher
 
     def speed(self, *keys: str) -> float | None:
-        """A number that was measured beside the other rows; the seeds are of one network."""
+        """A number measured together with the other rows; all seeds have the same network."""
         values = (finite_number(get_nested(run.speed, *keys)) for run in self.runs)
         return next((value for value in values if value is not None), None)
 
     @property
     def precision(self) -> str:
-        """`bf16`, or `bf16, fp32` where the runs differ; empty if it is not known."""
+        """`bf16`, or `bf16, fp32` if the runs differ; empty if it is not known."""
         names = [get_nested(run.environment, "auto", "precision") for run in self.runs]
         return ", ".join(sorted({str(name) for name in names if name}))
 
@@ -118,7 +118,7 @@ class SettingRow:
         for run in self.runs:
             stages = get_nested(run.summary, "attention", "stages") or []
             in_box = get_nested(run.summary, "attention", "in_box") or []
-            # Not strict: an old summary.json may name stages without their shares.
+            # Not strict: an old summary.json may have stages without shares.
             for stage, share in zip(stages, in_box, strict=False):
                 if finite_number(share) is not None:
                     shares.setdefault(str(stage), []).append(share)

@@ -1,4 +1,4 @@
-"""The attention maps that a run stored, as one picture for its loggers."""
+"""Draws the attention maps that a run stored as one picture for its loggers."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from .load_run import StoredMaps
 from .map_figure import MapColumn, save_maps_figure
 from .open_run import read_run
 
-SHOWN = 8  # images
+SHOWN = 8  # number of images
 
 
 def save_run_maps(folder: RunFolder, out: Path) -> bool:
-    """Writes the student's maps, and the teacher's beside them, of a few validation images.
+    """Writes the student's maps, and the teacher's next to them, of a few validation images.
 
     Returns:
         Whether there was anything to draw.

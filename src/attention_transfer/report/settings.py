@@ -1,4 +1,4 @@
-"""What makes a setting: the options of a run that change its numbers, and how they are written."""
+"""A setting: the options of a run that change its numbers, and their text."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .formats import MISSING, data_name, model_name, option_value
 from .load_run import LoadedRun
 
 SPECS: dict[str, OptionSpec] = option_specs(Recipe)
-# Keys of old run folders, which no option declares any more.
+# Keys of old run folders that are no longer options.
 RETIRED_KEYS = ("out", "seeds", "second_order")
 # Options that may differ between the runs of one row.
 PER_RUN_OPTIONS = (
@@ -23,7 +23,7 @@ PER_RUN_OPTIONS = (
     *RETIRED_KEYS,
 )
 
-# The methods that read an option of theirs.
+# The methods that read each option.
 READ_BY: dict[str, frozenset[str]] = (
     dict.fromkeys(option_specs(ActivationOptions), frozenset({"at"}))
     | dict.fromkeys(option_specs(DistillationOptions), frozenset({"kd"}))
@@ -33,12 +33,12 @@ READ_BY: dict[str, frozenset[str]] = (
 
 
 def setting(run: LoadedRun) -> dict[str, Any]:
-    """The options that make a run's setting; one that an old run folder lacks has its default."""
+    """The options of a run's setting; an option that an old run folder lacks has its default."""
     options = {key: spec.default for key, spec in SPECS.items()}
     options |= {key: value for key, value in run.config.items() if value is not None}
     options |= {"command": run.command, "model": run.model}
     if options.get("teacher"):
-        # Each seed may have a teacher of its own seed.
+        # Each seed may have a teacher with the same seed.
         options["teacher"] = without_seed(str(options["teacher"]))
     return {
         key: value
@@ -72,7 +72,7 @@ def applies(name: str, options: dict[str, Any]) -> bool:
 
 
 def option_text(name: str, options: dict[str, Any]) -> str:
-    """The value of an option in a setting; a dash where its method does not read it."""
+    """The value of an option in a setting; a dash if its method does not read it."""
     if not applies(name, options):
         return MISSING
     value = options.get(name)

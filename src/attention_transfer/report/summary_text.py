@@ -1,4 +1,4 @@
-"""The results in words: a title, a sentence for each setting, and caveats."""
+"""Describes the results: a title, a sentence for each setting, and caveats."""
 
 from __future__ import annotations
 
@@ -48,9 +48,9 @@ def _list_names(names: Iterable[str | None]) -> str:
 
 
 def headline(rows: list[SettingRow]) -> str:
-    """What the best student keeps of its teacher, at what speed, and what transfer has gained.
+    """The accuracy, speed and size of the best student relative to its teacher, and its gain.
 
-    Without a student that is finished it is empty.
+    Empty without a finished student.
     """
     students = [row for row in rows if row.role == "student" and row.error is not None]
     if not students:
@@ -73,7 +73,7 @@ def headline(rows: list[SettingRow]) -> str:
 
 
 def _at_what_cost(row: SettingRow) -> str:
-    """` at 3.9 × its speed and with 25 % of its parameters`, as far as they are known."""
+    """` at 3.9 × its speed and with 25 % of its parameters`, or the part that is known."""
     costs = []
     speed = _times_teachers_speed(row)
     if speed is not None:
@@ -87,9 +87,9 @@ def _at_what_cost(row: SettingRow) -> str:
 
 
 def _times_teachers_speed(row: SettingRow) -> float | None:
-    """Images per second against the teacher's.
+    """Images per second relative to the teacher's.
 
-    As measured side by side; otherwise as the student's own run measured both, one after the other.
+    Measured together if possible, otherwise by the student's run, one after the other.
     """
     speed = row.speed("images_per_second", "median")
     teacher = row.teacher and row.teacher.speed("images_per_second", "median")
@@ -144,7 +144,7 @@ def _comparison(delta: float, digits: int) -> str:
 
 
 def _confidence(error: Spread, baseline: Spread) -> str:
-    """How many seeds a comparison rests on, and whether they separate the two settings."""
+    """The number of seeds of a comparison, and whether their ranges overlap."""
     text = plural(error.n, "seed")
     if error.n != baseline.n:
         text += f" against {baseline.n}"
@@ -156,18 +156,18 @@ def _confidence(error: Spread, baseline: Spread) -> str:
 
 
 def caveats(rows: list[SettingRow]) -> list[str]:
-    """What a reader must know before trusting the table."""
+    """Warnings that a reader of the table needs."""
     lines = []
     any_alone = any(row.role == "alone" for row in rows)
     precisions = {row.label: row.precision for row in rows if row.precision}
     if len(set(precisions.values())) > 1:
         named = "; ".join(f"{label} {precision}" for label, precision in precisions.items())
-        lines.append(f"The settings differ in precision, and so in speed: {named}.")
+        lines.append(f"The settings differ in precision, which changes their speed: {named}.")
     for row in rows:
         unfinished = len(row.runs) - len(row.finished)
         if unfinished and row.finished:
             of_runs = f"{unfinished} of {plural(len(row.runs), 'seed')}"
-            lines.append(f"{row.label}: {of_runs} unfinished and left out of its numbers.")
+            lines.append(f"{row.label}: {of_runs} unfinished and not included in its numbers.")
         seeds = [str(run.seed) for run in row.runs if run.seed is not None]
         if len(set(seeds)) < len(seeds):
             lines.append(f"{row.label}: a seed occurs more than once, so its spread is too small.")
@@ -182,13 +182,13 @@ def caveats(rows: list[SettingRow]) -> list[str]:
 
 
 def _other_images(teacher: SettingRow) -> list[str]:
-    """That a teacher's curve and its error are of other images, where they are."""
+    """A caveat if a teacher's curve and its error were measured on different images."""
     own = error_percent(finite_number(teacher.first.metrics[-1].get("val_accuracy")))
     error = teacher.error
-    # Another batch size or precision moves an image or two.
+    # Another batch size or precision can change one or two predictions.
     if own is None or error is None or abs(own - error.mean) < 0.3:
         return []
     return [
-        f"{teacher.label}: its error is that on the student's validation images; its curve, "
+        f"{teacher.label}: its error is measured on the student's validation images; its curve, "
         f"from its own run, ends at {own:.1f} %."
     ]

@@ -1,4 +1,4 @@
-"""Charts as inline SVG: they take their colours from the page, and its script reads their axes."""
+"""Charts as inline SVG, with the page's colours, and data about their axes for its script."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# The colours of charts by the page's name for them.
+# The colours of charts, by their name in the page.
 PAGE_COLOURS = {"ink": INK, "soft": SOFT, "grid": GRID, "paper": PAPER}
 PAGE_COLOURS |= {f"c{index}": colour for index, colour in enumerate(SETTING_COLOURS)}
 
@@ -31,9 +31,9 @@ class Drawing:
 
 
 def draw_chart(chart: Chart, styles: dict[SettingRow, Style]) -> Drawing:
-    """The chart as markup, with what the page needs to point at an epoch."""
+    """The chart as markup, with the data that the page needs to mark an epoch."""
     svg = _svg(chart.figure, chart.name)
-    # Only now has matplotlib placed the axes.
+    # After drawing, the positions of the axes are final.
     panels = [_panel_data(axes, panel, [*styles]) for axes, panel in chart.panels]
     width, height = _size(chart.figure)
     data = {"name": chart.name, "width": width, "height": height, "panels": panels}
@@ -47,7 +47,7 @@ def _size(figure: Figure) -> tuple[float, float]:
 
 
 def _panel_data(axes: Axes, panel: Panel, rows: list[SettingRow]) -> dict[str, Any]:
-    """Where the axes are, their range of epochs, and the values of each row's line."""
+    """The position of the axes, their range of epochs, and the values of each row's line."""
     assert axes.figure is not None
     width, height = _size(axes.figure.get_figure(root=True))
     place = axes.get_position()
@@ -67,7 +67,7 @@ def _panel_data(axes: Axes, panel: Panel, rows: list[SettingRow]) -> dict[str, A
 
 
 def _svg(figure: Figure, name: str) -> str:
-    """The figure as SVG markup for a page: unique ids, the page's colours, no size of its own."""
+    """The figure as SVG markup for a page: unique ids, the page's colours, no fixed size."""
     buffer = io.StringIO()
     no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     figure.savefig(buffer, format="svg", metadata=no_metadata)
@@ -75,9 +75,9 @@ def _svg(figure: Figure, name: str) -> str:
     content = re.sub(r"^.*?<svg[^>]*>", "", buffer.getvalue(), count=1, flags=re.DOTALL)
     width, height = _size(figure)
     head = f'<svg viewBox="0 0 {width:g} {height:g}" aria-hidden="true" focusable="false">'
-    # Several marks belong to one row, and ids are unique.
+    # Several marks belong to one row, but ids must be unique.
     content = re.sub(r'\bid="row-(\d+)"', r'data-row="\1"', content)
-    # Every figure has a `figure_1`; in a page ids must be unique.
+    # Every figure has a `figure_1`, but ids must be unique in a page.
     content = content.replace("xlink:href", "href")
     content = re.sub(r'(\bid="|\bhref="#|url\(#)', rf"\g<1>{name}-", content)
     for variable, colour in PAGE_COLOURS.items():

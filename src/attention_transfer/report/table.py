@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
 Kind = Literal["setting", "result", "cost"]
 
-# What each column holds, in the order of the columns.
+# Descriptions of the columns, in their order.
 DESCRIPTIONS = {
     "seeds": "finished runs",
     "error %": "validation error, mean ± sample standard deviation",
-    "fp32 error %": "of the weights in float32, as exported, where error % is under bfloat16",
+    "fp32 error %": "of the weights in float32, as exported, if error % is under bfloat16",
     "median": "median error over the seeds, %",
     "min–max": "lowest and highest error, %",
     "Δ alone": "points of error against the student alone; below zero is better",
@@ -35,9 +35,9 @@ DESCRIPTIONS = {
     "inference images/s": "forward only, in batches of 128: median, and lowest to highest",
     "latency ms": "forward of one image: median, and lowest to highest",
     "peak MiB": "of a forward pass of 128 images, beyond the weights",
-    "precision": "in which the runs were trained, and their speeds measured",
-    "training images/s": "when it ran: median over the epochs",
-    "minutes": "to train one seed, when it ran",
+    "precision": "in which the runs were trained and their speeds were measured",
+    "training images/s": "of the run: median over the epochs",
+    "minutes": "to train one seed",
 }
 
 # Costs by header: the keys in summary.json, the format, and whether to compare with the teacher.
@@ -49,8 +49,8 @@ COSTS: dict[str, tuple[tuple[str, ...], Callable[[float], str], bool]] = {
 }
 
 
-# Measured side by side for a comparison. What each run measured at its own end depends on what else
-# its machine did then, so it is in summary.json and not here.
+# Measured together for a comparison. The speeds in a run's summary.json are not used, because they
+# depend on the load of its machine at that time.
 SPEEDS = {"inference images/s": "images_per_second", "latency ms": "latency_ms", "peak MiB": "",
           "precision": ""}  # fmt: skip
 
@@ -59,7 +59,7 @@ SPEEDS = {"inference images/s": "images_per_second", "latency ms": "latency_ms",
 class Cell:
     """A cell: its text, a smaller second line, a tooltip of the page, and the text's tone.
 
-    The tone is `better`, `worse`, `warn` or empty; it only repeats what the text says.
+    The tone is `better`, `worse`, `warn` or empty; it repeats information of the text.
     """
 
     text: str = MISSING
@@ -70,7 +70,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Column:
-    """A column with a cell for each row; each kind makes a table where space is short."""
+    """A column with a cell for each row; in a narrow terminal, each kind gets its own table."""
 
     header: str
     description: str
@@ -79,7 +79,7 @@ class Column:
 
 
 def columns(rows: list[SettingRow]) -> list[Column]:
-    """What differs between the settings, and the columns in which at least one row has a value."""
+    """The options that differ, and the columns in which at least one row has a value."""
     digits = error_digits(rows)
     cells_by_header = [_result_cells(row, digits) | _cost_cells(row) for row in rows]
     columns = []
@@ -96,7 +96,7 @@ def columns(rows: list[SettingRow]) -> list[Column]:
 def _result_cells(row: SettingRow, digits: int) -> dict[str, Cell]:
     """The cells, by header, for which the row has results."""
     if row.is_implied:
-        cells = {"seeds": Cell(MISSING, tooltip="as its student's run measured it")}
+        cells = {"seeds": Cell(MISSING, tooltip="measured by its student's run")}
     else:
         cells = {"seeds": Cell(str(len(row.finished)))}
     unfinished = len(row.runs) - len(row.finished)
@@ -133,7 +133,7 @@ def _result_cells(row: SettingRow, digits: int) -> dict[str, Cell]:
 
 
 def _epochs_done(row: SettingRow) -> str:
-    """`epoch 5 of 12`, of the run that is furthest."""
+    """`epoch 5 of 12`, of the most advanced run."""
     epochs = [finite_number(run.metrics[-1].get("epoch")) for run in row.runs if run.metrics]
     furthest = max(filter(None, epochs), default=None)
     planned = finite_number(row.first.config.get("epochs"))
@@ -182,9 +182,9 @@ def _speed_cells(row: SettingRow) -> dict[str, Cell]:
 
 
 def print_table(rows: list[SettingRow], console: Console) -> None:
-    """Prints the rows as one table, or as several where one is too wide, then the results in words.
+    """Prints the rows as one table, or as several if one is too wide, then the sentences.
 
-    Nothing is cut: a column that does not fit goes into the next table.
+    Nothing is truncated: a column that does not fit goes into the next table.
     """
     from rich.text import Text
 
@@ -209,13 +209,13 @@ def _network_column(rows: list[SettingRow]) -> list[Column]:
 
 
 def _fits(table: Table, console: Console) -> bool:
-    # Measured against a very wide console: its own width would cap the result.
+    # Measured on a very wide console, because the console's width limits the result.
     options = console.options.update(max_width=10_000)
     return console.measure(table, options=options).maximum <= console.width
 
 
 def _whole_kinds(columns: list[Column], fitting: int) -> int:
-    """At most `fitting`, so that no kind of column begins at the end of a table and goes on."""
+    """At most `fitting` columns, so that columns of one kind are not split between tables."""
     start = fitting
     while start and columns[start - 1].kind == columns[fitting].kind:
         start -= 1
@@ -228,7 +228,7 @@ def _table(rows: list[SettingRow], columns: list[Column]) -> Table:
     from rich.text import Text
 
     table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    # A word that is longer than its column goes on in the next line.
+    # A word that is longer than its column is wrapped.
     table.add_column("setting", overflow="fold")
     for column in columns:
         header = column.header
@@ -246,7 +246,7 @@ def _table(rows: list[SettingRow], columns: list[Column]) -> Table:
             if cell.subtext:
                 text += Text("\n" + cell.subtext.removesuffix(" teacher"), style="dim")
             texts.append(text)
-            # The caption names the teacher once for the whole table.
+            # The caption mentions the teacher once for the whole table.
             if cell.subtext.endswith(" teacher"):
                 table.caption, table.caption_justify = "×: times the teacher's", "left"
         table.add_row(*texts)

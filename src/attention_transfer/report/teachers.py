@@ -1,4 +1,4 @@
-"""Rows for the teachers that are not among the runs: what their students measured of them."""
+"""Rows for teachers that are not among the runs, from the measurements of their students."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ MEASURED = ("parameters", "flops", "inference", "attention")
 
 
 def with_teachers(rows: Sequence[SettingRow]) -> list[SettingRow]:
-    """The rows, after a row for each teacher that none of them is.
+    """The rows, preceded by a row for each teacher that is not among them.
 
-    Its error, costs and maps are those that a student's run measured; its curve is in its own
-    folder, if it has one.
+    Its error, costs and maps come from a student's run; its curve comes from its own folder, if it
+    has one.
     """
     rows = list(rows)
     implied: dict[str, SettingRow] = {}
@@ -65,7 +65,7 @@ def _row(student: LoadedRun, facts: dict[str, Any], key: str) -> SettingRow:
 
 
 def _own_run(student: LoadedRun, facts: dict[str, Any]) -> LoadedRun | None:
-    """The teacher's own run; None if it is gone, damaged, or holds other weights by now."""
+    """The teacher's own run; None if it is missing or damaged, or has other weights now."""
     if not facts.get("folder"):
         return None
     folder = RunFolder(facts["folder"])
