@@ -1,4 +1,4 @@
-"""Speed as ratios to the authors' step within one run: `attention-transfer bench NAME`.
+"""Measures speed relative to the authors' step in the same run: `attention-transfer bench NAME`.
 
 Each bench is a module of this package with one function, `run(options, console, json_file)`.
 """

@@ -1,7 +1,7 @@
-"""The authors' CIFAR-10 training step, written plainly: the baseline of the benches.
+"""The authors' CIFAR-10 training step in plain PyTorch: the baseline of the benches.
 
-Their arithmetic (szagoruyko/attention-transfer, cifar.py): float32, eager, a functional WRN over a
-dictionary of tensors, `F.normalize(x.pow(2).mean(1))`, KL + CE, SGD with momentum.
+As in szagoruyko/attention-transfer, cifar.py: float32, eager, a functional WRN over a dictionary of
+tensors, `F.normalize(x.pow(2).mean(1))`, KL + CE, SGD with momentum.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def network(x: Tensor, params: Params, depth: int, training: bool) -> tuple[Tens
             o = F.relu(bn(x, f"{base}.bn0"))
             z = F.conv2d(o, params[f"{base}.conv0.weight"], stride=stride, padding=1)
             z = F.conv2d(F.relu(bn(z, f"{base}.bn1")), params[f"{base}.conv1.weight"], padding=1)
-            # Only where the number of channels changes; else the block adds its input.
+            # Only if the number of channels changes; otherwise the block adds its input.
             shortcut = params.get(f"{base}.convdim.weight")
             if shortcut is not None:
                 x = F.conv2d(o, shortcut, stride=stride)
@@ -85,13 +85,13 @@ class AuthorsInference:
 
 
 class AuthorsStep:
-    """One AT+KD step on batches (N, 3, 32, 32) float32; `reads_loss`: as their meters do."""
+    """One AT+KD step on batches (N, 3, 32, 32) float32; `reads_loss` as their meters do."""
 
     def __init__(self, student: str, teacher: str, reads_loss: bool = False):
         self.teacher = AuthorsInference(teacher)
         self.depth, self.reads_loss = _depth(student), reads_loss
         self.student: Params = dict(create_model(student, 10).state_dict())
-        # Their weight decay covers norms and biases too.
+        # Their weight decay includes norms and biases.
         names = [name for name in self.student if name.endswith(("weight", "bias"))]
         learned = [self.student[name].requires_grad_() for name in names]
         self.optimizer = torch.optim.SGD(learned, 0.1, momentum=0.9, weight_decay=5e-4)
@@ -99,7 +99,7 @@ class AuthorsStep:
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:
         y_t, g_t = self.teacher(x)
         y_s, g_s = network(x, self.student, self.depth, training=True)
-        # Temperature, α and β are those of their AT+KD runs.
+        # Temperature, α and β as in their AT+KD runs.
         loss = distillation(y_s, y_t, y, 4, 0.9)
         for s, t in zip(g_s, g_t, strict=True):
             loss = loss + 1e3 * (at(s) - at(t)).pow(2).mean()
@@ -155,7 +155,7 @@ class AuthorsImages(Dataset[tuple[Tensor, int]]):
 def authors_loader(
     data: Images, batch_size: int, workers: int | None = None
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Endless batches by the authors' loader; without `workers` one for each thread."""
+    """Endless batches of the authors' loader; by default one worker per thread."""
     if workers is None:
         workers = torch.get_num_threads()
     loader = DataLoader(
@@ -173,7 +173,7 @@ def authors_loader(
 def authors_step(
     options: BenchOptions, device: torch.device | str, data: Images | None = None, size: int = 32
 ) -> AbstractContextManager[Measure]:
-    """Measures their step in a subprocess; with `data`, (images, labels), their loader too."""
+    """Measures their step in a subprocess; with `data`, (images, labels), including loading."""
     loader = None
     if data is not None:
         loader = partial(authors_loader, data, options.batch_size)

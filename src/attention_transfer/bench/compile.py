@@ -1,10 +1,10 @@
 """`bench compile`: whole runs of the command with compilation off, on and auto.
 
-AT+KD on the built-in images: a long run and a short one, each a process of its own, timed with its
-imports, checks, validation and files. `on first` and `auto` begin with an empty compiler cache,
-`on second` with the cache of `on first`. `authors` is their loop for as many steps, with its start.
-`times_off`: the time over that of `off` of the same length. `built`: the files of machine code that
-a run added to the cache.
+AT+KD on the built-in images: a long run and a short one, each in a process of its own. The time
+includes imports, checks, validation and files. `on first` and `auto` begin with an empty compiler
+cache, `on second` with the cache of `on first`. `authors` is their loop with the same number of
+steps, including its start. `times_off`: the time relative to `off` of the same length. `built`: the
+number of machine code files that a run added to the cache.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from .measure import BenchRow, Measure, interleave, median_ratio, report
 from .options import BenchOptions
 from .workload import start
 
-SHORT = 12  # the long run takes this many times the steps of the short one
+SHORT = 12  # ratio of the steps of the long run to those of the short one
 VALIDATION_IMAGES = 500
 MACHINE_CODE = (".so", ".cubin", ".dylib")
-AUTO_LIMIT = 1.1  # the time that `auto` may take, over that of `off`
+AUTO_LIMIT = 1.1  # limit on the time of `auto`, relative to `off`
 
 
 class CompileCase:
@@ -42,14 +42,14 @@ class CompileCase:
     def __init__(
         self, compile: str, options: BenchOptions, work: Path, earlier: CompileCase | None = None
     ):
-        """`work` is a folder with teacher.pt; `earlier` runs before in each round."""
+        """`work` is a folder with teacher.pt; `earlier` is the case that runs before this one."""
         self.compile, self.options, self.work, self.earlier = compile, options, work, earlier
         self.cache = work
-        self.built = 0  # files of machine code, the most of all rounds
+        self.built = 0  # machine code files, maximum over the rounds
         self.compiled = False
 
     def __call__(self) -> float:
-        """Runs the command once; images/s over the life of its process."""
+        """Runs the command once; images/s over the whole time of its process."""
         if self.earlier is None:
             self.cache = Path(tempfile.mkdtemp(dir=self.work))
         else:
@@ -63,7 +63,7 @@ class CompileCase:
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
         seconds = time.perf_counter() - start
         if done.returncode:
-            # The command ends with its message.
+            # The last line is the command's error message.
             lines = done.stderr.strip().splitlines() or [f"status {done.returncode}"]
             raise RunError(f"a run with --compile {self.compile} failed: {lines[-1]}")
         self.built = max(self.built, count_machine_code(self.cache) - files)

@@ -3,8 +3,8 @@
 In memory, on one core: `authors` is their PIL loop on images of CIFAR's size, `resident` is ours;
 both make normalised float batches. From JPEGs, with a worker for every core: decoding, a random
 resized crop of 224 px and a flip, to uint8. `loader authors 224` is torchvision's transforms on PIL
-images, as in their ImageNet script; it is the baseline of ours. `per_core` is the rate over the
-cores at work.
+images, as in their ImageNet script; it is the baseline of ours. `per_core` is the rate divided by
+the number of cores used.
 """
 
 from __future__ import annotations
@@ -46,21 +46,21 @@ SIZE = 224
 AUGMENT = AugmentOptions(augment="imagenet")
 SCALE, RATIO = AUGMENT.crop_scale, AUGMENT.crop_ratio  # torchvision's defaults
 AUTHORS = "loader authors 224"
-PHOTOGRAPHS = 24  # JPEGs that are made where no folder is given
-# Batches of each worker: the first ones pass until every worker is at work, the rest is timed.
+PHOTOGRAPHS = 24  # number of JPEGs to generate if no folder is given
+# Batches of each worker: the first ones until every worker is running, then the timed ones.
 WARM_UP_BATCHES, TIMED_BATCHES = 2, 4
 
 Decode = Callable[[bytes], Any]  # a JPEG's bytes -> (224, 224, 3) uint8
 
 
 def run(options: BenchOptions, console: Console, json_file: Path | None) -> None:
-    """`--steps` batches a measurement in memory, and a sixteenth of their images a worker."""
+    """Each measurement in memory has `--steps` batches; each worker loads 1/16 of their images."""
     runtime, _ = start(options)
     images = open_data("digits", limit_train=options.images, limit_val=10).train
     assert isinstance(images, ImageSet), "the digits are in memory"
     batch = loader_batch(options)
     cores = available_cores()
-    # One thread a process: libraries differ in how many they would take.
+    # One thread per process: the libraries have different defaults.
     with jpeg_files(options.data) as files, one_thread():
         measures = {
             "authors": _authors(images, options),
@@ -78,7 +78,7 @@ def run(options: BenchOptions, console: Console, json_file: Path | None) -> None
 
 
 def loader_batch(options: BenchOptions) -> int:
-    """Images a batch of a loader: large images take some sixteen times as long as small ones."""
+    """Images per batch of a loader: large images take about 16 times as long as small ones."""
     return max(1, options.steps * options.batch_size // 16 // TIMED_BATCHES)
 
 
@@ -101,7 +101,7 @@ def one_thread() -> Iterator[None]:
 
 @contextmanager
 def jpeg_files(folder: str | None) -> Iterator[list[Path]]:
-    """The JPEGs below a folder; without one, crops of scikit-learn's two photographs.
+    """The JPEGs below a folder; without a folder, crops of scikit-learn's two photographs.
 
     Raises:
         UserError: for a folder without JPEGs.
@@ -127,7 +127,7 @@ def _crop_photographs(folder: Path) -> list[Path]:
     for k, photograph in zip(range(PHOTOGRAPHS), photographs, strict=False):
         x, y = 5 * k, 2 * k
         files.append(folder / f"{k:02d}.jpg")
-        # 500×375 is the commonest size in ImageNet.
+        # 500×375 is the most common size in ImageNet.
         photograph.crop((x, y, x + 500, y + 375)).save(files[-1], quality=90)
     return files
 
@@ -140,7 +140,7 @@ def _authors(images: ImageSet, options: BenchOptions) -> Measure:
 
 def _resident(images: ImageSet, options: BenchOptions) -> Measure:
     augment, normalise = Augment(images), Preprocess(MEAN, STD)
-    # An epoch draws its crops once; its steps repeat when it ends.
+    # The crops of an epoch are drawn once; its steps are repeated when it ends.
     plan = augment.epoch(0, 0, options.batch_size)
     steps = cycle(range(len(plan)))
 
@@ -159,7 +159,7 @@ def decode_with_pillow() -> Decode:
 
 
 def loading(load: Callable[[int, int], Iterator[object]], batch: int, workers: int) -> Measure:
-    """Measures `load(number of batches, workers)` from the moment when every worker is at work."""
+    """Measures `load(number of batches, workers)` once every worker is running."""
 
     def measure() -> float:
         first, rest = WARM_UP_BATCHES * workers, TIMED_BATCHES * workers
@@ -167,7 +167,7 @@ def loading(load: Callable[[int, int], Iterator[object]], batch: int, workers: i
         for _ in islice(batches, first):
             pass
         start = time.perf_counter()
-        # To the end: a worker that is left would slow the next row.
+        # Load all batches: a worker that is still running would slow the next row.
         for _ in batches:
             pass
         return rest * batch / (time.perf_counter() - start)
@@ -195,7 +195,7 @@ def authors_batches(files: list[Path], batch: int, count: int, workers: int) -> 
 
 
 def stream_batches(files: list[Path], batch: int, count: int, workers: int) -> Iterator[object]:
-    """Batches of a run's stream."""
+    """Batches of `Stream`, as in a run."""
     reader = FileReader(Path(os.path.commonpath([file.parent for file in files])), files)
     labels = torch.zeros(len(files), dtype=torch.int64)
     rows = torch.arange(count * batch) % len(files)

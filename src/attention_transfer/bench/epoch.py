@@ -1,7 +1,7 @@
 """`bench epoch`: a whole AT+KD epoch with augmentation, metrics and checkpoint.
 
-The authors' epoch has their loader and meters. The images are the built-in digits, which cost what
-CIFAR-10's cost; both sides leave validation out.
+The authors' epoch has their loader and meters. The images are the built-in digits, which have the
+size of CIFAR-10's. Neither side validates.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def run(options: BenchOptions, console: Console, json_file: Path | None) -> None
 
         def step() -> None:
             trainer.train_step(batch)
-            trainer.step -= 1  # this step belongs to no epoch
+            trainer.step -= 1  # do not count this step
 
         steps = trainer.steps_per_epoch
         data = (images.images.cpu().numpy(), images.labels.cpu().numpy())

@@ -1,9 +1,9 @@
 """`bench gradient`: training steps of the methods on input gradients, and their memory.
 
 The authors published no code for these methods: the row `authors` is the student alone in plain
-PyTorch, eager and float32. `times_student` is the time of a step over that of ours with no method.
-`peak_mib` is the peak memory of a step beyond what the process held before, each in a process of
-its own. The methods without second derivatives are for comparison.
+PyTorch, eager and float32. `times_student` is the time of a step relative to our step without a
+method. `peak_mib` is the additional memory at the peak of a step, each in a process of its own. The
+methods without second derivatives are for comparison.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from .options import BenchOptions
 from .workload import create_network, make_transfer, random_batch, start, training_step
 
 Step = Callable[[], object]
-# The rows; `student` is the method none. Two of them tell what compiling does to such steps.
+# The rows; `student` is the method none. Two of them are also measured compiled.
 ROWS = ("student", "min-l2", "symmetry", "gradient", "at", "kd", "full")
 COMPILED_TOO = ("student", "min-l2")
 
@@ -63,7 +63,7 @@ def run_steps(
 
 
 def make_step(options: BenchOptions, method: str) -> Step:
-    """The training step of a run on a batch that lies ready."""
+    """The training step of a run on a fixed batch."""
     runtime, fabric = start(options)
     batch = random_batch(options.batch_size, fabric.device)
     return training_step(make_transfer(options, method, batch[0]), batch, runtime, fabric)
@@ -86,7 +86,7 @@ def make_plain_step(options: BenchOptions) -> Step:
 
 
 def peak_memory(make: Callable[[], Step], device: str) -> float:
-    """MiB at the peak of two steps, beyond what a process held before them.
+    """Additional MiB at the peak of two steps, in a process of its own.
 
     Raises:
         RunError: on a system other than Linux without CUDA, and if the process dies.
@@ -103,17 +103,17 @@ def _measure_memory(make: Callable[[], Step], on_cuda: bool) -> float:
     if on_cuda:
         torch.cuda.reset_peak_memory_stats()
     before = _peak_mib(on_cuda)
-    # The first step makes the optimiser's state, the second one has it all along.
+    # The first step creates the optimiser's state; the second one runs with it.
     step()
     step()
     return _peak_mib(on_cuda) - before
 
 
 def _peak_mib(on_cuda: bool) -> float:
-    """The most memory that this process has held so far."""
+    """The peak memory of this process so far."""
     if on_cuda:
         return torch.cuda.max_memory_allocated() / 2**20
-    # Not by `getrusage`, which counts the memory of the parent process too.
+    # `getrusage` would include the memory of the parent process.
     try:
         status = Path("/proc/self/status").read_text()
     except OSError:

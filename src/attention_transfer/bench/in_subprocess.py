@@ -1,4 +1,4 @@
-"""Timing of a step in a process of its own, whose allocator and threads are PyTorch's defaults."""
+"""Times a step in a separate process with PyTorch's default allocator and threads."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ def in_subprocess(
     """Measures `options.steps` steps of `options.batch_size` images.
 
     `make` returns the step: a callable of images (N, 3, H, W) and labels (N,), with `to(device)`.
-    `loader` returns endless batches, whose loading is timed too; without it, the step gets one
-    random batch of height and width `size`.
+    `loader` returns endless batches, and the time includes loading; without a loader, the step gets
+    one random batch of height and width `size`.
 
     Raises:
         RunError: if the process dies.
     """
-    # A Fabric device has an index, which the subprocess need not know.
+    # The device of Fabric has an index, which the subprocess does not need.
     device_type = torch.device(device).type
     if loader is None:
         loader = partial(random_batches, options.batch_size, size, device_type)

@@ -1,8 +1,8 @@
 """`bench loss`: the activation loss alone, forward and backward, on the stages of a ResNet.
 
-`authors` is their formula in eager PyTorch. `floor` is the memory traffic alone: the forward reads
-student and teacher, the backward reads the student and writes its gradient. A row's name has the
-dtype and the memory format.
+`authors` is their formula in eager PyTorch. `floor` is the memory traffic alone: the forward pass
+reads student and teacher, the backward pass reads the student and writes its gradient. The name of
+a row contains the dtype and the memory format.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def run(options: BenchOptions, console: Console, json_file: Path | None) -> None
     runtime, fabric = start(options)
     batch = min(BATCH, options.batch_size)
     measures: dict[str, Measure] = {}
-    floors: dict[str, str] = {}  # the row of the floor on the same tensors
+    floors: dict[str, str] = {}  # for each row, the row of the floor on the same tensors
     for dtype in DTYPES:
         for memory_format in FORMATS:
             kind = f"{dtype} {memory_format}"
@@ -82,7 +82,7 @@ def authors_loss(student: Features, teacher: Features) -> Tensor:
 
 
 def floor(student: Features, teacher: Features) -> None:
-    """The reads and writes of a loss and its gradient, with hardly any arithmetic."""
+    """The memory reads and writes of a loss and its gradient, with hardly any arithmetic."""
     with torch.no_grad():
         for s, t in zip(student, teacher, strict=True):
             s.sum(), t.sum()  # read everything, write nothing

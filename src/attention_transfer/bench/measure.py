@@ -1,4 +1,4 @@
-"""Interleaved timing of several candidates, and the table and JSON of the result."""
+"""Times several candidates, interleaved, and reports the result as a table and JSON."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ HEADINGS = {"name": "", "median": "images/s", "times_authors": "× authors"}
 
 @dataclass
 class BenchRow:
-    """Images/s of one candidate, a value a round, and their ratios to the baseline's."""
+    """Images/s of one candidate, a value per round, and their ratios to the baseline's."""
 
     name: str
     rates: list[float]
@@ -38,7 +38,7 @@ class BenchRow:
         return statistics.median(self.rates)
 
     def to_dict(self) -> dict[str, Any]:
-        # Percentiles by the nearest rank: there are few rounds.
+        # Percentiles by nearest rank, because there are few rounds.
         ordered = sorted(self.rates)
         last = len(ordered) - 1
         return {
@@ -59,9 +59,9 @@ def interleave(
 ) -> list[BenchRow]:
     """Measures each candidate in turn, round after round.
 
-    The speed of a machine drifts; interleaved, it drifts for all candidates alike. `baselines` has
-    the name of a row's baseline where that is not `authors`. With `warm_up` each candidate runs
-    once before the first round, which compiles it.
+    The speed of a machine drifts; with interleaving, the drift affects all candidates equally.
+    `baselines` has the name of a row's baseline if it is not `authors`. With `warm_up` each
+    candidate runs once before the first round, which compiles it.
     """
     if warm_up:
         for measure in measures.values():
@@ -72,7 +72,7 @@ def interleave(
             rates[name].append(measure())
     rows = []
     for name, values in rates.items():
-        # Ratios within a round: both measurements saw the machine at about the same speed.
+        # Ratios within a round, because the machine's speed is then about the same for both.
         baseline = rates[(baselines or {}).get(name, "authors")]
         rows.append(BenchRow(name, values, ratios(values, baseline)))
     return rows
@@ -103,7 +103,7 @@ def timed(
 
 
 def synchronize(device: torch.device) -> None:
-    """Waits for the kernels of a GPU, which run on after their calls have returned."""
+    """Waits for the kernels of a GPU, which run asynchronously."""
     if device.type == "cuda":
         torch.cuda.synchronize()
 
@@ -119,7 +119,7 @@ def report(
 ) -> None:
     """Prints the table with the notes below it, and writes both to `json_file`, if given."""
     records = [row.to_dict() for row in rows]
-    # The rows of a bench may differ in their extra columns.
+    # Rows may have different extra columns.
     keys = list(dict.fromkeys(key for record in records for key in record))
     table = Table(title=f"bench {bench}", title_justify="left")
     for key in keys:

@@ -14,7 +14,7 @@ NAMES = ("step", "epoch", "loss", "teacher", "data", "gradient", "compile")
 
 @dataclass(frozen=True)
 class BenchCommandOptions:
-    """Which bench."""
+    """The bench to run."""
 
     name: Annotated[str, option(f"{', '.join(NAMES)}.", positional=True)]
     json: JsonFile = None
@@ -23,7 +23,7 @@ class BenchCommandOptions:
 
 @dataclass(frozen=True)
 class BenchOptions:
-    """What a bench measures."""
+    """Options of the benches."""
 
     student: Annotated[
         str,
@@ -37,7 +37,8 @@ class BenchOptions:
         Int, option("Images per step.", ge=1, default_text="128; compile: 64")
     ] = 128
     rounds: Annotated[
-        Int, option("Rounds; each measures every row once.", ge=1, default_text="9; compile: 1")
+        Int,
+        option("Number of rounds; each measures every row.", ge=1, default_text="9; compile: 1"),
     ] = 9
     steps: Annotated[
         Int,
@@ -64,6 +65,6 @@ class BenchOptions:
 # Where the defaults of a bench differ from those of `step`.
 DEFAULTS: dict[str, dict[str, Any]] = {
     "gradient": {"student": "nin-thin-no-bn", "teacher": "nin-wide-no-bn"},
-    # The demo's students take steps of 64 images.
+    # The batch size of the demo's students.
     "compile": {"batch_size": 64, "rounds": 1, "steps": 600},
 }

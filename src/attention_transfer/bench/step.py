@@ -18,7 +18,7 @@ from .workload import measure_step, measure_teacher, random_batch, start
 
 
 def run(options: BenchOptions, console: Console, json_file: Path | None) -> None:
-    """A step on a batch that lies ready; on a GPU also AT+KD as CUDA graphs."""
+    """Steps on a fixed batch; on a GPU also AT+KD as CUDA graphs."""
     runtime, fabric = start(options)
     batch = random_batch(options.batch_size, fabric.device)
     measure = partial(measure_step, options, runtime, fabric, batch)
@@ -32,7 +32,7 @@ def run(options: BenchOptions, console: Console, json_file: Path | None) -> None
             "at+kd": measure("at+kd"),
         }
         if runtime.device == "cuda" and runtime.compile:
-            # `--compile auto` does not choose graphs, so this is a row of its own.
+            # `--compile auto` does not choose graphs, so they have a separate row.
             graphs = replace(runtime, graphs=True)
             measures["at+kd graphs"] = measure_step(options, graphs, fabric, batch, "at+kd")
         rows = interleave(measures, options.rounds)

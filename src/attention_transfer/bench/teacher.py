@@ -1,7 +1,7 @@
 """`bench teacher`: the teacher's inference, logits and tapped features, eager and compiled.
 
-`authors` is their functional network in eager float32, in a process of its own; `compiled` is what
-a run uses.
+`authors` is their functional network in eager float32, in a process of its own; `compiled` is the
+form that a run uses.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from .workload import measure_teacher, random_batch, start
 
 
 def run(options: BenchOptions, console: Console, json_file: Path | None) -> None:
-    """Every form; `--compile off` leaves the compiled one out."""
+    """Measures every form; `--compile off` leaves the compiled one out."""
     runtime, fabric = start(options)
     x, _ = random_batch(options.batch_size, fabric.device)
-    # Each row has a Fabric of its own, for its autocast.
+    # Each row has its own Fabric, because they differ in autocast.
     fp32 = replace(options, precision="fp32", compile="off")
     bf16 = replace(options, precision="bf16", compile="off")
     make = partial(AuthorsInference, options.teacher)

@@ -1,4 +1,4 @@
-"""What the benches time: the training step of a run, and the inference of its teacher."""
+"""The workloads of the benches: the training step of a run, and the inference of its teacher."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Batch = tuple[Tensor, Tensor]  # images (N, 3, H, W), labels (N,)
 
 
 def start(options: BenchOptions, devices: int = 1) -> tuple[RuntimeConfig, Fabric]:
-    """Sets this process up as a run would."""
+    """Sets up this process as a run does."""
     runtime_options = RuntimeOptions(
         options.device, options.precision, options.compile, devices=devices
     )
@@ -79,7 +79,7 @@ def training_step(
         compile_transfer(transfer, runtime)
     optimizer = make_optimizer(OptimizerOptions(lr=0.01), transfer)
     wrapped, wrapped_optimizer = fabric.setup(transfer, optimizer)
-    # A tensor, as in a run: a number would become a constant of the compiled step.
+    # A tensor, as in a run: a Python number would become a constant of the compiled step.
     progress = torch.full((), 0.5, device=fabric.device)
     graphs = CudaGraphs()
 

@@ -1,1 +1,1 @@
-"""The paper's tables and its reviewers' questions: plans of shared runs, and their tables."""
+"""The paper's tables and further studies: plans of shared runs, and the resulting tables."""

@@ -1,4 +1,4 @@
-"""Carries out the runs of a plan, and shows them all in one view."""
+"""Carries out the runs of a plan, and shows their progress."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def carry_out(
 ) -> dict[Path, Exception]:
     """Carries out tasks, `jobs` at the same time; returns the errors by folder.
 
-    A task comes after those that it needs. After an error the others go on.
+    A task starts after the tasks that it needs. After an error the other tasks continue.
 
     Args:
-        seconds: how long each run will take, for the view.
+        seconds: the estimated time of each run, for the progress bar.
 
     Raises:
         Interrupted: after a signal, once every run has saved its state.
@@ -34,7 +34,7 @@ def carry_out(
         errors: dict[Path, Exception] = {}
         for task in tasks:
             if not task.is_ready:
-                continue  # what it needs has failed
+                continue  # a run that it needs has failed
             view.watch(task, True)
             error = _run_here(task)
             view.watch(task, False)
@@ -45,7 +45,7 @@ def carry_out(
 
 
 def _run_here(task: Task) -> Exception | None:
-    """A run in this process; its words go into its log."""
+    """Carries out a run in this process; its output goes into its log."""
     assert task.log is not None, "a planned run has a log"
     task.log.parent.mkdir(parents=True, exist_ok=True)
     with open(task.log, "a", buffering=1) as log:
@@ -57,13 +57,13 @@ def _run_here(task: Task) -> Exception | None:
 
 
 def task_name(task: Task) -> str:
-    """`wrn-16-1/at-3f2a91c4/seed-0`: the folder of the run, and its log, below the root."""
+    """`wrn-16-1/at-3f2a91c4/seed-0`: the path of the run's folder, and of its log."""
     return "/".join(task.folder.path.parts[-3:])
 
 
 class LotView(Progress):
-    """A bar for all runs and a line for each that is under way; without a terminal, a line each
-    time that a run starts or ends."""
+    """A progress bar for all runs and a line for each active run; without a terminal, a line each
+    time a run starts or ends."""
 
     def __init__(self, console: Console, tasks: Sequence[Task], seconds: Mapping[Path, float]):
         self._seconds = {task.folder.path: seconds[task.folder.path] for task in tasks}
@@ -90,11 +90,11 @@ class LotView(Progress):
         return f"{len(self._ended)} of {self._count} runs"
 
     def say(self, text: str) -> None:
-        """Prints a line that stays."""
+        """Prints a line above the progress bar."""
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def watch(self, task: Task, is_running: bool) -> None:
-        """Takes note of a run that starts or has ended."""
+        """Records that a run has started or ended."""
         folder = task.folder
         if is_running:
             line = self.add_task(f"  {task_name(task)}", total=1.0, state="")
@@ -111,7 +111,7 @@ class LotView(Progress):
             self.say(f"{task_name(task)}: {describe_summary(task.folder, summary)}")
 
     def get_renderables(self) -> Iterable[Any]:
-        # Called at each refresh: what the runs wrote since is read then.
+        # Called at each refresh, to read what the runs have written.
         if self._lot is not None:
             self._read_progress()
         yield from super().get_renderables()

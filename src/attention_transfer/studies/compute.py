@@ -1,4 +1,4 @@
-"""FLOPs of a training step, second derivatives included, and the activations that it keeps."""
+"""FLOPs of a training step, including second derivatives, and the memory of its activations."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CLASSES = 10
 
 
 def step_flops(recipe: Recipe, teacher: str, method: str, size: int = 32) -> float:
-    """FLOPs an image of a step's forward and backward pass, the teacher's among them."""
+    """FLOPs per image of a step's forward and backward pass, including the teacher's forward."""
     methods = create_methods(replace(recipe, method=method, beta=None, decay=None))
     needs_teacher = any(METHODS[name].needs_teacher for name in method_names(method))
     torch.manual_seed(0)
@@ -36,7 +36,7 @@ def step_flops(recipe: Recipe, teacher: str, method: str, size: int = 32) -> flo
 
 
 class _FlopCounter(TorchDispatchMode):
-    """As torch's FlopCounterMode, whose hooks on modules fail under torch.autograd.grad."""
+    """Like torch's FlopCounterMode, whose module hooks fail under torch.autograd.grad."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -54,9 +54,9 @@ class _FlopCounter(TorchDispatchMode):
 
 
 def saved_mib(network: nn.Module, images: Tensor) -> float:
-    """MiB of activations that a forward pass keeps for the backward pass, weights left out.
+    """MiB of activations that a forward pass keeps for the backward pass, without weights.
 
-    Each storage counts once. It is the same on every device.
+    Each storage counts once. The result is the same on every device.
     """
     weights = {p.untyped_storage().data_ptr() for p in network.parameters()}
     storages: dict[int, int] = {}

@@ -1,4 +1,4 @@
-"""Study `cost`: what teachers and students cost: time, arithmetic and memory; no training."""
+"""Study `cost`: time, FLOPs and memory of teachers and students, without training."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ Line = dict[str, Any]
 
 
 def run_cost(options: StudyOptions, changes: Mapping[str, Any], console: Console) -> None:
-    """Measures every network of the pairs in every form, all in turn; writes table and plot.
+    """Measures every network of the pairs in every form, interleaved; writes table and plot.
 
     Raises:
         UserError: for a pair without a colon, and an unknown network.
@@ -84,7 +84,7 @@ def run_cost(options: StudyOptions, changes: Mapping[str, Any], console: Console
 
 
 def split_pair(pair: str) -> tuple[str, str]:
-    """`teacher:student`; the names of models may have colons of their own (`:pretrained`)."""
+    """Splits `teacher:student`; names of models may contain colons (`:pretrained`)."""
     words = pair.replace(":pretrained", "\0").replace("zoo:", "\1").split(":")
     if len(words) != 2 or not all(words):
         raise UserError(f"pairs has {pair!r}: expected TEACHER:STUDENT")
@@ -115,7 +115,7 @@ def measure_pair(
 def make_forms(
     network: Network, size: tuple[int, int], device: str, notes: list[str]
 ) -> dict[str, nn.Module]:
-    """The network in fp32, in bf16 and exported; a form that it cannot have is noted."""
+    """The network in fp32, in bf16 and exported; adds a note if it cannot be exported."""
     module = network.module.to(device).to(memory_format=torch.channels_last).eval()
     own = network.preprocess
     mean, std = (value.flatten().tolist() for value in (own.mean, own.std))
@@ -125,17 +125,17 @@ def make_forms(
         forms["bf16"] = InferenceModel(module, preprocess, "bf16")
     try:
         forms["exported"] = exported(module, preprocess, size, device)
-    except Exception as error:  # tracing raises nearly anything on a network it cannot follow
+    except Exception as error:  # tracing raises many kinds of exceptions
         notes.append(f"{network.name} cannot be exported: {type(error).__name__}")
     return forms
 
 
 class Exported(nn.Module):
-    """The graph of `export --format pt2`, which has no modes of its own."""
+    """The graph of `export --format pt2`, which has no training and eval modes."""
 
     def __init__(self, graph: nn.Module):
         super().__init__()
-        self.__dict__["graph"] = graph  # not a child: a graph refuses eval()
+        self.__dict__["graph"] = graph  # not a child module: a graph refuses eval()
 
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = self.__dict__["graph"](x)
@@ -146,14 +146,14 @@ def exported(
     module: nn.Module, preprocess: nn.Module, size: tuple[int, int], device: str
 ) -> nn.Module:
     whole = nn.Sequential(preprocess, module).eval()
-    example = torch.rand(2, 3, *size, device=device)  # a batch of 1 would be taken for a constant
+    example = torch.rand(2, 3, *size, device=device)  # a batch size of 1 would become a constant
     shapes = ({0: torch.export.Dim("batch")},)
     program = torch.export.export(whole, (example,), dynamic_shapes=shapes)
     return Exported(program.module())
 
 
 def describe(network: Network, images: Tensor) -> Line:
-    """What does not depend on time: parameters, FLOPs, activations of a training step."""
+    """The costs other than time: parameters, FLOPs, activations of a training step."""
     module = network.module
     return {
         "parameters": sum(p.numel() for p in module.parameters()),
@@ -163,7 +163,7 @@ def describe(network: Network, images: Tensor) -> Line:
 
 
 def cost_table(lines: list[Line]) -> TextTable:
-    """A row for each network and form; a student's numbers beside its teacher's."""
+    """A row for each network and form; students with ratios to their teachers."""
     headers = [
         "network", "form", "latency ms (batch 1)", "images/s", "parameters", "FLOPs",
         "training activations MiB", "inference peak MiB",
@@ -188,7 +188,7 @@ def cost_table(lines: list[Line]) -> TextTable:
 
 
 def ratio_table(lines: list[Line]) -> TextTable:
-    """A row for each pair: the teacher's cost over the student's, in each form that both have."""
+    """A row for each pair: the teacher's cost / the student's, in each form that both have."""
     by_form: dict[str, dict[str, dict[str, Line]]] = {}
     for line in lines:
         by_form.setdefault(line["pair"], {}).setdefault(line["form"], {})[line["role"]] = line
@@ -208,7 +208,7 @@ def ratio_table(lines: list[Line]) -> TextTable:
 
 
 def _times(by_role: Mapping[str, Line], key: str) -> str:
-    """How many times faster the student is."""
+    """The speed-up of the student over the teacher."""
     if by_role.keys() < {"teacher", "student"}:
         return MISSING
     teacher, student = (by_role[role][key]["median"] for role in ("teacher", "student"))

@@ -1,4 +1,4 @@
-"""How long the runs of a plan will take on this machine: a few steps of each kind of run."""
+"""Estimates the time of a plan's runs on this machine from a few steps of each kind of run."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ from ..train.trainer import Trainer
 WARM_UP_STEPS = 1
 STEPS = 3
 VAL_IMAGES = 100
-# Of a run beyond its steps: starting, the dry step, maps, measuring the network, the report.
+# The rest of a run: start, trial step, maps, measuring the network, report.
 EXTRA_SECONDS = 20.0
-# What a kind of run is: options that change the time of a step.
+# Options that change the time of a step; runs with equal options are of the same kind.
 KIND_KEYS = (
     *("model", "method", "batch_size", "accumulate", "data", "image_size", "augment", "pairs"),
     *("device", "precision"),
@@ -62,8 +62,8 @@ def run_seconds(
     """Seconds and speed of each run, by folder, with `jobs` of them at the same time.
 
     Args:
-        recipes: those of all planned runs by folder, teachers among them.
-        file: keeps what was measured, so that a plan that continues is quick to make.
+        recipes: the recipes of all planned runs by folder, including teachers.
+        file: caches the measurements, so that they are not repeated when a plan continues.
     """
     kept: dict[str, Any] = read_json(file, _Kept) or {}
     counts: dict[str, tuple[int, int]] = {}
@@ -92,7 +92,7 @@ def run_seconds(
 def measure(recipe: Recipe, teacher: str | None, threads: int) -> Speed:
     """Times a few steps of a run without writing it; its teacher may be untrained.
 
-    The teacher takes part in each step, also where the run will read a store.
+    The teacher runs in each step, even if the run will read a store.
     """
     before = torch.get_num_threads()
     images = (STEPS + WARM_UP_STEPS) * recipe.batch_size
@@ -122,7 +122,7 @@ def measure(recipe: Recipe, teacher: str | None, threads: int) -> Speed:
 
 
 def write_untrained_run(folder: RunFolder, model: str, data: Dataset) -> None:
-    """A run folder whose network has its initial weights: it takes as long as a trained one."""
+    """Writes a run folder whose network has random weights, which is as slow as a trained one."""
     torch.manual_seed(0)
     module = create_model(model, len(data.classes))
     preprocess = Preprocess(data.mean, data.std, fixed_size(module))

@@ -21,12 +21,12 @@ STUDIES = (
     "few-labels",
     "localisation",
 )
-# Keys of the recipe that a table or a study takes as flags, for all of its runs.
+# Keys of the recipe that are flags of `reproduce` and `study`, for all of their runs.
 PASSED_ON = (
     *("epochs", "batch_size", "max_steps", "limit_train", "limit_val", "image_size"),
     *("views", "stream", "workers", "device", "precision", "compile", "trust_code"),
 )
-# Those of them that make a table another one than the paper's.
+# Those with which a table is no longer comparable with the paper's.
 SMALLER = (
     *("epochs", "max_steps", "limit_train", "limit_val", "image_size", "batch_size", "views"),
 )
@@ -47,7 +47,7 @@ Words = Annotated[tuple[str, ...], BeforeValidator(comma_separated)]
 
 @dataclass(frozen=True, kw_only=True)
 class LotOptions:
-    """Many runs: how many, where, and how many at a time."""
+    """Options of many runs: number of seeds, folder, and number of parallel runs."""
 
     seeds: Annotated[Int, option("Seeds of each setting, from 0.", ge=1)] = 3
     jobs: Annotated[
@@ -64,7 +64,7 @@ class LotOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class ReproduceOptions(LotOptions):
-    """Which table of the paper, and how much of it."""
+    """The table of the paper, its rows, data and seeds."""
 
     table: Annotated[str, option(f"{', '.join(TABLES)}, or a table file (YAML).", positional=True)]
     rows: Annotated[
@@ -75,7 +75,7 @@ class ReproduceOptions(LotOptions):
             default_text="all",
         ),
     ] = ()
-    seeds: Annotated[Int, option("Seeds of each setting, from 0.", ge=1)] = 5
+    seeds: Annotated[Int, option("Number of seeds of each setting, from 0.", ge=1)] = 5
     data: Annotated[
         dict[str, str] | None,
         BeforeValidator(named_specs),
@@ -89,7 +89,7 @@ class ReproduceOptions(LotOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class StudyOptions(LotOptions):
-    """Which study, on which networks and images."""
+    """The study, its networks and its data."""
 
     study: Annotated[str, option(f"{', '.join(STUDIES)}.", positional=True)]
     student: Annotated[str, option("Student network.", default_text="the study's")] = ""
@@ -109,7 +109,7 @@ class StudyOptions(LotOptions):
     values: Annotated[
         Words,
         option(
-            "beta: the values of β; few-labels: shares of the training images, in percent; "
+            "beta: values of β; few-labels: shares of the training images, in percent; "
             "localisation: epochs of the networks trained alone.",
             expected="numbers, like 0.3,1,3",
             default_text="the study's",

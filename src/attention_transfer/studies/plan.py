@@ -1,4 +1,4 @@
-"""The plan of a table: its runs, each once, in folders named after what they are."""
+"""The plan of a table: its runs, each once, in folders named after their options."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from ..options import option_specs
 from ..run_folder import RunFolder
 from .table_file import TEACHER, Row, Table
 
-# What names a run's folder without being an option of its own: seeds and other runs.
+# Options that are not part of the digest in a run's folder name: seeds and other runs.
 NOT_IN_DIGEST = ("seed", "teacher", "student_weights", "model", "method")
 
 
 @dataclass
 class Entry:
-    """A setting of a row: its runs, one a seed, and the published figures by metric."""
+    """A setting of a row: its runs, one per seed, and the published figures by metric."""
 
     row: Row
     setting: str
@@ -34,7 +34,7 @@ class Entry:
 
 @dataclass
 class Plan:
-    """The runs of a table by folder, in an order that they can be carried out in, and its cells."""
+    """The runs of a table by folder, in the order of their dependencies, and the table's cells."""
 
     title: str
     root: Path
@@ -45,7 +45,7 @@ class Plan:
     errors: dict[Path, Exception] = field(default_factory=dict)  # of the runs that failed
 
     def add(self, recipe: Recipe, after: tuple[RunFolder, ...] = ()) -> RunFolder:
-        """The folder of a run, which joins the plan unless it is there already."""
+        """The folder of a run; adds the run to the plan unless the plan has it."""
         folder = RunFolder(self.root / "runs" / run_name(recipe, self.root))
         log = self.root / "logs" / f"{folder.path.relative_to(self.root / 'runs')}.txt"
         self.tasks.setdefault(folder.path, Task(recipe, folder, after, log))
@@ -59,8 +59,8 @@ class Plan:
 def run_name(recipe: Recipe, root: Path) -> str:
     """`wrn-16-1/at-3f2a91c4/seed-0`: the network, the method, a digest of all other options.
 
-    A run that another table needs, too, has the same name there. The options that have their
-    default are left out of the digest: a new option renames no run.
+    The same run has the same name in all tables. Options with their default value are not in the
+    digest, so that a new option does not rename runs.
     """
     defaults = {key: spec.default for key, spec in option_specs(Recipe).items()}
     options: dict[str, Any] = {}
@@ -73,7 +73,7 @@ def run_name(recipe: Recipe, root: Path) -> str:
     for key in ("teacher", "student_weights"):
         place = getattr(recipe, key)
         if place is not None:
-            # Relative to the root, so that the digest does not depend on where that is.
+            # Relative to the root, so that the digest does not depend on the root.
             options[key] = str(place).removeprefix(f"{root}/")
     text = json.dumps(options, sort_keys=True, default=str)
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]
@@ -92,11 +92,11 @@ def make_plan(
     """All runs of the rows: pretraining, teachers, students.
 
     Args:
-        data: specs by name; "" is that of every row.
-        changes: recipe keys over all others.
+        data: data specs by name; "" is the spec for all rows.
+        changes: recipe keys that override all others.
 
     Raises:
-        UserError: for data that is not named, and for options that do not go together.
+        UserError: for missing data, and for options that contradict each other.
     """
     root = root.resolve()  # a run's recipe names its teacher's folder
     plan = Plan(table.title, root, tuple(table.metrics), table.source)
@@ -188,13 +188,13 @@ class _Planner:
                 after = (*after, teacher)
         recipe = self._recipe(*self._layers(row, self.table.recipe), options, start, roles)
         if teacher is not None and recipe.views is not None and _can_learn_from_store(recipe):
-            # One for all runs that have this teacher.
+            # One store for all runs with this teacher.
             place = teacher.path.relative_to(self.plan.root / "runs")
             recipe = replace(recipe, store=str(self.plan.root / "stores" / place))
         return recipe, after
 
     def _start(self, row: Row, model: str) -> tuple[dict[str, Any], tuple[RunFolder, ...]]:
-        """The network that a run starts from, and the run that has to make it first."""
+        """The network that a run starts from, and the run that has to be done before."""
         pretraining = self.table.pretraining
         if pretraining is None:
             return {"model": model}, ()
@@ -209,14 +209,14 @@ class _Planner:
         return {"model": model, "student_weights": str(folder)}, (folder,)
 
     def _recipe(self, *layers: Mapping[str, Any], without: tuple[str, ...] = ()) -> Recipe:
-        """The layers with the changes over them; the rate drops at the same shares of a run."""
+        """Merges the layers and the changes; milestones keep their position relative to epochs."""
         changes = {key: value for key, value in self.changes.items() if key not in without}
         recipe = layered_recipe(*layers, changes)
         if recipe.schedule != "step" or "epochs" not in self.changes:
             return recipe
         factor = recipe.epochs / layered_recipe(*layers).epochs
         milestones = dict.fromkeys(1 + round((m - 1) * factor) for m in recipe.milestones)
-        # A drop at the start of the first epoch would only be a lower rate.
+        # A milestone at epoch 0 would only lower the initial rate.
         return replace(recipe, milestones=tuple(m for m in milestones if 1 < m <= recipe.epochs))
 
 

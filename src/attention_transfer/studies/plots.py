@@ -13,7 +13,7 @@ from ..stats import bootstrap_interval
 from .summaries import Cell, TableData
 
 STYLE = FOLDER / "charts.mplstyle"
-# One colour a line, apart for the colour-blind too (Okabe and Ito, 2008).
+# The colours of lines, distinguishable for the colour-blind (Okabe and Ito, 2008).
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 
 
@@ -33,7 +33,7 @@ def figure(file: Path, columns: int = 1, width: float = 5.5, height: float = 3.8
 
 
 def scale_by_logarithm(axes: Any) -> None:
-    """A logarithmic axis with plain numbers: the style leaves formulas such as 10^2 unparsed."""
+    """A logarithmic axis with plain numbers: the style does not parse formulas such as 10^2."""
     from matplotlib.ticker import NullFormatter
 
     axes.set_xscale("log")
@@ -60,7 +60,7 @@ def points(axes: Any, x: Sequence[float], cells: Sequence[Cell], label: str, col
 def save_beta_figure(
     table: TableData, curves: Mapping[str, Mapping[str, Mapping[float, Cell]]], file: Path
 ) -> None:
-    """Error against β: panels of conventions, lines of decays; alone and `auto` as levels.
+    """Error by β: a panel for each convention, a line for each decay; alone and `auto` as levels.
 
     Args:
         curves: cells by convention, decay and β.
@@ -84,7 +84,7 @@ LEVELS = {"student alone": "--", "teacher": ":", "auto": "-"}
 
 
 def save_curves_figure(curves: Mapping[str, Mapping[float, Cell]], label: str, file: Path) -> None:
-    """Error against a number, a line for each name."""
+    """Error as a function of a number, a line for each name."""
     with figure(file) as (axes,):
         for colour, (name, cells) in zip(COLOURS, curves.items(), strict=False):
             points(axes, list(cells), list(cells.values()), name, colour)
@@ -95,7 +95,7 @@ def save_curves_figure(curves: Mapping[str, Mapping[float, Cell]], label: str, f
 
 
 def save_bars_figure(table: TableData, file: Path) -> None:
-    """Each setting's mean error with its interval and its seeds, from the best to the worst."""
+    """Each setting's mean error with its interval and its seeds, from best to worst."""
     cells = [cell for cell in table.cells if cell.runs]
     cells.sort(key=lambda cell: cell.mean("error") or 0.0, reverse=True)
     with figure(file, height=0.9 + 0.3 * len(cells)) as (axes,):
@@ -118,7 +118,7 @@ def _full_name(table: TableData, cell: Cell) -> str:
 def save_scatter_figure(
     groups: Mapping[str, Sequence[Mapping[str, Any]]], keys: Mapping[str, str], file: Path
 ) -> None:
-    """Accuracy against measures of a network, a panel each; a colour for each method."""
+    """Accuracy as a function of a network's measures, a panel each; a colour for each method."""
     with figure(file, len(keys), width=4.2) as panels:
         for axes, (key, label) in zip(panels, keys.items(), strict=True):
             for colour, (name, runs) in zip(COLOURS, groups.items(), strict=False):

@@ -1,4 +1,4 @@
-"""A finished table: printed, written beside its runs, and as numbers for programs."""
+"""Publishes a finished table: prints it, and writes it as Markdown, JSON lines and JSON."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from .summaries import Cell, TableData, write_table_data
 def publish(
     data: TableData, columns: Sequence[str], stem: Path, console: Console, json_file: Path | None
 ) -> None:
-    """Prints a table, and writes it as text, as Markdown and as JSON lines beside its runs.
+    """Prints a table, and writes it as text, as Markdown and as JSON lines next to its runs.
 
     Args:
-        stem: the files without their suffixes.
-        json_file: what --json asks for.
+        stem: the path of the files without suffix.
+        json_file: the file of --json.
     """
     text = text_table(data, columns).for_terminal(data.title)
     console.print(text)
@@ -44,7 +44,7 @@ def publish(
 
 
 def table_numbers(table: TableData) -> dict[str, Any]:
-    """The rows of a table, unrounded; errors in percent, None where nothing is known."""
+    """The rows of a table, unrounded; errors in percent, None if unknown."""
     rows = [_cell_numbers(cell, table) for cell in table.cells]
     return {"title": table.title, "rows": rows, "notes": notes(table)}
 

@@ -1,4 +1,4 @@
-"""A table of runs as text, as Markdown, and as cells of other tables."""
+"""Renders a table of runs as text, as Markdown, and as cells of other tables."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ UNCONFIRMED_NOTE = f"{UNCONFIRMED} as we read the paper, not checked against a s
 
 @dataclass(frozen=True)
 class Context:
-    """What a column sees beside its cell."""
+    """The table and settings that a column needs besides its cell."""
 
     table: TableData
     metric: str = "error"
@@ -89,7 +89,7 @@ def _difference(cell: Cell, context: Context) -> str:
 
 
 def against_alone(cell: Cell, context: Context) -> Estimate | None:
-    """Mean difference to the student alone of the same row, over the seeds that both have."""
+    """Mean difference to the student alone of the same row, over their common seeds."""
     for name in ALONE:
         alone = context.table.cell(cell.row, name)
         if alone is not None and alone is not cell and cell.setting != "teacher":
@@ -132,7 +132,7 @@ def _text(key: str) -> Writer:
     return write
 
 
-# By the name in a page's marker: the header, and what writes a cell.
+# By the name in a page's marker: the header, and the function that writes a cell.
 COLUMNS: dict[str, tuple[str, Writer]] = {
     "seeds": ("seeds", _seeds),
     "median": ("median", _median),
@@ -194,7 +194,7 @@ class TextTable:
 
 
 def text_table(table: TableData, columns: Sequence[str]) -> TextTable:
-    """A row for each cell of the table: where it belongs, and the columns for each metric."""
+    """A row for each cell of the table: its row and setting, and the columns for each metric."""
     several = len({cell.row for cell in table.cells}) > 1
     headers = ["", ""] if several else [""]
     labels = len(headers)
@@ -217,16 +217,16 @@ def text_table(table: TableData, columns: Sequence[str]) -> TextTable:
 
 
 def joined_table(parts: Sequence[tuple[TableData, Sequence[tuple[str, str | None]]]]) -> TextTable:
-    """The tables side by side, a row for each setting; columns with headers of their own.
+    """Joins tables side by side: a row for each setting, and the columns of each table.
 
     Raises:
-        UserError: if the tables have several rows of the paper's kind.
+        UserError: if a table has several rows in the sense of the paper.
     """
     settings: dict[tuple[str, str], None] = {}
     for table, _ in parts:
         settings |= dict.fromkeys((cell.row, cell.setting) for cell in table.cells)
     if len({row for row, _ in settings}) > 1:
-        raise UserError("tables with several rows cannot stand side by side: expected one each")
+        raise UserError("tables with several rows cannot be joined: expected one row each")
     headers, rows = [""], [[setting] for _, setting in settings]
     for table, columns in parts:
         for name, header in columns:
@@ -240,7 +240,7 @@ def joined_table(parts: Sequence[tuple[TableData, Sequence[tuple[str, str | None
 
 
 def _without_empty(table: TextTable) -> TextTable:
-    """The table without columns that no row fills."""
+    """The table without empty columns."""
     kept = list(range(table.labels))
     for index in range(table.labels, len(table.headers)):
         if any(row[index] != MISSING for row in table.rows):
@@ -250,7 +250,7 @@ def _without_empty(table: TextTable) -> TextTable:
 
 
 def notes(table: TableData) -> list[str]:
-    """What one must know to read the table."""
+    """Notes that a reader of the table needs."""
     lines = [str(note) for note in table.head.get("notes", [])]
     published = [cell for cell in table.cells if cell.published]
     if any(not cell.confirmed for cell in published):

@@ -1,4 +1,4 @@
-"""`reproduce`: a plan of runs, the runs that are left, and the table beside the paper's."""
+"""`reproduce`: plans and carries out runs, and prints the table with the paper's numbers."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from .table_file import TEACHER, Row, chosen_rows, read_table
 
 # A checkpoint holds weights and momentum, student.safetensors the weights: 4 bytes each.
 BYTES_A_PARAMETER = 12
-RUN_BYTES = 1_500_000  # maps, report and the rest
+RUN_BYTES = 1_500_000  # maps, report and other files
 
 
 def reproduce(options: ReproduceOptions, changes: Mapping[str, Any], console: Console) -> None:
     """Carries out, or continues, the runs of a table of the paper, and prints it.
 
     Args:
-        changes: recipe keys over those of the table.
+        changes: recipe keys that override those of the table.
 
     Raises:
-        UserError: for an unknown table or row, and for options that do not go together.
+        UserError: for an unknown table or row, and for options that contradict each other.
         RunError: at the end, if runs failed.
     """
     table = read_table(options.table)
@@ -75,7 +75,7 @@ def carry_out_plan(plan: Plan, options: LotOptions, console: Console) -> bool:
 def plan_numbers(
     plan: Plan, measured: Mapping[Path, tuple[float, Speed]], jobs: int
 ) -> dict[str, Any]:
-    """How many runs of which kind, how long they take, and how large they get."""
+    """The number of runs of each kind, their time and their size on disk."""
     tasks = list(plan.tasks.values())
     kinds: dict[str, list[float]] = {}
     for task in plan.unfinished:
@@ -99,7 +99,7 @@ def plan_numbers(
 
 
 def describe_plan(plan: Mapping[str, Any]) -> list[str]:
-    """What `plan_numbers` found, in words."""
+    """Describes the result of `plan_numbers` in text lines."""
     to_do = plan["runs"] - plan["finished"] - plan["to_continue"]
     lines = [
         f"{plan['title']}: {plural(plan['runs'], 'run')} in {plan['folder']}; {plan['finished']} "
@@ -109,8 +109,8 @@ def describe_plan(plan: Mapping[str, Any]) -> list[str]:
         lines.append(f"  {kind['kind']}: {plural(kind['runs'], 'run')}, {hours(kind['seconds'])}")
     if plan["kinds"]:
         lines.append(
-            f"about {hours(plan['seconds'])} on this machine, {plan['jobs']} at a time, by a few "
-            f"eager steps of each kind (runs that continue counted in full); "
+            f"about {hours(plan['seconds'])} on this machine, {plan['jobs']} at a time, estimated "
+            f"from a few eager steps of each kind (continued runs counted in full); "
             f"{plan['bytes'] / 1e6:,.0f} MB of disk"
         )
     return lines
@@ -123,7 +123,7 @@ def hours(seconds: float) -> str:
 
 
 def table_data(plan: Plan, small: Mapping[str, Any], **head: Any) -> TableData:
-    """What the finished runs of a plan measured, by cell."""
+    """The results of a plan's finished runs, by cell."""
     title = plan.title
     if small:
         changes = ", ".join(f"{key.replace('_', '-')} {value}" for key, value in small.items())
@@ -135,7 +135,7 @@ def table_data(plan: Plan, small: Mapping[str, Any], **head: Any) -> TableData:
 def _cell(plan: Plan, entry: Entry) -> Cell:
     folders = {folder.path: folder for folder in entry.folders}
     if entry.setting == TEACHER:
-        # Where the teacher is another row's student alone, all seeds of that count.
+        # If the teacher is another row's student alone, all its seeds are used.
         (path,) = folders
         for other in plan.entries:
             paths = [folder.path for folder in other.folders]
@@ -153,7 +153,7 @@ def _cell(plan: Plan, entry: Entry) -> Cell:
 
 
 def row_title(row: Row) -> str:
-    """`WRN-16-2 → WRN-16-1`, after the row's own name if it has one."""
+    """`WRN-16-2 → WRN-16-1`, after the row's name if it has one."""
     title = model_name(row.student)
     if row.teacher is not None:
         title = f"{model_name(row.teacher)} → {title}"

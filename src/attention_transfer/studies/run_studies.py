@@ -15,7 +15,7 @@ from .table_file import Table, parse_table
 
 Settings = dict[str, dict[str, Any]]
 STUDENT, TEACHER = "wrn-16-1", "wrn-16-2"
-# By convention, values of β that weigh a pair of 32×32, 16×16 and 8×8 maps about alike.
+# Values of β by convention, with about equal weights for maps of 32×32, 16×16 and 8×8.
 BETAS = {
     "authors": (10.0, 30.0, 100.0, 300.0, 1000.0),
     "paper": (0.3, 1.0, 3.0, 10.0, 30.0),
@@ -23,13 +23,13 @@ BETAS = {
 }
 DECAYS = ("constant", "linear")
 SHARES = (1.0, 10.0, 100.0)  # of the labels, in percent
-# Fewer labels get more epochs, by the root of the factor: neither equal epochs nor equal steps.
+# Fewer labels get more epochs, by the root of the factor: between equal epochs and equal steps.
 STRETCH = 0.5
 METHOD_NAMES = {"none": "student alone", "at": "AT", "kd": "KD", "at+kd": "AT+KD", "full": "F-ActT"}
 # Chosen in short runs (results/cifar10-gradient.md); AT has β = auto.
 GRADIENT_BETA = 0.02
 GRADIENT_METHODS = ("gradient", "symmetry", "min-l2")
-# The teacher of the same network must not be the student's own seed.
+# A teacher of the same network must have another seed than the student.
 TEACHER_SEED = 1000
 
 
@@ -38,7 +38,7 @@ def method_name(method: str) -> str:
 
 
 def beta_table(options: StudyOptions, changes: dict[str, Any]) -> Table:
-    """Settings of every convention, decay and β."""
+    """Settings for every convention, decay and β."""
     settings: Settings = {"student alone": {"method": "none"}}
     for convention in options.conventions or tuple(BETAS):
         if convention not in BETAS:
@@ -62,7 +62,7 @@ def few_labels_table(options: StudyOptions, changes: dict[str, Any]) -> Table:
     limit = base.limit_train if "limit_train" in changes else None
     images, _ = count_images(replace(base, limit_train=limit), seed=0)
     epochs = base.epochs
-    # The teacher keeps what the user asks of all runs, the students have it by their share.
+    # The user's changes apply to the teacher as they are, and to the students by their share.
     teacher = {"limit_train": None} | _take(changes, "epochs", "limit_train")
     rows = []
     for word in options.values or tuple(map(str, SHARES)):
@@ -80,7 +80,7 @@ def few_labels_table(options: StudyOptions, changes: dict[str, Any]) -> Table:
 
 
 def mechanisms_table(options: StudyOptions, changes: dict[str, Any]) -> Table:
-    """Each mechanism for as many epochs as the FLOPs of `at` allow."""
+    """Each mechanism, with as many epochs as the FLOPs of `at` allow."""
     from .compute import step_flops
 
     base = _student_recipe(options, changes, "nin-thin-no-bn", lr=0.03)
@@ -115,7 +115,7 @@ def same_architecture_table(options: StudyOptions, changes: dict[str, Any]) -> T
         method_name(method): {"method": method}
         for method in ("none", *(options.methods or ("at", "kd", "at+kd")))
     }
-    # All teachers learn from the student's own images: their strength is their architecture.
+    # All teachers train on the student's images, so that they differ only in their architecture.
     rows = [{"name": name, "teacher": teacher} for name, teacher in teachers.items()]
     table = _table("Teachers of the same, a weaker and a stronger network", options, settings, rows)
     recipe = table.recipe if options.recipe else "digits-student"
@@ -123,7 +123,7 @@ def same_architecture_table(options: StudyOptions, changes: dict[str, Any]) -> T
 
 
 def localisation_table(options: StudyOptions, changes: dict[str, Any]) -> Table:
-    """Networks of different strength: methods, each trained for several numbers of epochs."""
+    """Networks of different accuracy: methods, each trained for several numbers of epochs."""
     base = _student_recipe(options, changes)
     epochs, teacher_options = base.epochs, _take(changes, "epochs")
     shares = (1 / 12, 1 / 4, 1 / 2, 1.0)
@@ -139,7 +139,7 @@ def localisation_table(options: StudyOptions, changes: dict[str, Any]) -> Table:
 
 
 def _take(changes: dict[str, Any], *keys: str) -> dict[str, Any]:
-    """The changes of these keys, which then hold no longer for all runs."""
+    """Removes these keys from the changes for all runs, and returns them."""
     return {key: changes.pop(key) for key in keys if key in changes}
 
 

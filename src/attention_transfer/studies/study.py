@@ -1,4 +1,4 @@
-"""`study`: one of the questions of the paper's reviewers, as a plan of runs, a table and a plot."""
+"""`study`: carries out a study's plan of runs, and writes a table and a plot."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ COLUMNS = {
     "few-labels": (*STUDY, "epochs", "images"),
     "same-architecture": ("teacher error", *STUDY),
 }
-# The options that only some studies read.
+# Options that only some studies read.
 READ_BY = {
     "methods": ("mechanisms", "same-architecture", "few-labels", "localisation"),
     "values": ("beta", "few-labels", "localisation"),
@@ -53,8 +53,8 @@ def run_study(
     """Carries out, or continues, a study; prints its table and writes it with a plot.
 
     Args:
-        given: the options that the user named.
-        changes: recipe keys over those of the study.
+        given: the options that the user gave.
+        changes: recipe keys that override those of the study.
 
     Raises:
         UserError: for an unknown study, and for options that it does not read.
@@ -88,7 +88,7 @@ def run_study(
     columns = COLUMNS.get(name, STUDY)
     if name == "localisation" and not any(run.get("in_box") for c in data.cells for run in c.runs):
         raise UserError(
-            f"study localisation needs objects' boxes, which {options.data} has not: "
+            f"study localisation needs boxes of objects, but {options.data} has none: "
             "expected digits, or a folder: with boxes.csv"
         )
     publish(data, columns, stem, console, options.json)
@@ -142,8 +142,8 @@ def runs_by_method(data: TableData) -> dict[str, list[Line]]:
 
 
 def study_notes(name: str, data: TableData) -> list[str]:
-    """What follows from the table, in words."""
-    notes = ["Intervals have 95 %: of a mean by bootstrap, of a difference by the paired t-test."]
+    """Notes on the table for its readers."""
+    notes = ["95 % intervals: bootstrap for a mean, paired t-test for a difference."]
     if name == "mechanisms":
         notes.append("Each setting has as many epochs as the FLOPs of AT allow.")
     if name == "few-labels":
@@ -154,7 +154,7 @@ def study_notes(name: str, data: TableData) -> list[str]:
 
 
 def localisation_notes(data: TableData) -> list[str]:
-    """Rank correlations of accuracy with the attention's agreement, and what AT changes."""
+    """Rank correlations of accuracy with attention in the box, and the change by AT."""
     groups = runs_by_method(data)
     every_run = [run for runs in groups.values() for run in runs]
     by_length: dict[str, list[Line]] = {}

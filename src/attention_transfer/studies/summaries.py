@@ -1,8 +1,8 @@
-"""Runs as JSON lines: one compact file a table, no weights.
+"""Runs as JSON lines: one compact file for each table, without weights.
 
 The first line describes the table: `title`, `metrics`, `columns`, `source`, `notes`. Each other
-line belongs to a setting: a run, or what is known of the setting as a whole (`published` figures,
-`means` over its runs).
+line belongs to a setting: a run, or numbers of the whole setting (`published` figures, `means` over
+its runs).
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Cell:
 
 @dataclass
 class TableData:
-    """A table's first line, and its cells in order."""
+    """The description of a table, and its cells in order."""
 
     head: Line
     cells: list[Cell]
@@ -71,7 +71,7 @@ class TableData:
 
 
 def summarize(folder: RunFolder) -> Line | None:
-    """A finished run as a line, without paths of this machine; None for an unfinished one."""
+    """A finished run as a line, without paths of this machine; None for an unfinished run."""
     summary = folder.summary()
     if summary is None:
         return None
@@ -130,7 +130,7 @@ def write_table_data(file: Path, table: TableData) -> None:
 
 
 def read_table_data(file: Path) -> TableData:
-    """What `write_table_data` wrote.
+    """Reads a file of `write_table_data`.
 
     Raises:
         UserError: for a file that cannot be read or holds something else.

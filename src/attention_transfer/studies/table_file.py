@@ -1,4 +1,4 @@
-"""A table as a declarative file: rows and settings of recipe keys, and published figures."""
+"""Reads table files: rows and settings of recipe keys, and published figures."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TEACHER = "teacher"  # the setting that is the teacher itself
 
 
 class Pretraining(BaseModel, extra="forbid", frozen=True):
-    """The runs before a table's own, on the data of this name."""
+    """Runs that pretrain the networks of a table, on the data of this name."""
 
     recipe: str
     data: str
@@ -26,8 +26,8 @@ class Pretraining(BaseModel, extra="forbid", frozen=True):
 class Row(BaseModel, extra="forbid", frozen=True):
     """A student and its teacher, with the published figures by setting.
 
-    `data` names the data set of a table that has several; `options` are recipe keys of all its
-    runs; `teacher_options` are those of its teacher alone. `settings` replaces the table's.
+    `data` names the row's data set if the table has several; `options` are recipe keys of all its
+    runs; `teacher_options` apply to its teacher only. `settings` replaces the table's settings.
     """
 
     student: str
@@ -51,7 +51,7 @@ class Row(BaseModel, extra="forbid", frozen=True):
 
 
 class Table(BaseModel, extra="forbid", frozen=True):
-    """What a table file holds.
+    """The content of a table file.
 
     `settings` are the columns of the paper's table, by name: recipe keys over those of `recipe`,
     `options` and the row. `metrics` are `error` and `top5_error`, in percent.
@@ -71,15 +71,15 @@ class Table(BaseModel, extra="forbid", frozen=True):
 
     @property
     def data_names(self) -> list[str]:
-        """The data sets that a user has to name."""
+        """The names of the data sets that the user has to give."""
         return list(dict.fromkeys(row.data for row in self.rows if row.data))
 
 
 def read_table(name: str) -> Table:
-    """A table of the package by its name, or one of the user's own by its file.
+    """A table of the package by its name, or a user's table by its file.
 
     Raises:
-        UserError: for an unknown name, and for a file that is no table.
+        UserError: for an unknown name, and for a file that is not a table.
     """
     if name.endswith((".yaml", ".yml")):
         return parse_table(read_recipe(Path(name)), name)
@@ -90,7 +90,7 @@ def read_table(name: str) -> Table:
 
 
 def parse_table(values: Mapping[str, Any], name: str) -> Table:
-    """A checked table; `name` is its name in an error."""
+    """A checked table; errors call it `name`."""
     try:
         table = Table.model_validate(dict(values))
     except ValidationError as error:
@@ -109,7 +109,7 @@ def chosen_rows(table: Table, names: Sequence[str]) -> list[Row]:
     """The rows that --rows names, all without it.
 
     Raises:
-        UserError: for a name that is no row's.
+        UserError: for a name that no row has.
     """
     if not names:
         return table.rows
