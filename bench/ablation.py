@@ -1,9 +1,9 @@
-"""What each measure for speed brings: the AT+KD step of a run, and the same without one of them.
+"""The effect of each speed measure: the AT+KD step of a run, and the same step without one of them.
 
     python bench/ablation.py --rounds 7 --steps 6 --json results/bench/ablation.json
 
-Each row is a process of its own. `times_whole` is its speed over that of the whole in the same
-rounds. `--compile off` leaves only the eager rows.
+Each row is a process of its own. `times_whole` is its speed relative to the whole step in the same
+rounds. `--compile off` measures only the eager rows.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def run(options: BenchOptions, console: Console, json_file: Path | None) -> None
 
 
 class AblationStep:
-    """One AT+KD step on batches (N, 3, H, W), without what `ablation` leaves out."""
+    """One AT+KD step on batches (N, 3, H, W), without the measure that `ablation` disables."""
 
     def __init__(self, ablation: Ablation, options: BenchOptions):
         self.ablation, self.options = ablation, options

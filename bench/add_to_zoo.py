@@ -24,7 +24,7 @@ from attention_transfer.models.network import file_fingerprint, load_run_network
 from attention_transfer.run_folder import ZOO, RunFolder, write_json
 
 LARGEST = 4_000_000  # bytes of weights in the repository
-# Of summary.json: what depends on the machine alone says nothing of the network.
+# Keys of summary.json that describe the machine, not the network.
 LEFT_OUT = ("inference", "images_per_second")
 
 
@@ -32,12 +32,12 @@ def add(run: Path, name: str, half: bool, data: str | None, about: str) -> Path:
     """The folder of the new entry.
 
     Raises:
-        UserError: for a name that is taken or unfit, an unfinished run, and weights that are too
+        UserError: for an invalid or existing name, an unfinished run, and weights that are too
             large.
     """
     folder = run_folder.ZOO_FOLDER / name
     if not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", name):
-        raise UserError(f"NAME is {name!r}: expected small letters, digits, dots and dashes")
+        raise UserError(f"NAME is {name!r}: expected lower-case letters, digits, dots and dashes")
     if folder.exists():
         raise UserError(f"{folder} exists: choose another NAME, or remove it")
     source = RunFolder.open(run)
@@ -79,13 +79,13 @@ def _write(source: RunFolder, entry: RunFolder, summary: dict[str, Any], half: b
     kept = {key: value for key, value in summary.items() if key not in LEFT_OUT}
     kept |= {"model": model, "dtype": "float16" if half else "float32"}
     kept |= {"sha256": file_fingerprint(entry.student_file)}
-    # Until the stored weights are evaluated, so that the entry can be read.
+    # Provisional, so that the entry can be opened to evaluate the stored weights.
     kept["stored_accuracy"] = summary["final"]["val_accuracy"]
     write_json(entry.summary_file, _without_places(kept, places))
 
 
 def _places(source: RunFolder, summary: dict[str, Any]) -> dict[str, str]:
-    """What stands for each place of this machine."""
+    """The replacement for each path of this machine."""
     config = source.config()
     kind, _, place = str(config.get("data", "")).partition(":")
     places = {}
@@ -101,7 +101,7 @@ def _places(source: RunFolder, summary: dict[str, Any]) -> dict[str, str]:
 
 
 def _without_places(value: Any, places: dict[str, str]) -> Any:
-    """`value` with its places replaced; any other absolute path keeps its last part."""
+    """`value` with these paths replaced; of any other absolute path, the last part is kept."""
     text = json.dumps(value, ensure_ascii=False)
     for place in sorted(places, key=len, reverse=True):
         text = text.replace(json.dumps(place, ensure_ascii=False)[1:-1], places[place])
@@ -139,7 +139,7 @@ def model_card(name: str, summary: dict[str, Any], entry: RunFolder, about: str)
         f"| SHA-256 | `{summary['sha256']}` |",
         "",
         f"The recipe is in config.yaml (batch {config.get('batch_size')}, "
-        f"rate {config.get('lr')}, {config.get('schedule')}). One run, no choice of the best.",
+        f"rate {config.get('lr')}, {config.get('schedule')}). It was the only run.",
     ]
     return "\n".join(lines) + "\n"
 
@@ -149,7 +149,7 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("name")
     parser.add_argument("--half", action="store_true", help="store the weights in float16")
-    parser.add_argument("--data", help="the images to evaluate on, where they moved")
+    parser.add_argument("--data", help="the images to evaluate on, if they have moved")
     parser.add_argument("--about", default="", help="a sentence for the card")
     given = parser.parse_args()
     try:

@@ -1,8 +1,8 @@
-"""Draws the sweeps of β against `auto`: points of error above or below the student alone.
+"""Draws sweeps of β and `auto`: the difference in error from the student alone, in points.
 
     python bench/beta_plot.py docs/beta.png
 
-The runs' summaries are in results/defaults/. Curves below zero are students that transfer helped.
+The summaries of the runs are in results/defaults/. Below zero, transfer helped the student.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ TITLES = {"authors": "convention authors", "caffe": "convention caffe (per unit 
 
 
 def difference(cell: Cell, alone: Cell) -> float | None:
-    """The mean difference of the errors over the seeds that both have, in points."""
+    """The mean difference of the errors over the common seeds, in points."""
     errors, baseline = cell.values("error"), alone.values("error")
     seeds = errors.keys() & baseline.keys()
     if not seeds:

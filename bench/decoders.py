@@ -1,11 +1,11 @@
-"""JPEGs decoded and cropped to 224 px by each library: decoding, crop, resizing, flip, RGB uint8.
+"""Measures how fast each library decodes JPEGs: decoding, crop to 224 px, resize, flip, RGB uint8.
 
     python bench/decoders.py --rounds 5 --data FOLDER --json results/bench/decoders.json
 
 `authors 224`, torchvision's transforms on PIL images, is the baseline. All run on one core, except
 the rows `loader`, which have a worker (with DALI a thread) for every core; `per_core` is the rate
-over the cores at work. A library that is not installed has no row, and a note. pillow-simd takes
-the place of Pillow in an environment, so that one run measures only one of the two.
+divided by the number of cores used. For a library that is not installed, a note replaces the row.
+pillow-simd replaces Pillow in an environment, so that one run measures only one of the two.
 """
 
 from __future__ import annotations
@@ -145,7 +145,7 @@ def decode_with_opencv() -> Decode:
     return decode
 
 
-# The name of a row, the module that it needs, and what makes its decoder.
+# The name of a row, the module that it needs, and the function that makes its decoder.
 DECODERS: dict[str, tuple[str, Callable[[], Decode]]] = {
     BASELINE: ("PIL", decode_with_pillow),
     "torchvision 224": ("torchvision", decode_with_torchvision),

@@ -1,4 +1,4 @@
-"""The matrix behind the default weights: settings × (alone, sweeps of β, candidates) × seeds.
+"""The runs behind the default weights: settings × (alone, sweeps of β, candidates) × seeds.
 
     python bench/defaults.py run DATA --settings digits --variants auto --seeds 3
     python bench/defaults.py collect                    writes results/defaults/SETTING.jsonl
@@ -30,7 +30,7 @@ from attention_transfer.studies.summaries import (
 )
 
 RESULTS = Path(__file__).parents[1] / "results" / "defaults"
-# The matrix of 2026-11 was run so; `--compile` changes the last bits only.
+# As in the runs of 2026-11; `--compile` changes only the last bits.
 MACHINE = ["--device", "cpu", "--compile", "off"]
 CIFAR = ["--data", "cifar10:{data}/cifar10"]
 FEW_CIFAR = [*CIFAR, "--student", "wrn-16-1", "--limit-val", "1000"]
@@ -44,13 +44,13 @@ DIGITS = ["--recipe", "digits-student", "--epochs", "12"]
 
 @dataclass(frozen=True)
 class Setting:
-    """A teacher's name, and the words of `attention-transfer distill` for its student."""
+    """A teacher's name, and the arguments of `attention-transfer distill` for its student."""
 
     teacher: str
-    words: list[str]
+    args: list[str]
 
 
-# By name, the words of `attention-transfer train`.
+# By name, the arguments of `attention-transfer train`.
 TEACHERS = {
     "digits-wrn-16-2": ["--recipe", "digits-teacher"],
     "digits-wrn-16-1": ["--recipe", "digits-teacher", "--model", "wrn-16-1"],
@@ -95,20 +95,20 @@ SWEEPS = {"authors": (30, 100, 300, 1000, 3000), "caffe": (1, 3, 10, 30, 100)}
 
 
 def variants() -> dict[str, list[str]]:
-    """{name: words of `distill`}; the first is the student alone."""
+    """{name: arguments of `distill`}; the first is the student alone."""
     chosen = {"student alone": ["--method", "none"], "auto": ["--method", "at"]}
     chosen["auto, last two pairs"] = ["--method", "at", "--pairs", "last2"]
     chosen["auto, last pair"] = ["--method", "at", "--pairs", "last1"]
     for convention, betas in SWEEPS.items():
         for beta in betas:
-            words = ["--method", "at", "--convention", convention, "--beta", str(beta)]
-            chosen[f"{convention}, β = {beta}"] = words
+            args = ["--method", "at", "--convention", convention, "--beta", str(beta)]
+            chosen[f"{convention}, β = {beta}"] = args
     for beta in (3, 10, 30):
-        words = ["--convention", "caffe", "--beta", str(beta), "--decay", "linear"]
-        chosen[f"caffe, β = {beta}, linear"] = ["--method", "at", *words]
+        args = ["--convention", "caffe", "--beta", str(beta), "--decay", "linear"]
+        chosen[f"caffe, β = {beta}, linear"] = ["--method", "at", *args]
     for alpha, temperature in ((0.9, 4), (0.5, 4), (0.9, 2), (0.5, 2)):
-        words = ["--method", "kd", "--alpha", str(alpha), "--temperature", str(temperature)]
-        chosen[f"KD, α = {alpha}, T = {temperature}"] = words
+        args = ["--method", "kd", "--alpha", str(alpha), "--temperature", str(temperature)]
+        chosen[f"KD, α = {alpha}, T = {temperature}"] = args
     chosen["KD, warm-up"] = ["--method", "kd", "--decay", "kd=warm-up"]
     chosen["AT+KD, auto"] = ["--method", "at+kd"]
     for beta in ("10000", "auto"):
@@ -124,12 +124,12 @@ def folder_of(out: Path, setting: str, variant: str) -> Path:
     return out / setting / re.sub(r"[^\w.+]+", "-", variant.replace("β = ", ""))
 
 
-def run(out: Path, data: str, command: str, words: list[str], folder: Path) -> None:
+def run(out: Path, data: str, command: str, args: list[str], folder: Path) -> None:
     """One run, if it is not finished."""
     if RunFolder(folder).finished:
         return
-    words = [word.format(data=data, out=out) for word in words]
-    argv = [sys.executable, "-m", "attention_transfer", command, *words, *MACHINE]
+    args = [word.format(data=data, out=out) for word in args]
+    argv = [sys.executable, "-m", "attention_transfer", command, *args, *MACHINE]
     done = subprocess.run(
         [*argv, "--out", str(folder)],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
@@ -142,15 +142,15 @@ def run(out: Path, data: str, command: str, words: list[str], folder: Path) -> N
 def students(
     out: Path, settings: list[str], names: list[str], seeds: int
 ) -> Iterator[tuple[list[str], Path]]:
-    """(words, folder) of the students, seed by seed."""
+    """(arguments, folder) of the students, seed by seed."""
     for seed in range(seeds):
         for setting in settings:
             for name in names:
                 chosen = SETTINGS[setting]
-                words = [*chosen.words, *VARIANTS[name], "--seed", str(seed)]
+                args = [*chosen.args, *VARIANTS[name], "--seed", str(seed)]
                 if name != "student alone":
-                    words += ["--teacher", str(out / "teachers" / chosen.teacher)]
-                yield words, folder_of(out, setting, name) / f"seed-{seed}"
+                    args += ["--teacher", str(out / "teachers" / chosen.teacher)]
+                yield args, folder_of(out, setting, name) / f"seed-{seed}"
 
 
 def collect(out: Path) -> None:
@@ -182,13 +182,13 @@ def main() -> None:
         return
     if options.data is None:
         parser.error("run needs DATA, the folder of cifar10 and tiny-imagenet")
-    for name, words in TEACHERS.items():
+    for name, args in TEACHERS.items():
         folder = options.out / "teachers" / name
-        run(options.out, options.data, "train", words, folder)
+        run(options.out, options.data, "train", args, folder)
     jobs = students(options.out, options.settings, options.variants, options.seeds)
     with ThreadPoolExecutor(options.jobs) as pool:
-        for words, folder in jobs:
-            pool.submit(run, options.out, options.data, "distill", words, folder)
+        for args, folder in jobs:
+            pool.submit(run, options.out, options.data, "distill", args, folder)
 
 
 if __name__ == "__main__":

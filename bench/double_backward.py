@@ -43,7 +43,7 @@ def run(options: BenchOptions, console: Console, json_file: Path | None) -> None
 
 
 def make_double_backward(options: BenchOptions, method: str, tuned: bool) -> Step:
-    """One training step in plain PyTorch on a batch that lies ready."""
+    """One training step in plain PyTorch on a fixed batch."""
     memory_format = torch.channels_last
     if not tuned:
         options = replace(options, precision="fp32")

@@ -1,12 +1,12 @@
-"""The measurements and plots of docs/findings.md that no other page has.
+"""The measurements and plots that are only in docs/findings.md.
 
     python bench/findings.py localisation MATRIX DATA [--lengths RUN...]
     python bench/findings.py draw
 
-`localisation`: MATRIX is the folder of `bench/defaults.py`, of which the settings on photographs
-are read; DATA are their images (folder:…). `--lengths` are lone networks of several lengths. The
-attention of every network is measured anew against the boxes of the same 500 images, in float32,
-and written to results/localisation/.
+`localisation`: MATRIX is the folder of `bench/defaults.py`, whose settings on photographs are read;
+DATA are their images (folder:…). `--lengths` are networks alone, trained for several lengths. The
+attention of every network is measured again in the boxes of the same 500 images, in float32, and
+written to results/localisation/.
 
 `draw` writes docs/pictures/localisation.png and few-labels.png, and prints rank correlations.
 """
@@ -49,7 +49,7 @@ COLUMNS = ["seeds", "mean", "in box", "pointing"]
 
 
 def measure(folder: Path, data: str) -> Line | None:
-    """The line of a finished run, with what its last stage's attention says of the boxes."""
+    """The line of a finished run, with the last stage's attention in the boxes."""
     line = summarize(RunFolder(folder))
     if line is None:
         return None

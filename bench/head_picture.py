@@ -2,7 +2,7 @@
 
     python bench/head_picture.py TEACHER ALONE STUDENT docs/attention.jpg
 
-The images are the first of the validation set, one a class, that the student alone gets wrong and
+The images are the first of the validation set, one per class, that the student alone gets wrong and
 the student with a teacher gets right.
 """
 

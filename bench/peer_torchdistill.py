@@ -5,9 +5,10 @@
 
 Theirs is their `DistillationBox` with their `ATLoss` (mode `code`), `KDLoss` and hooks, in a
 process of its own; ours is the `Transfer`. `fp32` is eager on both sides, as in their examples;
-`bf16` is eager under autocast in channels_last on both, the best that plain PyTorch gives a user of
-theirs; `compiled` is what a run of ours uses. The row `authors` is AT+KD. `times_peer` is the speed
-over theirs of the same method and precision; of compiled rows, over the faster of theirs.
+`bf16` is eager under autocast in channels_last on both, the fastest form for a user of theirs in
+plain PyTorch; `compiled` is the form of our runs. The row `authors` is AT+KD. `times_peer` is the
+speed relative to theirs with the same method and precision; compiled rows are relative to the
+faster of theirs.
 """
 
 from __future__ import annotations

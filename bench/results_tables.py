@@ -1,18 +1,18 @@
-"""Writes the tables of README, docs/ and results/ again, from the runs' summaries beside them.
+"""Rewrites the tables of README, docs/ and results/ from the summaries of runs.
 
     python bench/results_tables.py                       all pages
     python bench/results_tables.py --from RUN... --json results/NAME.jsonl --title TITLE
 
-A table belongs to the comment before it, which names files of runs (`studies/summaries.py`):
+The comment before a table names files of summaries (`studies/summaries.py`):
 
     <!-- table: results/demo.jsonl -->
     <!-- table: results/demo.jsonl: mean | in box % = on the digit -->
 
-or, for columns of several files side by side, a line each. COLUMN = HEADER replaces a header;
-without columns the file's own hold. A line `stack: COLUMN | COLUMN` puts the files one below the
-other, each under its title, and `only: SETTING | SETTING` chooses settings. One line `cost: FILE`
-or `ratios: FILE` stands for a table of `study cost`, and `best of sweep: FILE | FILE` for `auto`
-against the best β that was tried, in each file. People write the sentences around the tables.
+or, for columns of several files side by side, a line for each file. COLUMN = HEADER replaces a
+header; without columns, those of the file are used. A line `stack: COLUMN | COLUMN` puts the files
+one below the other, each under its title, and `only: SETTING | SETTING` chooses settings. A line
+`cost: FILE` or `ratios: FILE` gives a table of `study cost`, and `best of sweep: FILE | FILE`
+compares `auto` with the best β of the sweep in each file. Sentences around the tables are kept.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ from attention_transfer.studies.summaries import (
 ROOT = Path(__file__).parents[1]
 MARKER = re.compile(r"^<!-- table:(?P<files>(?s:.*?))-->\n+(?P<table>(?:\|.*\n)*)", re.MULTILINE)
 Columns = list[tuple[str, str | None]]
-# Constant weights of a sweep; fewer than three are none.
+# Constant weights of a sweep; fewer than three are not a sweep.
 SWEPT = re.compile(r"(authors|caffe), β = \d+")
 FEWEST_SWEPT = 3
 COSTS = {"cost": cost_table, "ratios": ratio_table}
@@ -64,7 +64,7 @@ def pages(root: Path = ROOT) -> list[Path]:
 
 
 def rewrite(page: str, root: Path = ROOT) -> str:
-    """The page with its tables written again; `root` is where the names of its files start.
+    """The page with rewritten tables; the names of its files are relative to `root`.
 
     Raises:
         UserError: for a file that cannot be read, and an unknown column.
@@ -124,7 +124,7 @@ def best_of_sweep(tables: Sequence[TableData]) -> TextTable:
 
 
 def stacked(tables: Sequence[TableData], only: Sequence[str] | None) -> TableData:
-    """The tables as one, whose rows are their titles; `only` chooses settings, in its order."""
+    """Stacks tables; their titles become rows. `only` selects and orders settings."""
     cells = []
     for table in tables:
         names = only or [cell.setting for cell in table.cells]
@@ -163,7 +163,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--from", dest="runs", nargs="+", type=Path, help="folders of runs")
     parser.add_argument("--json", type=Path, help="the file of summaries to write from them")
-    parser.add_argument("--title", default="", help="what the runs are")
+    parser.add_argument("--title", default="", help="title of the table")
     parser.add_argument("--columns", default="", help="columns of the page: seeds|mean|each")
     given = parser.parse_args()
     try:

@@ -1,13 +1,13 @@
-"""The cost of an AT+KD step against batch, width, depth, image size, pairs, processes and runs.
+"""The cost of an AT+KD step by batch, width, depth, image size, pairs, processes and runs.
 
     python bench/sweep.py --rounds 5 --steps 4 --json results/bench/sweep.json
     python bench/sweep_plot.py results/bench/sweep.json docs/scale.png
 
 Each point is measured like `bench step`, its rounds interleaved: the authors' step at the same
 point, ours, and the parts of ours. `share` is the part of the step that is neither the student's
-training nor the teacher's inference, each measured alone. One axis at a time leaves the base, the
-row `authors`. Several processes divide the batch among them; `runs` are separate trainings, side by
-side on one device, whose images add up. The authors' step is always one process.
+training nor the teacher's inference, each measured alone. One axis at a time is varied from the
+base, the row `authors`. Several processes split the batch; `runs` are separate trainings at the
+same time on one device, whose images are added. The authors' step is always one process.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from attention_transfer.bench.measure import BenchRow, Measure, interleave, repo
 from attention_transfer.bench.workload import measure_step, measure_teacher, random_batch, start
 from attention_transfer.errors import RunError, UserError
 
-# A point is compiled anew, and there are some 20.
+# Each of about 20 points would be compiled.
 DEFAULTS = {"rounds": 3, "steps": 2, "compile": "off"}
 PARTS = ("student", "teacher", "step")
 AXES: dict[str, tuple[int, ...]] = {
@@ -48,7 +48,7 @@ RUNS = {"cpu": (1, 2), "cuda": (1, 2, 4, 8, 16), "mps": (1, 2)}
 
 @dataclass(frozen=True)
 class Point:
-    """Where a step is measured: a student wrn-depth-width and a teacher twice as wide."""
+    """A point of the sweep: a student wrn-depth-width and a teacher twice as wide."""
 
     batch: int
     width: int = 1
@@ -64,7 +64,7 @@ class Point:
             student=f"wrn-{self.depth}-{self.width}",
             teacher=f"wrn-{self.depth}-{2 * self.width}",
             batch_size=self.batch,
-            # As many images as at the base, or more.
+            # At least as many images as at the base.
             steps=options.steps * max(1, options.batch_size // self.batch),
         )
 
@@ -108,7 +108,7 @@ def run(options: BenchOptions, console: Console, json_file: Path | None) -> None
 def make_row(axis: str, value: int, measured: dict[str, BenchRow]) -> BenchRow:
     step, student, teacher = (measured[part] for part in ("step", "student", "teacher"))
     shares = []
-    # In each round; an image takes 1 / rate seconds.
+    # For each round; an image takes 1 / rate seconds.
     for whole, training, inference in zip(step.rates, student.rates, teacher.rates, strict=True):
         shares.append(1 - whole / training - whole / inference)
     extra: dict[str, object] = {"axis": axis, "value": value}
@@ -154,7 +154,7 @@ def make_measures(point: Point, options: BenchOptions) -> dict[str, Measure]:
 
 @contextmanager
 def _in_several_processes(point: Point, options: BenchOptions) -> Iterator[dict[str, Measure]]:
-    """Processes or runs, each on its share of the cores or a GPU of its own."""
+    """Processes or runs, each on its share of the cores or on its own GPU."""
     context = multiprocessing.get_context("spawn")
     port = free_port()
     pipes, processes = [], []
@@ -174,8 +174,8 @@ def _in_several_processes(point: Point, options: BenchOptions) -> Iterator[dict[
         try:
             rates = [pipe.recv() for pipe in pipes]
         except (EOFError, OSError):
-            raise RunError("a process of the sweep died; its own message is above") from None
-        # Processes wait for the slowest one. The run that ends last has the device to itself.
+            raise RunError("a process of the sweep died; its message is above") from None
+        # Processes wait for the slowest one. The run that ends last has the device alone.
         return point.runs * min(rates)
 
     try:

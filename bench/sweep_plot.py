@@ -1,4 +1,4 @@
-"""Draws a sweep: images/s of a step, and the share of it that transfer adds, along every axis.
+"""Draws a sweep along every axis: images/s of a step, and the share of transfer in its time.
 
     python bench/sweep_plot.py results/bench/sweep.json docs/scale.png
 
@@ -31,7 +31,7 @@ def draw(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
         chosen = [row for row in points if row["axis"] == axis]
         _draw_axis(sorted(chosen, key=lambda row: row["value"]), rates, share)
         share.set_xlabel(axis)
-    panels[0][0].set_ylim(*_limits(points))  # of the whole row, which shares its y axis
+    panels[0][0].set_ylim(*_limits(points))  # for the whole row, which shares the y axis
     panels[0][0].set_ylabel("images/s")
     panels[1][0].set_ylabel("share that transfer adds")
     panels[0][0].legend(frameon=False, fontsize=8)

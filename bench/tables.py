@@ -1,10 +1,10 @@
-"""Writes the tables of pages of results again, from the JSON files that the pages name.
+"""Rewrites the tables of result pages from the JSON files that the pages name.
 
     python bench/tables.py results/bench.md results/gradient.md
 
-A table belongs to the line `attention-transfer bench … --json FILE`, or `python bench/… --json
-FILE`, before it. The script writes this line (command, date, commit, rounds, hardware, versions)
-and the table from FILE; people write the sentences around them.
+A line `attention-transfer bench … --json FILE`, or `python bench/… --json FILE`, precedes each
+table. The script rewrites this line (command, date, commit, rounds, hardware, versions) and the
+table from FILE, and keeps the sentences around them.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ FORMATS = {
 
 
 def rewrite(page: str, root: Path) -> str:
-    """The page with its tables written again; `root` is where the names of its files start.
+    """The page with rewritten tables; the names of its files are relative to `root`.
 
     Raises:
         UserError: for a file that does not exist or holds no bench, and a command without a table.
@@ -62,7 +62,7 @@ def rewrite(page: str, root: Path) -> str:
         while lines and not lines[0].startswith(("|", "#")):
             written.append(lines.pop(0))
         if not lines or not lines[0].startswith("|"):
-            raise UserError(f"no table follows {line!r}: expected one, of any content")
+            raise UserError(f"no table follows {line!r}: expected a table with any content")
         while lines and lines[0].startswith("|"):
             lines.pop(0)
         written += table(result["rows"])

@@ -1,11 +1,11 @@
-"""What a store of the teacher's maps and logits brings: steps of AT+KD, and reading the store.
+"""Measures a store of the teacher's maps and logits: steps of AT+KD, and reading the store.
 
     python bench/teach_once.py --rounds 7 --steps 6 --json results/bench/teach-once.json
 
 For each pair of networks: the student alone, AT+KD with the teacher in the step (live), AT+KD from
-a full store (kept), and for WRN the authors' step. Networks have random weights. Then the rate at
-which rows are read: from memory, from files that the system has in memory (warm), and from the disk
-(cold, where the system drops files on request).
+a full store (kept), and for WRN the authors' step. Networks have random weights. Then the rate of
+reading rows: from memory, from files in the system's cache (warm), and from the disk (cold, if the
+system can drop files from its cache).
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ from attention_transfer.store.store import TeacherStore
 from attention_transfer.transfer import Transfer
 
 HALVES = (0.5, 0.5, 0.5)
-CHUNK = 500  # rows that are written at a time
-LARGE_BATCH = 32  # of networks for photographs, on a CPU
+CHUNK = 500  # number of rows written at a time
+LARGE_BATCH = 32  # for networks for photographs, on a CPU
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def run(options: BenchOptions, console: Console, json_file: Path | None) -> None
 def _measure(
     setting: Setting, options: BenchOptions, runtime: RuntimeConfig, fabric: Fabric, folder: Path
 ) -> list[BenchRow]:
-    torch.compiler.reset()  # torch compiles a function eight times at most, then runs it eagerly
+    torch.compiler.reset()  # torch compiles a function at most eight times, then runs it eagerly
     is_small = setting.teacher.startswith("wrn-")
     if not is_small and fabric.device.type == "cpu":
         options = replace(options, batch_size=min(options.batch_size, LARGE_BATCH))
@@ -131,7 +131,7 @@ def _measure(
 
 
 def _measure_reading(store: TeacherStore, folder: Path, options: BenchOptions) -> list[BenchRow]:
-    """Rows a second, without a step."""
+    """Rows per second, without a training step."""
     said = store.read(torch.arange(store.header.images.count))
     assert said.maps is not None
     resident = [said.logits, *said.maps.values()]
@@ -153,7 +153,7 @@ def _measure_reading(store: TeacherStore, folder: Path, options: BenchOptions) -
     if hasattr(os, "posix_fadvise"):
 
         def read_cold() -> float:
-            # A file that is mapped stays in memory: each measurement opens the store anew.
+            # A mapped file stays in memory, so each measurement opens the store again.
             _drop(cold)
             opened = TeacherStore(cold)
             measure = timed(
