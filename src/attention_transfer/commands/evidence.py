@@ -67,7 +67,7 @@ def _groups_for_many_runs(options: type, default_text: str) -> dict[str, list[Op
     from ..studies.options import PASSED_ON
 
     recipe = option_specs(Recipe)
-    passed_on = [replace(recipe[key], default_text=theirs) for key in PASSED_ON]
+    passed_on = [replace(recipe[key], default_text=default_text) for key in PASSED_ON]
     return {"options": [*option_specs(options).values()], "options of every run": passed_on}
 
 
