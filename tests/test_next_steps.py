@@ -30,3 +30,4 @@ def test_a_student_that_is_better_than_its_teacher_is_noted(student_run, tmp_pat
         folder.summary_file.write_text(json.dumps(summary))
         lines = next_steps(folder.path, [folder])
         assert sum(line.startswith("note: the student is better") for line in lines) == count
+        assert sum("try --method at" in line for line in lines) == count  # the run's is at+kd

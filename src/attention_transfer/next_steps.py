@@ -36,7 +36,11 @@ def _about_teacher(summary: dict[str, Any]) -> list[str]:
     student = (summary.get("final") or {}).get("val_accuracy")
     if teacher is None or student is None or student <= teacher:
         return []
+    advice = "a stronger teacher may bring more"
+    if "kd" in str(summary.get("method")).split("+"):
+        # Measured: results/defaults.md, setting weaker-teacher.
+        advice = "distillation (kd) then holds it back; try --method at, or a stronger teacher"
     return [
         f"note: the student is better than its teacher ({1 - student:.1%} against "
-        f"{1 - teacher:.1%} error): a stronger teacher may bring more"
+        f"{1 - teacher:.1%} error): {advice}"
     ]
