@@ -101,7 +101,8 @@ class AttentionTransferTrainer(Trainer):
 
     def _load_best_model(self) -> None:
         # `load_best_model_at_end`: the file holds the student alone, too.
-        self._load_from_checkpoint(self.state.best_model_checkpoint)
+        best: Any = self.state.best_model_checkpoint
+        self._load_from_checkpoint(best)
 
 
 class Logits(nn.Module):
