@@ -107,8 +107,8 @@ def _measure(
     assert isinstance(kept.store, TeacherStore)
     read = _reader(kept.store, options.batch_size, fabric.device)
 
-    def step(transfer: Transfer, lesson: Callable[[], object] = lambda: None) -> Measure:
-        run_step = training_step(transfer.to(fabric.device), batch, runtime, fabric, lesson)  # type: ignore[arg-type]
+    def step(transfer: Transfer, teacher_output: Callable[[], object] = lambda: None) -> Measure:
+        run_step = training_step(transfer.to(fabric.device), batch, runtime, fabric, teacher_output)  # type: ignore[arg-type]
         return timed(run_step, options.steps, options.batch_size, fabric.device)
 
     with ExitStack() as processes:

@@ -1,4 +1,4 @@
-"""The teacher's side of a `Transfer`: what it says, a frozen copy, or a store in its place."""
+"""The teacher's side of a `Transfer`: its outputs, a frozen copy, or a store in its place."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ Transform = Callable[[Tensor], Tensor]
 
 
 class TeacherOutput(NamedTuple):
-    """The teacher's logits, features of the pairs and J, as far as the methods need them.
+    """The teacher's logits, features of the paired layers and J; only those that methods need.
 
-    A store gives normalised maps by name in the place of features: (N, H, W), or (N, C).
+    A store returns normalised maps by name instead of features: (N, H, W), or (N, C).
     """
 
     logits: Tensor | None = None
@@ -37,10 +37,10 @@ class TeacherOutput(NamedTuple):
         return self._replace(logits=logits, maps={name: m[:count] for name, m in maps.items()})
 
     def with_features(self, names: Sequence[str]) -> TeacherOutput:
-        """The output with the maps of these names, if it has maps, in the place of features.
+        """The output with the maps of these names as its features, if it has maps.
 
         Raises:
-            UserError: if a map is not there.
+            UserError: if a map is missing.
         """
         if self.maps is None:
             return self
@@ -52,13 +52,13 @@ class TeacherOutput(NamedTuple):
 
 
 class Store(Protocol):
-    """What `Transfer` asks of a store in the teacher's place; `TeacherStore` is one."""
+    """The methods of a store that `Transfer` calls; `TeacherStore` has them."""
 
     def stages(self, options: MapOptions) -> Sequence[Stage]:
-        """The teacher's stages whose maps are there."""
+        """The teacher's stages whose maps are in the store."""
 
     def select(self, layers: Sequence[str], options: MapOptions | None) -> Store:
-        """The same store with the maps of these layers only; raises `UserError` if one is none."""
+        """The same store with the maps of these layers only; raises `UserError` without a map."""
 
     def read(
         self, rows: Tensor, view: int = 0, device: torch.device | str = "cpu"
@@ -66,7 +66,7 @@ class Store(Protocol):
         """The teacher's outputs for one view of some images."""
 
     def sample(self, count: int) -> TeacherOutput:
-        """What `read` gives for some images that are there; of the right shape if none is."""
+        """Outputs for some stored images; placeholders of the right shape if there are none."""
 
 
 class FrozenTeacher(nn.Module):
@@ -82,10 +82,10 @@ class FrozenTeacher(nn.Module):
 def split_transform(
     model: nn.Module, transform: Transform | None, role: str
 ) -> tuple[nn.Module, Transform | None]:
-    """A network and its transform, which one that was loaded brings along.
+    """A network and its transform; a loaded model contains its transform.
 
     Raises:
-        UserError: for what is no module, or no function, and for two transforms.
+        UserError: for arguments of the wrong type, and for two transforms.
     """
     check_module(model, role)
     check_transform(transform, f"{role}_transform")

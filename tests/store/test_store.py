@@ -161,7 +161,7 @@ def test_wrong_arguments(store, tmp_path):
     ):
         with pytest.raises(at.UserError, match=message):
             store.read(rows, view)
-    with pytest.raises(at.UserError, match="features are of one: expected those of two too"):
+    with pytest.raises(at.UserError, match="features has the layers one: expected two as well"):
         store.add(ROWS, 0, logits, {"one": features["one"]})
     with pytest.raises(at.UserError, match=r"logits of the teacher is \(4, 4\)"):
         store.add(ROWS, 0, logits[:, :4], features)
@@ -181,7 +181,7 @@ def test_wrong_arguments(store, tmp_path):
 
 
 def test_a_folder_that_is_no_store(tmp_path):
-    with pytest.raises(at.UserError, match=r"none does not exist; a store is what --out of teach"):
+    with pytest.raises(at.UserError, match="none does not exist; name the folder that teach wrote"):
         TeacherStore(tmp_path / "none")
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(at.UserError, match=r"is no store: it has no store\.json"):

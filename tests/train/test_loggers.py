@@ -121,7 +121,7 @@ def test_a_logger_that_fails_is_done_without(tmp_path, monkeypatch):
     assert RunFolder(tmp_path / "run").finished
 
 
-def test_one_that_cannot_begin(tmp_path, monkeypatch):
+def test_a_logger_that_cannot_start(tmp_path, monkeypatch):
     def begin(*args):
         raise RuntimeError("no API key\nand more")
 
@@ -129,7 +129,7 @@ def test_one_that_cannot_begin(tmp_path, monkeypatch):
     monkeypatch.setattr(loggers, "PACKAGES", {})
     with pytest.raises(
         UserError,
-        match=r"--log wandb cannot begin \(no API key\): expected a key .wandb login.*offline",
+        match=r"--log wandb cannot start \(no API key\): expected a key .wandb login.*offline",
     ):
         carry_out(small(log="wandb"), tmp_path / "run")
     assert not (tmp_path / "run" / "metrics.jsonl").exists()

@@ -36,7 +36,7 @@ def test_teach_and_learn(place, command):
     said = command(f"{TEACH} --out store --dry-run")
     assert said.status == 0 and not (place / "store").exists(), said.err
     assert "one.sum2" in said.out and "2 views of 24 images in float16: 0.0 MB" in said.out
-    assert "MB are free there" in said.out
+    assert "MB of the disk are free" in said.out
 
     said = command(f"{TEACH} --out store")
     assert said.status == 0 and "distill --teacher store learns from it" in said.out, said.err
@@ -127,7 +127,7 @@ def test_a_full_disk(place, command, monkeypatch):
 
     monkeypatch.setattr(arrays.os, "pwrite", full)
     said = command(f"{TEACH} --out store")
-    assert said.status == 1 and "what is there is kept; make room" in said.err
+    assert said.status == 1 and "the outputs so far are kept; make room" in said.err
     monkeypatch.undo()
     monkeypatch.chdir(place)
     assert command(f"{TEACH} --out store").status == 0

@@ -1,4 +1,4 @@
-"""A teacher that speaks once: what it says of fixed views is kept, and read from then on."""
+"""The teacher runs once on each fixed view: its outputs are stored, and read from then on."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ def recipe(folder, teacher=None, **options):
 
 @pytest.fixture(autouse=True)
 def teacher_calls(quick_runs, monkeypatch, tmp_path):
-    """The sizes of the batches of which a teacher said something new. The cache is the test's."""
+    """The sizes of the batches for which the teacher ran. The cache is a folder of the test."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     calls = []
     original = TeacherStore.add
 
-    def counted(self, rows, *said):
+    def counted(self, rows, *outputs):
         calls.append(len(rows))
-        return original(self, rows, *said)
+        return original(self, rows, *outputs)
 
     monkeypatch.setattr(TeacherStore, "add", counted)
     return calls
@@ -54,13 +54,13 @@ def teacher_calls(quick_runs, monkeypatch, tmp_path):
 def test_what_a_run_says_of_its_store(taught):
     said = (taught / "said").read_text()
     assert f"2 views of 128 images are stored in {taught / 'store'} (0.7 MB, " in said
-    assert "float16); 12% is computed already" in said
+    assert "float16); 12% are computed already" in said
     record = json.loads((taught / "run" / "environment.json").read_text())
     assert record["store"] == str(taught / "store")
 
 
 def test_the_teacher_runs_until_all_views_are_there(taught, tmp_path, teacher_calls):
-    """Without --store it is kept in the cache, where another seed and method find it."""
+    """Without --store the outputs are in the cache, and other seeds and methods read them."""
     carry_out(recipe(taught), tmp_path / "first")
     examples = 1  # for β
     assert teacher_calls == [32] * (examples + VIEWS * STEPS_PER_EPOCH)
@@ -68,7 +68,7 @@ def test_the_teacher_runs_until_all_views_are_there(taught, tmp_path, teacher_ca
     (store,) = (tmp_path / "cache/attention-transfer/stores").iterdir()
     teacher_calls.clear()
     said = carry_out(recipe(taught, epochs=1, method="kd"), tmp_path / "kd")
-    assert f"{store} (" in said and "100% is computed already" in said
+    assert f"{store} (" in said and "100% are computed already" in said
     assert teacher_calls == []
 
 

@@ -19,7 +19,7 @@ def said(rows: list[dict[str, Any]], progress: float = 0.5, auto_beta: bool = Fa
     lines: list[str] = []
     watch = Watch(lines.append, classes=10, auto_beta=auto_beta)
     for count in range(1, len(rows) + 1):
-        watch.see(rows[:count], progress)
+        watch.check_balance(rows[:count], progress)
     return lines
 
 

@@ -71,9 +71,9 @@ def training_step(
     batch: Batch,
     runtime: RuntimeConfig,
     fabric: Fabric,
-    lesson: Callable[[], TeacherOutput | None] = lambda: None,
+    teacher_output: Callable[[], TeacherOutput | None] = lambda: None,
 ) -> Callable[[], None]:
-    """A step of a run on a batch that lies ready; `lesson` reads the stored outputs for it."""
+    """A step of a run on a batch on the device; `teacher_output` reads its stored outputs."""
     x, y = batch
     if runtime.compile:
         compile_transfer(transfer, runtime)
@@ -86,7 +86,7 @@ def training_step(
     def step() -> None:
         if runtime.graphs:
             graphs.begin()
-        output = wrapped(x, y, progress, teacher=lesson())
+        output = wrapped(x, y, progress, teacher=teacher_output())
         fabric.backward(output.loss)
         wrapped_optimizer.step()
         wrapped_optimizer.zero_grad()

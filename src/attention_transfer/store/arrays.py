@@ -1,4 +1,4 @@
-"""One array of a store: a `.npy` file of rows, and one that marks those that are there."""
+"""One array of a store: a `.npy` file of rows, and a second one that marks the filled rows."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ Values = NDArray[np.generic]
 
 
 class StoredArray:
-    """Reads rows through a memory map, and writes them past it.
+    """Reads rows through a memory map, and writes them with `os.pwrite`.
 
-    A write through the map on a full disk would end the process by SIGBUS; `pwrite` raises.
+    If the disk is full, a write through the map ends the process by SIGBUS; `pwrite` raises.
     """
 
     def __init__(self, folder: Path, entry: ArrayEntry):
@@ -31,7 +31,7 @@ class StoredArray:
 
     @staticmethod
     def create(folder: Path, entry: ArrayEntry) -> None:
-        """Makes both files at their full size. They are sparse: they take room as they fill."""
+        """Makes both files at their full size. They are sparse: they take space as they fill."""
         for name, shape, dtype in (
             (entry.filled_file, entry.shape[:2], "uint8"),
             (entry.file, entry.shape, entry.dtype),
@@ -66,7 +66,7 @@ class StoredArray:
         _ = self._values, self._filled
 
     def filled(self, view: int, rows: Rows) -> NDArray[np.bool_]:
-        """Which of the rows are there."""
+        """Which of the rows are filled."""
         return np.take(self._filled[view], rows).view(np.bool_)
 
     def take(self, view: int, rows: Rows, out: Values) -> None:
@@ -75,10 +75,10 @@ class StoredArray:
         np.take(self._values[view], rows, axis=0, out=out, mode="clip")
 
     def write(self, view: int, rows: Rows, values: Values) -> None:
-        """Writes rows, each once, and marks them afterwards: a kill leaves no half row marked.
+        """Writes rows, each once, then marks them: a killed process marks no unfinished row.
 
         Raises:
-            OSError: as `os.pwrite`, on a full disk for example.
+            OSError: as `os.pwrite`, for example if the disk is full.
         """
         order = np.argsort(rows)
         rows, values = rows[order], np.ascontiguousarray(values[order], self.entry.dtype)
@@ -96,11 +96,11 @@ class StoredArray:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keeps other processes from writing to the store in the block."""
+    """Keeps other processes from writing to the store during the block."""
     import fcntl
 
     with _open_to_write(folder / ".lock", os.O_CREAT) as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # closing the file ends it
+        fcntl.flock(file, fcntl.LOCK_EX)  # released when the file is closed
         yield
 
 
@@ -116,6 +116,6 @@ def _open_to_write(path: str | Path, flags: int = 0) -> Iterator[int]:
 def _write_all(file: int, values: Values, offset: int) -> None:
     rest = memoryview(values.tobytes())
     while rest:
-        # On a disk that is nearly full, fewer bytes may be written than asked for.
+        # If the disk is nearly full, `pwrite` may write only some of the bytes.
         written = os.pwrite(file, rest, offset)
         rest, offset = rest[written:], offset + written

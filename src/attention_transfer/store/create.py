@@ -1,4 +1,4 @@
-"""A new store: what it will hold, from the teacher's network and an example."""
+"""Creates a store. Its arrays follow from the teacher's network and an example batch."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def create_store(
 
     Args:
         teacher: images (N, C, H, W) -> logits (N, K); its own preprocessing may be inside.
-        example: a batch like those to come, (N, C, H, W).
+        example: a batch of training images, (N, C, H, W).
         images, views: the number of training images, and of fixed views of each.
         data: a text of your own that identifies the images and how their views are made.
         layers: the teacher's layers whose maps are kept; by default all its stages.
@@ -100,10 +100,10 @@ def plan_store(
 ) -> Header:
     """The header of a store of a network; writes nothing.
 
-    Without `layers` these are all stages; without `options` the store has logits alone.
+    By default `layers` are all stages. Without `options` the store has logits only.
 
     Raises:
-        UserError: for layers that are none, and a `top_k` that leaves no class.
+        UserError: for unknown layers, and a `top_k` that is not below the number of classes.
     """
     x = example
     if transform is not None:
@@ -121,7 +121,7 @@ def plan_store(
 
 
 def default_folder(header: Header) -> Path:
-    """The place of a store in the cache, by its teacher, images and views."""
+    """The folder of a store in the cache, named after its teacher, images and views."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return cache / "attention-transfer" / "stores" / header.key()
 

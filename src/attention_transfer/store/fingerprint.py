@@ -11,7 +11,7 @@ from torch import nn
 def network_fingerprint(network: nn.Module, preprocess: object = None) -> str:
     """SHA-256 of the class, parameters and buffers of a network, and of its preprocessing.
 
-    A preprocessing that is no module is known by its name alone.
+    A preprocessing function that is not a module is identified by its name alone.
     """
     digest = hashlib.sha256(type(network).__name__.encode())
     if preprocess is not None and not isinstance(preprocess, nn.Module):
@@ -23,9 +23,9 @@ def network_fingerprint(network: nn.Module, preprocess: object = None) -> str:
 
 
 def _add(digest: hashlib._Hash, module: nn.Module) -> None:
-    # A preprocessing keeps its size beside its buffers.
+    # The image size of a preprocessing is an attribute, not a buffer.
     digest.update(repr(getattr(module, "size", None)).encode())
-    # Not the state dict, which leaves out buffers that are not persistent.
+    # The state dict would leave out buffers that are not persistent.
     tensors = dict(module.named_parameters()) | dict(module.named_buffers())
     for name, tensor in sorted(tensors.items()):
         if name.endswith("num_batches_tracked"):  # no output depends on it

@@ -1,4 +1,4 @@
-"""store.json: what a store holds, and of which teacher, images and views; imports no torch."""
+"""store.json: the teacher, images, views and arrays of a store; imports no torch."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Views = dict[str, Any]
 
 @dataclass(frozen=True)
 class TeacherRecord:
-    """The teacher of a store; its numbers are known if `teach` filled the store."""
+    """The teacher of a store; only a store that `teach` filled has `numbers`."""
 
     name: str
     fingerprint: str  # of its weights and preprocessing
@@ -47,7 +47,7 @@ class TeacherRecord:
 
 @dataclass(frozen=True)
 class ImagesRecord:
-    """The training images of a store, all that its source has."""
+    """The training images of a store: all images of the data source."""
 
     spec: str
     fingerprint: str
@@ -71,7 +71,7 @@ class ArrayEntry:
 
     @property
     def filled_file(self) -> str:
-        """The file that marks the rows that are there, a byte each."""
+        """The file that marks the filled rows, with a byte for each row."""
         return f"{quote(self.name, safe='')}.filled.npy"
 
     @property
@@ -86,7 +86,7 @@ class ArrayEntry:
 
 @dataclass(frozen=True)
 class StageRecord:
-    """A stage of the teacher, as `taps.Stage` has it."""
+    """A stage of the teacher, with the fields of `taps.Stage`."""
 
     name: str
     shape: tuple[int, ...]
@@ -96,11 +96,11 @@ class StageRecord:
 
 @dataclass(frozen=True)
 class Header:
-    """All of store.json."""
+    """The content of store.json."""
 
     teacher: TeacherRecord
     images: ImagesRecord
-    views: Views  # their number, and the options of the augmentation that makes them
+    views: Views  # the number of views, and the augmentation options
     dtype: Literal["float16", "float32"]
     top_k: int | None
     stages: tuple[StageRecord, ...]
@@ -122,12 +122,12 @@ class Header:
         return [entry.layer for entry in self.arrays if entry.layer is not None]
 
     def with_arrays(self, entries: tuple[ArrayEntry, ...]) -> Header:
-        """The header with those of the entries that it lacks."""
+        """The header with those of `entries` that it does not have yet."""
         names = {entry.name for entry in self.arrays}
         return replace(self, arrays=(*self.arrays, *(e for e in entries if e.name not in names)))
 
     def key(self) -> str:
-        """A short name that differs where two stores may not be one."""
+        """A short name; two headers with the same key can share a store."""
         identity = [
             *(self.version, self.teacher.fingerprint, self.images.fingerprint, self.images.count),
             *(self.images.size, self.views, self.dtype, self.top_k),
@@ -136,7 +136,7 @@ class Header:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def check_same(self, folder: Path, wanted: Header) -> None:
-        """Raises `UserError` unless this, the header in `folder`, is of the same as `wanted`."""
+        """Raises `UserError` unless the store in `folder` has the teacher and views of `wanted`."""
         advice = "choose another --store"
         if self.teacher.fingerprint != wanted.teacher.fingerprint:
             raise UserError(
@@ -152,7 +152,7 @@ class Header:
                 raise UserError(f"{folder} is a store with {key} {mine}, not {other}: {advice}")
 
     def check_images(self, folder: Path, images: ImagesRecord) -> None:
-        """Raises `UserError` if the store is of other images."""
+        """Raises `UserError` if the store has other images."""
         mine = self.images
         same = (mine.fingerprint, mine.count) == (images.fingerprint, images.count)
         if not same or mine.size != images.size:
@@ -179,7 +179,7 @@ def read_header(folder: Path) -> Header:
     file = folder / FILE
     if not file.is_file():
         state = "is no store: it has no store.json" if folder.exists() else "does not exist"
-        raise UserError(f"the folder {folder} {state}; a store is what --out of teach named")
+        raise UserError(f"the folder {folder} {state}; name the folder that teach wrote (--out)")
     try:
         content = json.loads(file.read_bytes())
         version = content["version"]
@@ -201,14 +201,14 @@ def is_store(path: str | Path | None) -> bool:
 
 
 def view_options(options: Any) -> Views:
-    """The number of views, and those of the augmentation's options that make them."""
+    """The number of views, and the augmentation options that their crops and flips depend on."""
     keys = ["views", "augment", "flip"]
     keys += ["crop_padding"] if options.augment == "crop" else ["crop_scale", "crop_ratio"]
     return {key: _plain(getattr(options, key)) for key in keys}
 
 
 def store_defaults(teacher: str | None) -> dict[str, Any]:
-    """The options of a run that a store in the teacher's place knows."""
+    """The options that a run takes from the store in its teacher's place."""
     if not is_store(teacher):
         return {}
     header = read_header(Path(str(teacher)))
@@ -220,7 +220,7 @@ def store_defaults(teacher: str | None) -> dict[str, Any]:
 
 
 def check_store(options: Any, teacher: str | None) -> None:
-    """Raises `UserError` for options of a run that the store in its teacher's place denies."""
+    """Raises `UserError` for options that differ from the store in the teacher's place."""
     if not is_store(teacher):
         return
     folder = Path(str(teacher))
@@ -238,16 +238,16 @@ def check_store(options: Any, teacher: str | None) -> None:
 
 
 def idle_options(options: Any, teacher: str | None, learns: bool) -> dict[str, str]:
-    """{option: advice} of the options of a store that do nothing in a run.
+    """{option: message} for the store options that would have no effect in a run.
 
-    `learns`: whether its methods learn from a store.
+    `learns`: whether the methods of the run can learn from a store.
     """
     if is_store(teacher):
         return {"store": "--store is given, but --teacher is a store itself: leave --store out"}
     if options.views is None:
-        reason = "nothing is kept without fixed views: add --views, or leave it out"
+        reason = "only fixed views are stored: add --views, or leave it out"
     elif not learns:
-        reason = f"method {options.method!r} learns from no store: leave it out"
+        reason = f"method {options.method!r} cannot learn from a store: leave it out"
     else:
         return {}
     specs = option_specs(StoreOptions)
@@ -260,7 +260,7 @@ def _adapter() -> TypeAdapter[Header]:
 
 
 def _plain(value: Any) -> Any:
-    """As JSON gives it back."""
+    """The value as JSON returns it: a tuple becomes a list."""
     return list(value) if isinstance(value, tuple) else value
 
 

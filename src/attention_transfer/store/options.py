@@ -32,7 +32,7 @@ class PrecisionOptions:
     """How exactly a store keeps a teacher's outputs."""
 
     store_dtype: Annotated[
-        Literal["float16", "float32"], option("Precision of the kept maps and logits.")
+        Literal["float16", "float32"], option("Precision of the stored maps and logits.")
     ] = "float16"
     top_k: Annotated[
         Int | None,
@@ -86,19 +86,19 @@ class TeachOptions(RuntimeOptions, PrecisionOptions, MapOptions, AugmentOptions,
 
     @property
     def map_options(self) -> MapOptions:
-        """The maps that are kept."""
+        """The options of the maps that are stored."""
         return subset(self, MapOptions)
 
 
 def teach_options(given: Mapping[str, Any]) -> TeachOptions:
-    """The checked options of `teach`, the data's own defaults below those that are given."""
+    """The checked options of `teach`; options not given get the defaults of the data set."""
     defaults = data_defaults(given.get("data", DataOptions().data))
     return from_mapping(TeachOptions, defaults | dict(given))
 
 
 def teach_groups() -> dict[str, list[OptionSpec]]:
     """The flags of `teach`, by the titles of their groups in the help."""
-    # They select images of a run; a store has them all.
+    # They select the images of a run; a store has all images.
     left_out = ("limit_train", "limit_val", "val_split")
     return {
         "what to keep": [

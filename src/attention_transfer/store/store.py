@@ -1,4 +1,4 @@
-"""`TeacherStore`: a teacher's outputs for views of images, read from files or added to them."""
+"""`TeacherStore`: a teacher's outputs for views of images, read from files and added to them."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ LOGITS, CLASSES = "logits", "logits.classes"
 
 
 class TeacherStore:
-    """A folder of a teacher's outputs: `TeacherStore(folder)` opens it.
+    """A folder of a teacher's outputs: `TeacherStore(folder)` opens one.
 
-    An image is named by its number (its row) in the training images, and by its view. `read` gives
-    what `Transfer` takes as `teacher=`; `add` keeps the teacher's outputs for images that are not
-    there yet. Several processes may read and add at the same time.
+    Images are identified by their number (row) in the training images and their view. `read`
+    returns what `Transfer` takes as `teacher=`; `add` stores the teacher's outputs for images that
+    the store does not have yet. Several processes may read and add at the same time.
 
     Attributes:
         header: the teacher, images and views.
-        note: why nothing more is written, such as a full disk; None while all is well.
+        note: why the store is no longer written to, such as a full disk; None while it is.
 
     Raises:
-        UserError: (a ValueError) for a folder that is no store, or a damaged one.
+        UserError: (a ValueError) for a folder that is not a store, or is damaged.
     """
 
     def __init__(self, folder: str | os.PathLike[str]):
@@ -55,23 +55,23 @@ class TeacherStore:
 
     @classmethod
     def create(cls, folder: str | os.PathLike[str], header: Header) -> TeacherStore:
-        """The store in `folder`; it is made, or gets the arrays of the header that it lacks.
+        """Creates the store in `folder`; an existing store gets the arrays that it lacks.
 
         Raises:
-            UserError: for a folder that holds something else, or cannot be written.
+            UserError: for a folder with other content, or one that cannot be written.
         """
         path = Path(folder)
         if is_store(path):
             present = read_header(path)
             present.check_same(path, header)
             if present.with_arrays(header.arrays) == present:
-                return cls(path)  # a full store may be one that nobody may write to
+                return cls(path)  # a complete store may be read-only
         else:
             _check_new(path)
         try:
             path.mkdir(parents=True, exist_ok=True)
             with locked(path):
-                # Another process may have made it meanwhile.
+                # Another process may have created it in the meantime.
                 present = replace(header, arrays=())
                 if is_store(path):
                     present = read_header(path)
@@ -87,11 +87,11 @@ class TeacherStore:
         return cls(path)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # A copy opens the files itself: those of a memory map would be copied into memory.
+        # The copy opens the files again: pickling a memory map would copy it into memory.
         return _reopen, (self.folder, [array.entry.name for array in self._arrays])
 
     def stages(self, options: MapOptions) -> list[Stage]:
-        """The teacher's stages whose maps under these options are there.
+        """The teacher's stages whose maps under these options are in the store.
 
         Raises:
             UserError: if there are none.
@@ -106,10 +106,10 @@ class TeacherStore:
         return stages
 
     def select(self, layers: Sequence[str], options: MapOptions | None) -> TeacherStore:
-        """The same store, of which `read` gives the logits and the maps of these layers only.
+        """The same store; `read` then returns only the logits and the maps of these layers.
 
         Raises:
-            UserError: if a map is not there.
+            UserError: if the store does not have a map.
         """
         names = []
         if options is not None:
@@ -127,15 +127,15 @@ class TeacherStore:
         present = [entry.name for entry in self.header.arrays if entry.layer is not None]
         return UserError(
             f"{self.folder} has the maps {', '.join(present) or 'of no layer'}: "
-            f"expected {name} (layer, kind and p); the teacher itself could add it"
+            f"expected {name} (layer, kind and p); a run with the teacher's network can add it"
         )
 
     def has(self, rows: Tensor, view: int = 0) -> bool:
-        """Whether all that `read` would give of these images is there."""
+        """Whether `read` has all outputs for these images."""
         return bool(self.filled(rows, view).all())
 
     def filled(self, rows: Tensor, view: int = 0) -> Tensor:
-        """Of each image, whether all that `read` would give is there: bool (B,)."""
+        """For each image, whether `read` has all outputs: bool (B,)."""
         index = self._index(rows, view)
         filled = np.ones(len(index), np.bool_)
         for array in self._arrays:
@@ -143,11 +143,11 @@ class TeacherStore:
         return torch.from_numpy(filled)
 
     def has_all(self, rows: Tensor, views: Sequence[int]) -> bool:
-        """As `has`, for several views."""
+        """Whether `read` has all outputs for these images in several views."""
         return all(self.has(rows, view) for view in views)
 
     def count_missing(self, rows: Tensor, views: Sequence[int]) -> int:
-        """Number of pairs (image, view) of which something is not there."""
+        """Number of pairs (image, view) for which an output is missing."""
         return sum(int((~self.filled(rows, view)).sum()) for view in views)
 
     def read(
@@ -160,7 +160,7 @@ class TeacherStore:
             view: the number of the view.
 
         Raises:
-            UserError: for numbers outside of the store, and for images that are not there.
+            UserError: for numbers that are out of range, and for images without outputs.
         """
         index, filled = self._index(rows, view), self.filled(rows, view).numpy()
         if not filled.all():
@@ -178,25 +178,26 @@ class TeacherStore:
         logits: Tensor,
         features: Mapping[str, Tensor],
     ) -> TeacherOutput:
-        """Keeps the teacher's outputs for images that the store does not have completely.
+        """Stores the teacher's outputs for those images that the store does not have yet.
 
-        Returns the stored outputs for all of them, whoever added them, in the precision of the
-        store. If it cannot be written to, `note` says why and the values come from the arguments.
+        Returns the stored outputs for all images of the batch, in the precision of the store. If
+        the store cannot be written to, `note` gives the reason, and the outputs that are not in
+        the store come from the arguments.
 
         Args:
             rows: int64 (B,), the numbers of the images.
             view: the number of the view.
             logits: (B, K).
-            features: {layer: features (B, C, H, W) or (B, L, D)} of the layers whose maps are kept;
-                attention (B, heads, H, W) where the maps are of attention.
+            features: {layer: features (B, C, H, W) or (B, L, D)} of the layers whose maps are
+                stored, or {layer: attention (B, heads, H, W)} for maps of attention.
 
         Raises:
-            UserError: for numbers outside of the store and for other shapes.
+            UserError: for numbers that are out of range and for wrong shapes.
             RunError: for values that are not finite.
         """
         index = self._index(rows, view)
-        said = self._encode(logits, features)
-        for array, values in zip(self._arrays, said, strict=True):
+        encoded = self._encode(logits, features)
+        for array, values in zip(self._arrays, encoded, strict=True):
             expected = (len(index), *array.row_shape)
             if values.shape != expected:
                 raise UserError(
@@ -206,23 +207,23 @@ class TeacherStore:
                 raise RunError(f"the teacher's {array.entry.name} is not finite in view {view}")
         if self.note is None:
             try:
-                self._write(index, view, said)
+                self._write(index, view, encoded)
             except OSError as error:
                 self.note = f"{self.folder} cannot be written ({error.strerror})"
         parts, flat = self._gather(index, view)
-        for array, part, values in zip(self._arrays, parts, said, strict=True):
+        for array, part, values in zip(self._arrays, parts, encoded, strict=True):
             absent = ~array.filled(view, index)
             part[absent] = values[absent]
         return self._output(parts, flat, logits.device)
 
     def sample(self, count: int) -> TeacherOutput:
-        """What `read` gives for `count` images of view 0, of those that are there, evenly spaced.
+        """The outputs for `count` evenly spaced images of view 0 that have outputs.
 
-        Where none is there, it has the right shape: logits 0, even maps.
+        If no image has outputs, the logits are 0 and the maps are uniform.
         """
-        there = self.filled(torch.arange(self.header.images.count)).nonzero().flatten()
-        if len(there):
-            return self.read(there[torch.linspace(0, len(there) - 1, count).long()])
+        rows = self.filled(torch.arange(self.header.images.count)).nonzero().flatten()
+        if len(rows):
+            return self.read(rows[torch.linspace(0, len(rows) - 1, count).long()])
         maps = {}
         for array in self._arrays:
             if array.entry.layer is not None:
@@ -236,17 +237,17 @@ class TeacherStore:
 
     @property
     def layers(self) -> list[str]:
-        """The layers whose maps `read` gives."""
+        """The layers whose maps `read` returns."""
         return [array.entry.layer for array in self._arrays if array.entry.layer is not None]
 
     @property
     def reads_attention(self) -> bool:
-        """Whether the maps that `read` gives are of the layers' attention."""
-        kept = [array.entry.options for array in self._arrays]
-        return any(options is not None and options.reads_attention for options in kept)
+        """Whether the maps that `read` returns come from the layers' attention."""
+        all_options = [array.entry.options for array in self._arrays]
+        return any(options is not None and options.reads_attention for options in all_options)
 
     def record(self, numbers: Mapping[str, float]) -> None:
-        """Keeps numbers on the teacher, such as its validation accuracy, in store.json."""
+        """Writes numbers of the teacher, such as its validation accuracy, into store.json."""
         with locked(self.folder):
             header = read_header(self.folder)
             teacher = replace(header.teacher, numbers=header.teacher.numbers | dict(numbers))
@@ -257,7 +258,7 @@ class TeacherStore:
         return [entry.name for entry in self.header.arrays if entry.layer is None]
 
     def _use(self, names: Sequence[str]) -> None:
-        """Takes these arrays; those that are open already stay so."""
+        """Selects these arrays, and keeps open those that are open already."""
         opened = {array.entry.name: array for array in self._arrays}
         entries = {entry.name: entry for entry in self.header.arrays}
         self._arrays = [
@@ -265,7 +266,7 @@ class TeacherStore:
         ]
 
     def _index(self, rows: Tensor, view: int) -> Rows:
-        """The rows for numpy, which reads what lies behind an array without a word."""
+        """The rows as a NumPy array; `np.take` with mode="clip" would not check their range."""
         index: Rows = torch.as_tensor(rows).cpu().numpy().astype(np.int64, copy=False)
         count, views = self.header.images.count, self.header.view_count
         if not 0 <= view < views:
@@ -275,12 +276,12 @@ class TeacherStore:
         return index
 
     def _gather(self, index: Rows, view: int) -> tuple[list[Values], dict[str, NDArray[Any]]]:
-        """The rows of each array (B, ...), which lie side by side in one array a type."""
+        """The rows of each array (B, ...), as views of one flat array for each dtype."""
         sizes: dict[str, int] = {}
         for array in self._arrays:
             size = len(index) * math.prod(array.row_shape)
             sizes[array.entry.dtype] = sizes.get(array.entry.dtype, 0) + size
-        # In one piece, so that a batch is one copy to the device.
+        # One flat array for each dtype, so that a batch needs one copy to the device.
         flat = {dtype: np.empty(size, dtype) for dtype, size in sizes.items()}
         ends = dict.fromkeys(flat, 0)
         parts: list[Values] = []
@@ -310,9 +311,9 @@ class TeacherStore:
 
     @torch.no_grad()
     def _encode(self, logits: Tensor, features: Mapping[str, Tensor]) -> list[Values]:
-        """The rows of each array, as they are kept."""
+        """The rows of each array, as they are stored."""
         values = {LOGITS: at_least_float32(check_logits(logits, "the teacher"))}
-        if not logits.isfinite().all():  # before they are brought into the range of float16
+        if not logits.isfinite().all():  # before `clamp` makes infinite values finite
             raise RunError("the teacher's logits are not finite")
         if self.header.top_k is not None:
             values[LOGITS], values[CLASSES] = top_k.encode(logits, self.header.top_k)
@@ -324,26 +325,26 @@ class TeacherStore:
             if entry.layer is not None and entry.options is not None:
                 if entry.layer not in features:
                     raise UserError(
-                        f"features are of {', '.join(features)}: expected those of {entry.layer} "
-                        f"too, whose map {self.folder} keeps"
+                        f"features has the layers {', '.join(features)}: expected {entry.layer} "
+                        f"as well, whose map is stored in {self.folder}"
                     )
                 values[entry.name] = normalized_map(features[entry.layer], entry.options)
             tensor = values[entry.name].to(getattr(torch, entry.dtype))
             rows.append(tensor.cpu().numpy())
         return rows
 
-    def _write(self, index: Rows, view: int, said: Sequence[Values]) -> None:
-        # An image may stand twice in a batch: a readable one takes the place of an unreadable one.
+    def _write(self, index: Rows, view: int, encoded: Sequence[Values]) -> None:
+        # An image may occur twice in a batch: a readable image replaces an unreadable one.
         rows, first = np.unique(index, return_index=True)
         with locked(self.folder):
-            for array, values in zip(self._arrays, said, strict=True):
+            for array, values in zip(self._arrays, encoded, strict=True):
                 absent = ~array.filled(view, rows)
                 if absent.any():
                     array.write(view, rows[absent], values[first[absent]])
 
 
 def normalized_map(features: Tensor, options: MapOptions) -> Tensor:
-    """The map of features as a store keeps it: (N, H, W), or (N, C) over channels."""
+    """The map of features as it is stored: (N, H, W), or (N, C) over channels."""
     with torch.no_grad(), torch.autocast(features.device.type, enabled=False):
         values = attention_map(features, options.kind, options.p, axis=options.axis)
     if options.axis == "space":
@@ -352,7 +353,7 @@ def normalized_map(features: Tensor, options: MapOptions) -> Tensor:
 
 
 def _to_device(values: NDArray[Any], device: torch.device | str) -> Tensor:
-    """Floats as float32, whole numbers as int64."""
+    """The values as a tensor on `device`: float32 or int64."""
     tensor = torch.from_numpy(values)
     if torch.device(device).type == "cuda":
         tensor = tensor.pin_memory()
@@ -361,7 +362,7 @@ def _to_device(values: NDArray[Any], device: torch.device | str) -> Tensor:
 
 
 def _check_new(folder: Path) -> None:
-    """Raises `UserError` for a folder with other things in it."""
+    """Raises `UserError` for a folder with other content."""
     if folder.is_file():
         raise UserError(f"{folder} is a file: a store is a folder, choose another place")
     # Hidden files do not count: a killed process leaves partial ones.

@@ -1,9 +1,9 @@
 """The top k logits of a teacher, and one number for all the others.
 
-Of logits z over K classes, the k largest are kept, and c = log(Σ_rest e^z / (K − k)). Each other
-class gets c. At temperature 1 the kept classes then have their probabilities, and the others share
-the rest evenly. At a temperature T > 1 the rest together weighs a little more than it did, since
-the mean of e^(z/T) is at most e^(c/T).
+Of logits z over K classes, the store keeps the k largest and c = log(Σ_rest e^z / (K − k)). Each
+other class gets c. At temperature 1 the top k classes then have their exact probabilities, and the
+others share the rest evenly. At a temperature T > 1 the rest together gets slightly more
+probability than in the original, since the mean of e^(z/T) is at most e^(c/T).
 """
 
 from __future__ import annotations
@@ -26,6 +26,6 @@ def encode(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def decode(values: Tensor, classes: Tensor, count: int) -> Tensor:
-    """The logits (N, `count`) of what `encode` gave."""
+    """The logits (N, `count`) from the result of `encode`."""
     rest = values[:, -1:].expand(-1, count)
     return rest.scatter(1, classes, values[:, :-1])

@@ -16,7 +16,7 @@ from .trainer import Trainer
 if TYPE_CHECKING:
     from ..config import Recipe
 
-# What a run says of a method that nobody has to name.
+# Explains the methods that a command uses by default.
 DEFAULT_METHODS = {
     TEACHER_METHOD: "the default with a teacher",
     "none": "the student alone, the default without a teacher",
@@ -24,7 +24,7 @@ DEFAULT_METHODS = {
 
 
 def run_title(recipe: Recipe) -> str:
-    """The network, and the method if there is a teacher's guidance."""
+    """The network, preceded by the method if there is one."""
     if recipe.method == "none":
         return recipe.model
     return f"{recipe.method} {recipe.model}"
@@ -33,7 +33,7 @@ def run_title(recipe: Recipe) -> str:
 def announce(
     recipe: Recipe, components: RunComponents, runtime: RuntimeConfig, trainer: Trainer
 ) -> None:
-    """Says what is trained, on which images, how, and what the method does to each pair."""
+    """Prints what is trained, on which images, how, and what the method does to each pair."""
     say, data, transfer = trainer.progress.say, components.data, components.transfer
     mode = "compiled" if runtime.compile else "eager"
     if runtime.graphs:

@@ -1,4 +1,4 @@
-"""From a recipe to the components of a run, and from them to its trainer."""
+"""Makes the components of a run from its recipe, and the trainer from the components."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from ..runtime.resolve import RuntimeConfig, count_flops
 from ..taps import parse_pairs
 from ..transfer import Transfer
 from .images import make_loader, open_images
-from .lessons import Lessons
 from .open_store import OpenStore, load_teacher, open_store
 from .progress import ProgressBar
 from .regularize import make_average, make_mix
+from .stored_outputs import StoredOutputs
 from .trainer import Trainer
 
 if TYPE_CHECKING:
@@ -45,14 +45,14 @@ class RunComponents:
     student: Network
     teacher: Network | None
     transfer: Transfer
-    example: Tensor  # a batch as the student sees it
+    example: Tensor  # a batch after the student's preprocessing
     notes: Sequence[str] = ()  # where the student's weights come from
     average: Any = None
-    kept: OpenStore | None = None  # the teacher's outputs
+    teacher_store: OpenStore | None = None  # the stored outputs of the teacher
 
     @property
     def trained(self) -> nn.Module:
-        """The module that is validated and kept: the student, or the average of its weights."""
+        """The module that is validated and saved: the student, or the average of its weights."""
         if self.average is None:
             return self.student.module
         module: nn.Module = self.average.module
@@ -60,11 +60,11 @@ class RunComponents:
 
     @property
     def teacher_fingerprint(self) -> str | None:
-        """Of the teacher's weights, if they are known."""
+        """The fingerprint of the teacher's weights, if they are known."""
         if self.teacher is not None:
             return self.teacher.fingerprint
-        if self.kept is not None:
-            return self.kept.store.header.teacher.identity
+        if self.teacher_store is not None:
+            return self.teacher_store.store.header.teacher.identity
         return None
 
     def inference(self, runtime: RuntimeConfig) -> InferenceModel:
@@ -73,7 +73,7 @@ class RunComponents:
 
 
 def assemble(recipe: Recipe, data: Dataset | None = None) -> RunComponents:
-    """Makes the networks and joins them in a `Transfer`; opens the data unless it is given.
+    """Makes the networks and their `Transfer`; opens the data unless it is given.
 
     Raises:
         UserError: for data, networks or layers that do not exist or do not fit together.
@@ -83,15 +83,15 @@ def assemble(recipe: Recipe, data: Dataset | None = None) -> RunComponents:
     methods = create_methods(recipe)
     classes = data.classes, data.mean, data.std
     teacher = load_teacher(recipe, data)
-    # After the teacher, whose initialisation draws numbers too: the student's depends on the seed.
+    # The seed is set after the teacher is made, because its initialisation draws random numbers.
     torch.manual_seed(recipe.seed)
     student, notes = start_network(
         recipe.model, *classes, recipe.student_weights, recipe.trust_code
     )
     student_module = student.module.to(memory_format=torch.channels_last)
-    # A copy of the student, so it must be made before the Transfer adds hooks.
+    # The average copies the student, so it must be made before the Transfer adds hooks.
     average = make_average(recipe, student_module)
-    # Of many classes, as a folder's first images are alike.
+    # Balanced over the classes: the first images of a folder all have the same class.
     examples = balanced_subset(data.train.labels, EXAMPLE_IMAGES, seed=0)
     example = as_input(data.train.batch(examples))
     check_network(student, example, f"the student {recipe.model}")
@@ -99,19 +99,19 @@ def assemble(recipe: Recipe, data: Dataset | None = None) -> RunComponents:
         check_network(teacher, example, f"the teacher {recipe.teacher}")
         teacher.module.to(memory_format=torch.channels_last)
     pairs: str | list[tuple[str, str]] = parse_pairs(recipe.pairs)
-    kept = open_store(recipe, data, student, teacher, methods, examples)
-    side: Any = None
+    store = open_store(recipe, data, student, teacher, methods, examples)
+    teacher_side: Any = None
     transform = example_teacher = None
     if teacher is not None:
-        side, transform = teacher.module, teacher.preprocess
-    if kept is not None:
-        pairs, example_teacher, notes = kept.pairs, kept.example, [*notes, kept.note]
-        if not kept.missing:
-            # A teacher with nothing left to say stays off the device.
-            side, transform = kept.store, None
+        teacher_side, transform = teacher.module, teacher.preprocess
+    if store is not None:
+        pairs, example_teacher, notes = store.pairs, store.example, [*notes, store.note]
+        if not store.missing:
+            # The store has all outputs, so the teacher need not be moved to the device.
+            teacher_side, transform = store.store, None
     transfer = Transfer(
         student_module,
-        side,
+        teacher_side,
         methods,
         pairs,
         example,
@@ -121,7 +121,7 @@ def assemble(recipe: Recipe, data: Dataset | None = None) -> RunComponents:
         example_teacher=example_teacher,
     )
     student_example = student.preprocess(example)
-    return RunComponents(data, student, teacher, transfer, student_example, notes, average, kept)
+    return RunComponents(data, student, teacher, transfer, student_example, notes, average, store)
 
 
 def training_flops(recipe: Recipe, components: RunComponents) -> float:
@@ -135,8 +135,8 @@ def training_flops(recipe: Recipe, components: RunComponents) -> float:
     total = float(per_image * images)
     if teacher is not None:
         times = images
-        if components.kept is not None:
-            times = min(times, components.kept.missing)
+        if components.teacher_store is not None:
+            times = min(times, components.teacher_store.missing)
         total += times * count_flops(teacher.module.eval(), teacher.preprocess(example))
     return total
 
@@ -159,7 +159,7 @@ def make_trainer(
     transfer = components.transfer.to(fabric.device)
     components.trained.to(fabric.device)
     if runtime.compile:
-        # The compiler limits recompilations per function, and counts earlier runs of this process.
+        # The compiler's limit of recompilations counts the earlier runs of this process as well.
         torch.compiler.reset()
         compile_transfer(transfer, runtime)
         network = torch.compile(network, dynamic=False)  # type: ignore[assignment]
@@ -178,6 +178,8 @@ def make_trainer(
         average=components.average,
         graphs=runtime.graphs,
     )
-    if components.kept is not None:
-        trainer.lesson = Lessons(components.kept.store, transfer, fabric, progress.say)
+    if components.teacher_store is not None:
+        trainer.teacher_outputs = StoredOutputs(
+            components.teacher_store.store, transfer, fabric, progress.say
+        )
     return trainer

@@ -1,7 +1,7 @@
-"""checkpoint.pt and the one before it, each written whole or not at all and read with its checksum.
+"""checkpoint.pt and the previous checkpoint: written atomically, and read with their checksums.
 
-torch.save writes a zip archive with a CRC-32 of each tensor. torch.load does not compare them, so
-`_read` does. That is the checksum of checkpoints from every version of this package.
+torch.save writes a zip archive with a CRC-32 of each tensor. torch.load does not check it, so
+`_read` does. Checkpoints from every version of this package have this checksum.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ import torch
 from ..errors import RunError, first_line
 from ..run_folder import RunFolder, replacing
 
-# What a checkpoint holds since the first version; later keys may be absent.
+# The keys of the first version of the format; older checkpoints may lack keys added later.
 KEYS = {"transfer", "optimizer", "scheduler", "meter", "step", "seconds", "rng", "cuda_rng"}
 
 
 def save_checkpoint(folder: RunFolder, state: dict[str, Any]) -> None:
-    """Writes `state` as checkpoint.pt; the last checkpoint becomes the one before it.
+    """Writes `state` as checkpoint.pt; the last checkpoint becomes the previous one.
 
     Raises:
         RunError: if it cannot be written; the last checkpoint is kept.
@@ -33,9 +33,10 @@ def save_checkpoint(folder: RunFolder, state: dict[str, Any]) -> None:
             with open(partial, "wb") as stream:
                 torch.save(state, stream)
                 stream.flush()
-                os.fsync(stream.fileno())  # or a power cut could leave an empty file under the name
-            # Until the new one has its name, the one before is all there is; `load_checkpoint`
-            # takes that one then. A link would be moved, and the file that it points to replaced.
+                os.fsync(stream.fileno())  # otherwise a power cut could leave an empty file
+            # If the process is killed between the two renames, only the previous checkpoint is
+            # left, and `load_checkpoint` reads it. A link is not moved: `replacing` replaces the
+            # file that it points to.
             if file.is_file() and not file.is_symlink():
                 os.replace(file, folder.previous_checkpoint_file)
     except RunError:
@@ -51,10 +52,10 @@ def save_checkpoint(folder: RunFolder, state: dict[str, Any]) -> None:
 def load_checkpoint(
     folder: RunFolder, device: torch.device, say: Callable[[str], None]
 ) -> tuple[dict[str, Any], Path]:
-    """The state in checkpoint.pt, its tensors on `device`, and the file that it is from.
+    """The state in checkpoint.pt, its tensors on `device`, and the file that was read.
 
-    If checkpoint.pt is damaged or missing, that is the one before it. `say` gets a line about
-    damage.
+    If checkpoint.pt is damaged or missing, the previous checkpoint is read. `say` prints a warning
+    about a damaged file.
 
     Raises:
         RunError: if neither can be read.
@@ -93,7 +94,7 @@ def _read(file: Path, device: torch.device) -> dict[str, Any]:
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
-        # Without torch's words: they advise to load the file with its pickled code.
+        # torch's message is not shown: it advises to load the file with its pickled code.
         raise _DamageError("it is no checkpoint of a run") from error
     if not isinstance(state, dict) or not state.keys() >= KEYS:
         raise _DamageError("it is no checkpoint of a run")

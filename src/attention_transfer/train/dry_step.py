@@ -1,4 +1,4 @@
-"""The dry step before the first one: a run's `preflight`."""
+"""The trial step before training: a run's `preflight`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ BATCH = 100
 
 
 def dry_step(components: RunComponents, trainer: Trainer) -> None:
-    """Says what `preflight` finds.
+    """Prints the findings of `preflight`.
 
     Raises:
         UserError: for a finding that makes training pointless.
@@ -34,7 +34,7 @@ def dry_step(components: RunComponents, trainer: Trainer) -> None:
     teacher = None
     store = components.transfer.store
     if store is not None:
-        # A store speaks of views, not of the images as they are.
+        # A store has outputs for the views, not for the original images.
         plan = trainer.loader.view_plan(0, index, len(index))
         x, labels, rows = trainer.loader.batch(plan, 0)
         teacher = store.read(rows, 0, device)

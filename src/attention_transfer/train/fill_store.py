@@ -1,4 +1,4 @@
-"""The teacher sees each view of each image once, and its words go into the store."""
+"""Runs the teacher once on each view of each image, and stores its outputs."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def fill(
     fabric: Fabric,
     console: Console,
 ) -> None:
-    """Each process says what is missing in its share of the images."""
+    """Adds the missing outputs; each process runs the teacher on its share of the images."""
     loader = make_loader(options, fabric, data.train)
     share = torch.arange(len(data.train))[fabric.global_rank :: fabric.world_size]
     views = store.header.view_count
@@ -43,7 +43,7 @@ def fill(
             if not len(index):
                 continue
             start = time.perf_counter()
-            # The first images fill up the last batch: a compiled teacher takes one shape.
+            # The last batch is filled up with the first images: a compiled teacher takes one shape.
             size = min(options.batch_size, len(index))
             padded = index[torch.arange(-(-len(index) // size) * size) % len(index)]
             plan = loader.view_plan(view, padded, size)
@@ -52,18 +52,19 @@ def fill(
                 try:
                     x, _, rows = loader.batch(plan, step)
                 except NoReadableImageError:
-                    continue  # the conclusion counts what is missing
+                    continue  # `teach` counts the missing views at the end
                 with fabric.autocast():
                     logits, features = teacher(as_input(x))
                 store.add(rows, view, logits, features)
                 if store.note is not None:
                     raise RunError(
-                        f"{store.note}: what is there is kept; make room and run the command again"
+                        f"{store.note}: the outputs so far are kept; make room and run the "
+                        "command again"
                     )
             rate = len(index) * fabric.world_size / (time.perf_counter() - start)
             print_line(console, f"view {view + 1}/{views}: {rate:,.0f} images/s")
 
 
 def print_line(console: Console, text: str) -> None:
-    """Prints a line as it is."""
+    """Prints a line without markup, highlighting or wrapping."""
     console.print(text, markup=False, highlight=False, soft_wrap=True)

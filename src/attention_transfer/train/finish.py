@@ -44,19 +44,19 @@ def finish(
         teacher = InferenceModel(module, transform, runtime.precision).to(device).eval()
         teacher_logits = _logits(teacher, data)
         teacher_summary = _summarize_teacher(components.teacher, teacher, teacher_logits, data)
-        if components.kept is not None:
-            _record_numbers(components.kept.store, teacher_summary)
-    elif components.kept is not None:
-        teacher_summary = _summarize_store(components.kept.store)
+        if components.teacher_store is not None:
+            _record_numbers(components.teacher_store.store, teacher_summary)
+    elif components.teacher_store is not None:
+        teacher_summary = _summarize_store(components.teacher_store.store)
     layers = layer_names(student, data.val)
     if layers:
         kinds = _shown_kind(recipe), _shown_kind(recipe.of_teacher)
         save_maps(folder.maps_file, student, layers, data.val, data.shown, teacher, kinds)
-    # Of the weights as they are exported, whatever the precision of the training.
+    # The saved predictions are those of the exported weights, in float32.
     logits = _logits(InferenceModel(student.module, preprocess, "fp32").eval(), data)
     save_predictions(folder.predictions_file, data.val, logits, teacher_logits)
     last = rows[-1]
-    # An epoch that only repeated its validation trained no image.
+    # An epoch that only repeated its validation has a rate of 0.
     rates = [row["images_per_second"] for row in rows if row["images_per_second"]]
     summary = {
         "command": recipe.command,
@@ -76,13 +76,13 @@ def finish(
         "attention": attention_in_box(student, layers, data.val),
     }
     folder.previous_checkpoint_file.unlink(missing_ok=True)  # a finished run does not continue
-    # Last of all files, because it marks the run as finished.
+    # Written last, because it marks the run as finished.
     write_json(folder.summary_file, summary)
     return summary
 
 
 def _shown_kind(options: MapOptions) -> str:
-    """The kind of the maps in the report, which are sums unless the run reads attention."""
+    """The kind of the maps in the report: "sum", or "attention" if the run reads attention."""
     if options.reads_attention:
         return "attention"
     return "sum"
@@ -94,7 +94,7 @@ def _logits(network: InferenceModel, data: Dataset) -> Tensor:
 
 
 def _exported_metrics(student: InferenceModel, logits: Tensor, data: Dataset) -> dict[str, float]:
-    """The numbers of the weights in float32, as they are exported; empty if training saw them."""
+    """The metrics of the exported weights in float32; empty if training used float32."""
     if student.precision == "fp32":
         return {}
     return {f"val_{name}_fp32": value for name, value in measure(logits, data.val).items()}
@@ -103,7 +103,7 @@ def _exported_metrics(student: InferenceModel, logits: Tensor, data: Dataset) ->
 def _summarize_teacher(
     teacher: Network, network: InferenceModel, logits: Tensor, data: Dataset
 ) -> dict[str, Any]:
-    # Again, because this run may validate on other images than the teacher's own run.
+    # Measured again, because this run may have other validation images than the teacher's run.
     metrics = measure(logits, data.val)
     return {
         "name": teacher.name,
@@ -117,14 +117,14 @@ def _summarize_teacher(
 
 
 def _record_numbers(store: TeacherStore, summary: dict[str, Any]) -> None:
-    """Lets the store know what it says of its teacher where no network is at hand."""
+    """Writes the teacher's numbers into the store, for later runs without its network."""
     keys = "parameters", "flops", "val_accuracy", "val_loss"
-    with suppress(OSError, RunError):  # a full disk costs no run
+    with suppress(OSError, RunError):  # a full disk must not fail the run
         store.record({key: float(summary[key]) for key in keys})
 
 
 def _summarize_store(store: TeacherStore) -> dict[str, Any]:
-    """What a store knows of its teacher, in the place of what a run measures."""
+    """The summary of the teacher from its store, for a run without its network."""
     teacher = store.header.teacher
     about = {"name": teacher.name, "folder": teacher.folder, "model": teacher.name}
     return about | {"store": str(store.folder.resolve())} | teacher.numbers
@@ -134,7 +134,7 @@ def describe_summary(folder: RunFolder, summary: dict[str, Any]) -> str:
     """One line for a finished run.
 
     Raises:
-        UserError: for a summary that lacks a number of it.
+        UserError: for a summary that lacks one of the numbers.
     """
     final = summary.get("final") or {}
     numbers = summary | final

@@ -7,15 +7,15 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-# A layer's gradient explodes at this many times its mean over the other steps of an epoch.
-EXPLODED = 1000.0
-MIN_STEPS = 10  # of fewer steps, a mean says nothing
+# A gradient counts as exploded at this many times its mean over the other steps of an epoch.
+EXPLOSION_RATIO = 1000.0
+MIN_STEPS = 10  # a mean over fewer steps is not reliable
 
 
 class GradientWatch:
     """The norm of each weight's gradient over the steps of an epoch.
 
-    It is kept on the device, so that watching synchronises nothing; asking it does.
+    The norms are kept on the device: `update` does not synchronise, reading them does.
 
     Args:
         parameters: names and weights of the student and the adapters.
@@ -29,7 +29,7 @@ class GradientWatch:
         self.begin_epoch()
 
     def begin_epoch(self) -> None:
-        """Forgets the steps so far."""
+        """Resets the norms."""
         self.count = 0
         self.finite_steps, self.sums, self.largest = self.zero.new_zeros(3, len(self.names))
 
@@ -46,7 +46,7 @@ class GradientWatch:
     def first_bad_layer(self) -> tuple[int, str] | None:
         """(The number of steps before it, the weight) of the first gradient that is not finite.
 
-        A weight that got such a gradient gets no other afterwards.
+        Once the gradient of a weight is not finite, it stays so in all later steps.
         """
         counts = self.finite_steps.tolist()
         first = int(min(counts, default=self.count))
@@ -63,7 +63,7 @@ class GradientWatch:
         layer = int(self.largest.argmax())
         largest, total = float(self.largest[layer]), float(self.sums[layer])
         mean = (total - largest) / (self.count - 1)
-        if not largest > EXPLODED * mean > 0:
+        if not largest > EXPLOSION_RATIO * mean > 0:
             return None
         return (
             f"the gradient of {self.names[layer]} exploded in one step of the epoch: its norm was "

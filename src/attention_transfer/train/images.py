@@ -1,4 +1,4 @@
-"""The images of a run: in memory or streamed, as the memory of the machine allows."""
+"""The images of a run: in memory, or streamed if they do not fit."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def open_images(
     """The images of a run, in memory or streamed.
 
     Args:
-        streamed: of a run that continues, whether its images were streamed.
+        streamed: for a run that continues, whether its images were streamed.
         jobs: number of runs that share this machine.
     """
     stream: str = options.stream
@@ -48,7 +48,7 @@ def open_images(
     memory = []  # bytes for decoded images, on the GPU and in the machine
     if on_gpu:
         free, _ = torch.cuda.mem_get_info(local_rank())
-        # Each process has a GPU of its own, and shares it with other jobs only.
+        # Each process has its own GPU, which it shares with other jobs only.
         memory.append(int(GPU_SHARE * free) // jobs)
     if (share := memory_budget()) is not None:
         memory.append(share // processes)
@@ -63,7 +63,7 @@ def open_images(
 
 
 def make_loader(options: AugmentOptions, fabric: Fabric, images: Images) -> Augment | Stream:
-    """What makes the training batches: from memory, or decoded while training."""
+    """The loader of the training batches: from memory, or decoded while training."""
     return augment_on(options, images, fabric.device, fabric.global_rank, fabric.world_size)
 
 

@@ -1,4 +1,4 @@
-"""`--log`: each epoch's metrics to Lightning's loggers, in RUN/logs or at a service."""
+"""`--log`: sends each epoch's metrics to Lightning's loggers, in RUN/logs or at a service."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..run_schema import LoggerStates
 from .options import LogOptions, logger_names
 
 PROJECT = "attention-transfer"
-# Any one of these packages will do; csv needs none.
+# A logger needs one of its packages; csv needs none.
 PACKAGES = {
     "tensorboard": ("tensorboard", "tensorboardX"),
     "wandb": ("wandb",),
@@ -63,7 +63,7 @@ class Loggers:
         say: prints a line.
 
     Raises:
-        UserError: for a logger that cannot begin, such as a service without a key.
+        UserError: for a logger that cannot start, such as a service without a key.
     """
 
     def __init__(
@@ -87,14 +87,14 @@ class Loggers:
                 if name == "wandb":
                     expected = "a key (wandb login) and the network, or WANDB_MODE=offline"
                 elif name == "mlflow":
-                    expected = "a server at MLFLOW_TRACKING_URI, or without that a folder to write"
+                    expected = "a server at MLFLOW_TRACKING_URI, or without it a writable folder"
                 raise UserError(
-                    f"--log {name} cannot begin ({first_line(error)}): expected {expected}; "
-                    "see to it, or leave it out"
+                    f"--log {name} cannot start ({first_line(error)}): expected {expected}; "
+                    f"provide it, or leave --log {name} out"
                 ) from error
 
     def write(self, rows: Sequence[Row]) -> None:
-        """Logs the new ones of a run's rows. A logger that fails is dropped; training goes on."""
+        """Logs the new rows of a run. A logger that fails is dropped; training goes on."""
         for name, logger in list(self.loggers.items()):
             state = self.state[name]
             try:
@@ -147,11 +147,11 @@ class Loggers:
                         # wandb would log the next run of this process as the same one.
                         logger.experiment.finish()
             except Exception as error:
-                self.say(f"warning: --log {name} did not end well ({first_line(error)})")
+                self.say(f"warning: --log {name} could not be closed ({first_line(error)})")
 
 
 def _begin(name: str, folder: RunFolder, state: dict[str, Any], config: Mapping[str, Any]) -> Any:
-    """A logger that has begun to write, after `state["step"]` if the run continues."""
+    """A started logger, which appends after `state["step"]` if the run continues."""
     logs = folder.path.resolve() / "logs"
     logger: Any
     if name == "csv":
@@ -165,7 +165,7 @@ def _begin(name: str, folder: RunFolder, state: dict[str, Any], config: Mapping[
     elif name == "tensorboard":
         from lightning.fabric.loggers import TensorBoardLogger
 
-        # TensorBoard then forgets what a killed process had written beyond this step.
+        # TensorBoard then ignores the rows that a killed process wrote after this step.
         purge_step = state["step"] + 1 if state["step"] else None
         logger = TensorBoardLogger(logs, "tensorboard", version="", purge_step=purge_step)
     elif name == "mlflow":
@@ -173,7 +173,7 @@ def _begin(name: str, folder: RunFolder, state: dict[str, Any], config: Mapping[
 
         uri, artifacts = os.environ.get("MLFLOW_TRACKING_URI"), None
         if uri is None:
-            # MLflow's own place for files is the current folder.
+            # By default MLflow writes into the current folder.
             uri, artifacts = f"sqlite:///{logs}/mlflow.db", f"file://{logs}/mlflow"
             logs.mkdir(parents=True, exist_ok=True)
         logger = MLFlowLogger(
@@ -187,7 +187,7 @@ def _begin(name: str, folder: RunFolder, state: dict[str, Any], config: Mapping[
             logger.log_hyperparams(dict(config))
         state["id"] = logger.run_id
     else:
-        from lightning.pytorch.loggers import WandbLogger  # Fabric has none of its own
+        from lightning.pytorch.loggers import WandbLogger  # Fabric has no W&B logger
 
         # wandb continues a run by its id.
         state["id"] = state["id"] or uuid.uuid4().hex[:8]
@@ -218,7 +218,7 @@ def _log_picture(name: str, logger: Any, file: Path, step: int) -> None:
         logger.experiment.add_image(MAPS, pixels, step, dataformats="HWC")
         logger.save()
     elif name == "wandb":
-        # Without a step: that of the last row is closed.
+        # Without a step, because W&B takes no more values for the last row's step.
         logger.log_image(MAPS, [str(file)])
     else:
         logger.experiment.log_artifact(logger.run_id, str(file))

@@ -15,8 +15,8 @@ from torch import Tensor
 class Meter:
     """Sums over the images of an epoch: cross-entropy, correct answers, and each term of the loss.
 
-    It also keeps the first step at which each term was not finite, so that finding a diverged
-    run does not synchronise at every step.
+    It also keeps the first step at which each term was not finite, on the device, so that the
+    check for a diverged run does not synchronise in every step.
 
     Args:
         terms: the names of the terms of the loss.
@@ -31,7 +31,7 @@ class Meter:
         dtype = torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
         self.sums = torch.zeros(2 + len(terms), device=device, dtype=dtype)
         self.images = 0
-        # What `first_bad` counts: (term, ""), and (term, pair) for a pair's share of a term.
+        # The entries of `first_bad`: (term, ""), and (term, pair) for a pair's share of a term.
         self.watched = [(term, "") for term in terms]
         self.first_bad = torch.full((len(terms),), -1, device=device, dtype=torch.int64)
 
@@ -73,7 +73,7 @@ class Meter:
         self.first_bad = torch.cat([self.first_bad, self.first_bad.new_full((more,), -1)])
 
     def first_fault(self) -> tuple[int, str] | None:
-        """The first step at which the loss was not finite, and the terms and pairs, in words."""
+        """The first step at which the loss was not finite, and the names of the terms and pairs."""
         steps = self.first_bad.tolist()
         step = min((s for s in steps if s >= 0), default=None)
         if step is None:
@@ -105,12 +105,12 @@ class Meter:
     def state_dict(self, fabric: Fabric) -> dict[str, Any]:
         """The sums and the number of images are those of all ranks."""
         images = self.all_images(fabric)
-        # A state with a fault is not saved, so that `first_bad` says nothing.
+        # Only a state without a fault is saved, so every entry of `first_bad` is -1.
         first_bad = self.first_bad[: len(self.terms)]
         return {"sums": self._all_sums(fabric), "images": images, "first_bad": first_bad}
 
     def load_state_dict(self, state: dict[str, Any], fabric: Fabric) -> None:
-        if fabric.is_global_zero:  # the other ranks start at zero, so that nothing counts twice
+        if fabric.is_global_zero:  # the other ranks start at zero: the saved sums are over all
             self.sums.copy_(state["sums"])
             self.images = state["images"]
 

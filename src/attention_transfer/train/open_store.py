@@ -1,4 +1,4 @@
-"""The store of a run: the one in its teacher's place, or the one that its teacher fills."""
+"""Opens the store of a run: given as its teacher, or filled by its teacher."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ Pairs = list[tuple[str, str]]
 
 @dataclass
 class OpenStore:
-    """A store without what the methods do not read, and the pairs of layers."""
+    """A store with the arrays that the methods read, and the pairs of layers."""
 
     store: TeacherStore
     pairs: Pairs
-    example: TeacherOutput  # its outputs for the example images
+    example: TeacherOutput  # the stored outputs for the example images
     missing: int  # views of images that the run needs and the store lacks
     note: str
 
@@ -61,16 +61,17 @@ def open_store(
     methods: Sequence[Method],
     index: Tensor,
 ) -> OpenStore | None:
-    """The store of a run; None where nothing is kept.
+    """The store of a run; None if the run uses no store.
 
     Args:
         index: the example images.
 
     Raises:
-        UserError: for a store of something else, and one that lacks what only a teacher could add.
+        UserError: for a store of other images, views or teachers, and for missing outputs if there
+            is no teacher to compute them.
     """
-    kept = recipe.views is not None and can_learn_from_store(methods)
-    if not kept and not is_store(recipe.teacher):
+    fills_store = recipe.views is not None and can_learn_from_store(methods)
+    if not fills_store and not is_store(recipe.teacher):
         return None
     options, pairs = maps_to_read(methods), parse_pairs(recipe.pairs)
     example = as_input(data.train.batch(index))
@@ -87,14 +88,14 @@ def open_store(
             layers = resolve_pairs(pairs, student.module, teacher.module, *inputs)
         names = [t for _, t in layers]
         store = store_of_run(recipe, recipe, data, teacher, example, names, options)
-    said = first_lesson(store, recipe, data.train, index, teacher)
+    outputs = example_outputs(store, recipe, data.train, index, teacher)
     missing = count_missing(recipe, store, data)
-    return OpenStore(store, layers, said, missing, _describe(recipe, store, data, missing))
+    return OpenStore(store, layers, outputs, missing, _describe(recipe, store, data, missing))
 
 
 def views_of(recipe: Recipe) -> range:
-    """The views that a run shows."""
-    assert recipe.views is not None, "a store is of fixed views"
+    """The views that a run trains on."""
+    assert recipe.views is not None, "a store needs fixed views"
     return range(min(recipe.views, recipe.epochs))
 
 
@@ -112,13 +113,13 @@ def store_of_run(
     layers: Sequence[str],
     map_options: MapOptions | None,
 ) -> TeacherStore:
-    """The store that a run with a teacher reads and fills; made if it is new.
+    """Opens or creates the store that a run with a teacher reads and fills.
 
     Args:
         layers: the teacher's layers of the pairs.
 
     Raises:
-        UserError: for a folder that holds something else, or cannot be written.
+        UserError: for a folder with other content, or one that cannot be written.
     """
     header = plan_store(
         teacher.module,
@@ -136,17 +137,17 @@ def store_of_run(
     return TeacherStore.create(folder, header).select(layers, map_options)
 
 
-def first_lesson(
+def example_outputs(
     store: TeacherStore,
     augment: AugmentOptions,
     images: Images,
     index: Tensor,
     teacher: Network | None,
 ) -> TeacherOutput:
-    """The stored outputs for view 0 of the images at `index`; the teacher computes missing ones.
+    """The stored outputs for view 0 of the images at `index`; the teacher adds them if missing.
 
-    β = "auto" comes from the teacher's maps of an example. Read from the store, it is the same for
-    a run that fills the store and for a run that reads it.
+    β = "auto" is computed from these outputs. Since they come from the store, β is the same in a
+    run that fills the store and in one that only reads it.
     """
     rows = images.rows[index]
     if store.has(rows):
@@ -162,10 +163,10 @@ def first_lesson(
 
 
 def store_as_teacher(folder: str, data: Dataset) -> TeacherStore:
-    """The store in a teacher's place.
+    """Opens a store that is given as the teacher.
 
     Raises:
-        UserError: if it is of other images or classes.
+        UserError: if it has other images or classes.
     """
     store = TeacherStore(folder)
     header = store.header
@@ -185,9 +186,9 @@ def store_as_teacher(folder: str, data: Dataset) -> TeacherStore:
 
 
 def check_filled(recipe: Recipe, store: TeacherStore, data: Dataset) -> None:
-    """Raises `UserError` if a store that has no teacher beside it lacks what a run needs."""
+    """Raises `UserError` if a store without its teacher lacks outputs that a run needs."""
     missing, total = count_missing(recipe, store, data), len(data.train) * len(views_of(recipe))
-    # A teacher has said nothing of images that cannot be read.
+    # There are no outputs for images that cannot be read.
     if missing == total or (missing and recipe.on_bad_image != "skip"):
         raise UserError(
             f"{store.folder} lacks {missing} of the {total} views of images that this run needs: "
@@ -196,14 +197,14 @@ def check_filled(recipe: Recipe, store: TeacherStore, data: Dataset) -> None:
 
 
 def _describe(recipe: Recipe, store: TeacherStore, data: Dataset, missing: int) -> str:
-    """One line: where the store is, what this run needs of it, and the share that it has."""
+    """One line: the folder, the size that this run needs, and the share already computed."""
     header = store.header
     needed = len(data.train) * len(views_of(recipe))
     size = header.bytes * needed / (header.images.count * header.view_count)
     return (
         f"the teacher's outputs for {len(views_of(recipe))} views of {len(data.train)} images are "
         f"stored in {store.folder} ({size / 1e6:,.1f} MB, {header.dtype}); "
-        f"{1 - missing / needed:.0%} is computed already"
+        f"{1 - missing / needed:.0%} are computed already"
     )
 
 

@@ -38,11 +38,11 @@ def make_optimizer(
     """SGD or AdamW over the trainable parameters, fused where the device supports it.
 
     Args:
-        example: a batch as the student sees it, from which `layer_decay` finds the stages.
+        example: a batch after the student's preprocessing; `layer_decay` needs it for the stages.
         lr: the peak rate; without it `options.lr`.
 
     Raises:
-        UserError: if the student has no head or no layers that the options can refer to.
+        UserError: if an option needs the student's head or stages and none are found.
     """
     lr = options.lr if lr is None else lr
     groups = _parameter_groups(options, transfer, example, lr)
@@ -56,18 +56,18 @@ def make_optimizer(
 def _parameter_groups(
     options: OptimizerOptions, transfer: Transfer, example: Tensor | None, lr: float
 ) -> list[Any]:
-    """The plain list of parameters, or groups of equal rate and decay.
+    """The list of parameters, or groups of equal rate and decay.
 
-    `lr_scale` is a group's rate over `lr`. timm's `param_groups_layer_decay` would order the
-    groups otherwise (checkpoints count on the order), and knows neither `head_lr` nor the
-    stages of networks that are not timm's.
+    `lr_scale` is a group's rate divided by `lr`. timm's `param_groups_layer_decay` is not used: its
+    groups have another order, on which checkpoints depend, and it supports neither `head_lr` nor
+    networks that are not timm's.
     """
     if options.head_lr is None and options.layer_decay is None and options.weight_decay_on_norm:
         return list(transfer.trainable_parameters())
     scales = _lr_scales(options, transfer.student, example)
     no_decay: set[str] = set()
     if not options.weight_decay_on_norm:
-        # timm's models name parameters that no decay suits, such as position embeddings.
+        # timm's models list parameters without decay, such as position embeddings.
         names: set[str] = getattr(transfer.student, "no_weight_decay", set)()
         no_decay = {f"student.{name}" for name in names}
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
@@ -77,7 +77,7 @@ def _parameter_groups(
         weight_decay = options.weight_decay
         if not options.weight_decay_on_norm and (parameter.ndim <= 1 or name in no_decay):
             weight_decay = 0.0
-        key = (scales.get(name, 1.0), weight_decay)  # the methods' adapters have the full rate
+        key = (scales.get(name, 1.0), weight_decay)  # adapters of the methods have a scale of 1
         groups.setdefault(key, []).append(parameter)
     return [
         {"params": parameters, "lr": lr * scale, "weight_decay": decay, "lr_scale": scale}
@@ -109,7 +109,7 @@ def _lr_scales(
 def layer_numbers(student: nn.Module, head: list[str], example: Tensor | None) -> dict[str, int]:
     """{parameter: layer}, from input to output; the head is the last layer.
 
-    Layers are timm's own for its models, and the stages of other networks.
+    timm's models have their own layer numbers; other networks are numbered by stages.
 
     Raises:
         UserError: for a network that is not timm's, if there is no example or it has no stages.
@@ -120,7 +120,7 @@ def layer_numbers(student: nn.Module, head: list[str], example: Tensor | None) -
         return dict(group_parameters(student, matcher(coarse=False), reverse=True))
     if example is None:
         raise UserError(
-            "layer_decay needs example=, a batch as the student sees it, to find its stages with"
+            "layer_decay needs example=, a preprocessed batch, to find the student's stages"
         )
     order = {name: i for i, (name, _) in enumerate(student.named_modules())}
     ends = []  # for each stage, the position of the last module in it
@@ -131,7 +131,7 @@ def layer_numbers(student: nn.Module, head: list[str], example: Tensor | None) -
     for name, _ in student.named_parameters():
         position = order[name.rpartition(".")[0]]
         stages_before = sum(end < position for end in ends)
-        # What follows the last stage and is not the head belongs to the last stage.
+        # Parameters between the last stage and the head belong to the last stage.
         layers[name] = min(stages_before, len(ends) - 1)
         if name in head:
             layers[name] = len(ends)
@@ -147,7 +147,7 @@ def make_scheduler(
         return OneCycleLR(
             optimizer,
             max_lr=[group["lr"] for group in optimizer.param_groups],
-            # With fewer than 5 steps PyTorch divides by the length of the warm-up, 0.
+            # With fewer than 5 steps the warm-up has length 0, and PyTorch divides by it.
             total_steps=max(total_steps, 5),
             pct_start=0.25,
             anneal_strategy="linear",
@@ -164,10 +164,10 @@ def make_scheduler(
 
 
 class Update:
-    """Applies the gradients: clips them, and warms up the scheduled rates.
+    """Applies the gradients: clips them, and scales the scheduled rates during the warm-up.
 
-    The warm-up is not one of torch's schedulers: chained ones would change the checkpoint's
-    format, and the cosine schedule computes each rate from the one before.
+    The warm-up is not a torch scheduler: chained schedulers would change the checkpoint's format,
+    and torch's cosine schedule computes each rate from the previous one.
     """
 
     def __init__(
@@ -182,14 +182,14 @@ class Update:
         self.warm_up_steps = round(options.warmup_epochs * steps_per_epoch)
 
     def lr(self, step: int) -> float:
-        """The run's rate at `step`; that of each group is `lr_scale` times as much."""
+        """The run's rate at `step`; the rate of a group is `lr_scale` times this rate."""
         group = self.optimizer.param_groups[0]
         return float(group["lr"] / group.get("lr_scale", 1.0) * self._warm_up(step))
 
     def __call__(self, apply: Callable[[], Any], step: int) -> None:
         """Calls `apply`, the optimiser's step as Fabric has wrapped it."""
         if self.clip_norm is not None:
-            # A non-finite norm makes the weights non-finite, which is found before they are saved.
+            # A non-finite norm makes the weights non-finite; this is checked before each save.
             nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)
         groups = self.optimizer.param_groups
         scheduled = [group["lr"] for group in groups]
@@ -206,7 +206,7 @@ class Update:
 
 
 def describe_rates(options: OptimizerOptions, batch_size: int, optimizer: Optimizer) -> list[str]:
-    """Lines for the start of a run whose rates are not simply `lr`."""
+    """Lines about the learning rates; none if all weights have the rate `lr`."""
     lines = []
     peak = peak_lr(options, batch_size)
     if options.lr_reference_batch is not None:

@@ -15,7 +15,7 @@ LOGGERS = ("csv", "tensorboard", "wandb", "mlflow")
 
 @dataclass(frozen=True)
 class TrainingOptions:
-    """How long to train, and on how much at a time."""
+    """Length of training, batch size, seed, averaging."""
 
     epochs: Annotated[Int, option("Passes over the training images.", ge=1)] = 15
     batch_size: Annotated[Int, option("Images per step, over all devices.", ge=1)] = 128
@@ -39,7 +39,7 @@ class TrainingOptions:
     ema: Annotated[
         Float | None,
         option(
-            "Validate and keep a moving average of the weights with this decay, such as 0.999.",
+            "Validate and save a moving average of the weights with this decay, such as 0.999.",
             gt=0,
             lt=1,
             default_text="off",
@@ -102,7 +102,7 @@ class OptimizerOptions:
 
 @dataclass(frozen=True)
 class LabelOptions:
-    """How labels and images are softened."""
+    """Label smoothing and mixed images."""
 
     label_smoothing: Annotated[
         Float, option("Label smoothing of the cross-entropy.", ge=0, lt=1)
@@ -115,7 +115,7 @@ class LabelOptions:
 
 @dataclass(frozen=True)
 class LogOptions:
-    """Loggers beside metrics.jsonl."""
+    """Loggers in addition to metrics.jsonl."""
 
     log: Annotated[
         str | None,
@@ -123,7 +123,7 @@ class LogOptions:
             f"{', '.join(LOGGERS)}, or several: csv,tensorboard.",
             default_text="none",
             changes_numbers=False,
-            aliases=("--logger",),  # torchrun takes --log for itself
+            aliases=("--logger",),  # torchrun would take --log as its own flag
         ),
     ] = None
 
@@ -142,7 +142,7 @@ def check_training(
             f"expected at most the batch size, {training.batch_size}"
         )
     if optimizer.optimizer == "sgd" and optimizer.nesterov and optimizer.momentum == 0:
-        raise UserError("nesterov needs momentum above 0: raise it, or say --no-nesterov")
+        raise UserError("nesterov needs momentum above 0: raise it, or add --no-nesterov")
     if optimizer.optimizer == "adamw" and optimizer.momentum >= 1:
         raise UserError(f"momentum is {optimizer.momentum}: AdamW expects its first β below 1")
     if optimizer.warmup_epochs and optimizer.schedule == "one-cycle":
@@ -153,11 +153,11 @@ def check_training(
 
 
 def _check_mixing(options: LabelOptions, views: int | None) -> None:
-    """Raises `UserError` for mixed images that are to be fixed views."""
+    """Raises `UserError` for mixed images together with fixed views."""
     if views is not None and (options.mixup or options.cutmix):
         raise UserError(
-            "--views is given with --mixup or --cutmix, but a mixed image depends on the batch "
-            "that it is in, so it is no fixed view: leave one of them out"
+            "--views is given with --mixup or --cutmix, but a mixed image depends on its batch, "
+            "so it has no fixed views: leave one of them out"
         )
 
 

@@ -1,4 +1,4 @@
-"""What a person sees during training: one live line in a terminal, a line an epoch elsewhere."""
+"""Progress of training: one live line in a terminal, otherwise a line for each epoch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ WIDTH_FOR_BAR = 110  # of a terminal, in columns
 
 
 class _Line(ProgressColumn):
-    """Epoch, step, time left, losses, speed, title: as many, from the first, as there is room."""
+    """Epoch, step, time left, losses, speed and title, cut to the width of the terminal."""
 
     def __init__(self, console: Console):
         super().__init__()
@@ -65,7 +65,7 @@ class ProgressBar:
         self.bar.stop()
 
     def say(self, text: str) -> None:
-        """Prints a line that stays."""
+        """Prints a permanent line above the progress bar."""
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def begin(self, epoch: int, step: int, total: int) -> None:
@@ -88,7 +88,7 @@ class ProgressBar:
         if self.console.is_terminal:
             self._show(row["step"], row["images_per_second"], f"val {error} error")
             return
-        # A log file keeps every line, so it gets few.
+        # A log file keeps every line, so it gets one line for each epoch.
         self.say(
             f"epoch {row['epoch']}/{self.epochs}, step {row['step']}: "
             f"train loss {row['train_loss']:.3f}, validation error {error}, "

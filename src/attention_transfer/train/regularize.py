@@ -30,7 +30,7 @@ def make_mix(options: LabelOptions, classes: int) -> Mix | None:
         mixes.append(v2.CutMix(alpha=options.cutmix, num_classes=classes))
     if not mixes:
         return None
-    # RandomChoice would draw even for one, and so change the numbers of a run.
+    # RandomChoice draws a random number even for one choice, which would change the run's results.
     chosen = v2.RandomChoice(mixes) if len(mixes) > 1 else mixes[0]
 
     def mix(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""An image that cannot be read, or memory that is exhausted: the run ends with its state saved."""
+"""Saves the state of a run before it ends with an unreadable image or exhausted memory."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ ADVICE = (
     "use a smaller --batch-size, or split each batch with --accumulate, in another --out; "
     "or free some memory"
 )
-# What PyTorch says where it raises a plain RuntimeError.
-TEXTS = (
+# Parts of the messages of PyTorch's plain RuntimeErrors for a failed allocation.
+OUT_OF_MEMORY_TEXTS = (
     "can't allocate memory",
     "not enough memory",
     "out of memory",
@@ -31,11 +31,13 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an allocation failed, in Python or on any device."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
-    return isinstance(error, RuntimeError) and any(text in str(error) for text in TEXTS)
+    return isinstance(error, RuntimeError) and any(
+        text in str(error) for text in OUT_OF_MEMORY_TEXTS
+    )
 
 
 class Rescue:
-    """Saves the state of a run that cannot go on.
+    """Saves the state of a run that cannot continue.
 
     Args:
         module: the networks without a wrapper.
@@ -45,7 +47,7 @@ class Rescue:
     def __init__(self, fabric: Fabric, module: nn.Module, save: Callable[[], None]):
         self.fabric, self.save = fabric, save
         self.before_step = BeforeStep(module, fabric.device)
-        self.changes_weights = False  # whether a step has got so far
+        self.changes_weights = False  # whether a step is updating the weights
 
     @contextmanager
     def reading(self, step: int) -> Iterator[None]:
@@ -59,7 +61,7 @@ class Rescue:
             if not is_out_of_memory(raised):
                 raise
             error = RunError(f"memory is exhausted while images are read: {ADVICE}")
-        # One rank alone could not save, and the others would wait for its gradients.
+        # All ranks save together; otherwise the others would wait for this rank's gradients.
         if not highest(error is not None):
             return
         errors = [problem for problem in gather(error) if problem is not None]
@@ -81,7 +83,8 @@ class Rescue:
             if not is_out_of_memory(error):
                 raise
             kept = "the last checkpoint is kept"
-            # The other ranks wait for this one's gradients; weights may be changed in part.
+            # With several ranks the others wait for gradients and cannot save. A partly updated
+            # state is not saved.
             can_save = self.fabric.world_size == 1 and not self.changes_weights
             if can_save and self.before_step.restore(error, meter) and step:
                 self.save()
@@ -93,7 +96,7 @@ class Rescue:
 
 
 class BeforeStep:
-    """What a step changes before it updates the weights, as it was before the step."""
+    """A snapshot of the buffers, sums and random state that a step changes before the weights."""
 
     def __init__(self, module: nn.Module, device: torch.device):
         self.module, self.device = module, device
@@ -105,15 +108,15 @@ class BeforeStep:
     def keep(self, meter: Meter) -> None:
         """Call this before each step."""
         if self.buffers:
-            torch._foreach_copy_(self._kept_buffers, self.buffers)  # few launches on a GPU
+            torch._foreach_copy_(self._kept_buffers, self.buffers)  # few kernel launches
         self._meter = meter.snapshot()
         self._rng = [torch.get_rng_state()]
         if self.device.type == "cuda":
             self._rng.append(torch.cuda.get_rng_state())
 
     def restore(self, error: BaseException, meter: Meter) -> bool:
-        """Undoes a step that `error` ended; False if that is not possible."""
-        # The frames hold the activations, and saving needs some memory.
+        """Undoes the step that raised `error`; False if that is not possible."""
+        # Frees the activations that the frames hold, because saving needs some memory.
         traceback.clear_frames(error.__traceback__)
         self.module.zero_grad()
         if self.device.type == "cuda":

@@ -1,4 +1,4 @@
-"""Whether a run may be written to a folder, or continue there."""
+"""Checks whether a run may be written to a folder, or continue in it."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ if TYPE_CHECKING:
     from ..config import Recipe
 
 
-PLACES = ("model", "teacher", "teacher_weights", "student_weights", "data")
-# What another fingerprint of a `DataRecord` means.
+PATH_OPTIONS = ("model", "teacher", "teacher_weights", "student_weights", "data")
+# The message for each fingerprint of a `DataRecord` that has changed.
 FINGERPRINTS = {
-    "fingerprint": "its training images or labels are others",
-    "val_fingerprint": "its validation images or labels are others",
+    "fingerprint": "its training images or labels differ",
+    "val_fingerprint": "its validation images or labels differ",
 }
 
 
 def check_folder(folder: RunFolder, recipe: Recipe) -> Recipe:
-    """The recipe, as the run in the folder has it.
+    """The recipe, with the order of methods and the default β of the run in the folder.
 
-    The terms of the method keep their order, in which their sum is rounded. A run that continues
-    keeps the default β of the time it was started.
+    The order of the methods affects the rounding of their sum. The default β may have changed since
+    the run was started.
 
     Raises:
-        UserError: for a folder that holds something else, or a run of another recipe.
+        UserError: for a folder with other content, or a run of another recipe.
     """
     if not folder.exists:
         _check_new(folder)
@@ -76,34 +76,34 @@ def _keep_old_beta(folder: RunFolder, recipe: Recipe) -> Recipe:
 
 def _differences(recipe: Recipe, config: dict[str, Any]) -> list[str]:
     """The options that change numbers and differ from those of a run folder."""
-    # Older runs lack newer options, whose defaults are what those runs did.
+    # Older runs lack newer options; the defaults of these are how the older runs were trained.
     existing = type(recipe)().to_dict() | config
     return [
         f"{key} is {existing.get(key)!r} there and {value!r} here"
         for key, value in recipe.identity().items()
-        if not _means_the_same(key, existing.get(key), value)
+        if not _same_value(key, existing.get(key), value)
     ]
 
 
-def _means_the_same(key: str, there: Any, here: Any) -> bool:
-    """Whether two values of an option are one: `./teacher` is `teacher`, `kd+at` is `at+kd`."""
+def _same_value(key: str, there: Any, here: Any) -> bool:
+    """Whether two values mean the same: `./teacher` is `teacher`, `kd+at` is `at+kd`."""
     if there == here:
         return True
     if not isinstance(there, str) or not isinstance(here, str):
         return False
     if key == "method":
         return sorted(method_names(there)) == sorted(method_names(here))
-    return key in PLACES and _real_place(key, there) == _real_place(key, here)
+    return key in PATH_OPTIONS and _resolved_path(key, there) == _resolved_path(key, here)
 
 
-def _real_place(key: str, value: str) -> tuple[str, str]:
-    """A path as the file system has it, and what stands beside: folder:PATH, FILE.py:FACTORY."""
-    path, beside = value, ""
+def _resolved_path(key: str, value: str) -> tuple[str, str]:
+    """The resolved path of a value, and its other part: of folder:PATH or FILE.py:FACTORY."""
+    path, rest = value, ""
     if key == "data":
-        beside, _, path = value.partition(":")
+        rest, _, path = value.partition(":")
     elif ".py:" in value:
-        path, _, beside = value.rpartition(":")
-    return os.path.realpath(path), beside
+        path, _, rest = value.rpartition(":")
+    return os.path.realpath(path), rest
 
 
 def _check_new(folder: RunFolder) -> None:
@@ -116,10 +116,10 @@ def _check_new(folder: RunFolder) -> None:
 
 
 def open_run_images(recipe: Recipe, folder: RunFolder, jobs: int) -> Dataset:
-    """The images of a run; of one that continues, in memory or streamed as before.
+    """The images of a run; a run that continues keeps them in memory or streams them as before.
 
     Raises:
-        UserError: if the run in `folder` began with other images.
+        UserError: if the run in `folder` was started with other images.
     """
     streamed = folder.environment().get("streamed")
     data = open_images(recipe, recipe.augment, recipe, recipe.seed, streamed=streamed, jobs=jobs)
@@ -132,7 +132,7 @@ def _check_data(folder: RunFolder, data: Dataset) -> None:
     # Older runs have no record, and a run without a checkpoint starts anew.
     if recorded is None or not folder.has_checkpoint:
         return
-    changes = []  # the most telling one first
+    changes = []  # the most informative one first
     for key, value in asdict(data.record).items():
         before = recorded.get(key)
         if before == value or (key in FINGERPRINTS and before is None):
@@ -146,8 +146,8 @@ def _check_data(folder: RunFolder, data: Dataset) -> None:
 
 
 @contextmanager
-def mending_allowed(folder: RunFolder) -> Iterator[None]:
-    """After an unreadable image in the block, the run may continue with other files, once."""
+def allow_changed_images(folder: RunFolder) -> Iterator[None]:
+    """After an unreadable image in the block, lets the run continue once with repaired files."""
     try:
         yield
     except UserError:
@@ -168,20 +168,20 @@ def check_teacher(folder: RunFolder, fingerprint: str | None) -> None:
 
 
 def teacher_fingerprint(teacher: str) -> str | None:
-    """Of the weights of a run, or of the teacher of a store; None of a model by name."""
+    """The fingerprint of the weights of a run or of a store's teacher; None for a model name."""
     if is_store(teacher):
         return read_header(Path(teacher)).teacher.identity
     return run_fingerprint(teacher)
 
 
 def describe_processes(folder: RunFolder, recipe: Recipe) -> str | None:
-    """A warning if the run in `folder` began on another number of processes."""
+    """A warning if the run in `folder` was started on another number of processes."""
     config = folder.config()
-    began = config.get("devices", 1) * config.get("nodes", 1)
+    before = config.get("devices", 1) * config.get("nodes", 1)
     now = recipe.devices * recipe.nodes
-    if not folder.has_checkpoint or began == now:
+    if not folder.has_checkpoint or before == now:
         return None
     return (
-        f"the run began on {began} processes and continues on {now}: its numbers agree within "
-        "rounding, but for batch statistics, which are those of each process's share"
+        f"the run was started on {before} processes and continues on {now}: its numbers agree "
+        "within rounding, except for batch statistics, which each process computes on its share"
     )

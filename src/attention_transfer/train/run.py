@@ -1,4 +1,4 @@
-"""One run: from a recipe to a finished run folder."""
+"""Trains one run: from a recipe to a finished run folder."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from .dry_step import dry_step
 from .finish import describe_summary, finish
 from .loggers import Loggers, check_loggers
 from .progress import ProgressBar
-from .signals import saying_what_is_kept
+from .signals import explain_interrupt
 
 if TYPE_CHECKING:
     from ..config import Recipe
@@ -54,9 +54,9 @@ def run(
         draw_maps: writes a picture of the attention maps in a run folder for the loggers.
 
     Raises:
-        UserError: for a folder that holds something else or is being written by another process,
+        UserError: for a folder with other content or one that another process is writing to,
             and for wrong data, networks or options.
-        RunError: for a loss that is not finite, a full disk, and a folder removed meanwhile.
+        RunError: for a loss that is not finite, a full disk, and a folder removed during the run.
         Interrupted: (a KeyboardInterrupt) after a signal, once the state is saved.
     """
     devices, nodes = ranks.resolve_processes(recipe)
@@ -73,7 +73,7 @@ def run(
             console.print(text, markup=False, highlight=False, soft_wrap=True)
         return summary
     with ExitStack() as stack:
-        stack.enter_context(saying_what_is_kept(folder))
+        stack.enter_context(explain_interrupt(folder))
         if ranks.global_rank() == 0:
             stack.enter_context(folder.locked())
         ranks.join(recipe)
@@ -104,20 +104,20 @@ def _train(
         progress.say(f"warning: {warning}")
     if not folder.has_checkpoint:
         dry_step(components, trainer)
-    # Only now, so that a refused run leaves no folder in the way of the next try.
+    # Only after all checks, so that a refused run leaves no folder that would block the next one.
     if fabric.is_global_zero:
         _record(recipe, folder, components, runtime)
 
     with Loggers(loggers, folder, recipe.to_dict(), progress.say) as logs:
         trainer.log = logs.write
-        with resume.mending_allowed(folder), catch_warnings():
-            simplefilter("ignore", BatchStatisticsWarning)  # the dry step has said it
+        with resume.allow_changed_images(folder), catch_warnings():
+            simplefilter("ignore", BatchStatisticsWarning)  # the dry step has printed it
             rows = trainer.train()
         fabric.barrier()
         if not fabric.is_global_zero:
             return {}
         if (count := components.data.unreadable_count() - components.data.skipped) > 0:
-            progress.say(f"warning: {count} unreadable images were met and left out")
+            progress.say(f"warning: {count} unreadable images were left out during training")
         folder.check_lock()
         summary = finish(recipe, folder, components, runtime, rows)
         folder.check_lock()
@@ -132,7 +132,7 @@ def _resolve(recipe: Recipe, folder: RunFolder, components: RunComponents) -> Ru
         recipe,
         training_flops(recipe, components),
         folder.environment().get("auto"),
-        # Second derivatives are cheaper eager, by ops/convolution.py (results/gradient.md).
+        # Second derivatives are faster in eager mode with ops/convolution.py (results/gradient.md).
         compilable=not any(method.needs_gradient for method in components.transfer.methods),
         accumulate=recipe.accumulate,
     )
@@ -141,7 +141,7 @@ def _resolve(recipe: Recipe, folder: RunFolder, components: RunComponents) -> Ru
 def _record(
     recipe: Recipe, folder: RunFolder, components: RunComponents, runtime: RuntimeConfig
 ) -> None:
-    """Writes config.yaml and environment.json; of a run that continues, runtime and data only."""
+    """Writes config.yaml and environment.json; a run that continues updates runtime and data."""
     earlier = folder.environment()
     current = {"auto": asdict(runtime), "data": asdict(components.data.record)}
     if earlier and folder.exists and folder.has_checkpoint:
@@ -152,6 +152,6 @@ def _record(
     folder.write_config(recipe.to_dict())
     record = environment(runtime) | current
     record |= {"teacher": components.teacher_fingerprint, "streamed": components.data.streamed}
-    if components.kept is not None:
-        record["store"] = str(components.kept.store.folder.resolve())
+    if components.teacher_store is not None:
+        record["store"] = str(components.teacher_store.store.folder.resolve())
     write_json(folder.environment_file, record)

@@ -1,4 +1,4 @@
-"""How the ranks of a run share a batch: each takes every n-th image, all the same number."""
+"""Splits a batch over the ranks of a run: each takes every n-th image, all the same number."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def check_batch_size(batch_size: int, processes: int, accumulate: int) -> None:
 
 
 def shared_images(batch_size: int, processes: int) -> int:
-    """The images of a batch that are trained on: with unequal shares they would weigh unequally."""
+    """The number of images of a batch that are used: all ranks must have equally many."""
     return batch_size // processes * processes
 
 

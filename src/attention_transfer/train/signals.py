@@ -18,13 +18,13 @@ class Interrupted(KeyboardInterrupt):
 
 
 def interrupt(number: int, frame: Any) -> None:
-    """A handler of SIGTERM: the process ends as after Ctrl-C, with a line and status 130."""
+    """A handler of SIGTERM: the process ends as with Ctrl-C, with one line and status 130."""
     raise KeyboardInterrupt
 
 
 @contextmanager
-def saying_what_is_kept(folder: RunFolder) -> Iterator[None]:
-    """An interruption of the block says what the next run of the command begins with."""
+def explain_interrupt(folder: RunFolder) -> Iterator[None]:
+    """Adds to an interruption of the block what is saved and how to continue."""
     try:
         yield
     except Interrupted:
@@ -63,4 +63,4 @@ class StopRequest:
             self.say("stopping after this step; the state is saved first")
         elif number == signal.SIGINT:
             raise KeyboardInterrupt
-        # SIGTERM may arrive twice: sent to the whole process group, and passed on by a parent.
+        # A second SIGTERM is ignored: the process group and the parent may each send one.

@@ -32,13 +32,13 @@ from .open_store import images_record
 
 
 def teach(options: TeachOptions, console: Console) -> dict[str, Any]:
-    """Fills the store `options.out`, or goes on filling it.
+    """Fills the store `options.out`, or continues filling it.
 
-    Returns its size and the teacher's numbers, in the first process.
+    Returns its size and the teacher's numbers in the first process, and {} in the others.
 
     Raises:
-        UserError: for wrong options, data or networks, and for a folder that holds something else.
-        RunError: if the store cannot be written, such as on a full disk; what is there is kept.
+        UserError: for wrong options, data or networks, and for a folder with other content.
+        RunError: if the store cannot be written, as on a full disk; stored outputs are kept.
     """
     if options.views is None:
         raise UserError("--views is required: the number of fixed views of each image, such as 4")
@@ -67,7 +67,7 @@ def teach(options: TeachOptions, console: Console) -> dict[str, Any]:
         network.preprocess,
     )
     if options.dry_run:
-        describe_size(header, options.out, console)
+        print_plan(header, options.out, console)
         return _store_numbers(header, options.out)
     fabric = make_fabric(options, set_up_process(runtime))
     if not fabric.is_global_zero:
@@ -75,7 +75,7 @@ def teach(options: TeachOptions, console: Console) -> dict[str, Any]:
     store = TeacherStore.create(options.out, header)
     if layers := header.layers:
         store = store.select(layers, options.map_options)
-    _say_size(store, data, runtime, console)
+    _print_start(store, data, runtime, console)
     teacher = _make_teacher(network, store, example, fabric, runtime)
     fill_store.fill(options, store, data, teacher, fabric, console)
     fabric.barrier()
@@ -93,9 +93,9 @@ def _conclude(
     precision: str,
     console: Console,
 ) -> int:
-    """Keeps the teacher's validation accuracy beside its words.
+    """Writes the teacher's validation accuracy into the store.
 
-    Returns the number of views that are missing.
+    Returns the number of missing views.
     """
     device = next(network.module.parameters()).device
     numbers = {"parameters": float(sum(p.numel() for p in network.module.parameters()))}
@@ -145,41 +145,43 @@ def _make_teacher(
     module.to(fabric.device)
     preprocess = network.preprocess.to(fabric.device)
 
-    def say(x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def run_teacher(x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         with torch.no_grad():
             logits, features = tap(preprocess(x))
             return logits, features
 
-    teacher: fill_store.Teacher = say
+    teacher: fill_store.Teacher = run_teacher
     if runtime.compile:
-        teacher = torch.compile(say, dynamic=False)
+        teacher = torch.compile(run_teacher, dynamic=False)
     return teacher
 
 
-def describe_size(header: Header, folder: Path, console: Console) -> None:
-    """Prints the size of each array and of all, and the free disk."""
+def print_plan(header: Header, folder: Path, console: Console) -> None:
+    """Prints the size of each array, the total, and the free disk space."""
     table = Table("array", "shape", "MB", title=f"{folder}", title_justify="left")
     for entry in header.arrays:
         table.add_row(entry.name, "×".join(map(str, entry.shape)), f"{entry.bytes / 1e6:,.1f}")
     console.print(table)
     fill_store.print_line(
-        console, f"{_size_text(header)}; {_free_bytes(folder) / 1e6:,.0f} MB are free there"
+        console, f"{_size_text(header)}; {_free_bytes(folder) / 1e6:,.0f} MB of the disk are free"
     )
 
 
-def _say_size(store: TeacherStore, data: Dataset, runtime: RuntimeConfig, console: Console) -> None:
+def _print_start(
+    store: TeacherStore, data: Dataset, runtime: RuntimeConfig, console: Console
+) -> None:
     header, views = store.header, range(store.header.view_count)
     missing = store.count_missing(data.train.rows, views)
-    there = 1 - missing / (len(data.train) * len(views))
+    done = 1 - missing / (len(data.train) * len(views))
     fill_store.print_line(
         console,
-        f"{header.teacher.name} on {header.images.spec}: {_size_text(header)}; {there:.0%} is "
-        f"there; {runtime.device}, {runtime.precision}",
+        f"{header.teacher.name} on {header.images.spec}: {_size_text(header)}; {done:.0%} "
+        f"computed already; {runtime.device}, {runtime.precision}",
     )
     free = _free_bytes(store.folder)
-    if free < (1 - there) * header.bytes:
+    if free < (1 - done) * header.bytes:
         fill_store.print_line(
-            console, f"warning: only {free / 1e6:,.0f} MB are free at {store.folder}"
+            console, f"warning: only {free / 1e6:,.0f} MB are free on the disk of {store.folder}"
         )
 
 
@@ -191,8 +193,8 @@ def _size_text(header: Header) -> str:
 
 
 def _free_bytes(folder: Path) -> int:
-    """Of the disk that the folder is, or would be, on."""
-    place = folder.absolute()
-    while not place.exists():
-        place = place.parent
-    return shutil.disk_usage(place).free
+    """The free space of the disk of a folder, which need not exist yet."""
+    existing = folder.absolute()
+    while not existing.exists():
+        existing = existing.parent
+    return shutil.disk_usage(existing).free

@@ -51,7 +51,7 @@ class Trainer:
     Args:
         loader: makes the batches of an epoch.
         validate: returns `loss`, `accuracy` and perhaps `top5` of the validation images.
-        example: a batch as the student sees it, for learning rates by layer.
+        example: a batch after the student's preprocessing, for learning rates by layer.
         mix: mixes the images and labels of a batch.
         average: keeps the moving average of the student's weights (`make_average`).
         graphs: whether compiled steps are replayed as CUDA graphs.
@@ -96,7 +96,7 @@ class Trainer:
         self.update = Update(
             optimizer_options, self.optimizer, transfer.trainable_parameters(), self.steps_per_epoch
         )
-        # State is read from and written to `module`, whose names have no wrapper's prefix.
+        # State is read from and written to `module`, whose names have no prefix of a wrapper.
         self.transfer, self.wrapped_optimizer = fabric.setup(transfer, self.optimizer)
         self.terms = ["ce", *(method.part for method in transfer.methods)]
         self.meter = self._new_meter()
@@ -105,8 +105,8 @@ class Trainer:
         self.stop = StopRequest(progress.say)
         auto_beta = any(getattr(method, "is_auto", False) for method in transfer.methods)
         self.watch = Watch(progress.say, len(loader.images.classes), auto_beta)
-        # Stored outputs for images, by their rows and view (`Lessons`); None: run the teacher.
-        self.lesson: Callable[..., Any] = lambda x, rows, view: None
+        # The teacher's outputs for images (`StoredOutputs`); None: run the teacher in the step.
+        self.teacher_outputs: Callable[..., Any] = lambda x, rows, view: None
         self.log: Callable[[list[Row]], None] = lambda rows: None  # called with all rows so far
         self.step = 0
         self.seconds = 0.0
@@ -153,12 +153,12 @@ class Trainer:
             with self.rescue.reading(self.step):
                 batch = self._batch(plan, last - 1)
         progress = (self.step - 1) / self.total_steps
-        lesson = partial(self.lesson, view=plan.view)
-        gradients = self.watch.measure(self.module, batch, progress, lesson)
+        teacher_outputs = partial(self.teacher_outputs, view=plan.view)
+        gradients = self.watch.measure(self.module, batch, progress, teacher_outputs)
         row = self._finish_epoch(epoch, images_per_second) | gradients
         self.rows.append(row)
-        self.watch.see(self.rows, self.step / self.total_steps)
-        self.watch.look(self.module, batch, self.gradients)
+        self.watch.check_balance(self.rows, self.step / self.total_steps)
+        self.watch.check_layers(self.module, batch, self.gradients)
         self.meter = self._new_meter()
         self.gradients.begin_epoch()
         self._save()
@@ -168,9 +168,9 @@ class Trainer:
             raise Interrupted
 
     def train_step(self, batch: TrainingBatch, view: int | None = None) -> None:
-        """One step of the optimiser on images (N, 3, H, W) in [0, 1], in one of their views."""
+        """One step of the optimiser on images (N, 3, H, W) in [0, 1], all in the same view."""
         x, y, rows = batch
-        # A tensor, because a compiled Transfer would take a float for a constant and recompile.
+        # A tensor, because a compiled Transfer would recompile for each value of a float.
         progress = torch.full((), self.step / self.total_steps, device=self.fabric.device)
         self.lr = self.update.lr(self.step)
         if self.mix is not None:
@@ -195,7 +195,7 @@ class Trainer:
             self.graphs.check()
 
     def state_dict(self) -> dict[str, Any]:
-        """All that is needed to continue bit for bit, in the format of checkpoint.pt.
+        """The state that a run needs to continue bit for bit, in the format of checkpoint.pt.
 
         All ranks must call this: the sums of the meter are those of all ranks.
         """
@@ -239,7 +239,7 @@ class Trainer:
             self.rows = [row for row in self.folder.metrics() if row["step"] <= self.step]
 
     def _continue(self) -> None:
-        """Loads the checkpoint, or the one before it, and mends the files that are damaged."""
+        """Loads the checkpoint or the previous one, and repairs damaged files."""
         folder, say = self.folder, self.progress.say
         state, file = load_checkpoint(folder, self.fabric.device, say)
         try:
@@ -247,19 +247,19 @@ class Trainer:
         except (KeyError, RuntimeError, TypeError, ValueError) as error:
             raise RunError(
                 f"{file} does not fit this run ({first_line(error)}): "
-                "put the run's own file back, or remove the run folder to start anew"
+                "restore the run's own file, or remove the run folder to start anew"
             ) from error
         self.fabric.barrier()  # every rank has read the file that rank 0 may rename
         if self.fabric.is_global_zero:
             if file != folder.checkpoint_file:
-                # Otherwise the next save would keep the damaged file as the one before.
+                # Otherwise the next save would keep the damaged file as the previous checkpoint.
                 os.replace(file, folder.checkpoint_file)
             if folder.restore_metrics(self.rows):
                 say(f"{folder.metrics_file} is written anew from the checkpoint")
         say(f"continuing {folder} at step {self.step} of {self.total_steps}")
 
     def _position(self) -> tuple[int, int]:
-        """The epoch, counted from 0, and the first of its steps that is still to do."""
+        """The epoch, counted from 0, and its first step that is not done yet."""
         epoch, first = divmod(self.step, self.steps_per_epoch)
         recorded = [0, *(row["step"] for row in self.rows)]
         if first or self.step == recorded[-1]:
@@ -267,7 +267,8 @@ class Trainer:
         # An unreadable validation image ended the run after the last step of an epoch.
         if not self.meter.all_images(self.fabric):
             raise RunError(
-                f"{self.folder} has lost epoch {epoch} of metrics.jsonl: put it back, or start anew"
+                f"epoch {epoch} is missing in metrics.jsonl of {self.folder}: restore the file, or "
+                "start anew"
             )
         return epoch - 1, self.steps_per_epoch
 
@@ -281,11 +282,11 @@ class Trainer:
     def _backward(
         self, micro_batch: TrainingBatch, view: int | None, progress: Tensor, batch_size: int
     ) -> None:
-        """Adds the gradient of a part of a batch of `batch_size` images."""
+        """Adds the gradient of a micro-batch; `batch_size` is the size of the whole batch."""
         x, y, rows = micro_batch
         if self.graphs is not None:
             self.graphs.begin()
-        output = self.transfer(x, y, progress, teacher=self.lesson(x, rows, view))
+        output = self.transfer(x, y, progress, teacher=self.teacher_outputs(x, rows, view))
         loss, share = output.loss, len(y) / batch_size
         if share != 1:
             loss = loss * share

@@ -1,4 +1,4 @@
-"""Watches the balance of labels and transfer during training, and says once what is wrong."""
+"""Checks the balance of labels and transfer after each epoch, and warns once if it is wrong."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from .gradient_watch import GradientWatch
 
 # Ratios of the gradient of transfer to that of the labels (results/defaults.md).
 TOO_STRONG, TOO_WEAK = 5.0, 0.02
-IMAGES = 32  # of which the gradients are measured at the end of an epoch
-EPOCHS = 3  # as many epochs in a row must agree
+IMAGES = 32  # the gradients are measured on this many images at the end of an epoch
+EPOCHS = 3  # a warning needs the same fault in this many epochs in a row
 # Share of ln K, the cross-entropy of a guess, above which the labels are not learned.
 NOT_LEARNED = 0.8
-# Under β = auto a student may need as many steps to begin with the labels.
+# Under β = auto a student may need this many steps before it begins to learn the labels.
 SLOW_START = 300
 
 
 class Watch:
-    """Reads the rows of metrics.jsonl as they come.
+    """Warns about the balance of the losses, dead layers and exploding gradients.
 
     Args:
         say: prints a line.
@@ -35,40 +35,42 @@ class Watch:
 
     def __init__(self, say: Callable[[str], None], classes: int, auto_beta: bool = False):
         self.say, self.guess, self.auto_beta = say, math.log(classes), auto_beta
-        self.said = False
-        self.subjects: set[str] = set()  # what `look` has spoken of
+        self.has_warned = False  # about the balance
+        self.warned_layers: set[str] = set()  # by `check_layers`
 
     def measure(
         self,
         transfer: Transfer,
         batch: TrainingBatch,
         progress: float,
-        lesson: Callable[[Tensor, Tensor], Any],
+        teacher_outputs: Callable[[Tensor, Tensor], Any],
     ) -> dict[str, dict[str, float]]:
         """The row's entry `gradients`: the norm of each term's gradient on some images of a batch.
 
-        Empty for a student that learns alone. `lesson` gives the stored outputs for images.
+        Empty for a student that learns alone. `teacher_outputs` returns the outputs of a store.
         """
         if not transfer.methods:
             return {}
         x, y, rows = (part[:IMAGES] for part in batch)
-        return {"gradients": term_gradients(transfer, x, y, progress, lesson(x, rows))}
+        return {"gradients": term_gradients(transfer, x, y, progress, teacher_outputs(x, rows))}
 
-    def look(self, transfer: Transfer, batch: TrainingBatch, gradients: GradientWatch) -> None:
-        """Says, once each, which parts of the student are dead and that a gradient exploded."""
+    def check_layers(
+        self, transfer: Transfer, batch: TrainingBatch, gradients: GradientWatch
+    ) -> None:
+        """Warns, once each, of dead parts of the student and of an exploded gradient."""
         for part in dead_parts(transfer, batch.images[:IMAGES]):
-            self._say_once(part, f"the student is dead: {part}; try a lower --lr, or --clip-norm")
+            self._warn_once(part, f"the student is dead: {part}; try a lower --lr, or --clip-norm")
         if (text := gradients.describe_explosion()) is not None:
-            self._say_once("exploded", text)
+            self._warn_once("exploded", text)
 
-    def _say_once(self, subject: str, text: str) -> None:
-        if subject not in self.subjects:
-            self.subjects.add(subject)
+    def _warn_once(self, subject: str, text: str) -> None:
+        if subject not in self.warned_layers:
+            self.warned_layers.add(subject)
             self.say(f"warning: {text}")
 
-    def see(self, rows: list[dict[str, Any]], progress: float) -> None:
-        """Says at most one sentence in all, after an epoch that ended at `progress`."""
-        if self.said or len(rows) < EPOCHS:
+    def check_balance(self, rows: list[dict[str, Any]], progress: float) -> None:
+        """Warns at most once in a run, after an epoch that ended at `progress`."""
+        if self.has_warned or len(rows) < EPOCHS:
             return
         ratios = [ratio for row in rows[-EPOCHS:] if (ratio := transfer_ratio(row)) is not None]
         if len(ratios) < EPOCHS:
@@ -91,7 +93,7 @@ class Watch:
                 f"{self.guess:.2f}); {self._advice('lower')}"
             )
         if text is not None:
-            self.said = True
+            self.has_warned = True
             self.say(f"warning: {text}")
 
     def _advice(self, change: str) -> str:
@@ -106,7 +108,7 @@ class Watch:
 
 
 def transfer_ratio(row: dict[str, Any]) -> float | None:
-    """The gradients of all terms of transfer against that of the labels; None if not recorded."""
+    """The sum of the gradients of transfer over that of the labels; None if not recorded."""
     gradients = dict(row.get("gradients", {}))
     labels = gradients.pop("ce", 0.0)
     if not gradients or not labels:
