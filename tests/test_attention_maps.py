@@ -67,7 +67,7 @@ def test_wrong_uses_are_refused_in_words():
         at.attention_map(attention, kind="attention", axis="channel")
     with pytest.raises(ValueError, match="teacher_kind"):
         at.at_loss(attention, attention, teacher_kind="atention")
-    with pytest.raises(ValueError, match="at and full read different things"):
+    with pytest.raises(ValueError, match="one reads attention and the other features"):
         transfer(at.ActivationTransfer(teacher_kind="attention"), at.FullActivationTransfer())
     with pytest.raises(ValueError, match="the teacher: layer 'one' has no attention"):
         make(at.ActivationTransfer(teacher_kind="attention"))

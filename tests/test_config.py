@@ -326,7 +326,7 @@ class TestMethods:
     def test_one_beta_for_methods_of_other_scales_is_refused(self):
         with pytest.raises(
             UserError,
-            match="--beta 1000 could mean at or symmetry.*say --beta at=NUMBER,symmetry=NUMBER",
+            match="--beta 1000 could mean at or symmetry.*give --beta at=NUMBER,symmetry=NUMBER",
         ):
             methods(method="at+symmetry", beta=1000.0)
         assert methods(method="at+symmetry", beta="at=1000,symmetry=1")["symmetry"].beta == 1
@@ -372,7 +372,7 @@ class TestMethods:
             == methods(weights=[1, 0.5, 2])["at"].pair_weights
         )
         assert methods(weights="1,0.5,2")["at"].pair_weights == [1, 0.5, 2]
-        with pytest.raises(UserError, match="weights is '1,x': expected numbers, one a pair"):
+        with pytest.raises(UserError, match="weights is '1,x': expected a number for each pair"):
             methods(weights="1,x")
 
     def test_options_reach_their_method(self):

@@ -1,4 +1,4 @@
-"""Transfers, networks and terms with faults, and what preflight says of them."""
+"""Transfers, networks and terms with faults, and what preflight reports of them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Noisy(Net):
 
 
 class Constant(nn.Module):
-    """Wraps a layer, and puts out `value` whatever comes in."""
+    """Wraps a layer, and outputs `value` for every input."""
 
     def __init__(self, layer, value):
         super().__init__()

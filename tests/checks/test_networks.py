@@ -26,7 +26,7 @@ class TestLayers:
             make(at.ActivationTransfer(1.0), **{side: net_with_constant(layer, 0.0)})
         )
         assert (
-            f"the {side}'s layer {layer} is dead: it puts out zeros for all 8 images"
+            f"the {side}'s layer {layer} is dead: it outputs zeros for all 8 images"
             in findings["error"][0]
         )
 
@@ -94,7 +94,7 @@ class TestLayers:
             make(at.ActivationTransfer(), teacher=net_with_constant("two", pattern))
         )
         assert (
-            "the teacher's layer two puts out the same features for all 8 images"
+            "the teacher's layer two outputs the same features for all 8 images"
             in findings["warning"][0]
         )
         x, y = batch(8)
@@ -104,7 +104,7 @@ class TestLayers:
         teacher = Net(8, seed=1)
         teacher.two[0].weight.data[0, 0, 0, 0] = torch.nan
         findings = findings_of(make(at.ActivationTransfer(1.0), teacher=teacher))["error"]
-        assert "the teacher's layer two puts out values that are not finite" in findings
+        assert "the teacher's layer two outputs values that are not finite" in findings
         assert "the term at is not finite: nan" in findings
 
     def test_layers_that_do_not_fit_are_named(self):
@@ -125,7 +125,7 @@ class TestModes:
         transfer = make_at_kd(student=Noisy()).eval()
         assert_only(
             "warning",
-            "the student is in eval mode, but its BatchNorm2d, Dropout train otherwise",
+            "the student is in eval mode, but its BatchNorm2d, Dropout differ in training",
             findings_of(transfer),
         )
         assert preflight(transfer.train(), *batch(8)) == []

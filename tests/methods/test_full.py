@@ -61,8 +61,8 @@ class TestLoss:
     @pytest.mark.parametrize(
         ("s", "t", "words"),
         [
-            ((2, 3, 4, 4), (2, 5, 4, 4), "expected one shape.*FullActivationTransfer learns"),
-            ((2, 3, 4, 4), (2, 3, 2, 2), "expected one shape"),
+            ((2, 3, 4, 4), (2, 5, 4, 4), "expected the same shape.*FullActivationTransfer learns"),
+            ((2, 3, 4, 4), (2, 3, 2, 2), "expected the same shape"),
             ((2, 3), (2, 3), r"expected \(N, C, H, W\) or \(N, L, D\)"),
         ],
     )
@@ -214,7 +214,7 @@ class TestAdapters:
         assert lines[0] == "one ← one: (4, 8, 8) and (4, 8, 8), β = 7"
         assert (
             lines[1]
-            == "two ← two: (4, 4, 4) and (8, 4, 4), a learned 1×1 convolution between, β = 7"
+            == "two ← two: (4, 4, 4) and (8, 4, 4), joined by a learned 1×1 convolution, β = 7"
         )
 
 

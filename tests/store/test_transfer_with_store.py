@@ -157,7 +157,7 @@ def test_preflight(tmp_path):
     dead = said._replace(maps={name: 0 * m for name, m in said.maps.items()})
     found = at.preflight(kept, x, y, teacher=dead)
     assert any("the teacher's layer one is dead" in f.text for f in found)
-    with pytest.raises(at.UserError, match="needs the stored outputs for x"):
+    with pytest.raises(at.UserError, match="needs its outputs for x"):
         at.preflight(kept, x, y)
 
 

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("quick_runs")
 
 
 def teach_nan_from(group):
-    """From this group on, the teacher puts out NaN."""
+    """From this group on, the teacher outputs NaN."""
 
     def spoil(trainer):
         module = trainer.module.teacher.get_submodule(group)
@@ -112,8 +112,8 @@ class TestDeadStudents:
         transfer.student.two[0].weight.data.zero_()
         transfer.student.two[0].bias.data.fill_(-1)
         assert dead_parts(transfer, batch()[0]) == [
-            "layer two puts out zeros",
-            "layer three puts out the same features for every image",
+            "layer two outputs zeros",
+            "layer three outputs the same features for every image",
             "its logits are the same for every image",
         ]
 

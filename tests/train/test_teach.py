@@ -108,7 +108,7 @@ def test_batches_of_unreadable_images_only(place, command):
         (f"{TEACH} --top-k 3 --out s", "top_k is 3: expected 1 to 2"),
         (f"{TEACH} --out data", "data exists and holds no store"),
         (f"{TEACH.replace('--teacher teacher', '--teacher net.py:make')} --out s", "no trained"),
-        ("distill --student net.py:make --store s --out run", "--store is given, but nothing is"),
+        ("distill --student net.py:make --store s --out run", "--store is given, but only"),
     ],
 )
 def test_what_is_wrong_is_one_line(place, command, line, message):

@@ -1,1 +1,1 @@
-"""Preflight: a dry step before training, and what it finds."""
+"""Preflight: a trial step before training, and its findings."""

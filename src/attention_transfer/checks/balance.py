@@ -1,4 +1,4 @@
-"""How the terms of the loss pull on the student: the gradient of each over its weights."""
+"""The balance of the terms of the loss: the norm of each term's gradient over the student."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def term_gradients(
     progress: TrainingFraction = None,
     teacher: TeacherOutput | None = None,
 ) -> dict[str, float]:
-    """‖∂term/∂θ‖₂ of each weighted term of the loss, θ all of the student's trained weights.
+    """‖∂term/∂θ‖₂ of each weighted term of the loss; θ are the student's trained weights.
 
-    It changes nothing: modes, gradients, buffers and random states are the same afterwards. It
-    costs an uncompiled step and a backward pass for each term.
+    Modes, gradients, buffers and random states do not change. The cost is an uncompiled step and a
+    backward pass for each term.
 
     Args:
         transfer: student, teacher and methods, in the mode in which they are trained.
@@ -59,8 +59,8 @@ def term_gradients(
 
 
 def gradients(term: Tensor, parameters: Sequence[nn.Parameter]) -> list[Tensor]:
-    """The gradients of a term, of those parameters that it depends on."""
+    """The gradients of a term over the parameters that it depends on."""
     if not term.requires_grad or not parameters:
         return []
-    of_all = torch.autograd.grad(term, parameters, retain_graph=True, allow_unused=True)
-    return [gradient for gradient in of_all if gradient is not None]
+    all_gradients = torch.autograd.grad(term, parameters, retain_graph=True, allow_unused=True)
+    return [gradient for gradient in all_gradients if gradient is not None]

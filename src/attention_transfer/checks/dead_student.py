@@ -1,4 +1,4 @@
-"""Finds a student that says nothing any more: its logits or features are constant."""
+"""Finds a dead student: its logits or features are the same for every image."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from ..maps import normalize_map
 from ..taps import evaluating
 from ..transfer import Transfer
 
-# Outputs whose spread over the images is a smaller share of the largest say the same of each.
+# Outputs are constant if their range over the images, relative to the largest, is at most this.
 CONSTANT = 1e-6
 
 
 def dead_parts(transfer: Transfer, x: Tensor) -> list[str]:
-    """A sentence for each part of the student that says nothing about the images x (N, C, H, W).
+    """A sentence for each part of the student that is constant over the images x (N, C, H, W).
 
     The parts are the layers of its pairs and its logits. The student runs once, in eval mode.
     """
@@ -24,9 +24,9 @@ def dead_parts(transfer: Transfer, x: Tensor) -> list[str]:
     parts = []
     for (layer, _), feature in zip(transfer.pairs, features, strict=True):
         if not feature.any():
-            parts.append(f"layer {layer} puts out zeros")
+            parts.append(f"layer {layer} outputs zeros")
         elif _is_constant(normalize_map(feature.flatten(1))):
-            parts.append(f"layer {layer} puts out the same features for every image")
+            parts.append(f"layer {layer} outputs the same features for every image")
     if _is_constant(logits.float()):
         parts.append("its logits are the same for every image")
     return list(dict.fromkeys(parts))  # a layer may be in several pairs

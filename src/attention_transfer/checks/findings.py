@@ -1,4 +1,4 @@
-"""What the checks share: a finding, and the networks' last inputs and outputs."""
+"""Shared by the checks: a finding, and the networks' last inputs and outputs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ STAGES_HINT = "see `attention-transfer stages STUDENT TEACHER`"
 class Finding:
     """One finding of preflight.
 
-    error: the run would be worthless; warning: probably so; note: for information only.
+    error: the run would be worthless; warning: it probably would be; note: for information only.
     """
 
     level: Literal["note", "warning", "error"]
@@ -35,7 +35,7 @@ class NetworkIO:
 
     @property
     def classes(self) -> dict[str, int]:
-        """K of the logits (N, K) of each network that gave some."""
+        """K of the logits (N, K) of each network that returned logits."""
         return {side: y.shape[1] for side, y in self.outputs.items() if y.ndim == 2}
 
 
@@ -49,7 +49,7 @@ def networks(transfer: Transfer) -> list[tuple[str, nn.Module]]:
 
 @contextmanager
 def watch_networks(transfer: Transfer) -> Iterator[NetworkIO]:
-    """Records the networks' inputs and outputs in the block."""
+    """Records the networks' inputs and outputs during the block."""
     io = NetworkIO()
 
     def record(side: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:

@@ -19,10 +19,10 @@ from .findings import STAGES_HINT, Finding, NetworkIO, networks
 
 UNIFORM = 1e-4  # a map is uniform if its values differ by less, relative to the largest
 RANGE_SLACK = 1e-3
-# Layers that act in training mode only, by name: the last three are timm's and torchvision's.
+# Layers with an effect in training mode only, by name: the last three are timm's or torchvision's.
 STOCHASTIC_LAYERS = ("RReLU", "DropPath", "StochasticDepth", "DropBlock2d")
 
-# Of each pair: the student's, the teacher's.
+# The features of each pair: the student's, the teacher's.
 Features = tuple[list[Tensor], list[Tensor | StoredMap]]
 
 
@@ -34,18 +34,18 @@ def check_modes(transfer: Transfer) -> Iterator[Finding]:
     # Methods on input gradients, and fine-tuning, use batch normalisation in eval mode.
     intended = student.training or any(m.needs_gradient for m in transfer.methods)
     if in_eval and len(in_eval) == len(modal) and not intended:
-        text = f"the student is in eval mode, but its {kinds} train otherwise"
+        text = f"the student is in eval mode, but its {kinds} differ in training"
         yield Finding("warning", f"{text}: call transfer.train()")
     elif in_eval:
         text = f"{len(in_eval)} of the student's {len(modal)} {kinds} stay in eval mode"
         yield Finding("note", f"{text} ({first_few(in_eval)})")
     if teacher is not None and any(m.training for m in teacher.modules()):
-        text = "the teacher is in train mode, which changes what it puts out"
+        text = "the teacher is in train mode, which changes its outputs"
         yield Finding("warning", f"{text}: call transfer.train()")
 
 
 def _depends_on_mode(module: nn.Module) -> bool:
-    """Whether a layer computes something else in training than in evaluation."""
+    """Whether a layer's output in training mode differs from that in eval mode."""
     if isinstance(module, nn.modules.batchnorm._NormBase):
         return module.track_running_stats
     if isinstance(module, nn.modules.dropout._DropoutNd):
@@ -61,7 +61,7 @@ def check_frozen(transfer: Transfer) -> Iterator[Finding]:
         yield Finding("error", f"{text}: set requires_grad of those to be trained")
     elif frozen:
         text = f"{len(frozen)} of the student's {len(parameters)} parameters are frozen"
-        yield Finding("note", f"{text} ({first_few(frozen)}): they stay as they are")
+        yield Finding("note", f"{text} ({first_few(frozen)}): they are not trained")
     if transfer.teacher is None:
         return
     if trained := [n for n, p in transfer.teacher.named_parameters() if p.requires_grad]:
@@ -73,7 +73,7 @@ def check_frozen(transfer: Transfer) -> Iterator[Finding]:
 
 
 def check_range(x: Tensor, io: NetworkIO) -> Iterator[Finding]:
-    """Images that are not in [0, 1] for networks that normalise them."""
+    """Finds images outside [0, 1] for networks that normalise them."""
     if not x.isfinite().all():
         yield Finding("error", "the batch holds values that are not finite")
         return
@@ -85,25 +85,25 @@ def check_range(x: Tensor, io: NetworkIO) -> Iterator[Finding]:
     expected = f"but the {' and '.join(normalising)}'s normalisation takes images in [0, 1]"
     if low < -RANGE_SLACK or high > 1 + RANGE_SLACK:
         advice = "divide by 255" if low >= 0 else "do not normalise them before"
-        text = f"the batch goes from {low:.4g} to {high:.4g}"
+        text = f"the batch has values from {low:.4g} to {high:.4g}"
         yield Finding("warning", f"{text}, {expected}: {advice}")
     elif 0 < high < 2 / 255:
-        text = f"the batch goes up to {high:.2g} only"
+        text = f"the largest value of the batch is {high:.2g}"
         yield Finding("warning", f"{text}, {expected}: were they divided by 255 twice?")
 
 
 def _is_normalised(x: Tensor, inner: Tensor) -> bool:
     """Whether a network's own preprocessing made `inner` of x by more than resizing."""
-    # Resizing keeps the mean, and lowers the deviation a little; a normalisation moves them more.
+    # Resizing keeps the mean and slightly lowers the deviation; normalisation changes them more.
     shift, scale = (inner.mean() - x.mean()).abs(), x.std()
     return bool(shift > 0.05 * scale) or bool((inner.std() - scale).abs() > 0.5 * scale)
 
 
 def check_layers(transfer: Transfer, features: Features, x: Tensor) -> Iterator[Finding]:
-    """Layers whose features carry no information; each once, even if it is in several pairs."""
+    """Finds layers whose features carry no information; a layer in several pairs is named once."""
     attention = [m for m in transfer.methods if isinstance(m, ActivationTransfer)]
     spatial = any(method.options.axis == "space" for method in attention)
-    # Features of equal images are equal, too.
+    # If all images are equal, equal features are no fault.
     images_differ = bool((x != x[:1]).any())
     for j, side in enumerate(("student", "teacher")):
         layers = {pair[j]: f for pair, f in zip(transfer.pairs, features[j], strict=True)}
@@ -118,32 +118,32 @@ def check_layers(transfer: Transfer, features: Features, x: Tensor) -> Iterator[
 def _feature_problem(feature: Tensor, images_differ: bool, spatial: bool) -> Finding | None:
     n = len(feature)
     if not feature.isfinite().all():
-        return Finding("error", "puts out values that are not finite")
+        return Finding("error", "outputs values that are not finite")
     if not feature.any():
-        text = f"is dead: it puts out zeros for all {n} images; choose another layer"
+        text = f"is dead: it outputs zeros for all {n} images; choose another layer"
         return Finding("error", f"{text} ({STAGES_HINT})")
     if images_differ and bool((feature == feature[:1]).all()):
-        text = f"puts out the same features for all {n} images, so it says nothing about them"
+        text = f"outputs the same features for all {n} images, so it carries no information"
         return Finding("warning", text)
     if not spatial:
         return None
     try:
         q = attention_map(feature, normalize=False)
     except UserError:
-        return Finding("error", "puts out values whose squares overflow")
+        return Finding("error", "outputs values whose squares overflow")
     if q.shape[1] == 1:
         text = "has one position, so its map is always 1: choose one before the pooling"
         return Finding("warning", f"{text} ({STAGES_HINT})")
     high, low = q.amax(1), q.amin(1)
     if bool((high - low <= UNIFORM * high).all()):
-        text = f"has the same attention at every position of all {n} images: its map says nothing"
+        text = f"has the same attention at every position of all {n} images: its map is uniform"
         return Finding("warning", text)
     return None
 
 
 @dataclass
 class PairEnd:
-    """A pair's layer in one network; `x` is the network's input, `feature` the layer's output."""
+    """One layer of a pair; `x` is the input of its network, `feature` the output of the layer."""
 
     side: str
     network: nn.Module
@@ -174,7 +174,7 @@ class PairEnd:
 
     @property
     def relative_stage(self) -> float:
-        """The stage's place among the network's stages, from 0 to 1."""
+        """The stage's position among the network's stages, from 0 to 1."""
         number, count = self.stage
         return (number - 1) / (count - 1) if count > 1 else 0.5
 
@@ -188,7 +188,7 @@ class PairEnd:
 
 
 def check_pairs(transfer: Transfer, features: Features, io: NetworkIO) -> Iterator[Finding]:
-    """Pairs whose layers are in different parts of their networks; a store has no network."""
+    """Finds pairs whose layers are at different depths. Pairs with a store are not checked."""
     for pair, student_features, teacher_features in zip(transfer.pairs, *features, strict=True):
         if isinstance(teacher_features, StoredMap):
             continue
@@ -210,6 +210,6 @@ def _far_apart(a: PairEnd, b: PairEnd) -> bool:
         return abs(a.depth - b.depth) > 0.5
     distance = abs(a.octave - b.octave)
     if round(a.octave) == round(b.octave) or distance < 0.5:
-        return False  # "auto" joins these, too
-    # Odd sizes can make a stride of 2 into 2.1, so a distance counts from a factor of 2**1.5 on.
+        return False  # "auto" pairs such layers as well
+    # Odd sizes can turn a stride of 2 into 2.1, so only a factor above 2**1.5 counts.
     return distance > 1.5 or abs(a.relative_stage - b.relative_stage) >= 0.5

@@ -1,4 +1,4 @@
-"""A dry step before training, which looks for what makes a transfer worthless without an error."""
+"""A trial step before training, which finds faults that would spoil a run without an error."""
 
 from __future__ import annotations
 
@@ -33,21 +33,21 @@ def preflight(
     teacher_accuracy: float | None = None,
     teacher: TeacherOutput | None = None,
 ) -> list[Finding]:
-    """The findings of a dry step, errors first; to be called just before training, in its modes.
+    """The findings of a trial step, errors first. Call it just before training, in training mode.
 
     It checks modes and frozen parameters, the batch's range, the features and depths of every pair,
-    every term of the loss and its gradient, and the teacher's accuracy. It changes nothing: modes,
-    gradients, buffers and random states are the same afterwards. It costs about as much as an
-    uncompiled step of 100 images.
+    every term of the loss and its gradient, and the teacher's accuracy. Modes, gradients, buffers
+    and random states do not change. It costs about as much as an uncompiled step of 100 images.
 
     Args:
         transfer: student, teacher and methods; a compiled or wrapped one is unwrapped.
-        x: a training batch (N, C, H, W) on the transfer's device; the first 32 images count.
+        x: a training batch (N, C, H, W) on the transfer's device; the first 32 images are used.
         y: its labels (N,), int64.
         images: labelled validation batches (x, y), balanced over the classes, such as a DataLoader;
             without them the teacher's accuracy is not checked. At most 400 images are used.
         teacher_accuracy: the teacher's known validation accuracy, in [0, 1].
-        teacher: with a store, the stored outputs for x: `transfer.store.read(rows, view)`.
+        teacher: the outputs for x of a store in the teacher's place,
+            `transfer.store.read(rows, view)`.
 
     Raises:
         UserError: (a ValueError) for a wrong argument, and for a store without `teacher`.
@@ -56,7 +56,7 @@ def preflight(
     if not isinstance(plain, Transfer):
         raise UserError(f"transfer is {shown(plain)}: expected a Transfer")
     _check_arguments(x, y, teacher_accuracy)
-    teacher = _check_said(plain, teacher)
+    teacher = _stored_outputs(plain, teacher)
     x, y = x[:DRY_IMAGES].detach(), y[:DRY_IMAGES]
     findings = [*check_modes(plain), *check_frozen(plain)]
     if text := plain.batch_dependence_warning():
@@ -86,13 +86,13 @@ def preflight(
     return sorted(findings, key=lambda finding: LEVELS.index(finding.level))
 
 
-def _check_said(transfer: Transfer, teacher: TeacherOutput | None) -> TeacherOutput | None:
-    """The stored outputs for the first images."""
+def _stored_outputs(transfer: Transfer, teacher: TeacherOutput | None) -> TeacherOutput | None:
+    """The outputs of a store for the first images; None without a store."""
     if transfer.store is None:
         return None
     if teacher is None:
         raise UserError(
-            "preflight of a Transfer with a store needs the stored outputs for x: "
+            "preflight of a Transfer with a store needs its outputs for x: "
             "teacher=transfer.store.read(rows, view)"
         )
     return teacher.head(DRY_IMAGES)

@@ -1,4 +1,4 @@
-"""Check of the teacher: is it better than guessing, and as good as at the end of its own run?"""
+"""Checks the teacher's accuracy against guessing, and against the end of its own run."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from .findings import Finding, watch_networks
 
 TEACHER_IMAGES = 400
 TEACHER_CHUNK = 25  # enough images to recognise a good teacher
-GUESSING = 0.01  # warn of a teacher if guessing is as good with this probability
+GUESSING = 0.01  # warn if guessing would be as accurate with more than this probability
 NOT_GUESSING = 1e-6  # stop early below this; far below GUESSING, as it is tested after each chunk
-TOLERANCE = 0.05  # accuracy that a teacher may lose against its own run, beside sampling error
+TOLERANCE = 0.05  # allowed loss of accuracy against the teacher's own run, besides sampling error
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 
@@ -51,7 +51,7 @@ def _chunks(images: Batches) -> Iterator[tuple[Tensor, Tensor]]:
     for x, y in images:
         x, y = x[:left], y[:left]
         left -= len(y)
-        # Every count-th image: in a batch that is sorted by class, the first are all of one class.
+        # Every count-th image: if the batch is sorted by class, the first ones have one class.
         count = math.ceil(len(y) / TEACHER_CHUNK)
         for k in range(count):
             yield x[k::count], y[k::count]
@@ -64,7 +64,7 @@ def _accuracy_findings(
 ) -> Iterator[Finding]:
     accuracy, chance = correct / total, 1 / classes
     text = f"the teacher is right for {correct} of {total} validation images"
-    # Few images cannot tell a good teacher from guessing, so its accuracy must be low in itself.
+    # With few images even a good teacher fails the test, so its accuracy must also be low.
     if at_least(correct, total, chance) > GUESSING and accuracy < (1 + chance) / 2:
         yield Finding(
             "warning",

@@ -1,4 +1,4 @@
-"""Checks of the loss: is each term finite, is it 0, and does the student get a gradient from it?"""
+"""Checks that each term of the loss is finite, not 0, and gives the student a gradient."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ def check_loss(
     if count is not None and not 0 <= lowest <= highest < count:
         text = f"the labels go from {lowest} to {highest}, but the student's logits have"
         return [Finding("error", f"{text} {count} classes: expected 0 to {count - 1}")]
-    # Label values do not matter for the checks; clamp them for a teacher with fewer classes.
+    # The checks do not depend on the labels; clamp them for a teacher with fewer classes.
     y = y.clamp(max=min(classes.values(), default=1 << 62) - 1)
     try:
         with torch.inference_mode(False), torch.enable_grad():
             return list(_check_terms(transfer, x, y, teacher))
     except UserError as error:
-        text = f"the loss cannot be taken: {_name_layers(str(error), transfer.pairs)}"
+        text = f"the loss cannot be computed: {_name_layers(str(error), transfer.pairs)}"
         if len(set(classes.values())) > 1:
             counts = " and ".join(f"the {s}'s logits have {k}" for s, k in sorted(classes.items()))
             text = f"{counts} classes, and a method compares them: {error}"
@@ -65,7 +65,7 @@ def _check_terms(
                 yield Finding("error", f"the term {term} is not finite: {value.item()}")
                 continue
             is_zero = bool(value.abs() <= rounding.get(term, 0.0))
-            if is_zero and term != "ce":  # alpha = 1 leaves the cross-entropy no share
+            if is_zero and term != "ce":  # with alpha = 1 the cross-entropy has weight 0
                 zero_terms.append(term)
             term_gradients = gradients(out.parts[term], parameters)
             if not all(g.isfinite().all() for g in term_gradients):
@@ -81,9 +81,9 @@ def _check_terms(
 
 
 def _terms_by_progress(methods: Sequence[Method]) -> dict[float, list[str]]:
-    """The terms to check at each progress in [0, 1]: every one where its weight is largest.
+    """{progress in [0, 1]: terms}: each term is checked at the progress of its largest weight.
 
-    Terms that always weigh 0 are left out.
+    Terms whose weight is always 0 are left out.
     """
     terms = {PROGRESS[0]: ["ce"]}
     for method in methods:

@@ -1,4 +1,4 @@
-"""Contexts in which a step may be tried: afterwards networks and random states are as before."""
+"""Context managers for a trial step, which restore networks and random states afterwards."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def unchanged(transfer: Transfer) -> Iterator[None]:
             module.training = mode
         for module, name, buffer, value in buffers:
             module._buffers[name] = buffer
-            # Unchanged buffers are not written to: a graph that the caller holds may need them.
+            # Unchanged buffers are not written to: the caller's autograd graph may need them.
             if not torch.equal(buffer, value):
                 buffer.detach().copy_(value)
 
@@ -42,7 +42,7 @@ def unchanged(transfer: Transfer) -> Iterator[None]:
 def random_states_kept(device: torch.device) -> Iterator[None]:
     """Restores the random states of Python, NumPy and torch."""
     python_state, numpy_state = random.getstate(), np.random.get_state()
-    # fork_rng cannot keep the state of MPS, whose get_rng_state takes no device.
+    # fork_rng does not support MPS, whose get_rng_state takes no device.
     mps_state = torch.mps.get_rng_state() if device.type == "mps" else None
     try:
         with torch.random.fork_rng([device] if device.type == "cuda" else []):

@@ -19,9 +19,9 @@ from .auto import PairedBetaMethod
 from .base import Pairs, StepInputs, schedule_factor
 from .options import AUTO
 
-# In shares of the number of steps. A β above the first (under `authors`, its mean over a schedule)
-# was too heavy where it was tried (1000 in 280 to 370 steps, constant or linear to zero); one of
-# the second did well (100 there).
+# β per step of training. A β above HEAVY_BETA · steps (under `authors`, mean over the schedule) was
+# too large in our runs (1000 in 280 to 370 steps, constant or linear to zero); GOOD_BETA · steps
+# worked well (100 in these runs).
 HEAVY_BETA = 0.5
 GOOD_BETA = 0.25
 
@@ -30,18 +30,18 @@ class ActivationTransfer(PairedBetaMethod):
     """β · `at_loss` (Eq. 2 of the paper, or the authors' code: see `convention`).
 
     Args:
-        beta: β under `convention`; the paper's 1000 goes with `authors` and tens of thousands of
-            steps. "auto" is 3 · Σ ½‖D‖² / Σ ½‖Y_teacher − its mean over images‖², both
-            sums over the pairs: it depends on no map's size (under `paper`, of norms that are not
-            squared). The means are those of `Transfer`'s example, best some 32 training images. A
-            pair that cannot teach is left out.
+        beta: β under `convention`; the paper's 1000 suits `authors` and tens of thousands of
+            steps. With "auto" the term is 3 · Σ ½‖D‖² / Σ ½‖Y_teacher − its mean over images‖²,
+            both sums over the pairs, so it does not depend on the sizes of the maps (under `paper`
+            the norms are not squared). The means are over `Transfer`'s example: use about 32
+            training images. A pair that cannot teach is left out.
         kind, p, convention, resize, norm, axis, weights: as in `at_loss`.
         decay: `constant`, `linear` or `cosine` (both to zero), `step` (×0.2 at 30, 60 and 80 % of
             the training), or `warm-up` (from zero over the first tenth), alone or before one of
             them (`warm-up+linear`).
-        teacher_kind: the kind of the teacher's maps, if it is another than `kind`. "attention" is
-            the class token's attention in a transformer's block, under `kind="attention"` also of
-            the student; see `tap`.
+        teacher_kind: the kind of the teacher's maps, if it differs from `kind`. "attention" is the
+            class token's attention in a transformer's block; `kind="attention"` reads it from the
+            student as well; see `tap`.
 
     Raises:
         UserError: (a ValueError) for a wrong option.
@@ -51,7 +51,7 @@ class ActivationTransfer(PairedBetaMethod):
     part = "at"
     needs_teacher = True
     needs_features = True
-    # In the paper, β decays where attention transfer is combined with distillation.
+    # In the paper, β decays if attention transfer is combined with distillation.
     defaults_with = {"kd": {"decay": "linear"}}
 
     def __init__(
@@ -77,7 +77,7 @@ class ActivationTransfer(PairedBetaMethod):
         if weights is not None:
             if isinstance(weights, (str, Mapping, Tensor)) or not isinstance(weights, Iterable):
                 raise UserError(
-                    f"weights is {shown(weights)}: expected a list of numbers, one a pair"
+                    f"weights is {shown(weights)}: expected a list with a number for each pair"
                 )
             self.pair_weights = [check_weight("weights", w) for w in weights]
 
@@ -97,7 +97,7 @@ class ActivationTransfer(PairedBetaMethod):
         if self.pair_weights is not None and len(self.pair_weights) != len(pairs):
             raise UserError(
                 f"weights has {len(self.pair_weights)} numbers for {len(pairs)} pairs: "
-                "expected one a pair"
+                "expected one for each pair"
             )
         # Dicts, so that an error names the layers.
         names = [f"pair {j} ({s} ← {t})" for j, (s, t) in enumerate(pairs)]
@@ -110,7 +110,7 @@ class ActivationTransfer(PairedBetaMethod):
     def _units(
         self, student: Sequence[Tensor], teacher: Sequence[Tensor | StoredMap]
     ) -> list[float]:
-        """β of each pair that weighs ½‖D‖² with 1, or ½‖D‖ under `paper`."""
+        """The β of each pair for which its term is ½‖D‖², or ½‖D‖ under `paper`."""
         units = self.pair_weights or [1.0] * len(student)
         convention = self.options.convention
         if convention == "paper":
@@ -136,7 +136,7 @@ class ActivationTransfer(PairedBetaMethod):
     def describe(
         self, pairs: Pairs, student: Sequence[Tensor], teacher: Sequence[Tensor | StoredMap]
     ) -> list[str]:
-        """A line a pair: layers, sizes, and the effective weight of β under the conventions."""
+        """A line for each pair: layers, sizes, and the effective weight under the conventions."""
         conventions = ["paper"] if self.options.convention == "paper" else ["authors", "caffe"]
         lines = []
         factors = self.pair_betas() or [1.0] * len(pairs)
@@ -147,8 +147,8 @@ class ActivationTransfer(PairedBetaMethod):
             for convention in conventions:
                 converted = maps.convert_beta(beta, self.options.convention, convention, positions)
                 betas.append(f"{converted:.5g} ({convention})")
-            kept = " a map" * isinstance(ft, StoredMap)
-            sizes = f"{tuple(fs.shape[1:])} and{kept} {tuple(ft.shape[1:])}"
+            stored = " a map" * isinstance(ft, StoredMap)
+            sizes = f"{tuple(fs.shape[1:])} and{stored} {tuple(ft.shape[1:])}"
             line = f"{s} ← {t}: {sizes}, M = {positions}, β = {', '.join(betas)}"
             if j in self.left_out:
                 line += f"; left out: {self.left_out[j]}"
@@ -161,6 +161,6 @@ class ActivationTransfer(PairedBetaMethod):
         mean = self.beta * sum(factors) / len(factors)
         if self.is_auto or self.options.convention != "authors" or mean <= HEAVY_BETA * steps:
             return []
-        # One significant digit: the advice is no more exact than that.
+        # One significant digit, because the advice is only approximate.
         good = float(f"{GOOD_BETA * steps:.1g}")
-        return [f"β = {self.beta:g} is likely too heavy for {steps} steps: try --beta {good:g}"]
+        return [f"β = {self.beta:g} is probably too large for {steps} steps: try --beta {good:g}"]

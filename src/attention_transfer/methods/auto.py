@@ -1,4 +1,4 @@
-"""β = "auto": a term is weighed by the share of the teacher's variance that is not explained."""
+"""β = "auto": the term is the share of the teacher's variance that the student does not explain."""
 
 from __future__ import annotations
 
@@ -12,34 +12,34 @@ from torch import Tensor
 from ..errors import UserError
 from .base import BetaMethod, Pairs, TrainingFraction
 
-# The term is this number for a student that shows the teacher's mean, whatever the image. It is the
-# weight of the share of the variance that is not explained (results/defaults.md).
+# The weight of the unexplained share of the variance (results/defaults.md). The term has this value
+# for a student whose map is the teacher's mean for every image.
 AUTO_WEIGHT = 3.0
-# What spreads less over the images than this says the same of every image.
+# The teacher's output is constant if its variance over the images is below this.
 CONSTANT = 1e-6
 
 
 class PairedBetaMethod(BetaMethod):
     """A method with a distance for each pair of layers, whose β may be "auto".
 
-    "auto" is `AUTO_WEIGHT` · Σ ½‖D‖² / Σ ½‖Y_teacher − its mean over images‖², both sums over the
-    pairs. It depends on no layer's size. The means are those of `Transfer`'s example, best some 32
-    training images. A pair that cannot teach is left out.
+    With "auto" the term is `AUTO_WEIGHT` · Σ ½‖D‖² / Σ ½‖Y_teacher − its mean over images‖², both
+    sums over the pairs. It does not depend on the sizes of the layers. The means are over
+    `Transfer`'s example: use about 32 training images. A pair that cannot teach is left out.
     """
 
     has_auto_beta = True
-    what = "map"  # that the method compares
+    what = "map"  # the name, for messages, of what the method compares
 
     def __init__(self, beta: float | str, decay: str):
         super().__init__(beta, decay)
         self.needs_example = self.needs_example or self.is_auto
         self.pair_names: list[str] = []
-        # Why a pair cannot teach, by its number.
+        # {number of a pair that cannot teach: reason}
         self.left_out: dict[int, str] = {}
         self._auto_betas: list[float] = []
         if self.is_auto:
-            # β of each pair before its schedule. It is part of the state, because the example of a
-            # run that continues may be read from a store.
+            # β of each pair, without the schedule. A run that continues must not compute it again,
+            # because its example may come from a store; hence it is in the state.
             self.register_buffer("auto_betas", torch.zeros(0))
 
     @property
@@ -47,7 +47,7 @@ class PairedBetaMethod(BetaMethod):
         return bool(self._auto_betas)
 
     def pair_betas(self) -> list[float] | None:
-        """The weight of each pair, before β of all and its schedule; None: 1 each."""
+        """The weight of each pair, without β and its schedule; None: 1 each."""
         return self._auto_betas if self.is_auto else None
 
     def set_auto_betas(
@@ -57,13 +57,13 @@ class PairedBetaMethod(BetaMethod):
         spreads: Sequence[float],
         units: Sequence[float],
     ) -> None:
-        """Sets β of each pair from the teacher's maps of the example.
+        """Sets β of each pair from the teacher's outputs for the example.
 
         Args:
-            student: the student's features, which have a gradient where a trained weight changes
-                them.
-            spreads: Σ ½‖Y_teacher − its mean‖² of each pair, a mean over images.
-            units: β of each pair that weighs ½‖D‖² with 1.
+            student: the student's features; they require a gradient if they depend on a trained
+                weight.
+            spreads: ½‖Y_teacher − its mean‖² of each pair, a mean over images.
+            units: the β of each pair for which its term is ½‖D‖².
 
         Raises:
             UserError: if the teacher's features are not finite, or no pair can teach.
@@ -81,14 +81,14 @@ class PairedBetaMethod(BetaMethod):
                 self.left_out[j] = f"the teacher's {self.what} is the same for every image"
             elif any(trained) and not trained[j]:
                 self.left_out[j] = f"no weight that is trained changes the student's {self.what}"
-        kept = [spread for j, spread in enumerate(spreads) if j not in self.left_out]
-        if not kept:
+        used = [spread for j, spread in enumerate(spreads) if j not in self.left_out]
+        if not used:
             raise UserError(
                 f"beta is 'auto', but no pair can teach: the teacher's {self.what}s are the same "
                 "for every image of the example, or the student's layers are frozen; expected an "
                 "example of several images, or a number for beta"
             )
-        betas = [AUTO_WEIGHT / sum(kept) * unit for unit in units]
+        betas = [AUTO_WEIGHT / sum(used) * unit for unit in units]
         for j in self.left_out:
             betas[j] = 0.0
         self.auto_betas = torch.tensor(betas)
@@ -97,11 +97,11 @@ class PairedBetaMethod(BetaMethod):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args)
         if self.is_auto:
-            # Beside the buffer, so that a step reads no tensor for its constants.
+            # A list in addition to the buffer, so that a step reads no tensor for it.
             self._auto_betas = self.auto_betas.tolist()
 
     def weights(self, progress: TrainingFraction) -> dict[str, float]:
-        """β in effect; under "auto" of each pair: `beta[group0=group0]`."""
+        """β in effect; under "auto" one for each pair: `beta[group0=group0]`."""
         if not self.is_auto:
             return super().weights(progress)
         factor = float(self.weight(progress))

@@ -16,7 +16,7 @@ from ..map_inputs import StoredMap
 from ..map_options import MapOptions
 from .options import AUTO, DECAYS
 
-# `step` drops where the CIFAR recipe drops its learning rate: at epochs 60, 120 and 160 of 200.
+# `step` drops together with the learning rate of the CIFAR recipe: epochs 60, 120 and 160 of 200.
 _STEPS = (0.3, 0.6, 0.8)
 _STEP_RATIO = 0.2
 # `warm-up` rises from 0 over this share of the training.
@@ -28,10 +28,10 @@ Pairs = Sequence[tuple[str, str]]
 
 @dataclass
 class StepInputs:
-    """What the methods read of one step; each field as far as a method needs it.
+    """The inputs of the methods in one step; fields that no method needs are empty.
 
     The input gradients J are (N, C, H, W) like the images; `flipped_gradient` is flip(J(flip(x)))
-    of the student. Under a store, `StoredMap`s take the place of the teacher's features.
+    of the student. With a store, the teacher's features are `StoredMap`s.
     """
 
     labels: Tensor
@@ -42,35 +42,35 @@ class StepInputs:
     student_gradient: Tensor | None = None
     teacher_gradient: Tensor | None = None
     flipped_gradient: Tensor | None = None
-    # What methods tell of the pairs of layers, to find a fault with: {part: a scalar for each}.
+    # {part: a scalar for each pair}, set by the methods, to name the pair that is not finite.
     pair_terms: dict[str, list[Tensor]] = field(default_factory=dict)
 
 
 class Method(nn.Module):
-    """A term of the loss. `name` is its word in --method, `part` its key in `out.parts`."""
+    """A term of the loss. `name` is its name in --method, `part` its key in `out.parts`."""
 
     name: ClassVar[str]
     part: ClassVar[str]
     needs_teacher: ClassVar[bool] = False
     needs_features: ClassVar[bool] = False
-    # J of the student, and of the teacher too if the method needs one.
+    # J of the student, and J of the teacher if the method needs a teacher.
     needs_gradient: ClassVar[bool] = False
     needs_flipped: ClassVar[bool] = False
     needs_example: bool = False
     has_auto_beta: ClassVar[bool] = False  # whether β may be "auto"
-    # Why a store of the teacher's maps and logits is not enough; None where it is.
+    # Why a store of the teacher's maps and logits is not enough; None if it is.
     needs_live_teacher: ClassVar[str | None] = None
-    # The attention maps that it reads of a store, if any.
+    # The attention maps that it reads from a store, if any.
     map_options: MapOptions | None = None
-    # Whether it reads attention in the place of features: of the student, of the teacher.
+    # Whether it reads attention instead of features: from the student, from the teacher.
     reads_attention: tuple[bool, bool] = (False, False)
-    # {name of another method: {option: its default where both are chosen}}
+    # {name of another method: {option: its default if both are chosen}}
     defaults_with: ClassVar[dict[str, dict[str, Any]]] = {}
     decay: str = "constant"
 
     @property
     def belongs_to_a_transfer(self) -> bool:
-        """Whether it holds what was made for the pairs of one `Transfer`, such as adapters."""
+        """Whether it has state for the pairs of one `Transfer`, such as adapters."""
         return False
 
     def forward(self, step: StepInputs) -> Tensor:
@@ -82,7 +82,7 @@ class Method(nn.Module):
         raise NotImplementedError
 
     def weights(self, progress: TrainingFraction) -> dict[str, float]:
-        """The weights in effect, by the name of their option (for the log)."""
+        """The weights in effect, by the names of their options (for the log)."""
         raise NotImplementedError
 
     def cross_entropy_share(self, progress: TrainingFraction = None) -> float | Tensor:
@@ -92,7 +92,7 @@ class Method(nn.Module):
     def prepare(
         self, pairs: Pairs, student: Sequence[Tensor], teacher: Sequence[Tensor | StoredMap]
     ) -> None:
-        """Raises `UserError` if the features of a dry run do not suit the method."""
+        """Raises `UserError` if the features of the example do not suit the method."""
 
     def describe(
         self, pairs: Pairs, student: Sequence[Tensor], teacher: Sequence[Tensor | StoredMap]
@@ -109,14 +109,14 @@ class BetaMethod(Method):
     """A method whose weight is β under a schedule.
 
     Raises:
-        UserError: (a ValueError) for a β that is no finite number ≥ 0, or an unknown schedule.
+        UserError: (a ValueError) unless β is a finite number ≥ 0 and the schedule is known.
     """
 
     def __init__(self, beta: float | str, decay: str):
         super().__init__()
         check_choice("decay", decay, DECAYS)
         self.decay = decay
-        # Under "auto" the method weighs its pairs itself, so that β is 1.
+        # Under "auto" each pair has its own weight, and β is 1.
         self.is_auto = self.has_auto_beta and beta == AUTO
         self.beta = 1.0 if self.is_auto else check_weight("beta", beta)
 
@@ -129,19 +129,19 @@ class BetaMethod(Method):
 
 def can_learn_from_store(methods: Sequence[Method]) -> bool:
     """Whether some methods need a teacher, and a store of its maps and logits is enough for all."""
-    taught = [method for method in methods if method.needs_teacher]
-    for method in taught:
+    teacher_methods = [method for method in methods if method.needs_teacher]
+    for method in teacher_methods:
         reads_features = method.needs_features and method.map_options is None
         if method.needs_live_teacher is not None or reads_features:
             return False
-    return bool(taught)
+    return bool(teacher_methods)
 
 
 def schedule_factor(decay: str, progress: TrainingFraction) -> float | Tensor:
     """The factor of a schedule: 1 at progress 0; at 1, `linear` and `cosine` give 0, `step` 0.008.
 
     `warm-up` multiplies it by a linear rise over the first tenth of the training. A tensor outside
-    [0, 1] is clamped to it, since reading it would wait for the device.
+    [0, 1] is clamped, because a check of its value would wait for the device.
 
     Raises:
         UserError: for a schedule without progress, a number outside [0, 1], or a tensor that is
@@ -171,7 +171,7 @@ def schedule_factor(decay: str, progress: TrainingFraction) -> float | Tensor:
     if fall == decay:
         return factor
     rise = progress / WARM_UP
-    # A tensor stays one: the progress of a compiled step is data, not a constant of the graph.
+    # A tensor stays a tensor: the progress of a compiled step is data, not a constant.
     if isinstance(rise, Tensor):
         return rise.clamp(max=1) * factor
     return min(rise, 1.0) * factor

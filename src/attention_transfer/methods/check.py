@@ -1,4 +1,4 @@
-"""Whether methods go with one another, with the teacher and with the example of a `Transfer`."""
+"""Checks that methods fit together, and fit the teacher and the example of a `Transfer`."""
 
 from __future__ import annotations
 
@@ -12,15 +12,17 @@ from .base import Method
 
 
 def maps_to_read(methods: Sequence[Method], teacher: object = None) -> MapOptions | None:
-    """The maps that the methods read of a store."""
+    """The options of the maps that the methods read from a store."""
     options = list(dict.fromkeys(m.map_options for m in methods if m.map_options is not None))
     if len(options) > 1 and not isinstance(teacher, nn.Module):
-        raise UserError("the methods read different maps of a store: give them one kind, p, axis")
+        raise UserError(
+            "the methods read different maps from a store: give them the same kind, p and axis"
+        )
     return options[0] if options else None
 
 
 def check_methods(methods: Sequence[Method], teacher: object, example: Tensor | None) -> None:
-    """Raises `UserError` for methods that do not."""
+    """Raises `UserError` if the methods, the teacher and the example do not fit together."""
     if not isinstance(methods, (Sequence, nn.ModuleList)):
         raise UserError(
             f"methods is {shown(methods)}: expected a list, such as [ActivationTransfer()]"
@@ -32,7 +34,7 @@ def check_methods(methods: Sequence[Method], teacher: object, example: Tensor | 
             )
     names = [m.name for m in methods]
     if len(set(names)) < len(names):
-        raise UserError(f"methods {names} has one twice: expected each at most once")
+        raise UserError(f"methods {names} has a method twice: expected each at most once")
     under_store = teacher is not None and not isinstance(teacher, nn.Module)
     if under_store and not hasattr(teacher, "read"):
         raise UserError(
@@ -63,7 +65,7 @@ def _check_same_reading(readers: Sequence[Method]) -> None:
     for method in readers[1:]:
         if method.reads_attention != readers[0].reads_attention:
             raise UserError(
-                f"{readers[0].name} and {method.name} read different things of the same layers, "
-                "attention and features: choose one of them, or another kind (--kind, "
+                f"of {readers[0].name} and {method.name}, one reads attention and the other "
+                "features of the same layers: choose one of them, or another kind (--kind, "
                 "--teacher-kind)"
             )

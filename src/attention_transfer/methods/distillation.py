@@ -24,11 +24,11 @@ def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float =
         temperature: T > 0.
 
     Returns:
-        A scalar, float32 or float64 (the logits are taken in at least float32).
+        A scalar, float32 or float64 (the logits are converted to at least float32).
 
     Raises:
-        UserError: (a ValueError) for shapes that are not (N, K) twice, or a temperature that is not
-            above 0; in eager mode on a CPU also for logits that are not finite.
+        UserError: (a ValueError) unless both shapes are (N, K) and the temperature is above 0; in
+            eager mode on a CPU also for logits that are not finite.
     """
     loss = softened_divergence(student_logits, teacher_logits, temperature)
     inputs = {"student_logits": student_logits, "teacher_logits": teacher_logits}
@@ -39,7 +39,7 @@ def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float =
 def softened_divergence(
     student_logits: Tensor, teacher_logits: Tensor, temperature: float
 ) -> Tensor:
-    """`kd_loss` for logits that may be not finite."""
+    """`kd_loss` without the check for finite logits."""
     check_floats(student_logits, "student_logits", "(N, K)")
     check_floats(teacher_logits, "teacher_logits", "(N, K)")
     if student_logits.ndim != 2 or student_logits.shape != teacher_logits.shape:
@@ -50,15 +50,15 @@ def softened_divergence(
     check_same_device(student_logits, "student_logits", teacher_logits, "teacher_logits")
     if not isinstance(temperature, (int, float)) or not 0 < temperature < math.inf:
         raise UserError(f"temperature is {shown(temperature)}: expected a number > 0")
-    # Both as logarithms: the softmax of a far class underflows to 0.
+    # Both as logarithms: the softmax of an unlikely class underflows to 0.
     log_p = F.log_softmax(at_least_float32(student_logits) / temperature, 1)
     log_q = F.log_softmax(at_least_float32(teacher_logits) / temperature, 1)
-    # Gradients of the softened logits shrink by 1/T²; the factor keeps α's meaning at every T.
+    # The gradients shrink by 1/T²; with the factor T² the same α suits every T.
     return F.kl_div(log_p, log_q, reduction="batchmean", log_target=True) * temperature**2
 
 
 class KnowledgeDistillation(Method):
-    """α · `kd_loss`, leaving 1 − α of the cross-entropy.
+    """α · `kd_loss`; the cross-entropy has the weight 1 − α.
 
     Args:
         alpha: α in [0, 1].
@@ -66,7 +66,7 @@ class KnowledgeDistillation(Method):
         decay: the schedule of α, as in `ActivationTransfer`; the cross-entropy gains what α loses.
 
     Raises:
-        UserError: (a ValueError) for values outside these.
+        UserError: (a ValueError) for values out of range.
     """
 
     name = "kd"

@@ -18,9 +18,9 @@ from .base import Pairs, StepInputs
 
 
 def full_activation_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """Mean of D² over N and elements, D the difference of the activations over their l2 norms.
+    """Mean of D² over N and elements; D is the difference of the l2-normalised activations.
 
-    The paper fixes neither axis nor reduction. Our choice is one norm a sample, over C·H·W.
+    The paper states neither axis nor reduction. We use one norm for each sample, over C·H·W.
 
     Args:
         student: (N, C, H, W), or tokens (N, L, D).
@@ -40,14 +40,14 @@ def full_activation_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def normalised_difference(student: Tensor, teacher: Tensor) -> Tensor:
-    """`full_activation_loss` for features that may be not finite."""
+    """`full_activation_loss` without the check for finite features."""
     student = maps.validated(student, "student features")
     teacher = maps.validated(teacher, "teacher features")
     if student.shape != teacher.shape:
         raise UserError(
             f"student features are {tuple(student.shape)}, the teacher's {tuple(teacher.shape)}: "
-            "expected one shape (FullActivationTransfer learns the 1×1 convolution between "
-            "different channels)"
+            "expected the same shape (FullActivationTransfer learns a 1×1 convolution if the "
+            "channels differ)"
         )
     check_same_device(student, "student features", teacher, "teacher features")
     d = maps.normalize_map(student.flatten(1)) - maps.normalize_map(teacher.flatten(1))
@@ -57,14 +57,14 @@ def normalised_difference(student: Tensor, teacher: Tensor) -> Tensor:
 class FullActivationTransfer(PairedBetaMethod):
     """β · Σ over pairs of `full_activation_loss`.
 
-    Where channels differ, a 1×1 convolution student → teacher is learned along; it is trained and
-    checkpointed with the `Transfer` and is no part of the student. Where H×W differ, the features
-    are average-pooled to the smaller size.
+    If the channels of a pair differ, a 1×1 convolution student → teacher is learned as well; it is
+    trained and checkpointed with the `Transfer` and is not part of the student. If H×W differ, the
+    features are average-pooled to the smaller size.
 
     Args:
-        beta: β. The mean is over C·H·W elements, so β is larger than that of attention maps. "auto"
-            weighs the share of the variance of the teacher's normalised activations that is not
-            explained, as in `ActivationTransfer`.
+        beta: β. The mean is over C·H·W elements, so β is larger than for attention maps. With
+            "auto" the term is 3 · the unexplained share of the variance of the teacher's normalised
+            activations, as in `ActivationTransfer`.
         decay: as in `ActivationTransfer`.
 
     Raises:
@@ -75,7 +75,7 @@ class FullActivationTransfer(PairedBetaMethod):
     part = "full"
     needs_teacher = True
     needs_features = True
-    needs_live_teacher = "it compares whole features, and a store holds their maps"
+    needs_live_teacher = "it compares whole features, and a store has only their maps"
     needs_example = True  # for the sizes of the adapters
     what = "activation"
 
@@ -94,7 +94,7 @@ class FullActivationTransfer(PairedBetaMethod):
             assert isinstance(teacher, Tensor), "no store: needs_live_teacher"
             s, t = _on_one_grid(student, teacher, f"pair {j}")
             if isinstance(adapter, nn.Conv2d):
-                # The networks, and with them the adapter, may be of any precision.
+                # The student's features and the adapter may differ in precision.
                 s = F.conv2d(s, adapter.weight.to(s.dtype))
             term = normalised_difference(s, t)
             if (betas := self.pair_betas()) is not None:
@@ -106,7 +106,7 @@ class FullActivationTransfer(PairedBetaMethod):
     def prepare(
         self, pairs: Pairs, student: Sequence[Tensor], teacher: Sequence[Tensor | StoredMap]
     ) -> None:
-        """Makes the adapters, each a convolution where channels differ."""
+        """Makes the adapters: a convolution for each pair whose channels differ."""
         if not pairs:
             raise UserError("FullActivationTransfer got no pair of layers: expected at least one")
         self.adapters = nn.ModuleList()
@@ -121,7 +121,7 @@ class FullActivationTransfer(PairedBetaMethod):
             self.adapters.append(adapter)
         if self.is_auto:
             self._set_auto_betas(pairs, student, teacher)
-        # A dry step: features that do not fit together raise.
+        # A trial step raises if the features do not fit together.
         labels = torch.empty(0)  # not read
         self(StepInputs(labels, student_features=list(student), teacher_features=list(teacher)))
 
@@ -146,7 +146,7 @@ class FullActivationTransfer(PairedBetaMethod):
         for j, ((s, t), fs, ft, adapter) in enumerate(described):
             line = f"{s} ← {t}: {tuple(fs.shape[1:])} and {tuple(ft.shape[1:])}"
             if not isinstance(adapter, nn.Identity):
-                line += ", a learned 1×1 convolution between"
+                line += ", joined by a learned 1×1 convolution"
             beta = self.beta
             if self.is_auto:
                 beta = self._auto_betas[j]

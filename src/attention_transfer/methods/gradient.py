@@ -21,8 +21,8 @@ def gradient_loss(j_student: Tensor, j_teacher: Tensor, squared: bool = True) ->
 
     Args:
         j_student: input gradients (N, C, H, W), as `input_gradient` returns them.
-        j_teacher: the teacher's, of the same shape.
-        squared: the form whose derivative the paper prints; else the loss as the paper prints it.
+        j_teacher: the teacher's input gradients, of the same shape.
+        squared: use the form whose derivative the paper prints; False: the loss that it prints.
 
     Returns:
         A scalar, float32 or float64.
@@ -37,7 +37,7 @@ def gradient_loss(j_student: Tensor, j_teacher: Tensor, squared: bool = True) ->
 
 
 def gradient_distance(j_student: Tensor, j_teacher: Tensor, squared: bool) -> Tensor:
-    """`gradient_loss` for input gradients that may be not finite."""
+    """`gradient_loss` without the check for finite values."""
     check_floats(j_student, "j_student", "(N, C, H, W)")
     check_floats(j_teacher, "j_teacher", "(N, C, H, W)")
     if j_student.shape != j_teacher.shape or j_student.ndim < 2:
@@ -60,8 +60,8 @@ def half_mean_norm(d: Tensor, squared: bool) -> Tensor:
 class GradientMethod(BetaMethod):
     """β · a term on input gradients, under a schedule.
 
-    It needs second derivatives of the student, and the student's batch normalisation in eval mode:
-    in training mode it couples the samples.
+    It needs second derivatives of the student, and the student's batch normalisation in eval mode,
+    because in training mode it couples the samples.
     """
 
     needs_gradient = True

@@ -1,4 +1,4 @@
-"""min-l2 (Drucker & LeCun, 1992): small input gradients, for a loss that noise changes little."""
+"""min-l2 (Drucker & LeCun, 1992): small input gradients, so that the loss is robust to noise."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class GradientNorm(GradientMethod):
     name = "min-l2"
     part = "min-l2"
 
-    # Without `squared`: the command reads from this signature which options the method takes.
+    # No `squared`: the command takes the options of a method from this signature.
     def __init__(self, beta: float = 1.0, decay: str = "constant"):
         super().__init__(beta, decay=decay)
 

@@ -10,9 +10,9 @@ from pydantic import BeforeValidator
 from ..map_options import LossOptions
 from ..options import Bool, Float, Numbers, by_method, option
 
-AUTO = "auto"  # the β that a method finds itself
+AUTO = "auto"  # a β that is computed from the example
 FALLS = ("constant", "linear", "cosine", "step")
-# The method of a run that has a teacher and names no method.
+# The default method of a run with a teacher.
 TEACHER_METHOD = "at+kd"
 DECAYS = (*FALLS, "warm-up", *(f"warm-up+{fall}" for fall in FALLS[1:]))
 
@@ -28,7 +28,7 @@ class ActivationOptions(LossOptions):
         Numbers | None,
         option(
             "A factor for each pair of layers.",
-            expected="numbers, one a pair, like 1,1,0.5",
+            expected="a number for each pair, like 1,1,0.5",
             default_text="1 each",
         ),
     ] = None
@@ -39,7 +39,7 @@ class DistillationOptions:
     """Knowledge distillation (`kd`)."""
 
     alpha: Annotated[
-        Float, option("Weight α of distillation; the cross-entropy keeps 1 − α.", ge=0, le=1)
+        Float, option("Weight α of distillation; the cross-entropy has 1 − α.", ge=0, le=1)
     ] = 0.9
     temperature: Annotated[Float, option("Temperature of the softened logits.", gt=0)] = 4.0
 
@@ -53,7 +53,7 @@ class GradientOptions:
 
 @dataclass(frozen=True)
 class MethodOptions(GradientOptions, DistillationOptions, ActivationOptions):
-    """What is transferred, with which weight, between which layers."""
+    """The methods, their weights, and the layers that they pair."""
 
     method: Annotated[
         str | None,

@@ -1,4 +1,4 @@
-"""The registry of methods that --method reads, and their creation from options."""
+"""The registry of methods for --method, and their creation from options."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ METHODS: dict[str, type[Method]] = {
         GradientNorm,
     )
 }
-# One value, or one by method: {"at": 1000, "symmetry": 1}; None stands for the method's default.
+# One value, or one for each method: {"at": 1000, "symmetry": 1}; None is the method's default.
 PER_METHOD = ("beta", "decay")
 OLD_BETA = 1000.0
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(MethodOptions)}
@@ -40,7 +40,7 @@ def method_names(expression: str | None) -> list[str]:
     """`"at+kd"` -> ["at", "kd"]; `"none"` or None -> [].
 
     Raises:
-        UserError: for an unknown method (the nearest is named), or one that is named twice.
+        UserError: for an unknown method (with the nearest name), or one that is named twice.
     """
     if expression is None or expression.strip() == "none":
         return []
@@ -58,11 +58,11 @@ def method_names(expression: str | None) -> list[str]:
 
 
 def create_methods(options: MethodOptions) -> list[Method]:
-    """The methods of `options.method`, each with those of the options that its class takes.
+    """The methods of `options.method`, each with the options that its class takes.
 
     Raises:
-        UserError: for a wrong value, an option that no chosen method has, and options that do not
-            go together.
+        UserError: for a wrong value, an option that no chosen method has, and options that exclude
+            each other.
     """
     arguments = method_arguments(options)
     methods = [METHODS[name](**given) for name, given in arguments.items()]
@@ -82,7 +82,7 @@ def create_methods(options: MethodOptions) -> list[Method]:
 
 
 def idle_options(options: MethodOptions) -> dict[str, str]:
-    """{option: advice} for those that the chosen methods do not read, whatever their value."""
+    """{option: message} for the options that the chosen methods do not read."""
     classes = [METHODS[name] for name in method_names(options.method)]
     accepted = {key for cls in classes for key in inspect.signature(cls).parameters}
     idle = {key: _unused(options, key) for key in (*_SHARED, *PER_METHOD) if key not in accepted}
@@ -98,7 +98,7 @@ def method_arguments(options: MethodOptions) -> dict[str, dict[str, Any]]:
     }
     arguments: dict[str, dict[str, Any]] = {name: {} for name in parameters}
     for name, accepted in parameters.items():
-        # Defaults of the combination first, so that an option that is given replaces them.
+        # The defaults of the combination come first, so that given options replace them.
         for other, defaults in METHODS[name].defaults_with.items():
             if other in parameters:
                 arguments[name].update(defaults)
@@ -122,7 +122,7 @@ def _by_method(
     """{method: value} of --beta or --decay; empty if it is not given."""
     value = getattr(options, key)
     if value is None:
-        # The default of recipes and run folders from before "auto".
+        # Recipes and run folders older than "auto" have None, which meant this number.
         return {"at": OLD_BETA} if key == "beta" and "at" in parameters else {}
     having = [name for name, accepted in parameters.items() if key in accepted]
     if not having:
@@ -142,13 +142,13 @@ def _by_method(
                 f"--beta is auto, but method {options.method!r} has no automatic β: give a number"
             )
         return dict.fromkeys(names, value)
-    # A schedule without a name is that of β, if a method has β; kd=SCHEDULE names that of α.
+    # A schedule without a name is for β, if a method has a β; kd=SCHEDULE sets that of α.
     names = [name for name in having if "beta" in parameters[name]] or having
     if key == "beta" and len(names) > 1:
         example = ",".join(f"{name}=NUMBER" for name in names)
         raise UserError(
             f"--beta {value:g} could mean {' or '.join(names)}, whose scales differ: "
-            f"say --beta {example}"
+            f"give --beta {example}"
         )
     return dict.fromkeys(names, value)
 
@@ -160,6 +160,6 @@ def _no_layers(options: MethodOptions) -> str:
 def _unused(options: MethodOptions, key: str) -> str:
     advice = "leave it out"
     if options.method in (None, "none"):
-        # The default without a teacher: perhaps the teacher was forgotten.
+        # Without a teacher the method is none: perhaps --teacher was forgotten.
         advice += ", or give --teacher or --method"
     return f"--{key} is given, but method {options.method!r} has no {key}: {advice}"

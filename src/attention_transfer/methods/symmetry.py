@@ -1,4 +1,4 @@
-"""The symmetry norm: a mirrored image should have the mirrored input gradient. Needs no teacher."""
+"""The symmetry norm: the input gradient of a flipped image should be flipped. Needs no teacher."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .gradient import OVERFLOW, GradientMethod, half_mean_norm
 
 
 def symmetry_loss(model: nn.Module, x: Tensor, y: Tensor, squared: bool = True) -> Tensor:
-    """½ · mean_n ‖J(x) − flip(J(flip(x)))‖², or of the norm itself; the flip is horizontal.
+    """½ · mean_n ‖J(x) − flip(J(flip(x)))‖², or of the norm not squared; the flip is horizontal.
 
     Differentiable with respect to the model's parameters.
 
