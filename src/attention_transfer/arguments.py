@@ -1,6 +1,6 @@
-"""Checks of what callers hand to functions; each error names the argument in one line.
+"""Checks of the arguments of public functions; each error names the argument in one line.
 
-Types, shapes, dtypes and devices are checked always. Values are read only where that costs no wait
+Types, shapes, dtypes and devices are always checked. Values are checked only if that does not wait
 for a device: in eager mode on a CPU.
 """
 
@@ -18,7 +18,7 @@ from .errors import UserError, first_line, shown
 
 
 def check_tensor(value: object, name: str, allow_meta: bool = False) -> None:
-    """Raises `UserError` unless `value` is a dense tensor that has values, or may be on `meta`."""
+    """Raises `UserError` unless `value` is a dense tensor; on `meta` only with `allow_meta`."""
     if not isinstance(value, Tensor):
         raise UserError(f"{name} is an object of type {type(value).__name__}: expected a tensor")
     if value.layout != torch.strided or value.is_nested:
@@ -44,9 +44,9 @@ def check_floats(value: object, name: str, expected: str) -> None:
 
 
 def check_images(value: object, name: str, model: nn.Module | None = None) -> None:
-    """Raises `UserError` for what is no batch. A transform or network may take integers.
+    """Raises `UserError` unless `value` is a batch. A transform or network may accept integers.
 
-    A `model` on the device meta, which has shapes only, takes images that are there, too.
+    With a `model` on the device meta, the images may be on meta as well.
     """
     on_meta = model is not None and any(p.is_meta for p in model.parameters())
     check_tensor(value, name, allow_meta=on_meta)
@@ -65,8 +65,8 @@ def check_same_device(a: Tensor, name_a: str, b: Tensor, name_b: str) -> None:
 def check_finite(result: Tensor, inputs: Mapping[str, Tensor], overflow: str) -> None:
     """Raises `UserError` if a result is not finite, naming the input that is not.
 
-    `overflow` is the message where all inputs are finite. On other devices than the CPU, in
-    compiled code and under torch.func nothing is checked.
+    `overflow` is the message if all inputs are finite. Nothing is checked on devices other than the
+    CPU, in compiled code and under torch.func.
     """
     if not can_be_read(result) or result.isfinite().all():
         return
@@ -81,7 +81,7 @@ def check_finite(result: Tensor, inputs: Mapping[str, Tensor], overflow: str) ->
 
 
 def can_be_read(value: Tensor) -> bool:
-    """Whether values cost no wait for a device, and are no placeholders of a transform."""
+    """Whether values can be read without waiting for a device, and are not traced."""
     if torch.compiler.is_compiling() or value.device.type != "cpu" or type(value) is not Tensor:
         return False
     return not torch._C._are_functorch_transforms_active()
@@ -98,7 +98,7 @@ def check_transform(transform: object, name: str) -> None:
 
 
 def check_pickles(transform: object, name: str) -> None:
-    """Raises `UserError` for a lambda and other functions without a place in a module."""
+    """Raises `UserError` for a lambda and other functions that a module does not define by name."""
     try:
         pickle.dumps(transform)
     except (pickle.PicklingError, AttributeError, TypeError) as error:

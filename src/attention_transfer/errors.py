@@ -7,7 +7,7 @@ import reprlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
-_SHORT = reprlib.Repr()  # a list of a YAML file may be long, or hold itself many times over
+_SHORT = reprlib.Repr()  # a list of a YAML file may be long, or contain itself many times
 _SHORT.maxstring = _SHORT.maxother = 200
 
 
@@ -19,24 +19,24 @@ class UserError(ValueError):
 
 
 class RunError(RuntimeError):
-    """The run failed, by a full disk or a non-finite loss; the command exits with status 1."""
+    """The run failed, on a full disk or a non-finite loss; the command exits with status 1."""
 
     def __init__(self, message: object = ""):
         super().__init__(_one_line(message))
 
 
 class RankError(RunError):
-    """Another process of the run has died; this one says so, though it is not the first."""
+    """Another process of the run has died; the remaining processes report it."""
 
 
 def _one_line(message: object) -> str:
-    """A message names files and words of the user's, in which there may be line breaks."""
+    """The message without line breaks, which file names and values of the user may contain."""
     return str(message).replace("\n", "\\n").replace("\r", "\\r")
 
 
 @contextmanager
 def about(subject: str) -> Iterator[None]:
-    """User errors of the block begin with their subject: `the student: …`."""
+    """Adds the subject to user errors of the block: `the student: …`."""
     try:
         yield
     except UserError as error:
@@ -52,13 +52,13 @@ def check_choice(what: str, value: object, valid: Iterable[str]) -> None:
 
 
 def shown(value: object) -> str:
-    """A value in a message: one line, and no long one."""
+    """A value as one short line, for messages."""
     return " ".join(_SHORT.repr(value).split())
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
     """`"; did you mean wrn-16-1?"` for the closest of `valid`, or an empty string."""
-    # Below 0.5 the suggestions are riddles.
+    # Below 0.5 the suggestions are not similar enough.
     matches = difflib.get_close_matches(str(name), [str(v) for v in valid], n=2, cutoff=0.5)
     if not matches:
         return ""

@@ -1,4 +1,4 @@
-"""What the loss over attention maps takes: features or kept maps, paired by order or by name."""
+"""The inputs of the loss over attention maps: features or stored maps, paired by order or name."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from .errors import UserError, shown
 
 
 class StoredMap(NamedTuple):
-    """A normalised map that was kept, in the place of the teacher's features.
+    """A normalised map from a store, instead of the teacher's features.
 
-    `values` are (N, H, W), or (N, C) of a map over channels.
+    `values` are (N, H, W), or (N, C) for a map over channels.
     """
 
     values: Tensor
@@ -25,7 +25,7 @@ class StoredMap(NamedTuple):
         return self.values.shape
 
     def as_features(self) -> Tensor:
-        """Features (N, 1, H, W), or (N, C, 1, 1), whose map by the sum at p = 1 is this map."""
+        """Features (N, 1, H, W), or (N, C, 1, 1), whose map of kind `sum` at p = 1 is this map."""
         if self.values.ndim == 2:
             return self.values[:, :, None, None]
         return self.values.unsqueeze(1)
@@ -70,7 +70,7 @@ def pair_features(
         if not isinstance(weights, (list, tuple)) or len(weights) != len(student):
             raise UserError(
                 f"weights is {shown(weights)}: expected a list of {len(student)} numbers, "
-                "one a pair"
+                "one for each pair"
             )
         factors = [check_weight("weights", weight) for weight in weights]
     names = [f"pair {j}" for j in range(len(student))]

@@ -22,7 +22,7 @@ Exponent = Annotated[Float, option("Exponent of the activations in the map.", ge
 
 @dataclass(frozen=True)
 class MapOptions:
-    """How an attention map is made of activations."""
+    """How an attention map is computed from activations."""
 
     kind: Kind = "sum"
     p: Exponent = 2.0
@@ -33,7 +33,7 @@ class MapOptions:
 
     @property
     def reads_attention(self) -> bool:
-        """Whether the map is of the attention of a layer, not of its features."""
+        """Whether the map comes from the attention of a layer, not from its features."""
         return self.kind == "attention"
 
     def map_name(self, layer: str) -> str:

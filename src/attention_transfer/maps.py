@@ -35,11 +35,11 @@ Options = TypeVar("Options", bound=MapOptions)
 def attention_map(
     features: Tensor, kind: str = "sum", p: float = 2.0, normalize: bool = True, axis: str = "space"
 ) -> Tensor:
-    """The attention map Q of activations, or Y = Q / max(‖Q‖₂, 1e-12) where `normalize` is true.
+    """The attention map Q of activations, or Y = Q / max(‖Q‖₂, 1e-12) if `normalize` is true.
 
     `sum`: Q[n,m] = Σ_c |A[n,c,m]|^p; `max`: max_c |A[n,c,m]|^p (the paper's F_sum^p, F_max^p).
-    `attention`: mean_h A[n,h,m] of the attention A that `tap(..., attention=True)` reads, whatever
-    p is (Caron et al., "Emerging Properties in Self-Supervised Vision Transformers", ICCV 2021).
+    `attention`: mean_h A[n,h,m] of the attention A that `tap(..., attention=True)` reads, without p
+    (Caron et al., "Emerging Properties in Self-Supervised Vision Transformers", ICCV 2021).
 
     Args:
         features: A, (N, C, H, W), or tokens (N, L, D) without prefix tokens; for `attention`
@@ -81,18 +81,18 @@ def at_loss(
 ) -> Tensor:
     """The attention transfer loss, summed over pairs of layers; D = Y_student − Y_teacher.
 
-    `authors`: mean over N and M of D² (their PyTorch code; β = 1000 goes with it).
+    `authors`: mean over N and M of D² (as their PyTorch code; β = 1000 belongs to it).
     `paper`: ½ · mean over N of ‖D‖, not squared (Eq. 2).
     `caffe`: 1/(2N) · Σ D² (EuclideanLoss); `authors` = (2/M) · `caffe`.
 
     Args:
         student: the student's features, (N, C, H, W) or (N, L, D): one tensor, a list, or a dict.
-        teacher: the teacher's, of the same structure. Channels need not match.
+        teacher: the teacher's features, in the same structure. Channels need not match.
         kind, p, axis: as in `attention_map`.
         convention: `authors`, `paper` or `caffe`.
-        resize: how maps of different H×W reach (min H, min W): `map` average-pools the map before
-            it is normalised, `features` average-pools the features, `bilinear` interpolates the map
-            (antialiased).
+        resize: how maps of different H×W are resized to (min H, min W): `map` average-pools the map
+            before it is normalised, `features` average-pools the features, `bilinear` interpolates
+            the map (antialiased).
         norm: the order of ‖D‖ under `paper`, norm ≥ 1 or `math.inf`.
         weights: a factor for each pair, a list or a dict like the features; by default 1.
         teacher_kind: the kind of the teacher's maps, such as `attention`; by default `kind`.
@@ -101,8 +101,8 @@ def at_loss(
         A scalar, float32 or float64.
 
     Raises:
-        UserError: (a ValueError) for features that do not pair, and for wrong options; in eager
-            mode on a CPU also for features that are not finite, or whose |A|^p is not.
+        UserError: (a ValueError) for features that cannot be paired, and for wrong options; in
+            eager mode on a CPU also for features that are not finite, or whose |A|^p is not.
     """
     options = make_options(LossOptions, kind, p, axis, convention, resize, norm, teacher_kind)
     total = map_loss(student, teacher, options, weights)
@@ -126,7 +126,7 @@ def map_loss(
     options: LossOptions,
     weights: PairWeights | None = None,
 ) -> Tensor:
-    """`at_loss` under options that are checked already; `teacher` may hold `StoredMap`s."""
+    """`at_loss` with options that are checked already; `teacher` may contain `StoredMap`s."""
     return functools.reduce(torch.add, pair_losses(student, teacher, options, weights))
 
 
@@ -140,7 +140,7 @@ def pair_losses(
     terms = []
     for name, s, t, weight in pair_features(student, teacher, weights):
         term = map_distance(*paired_maps(s, t, options, name), options)
-        if weight != 1.0:  # the default costs no operation
+        if weight != 1.0:  # the default needs no operation
             term = term * weight
         terms.append(term)
     if not terms:
@@ -159,7 +159,7 @@ def make_options(cls: type[Options], *values: Any) -> Options:
             return _cached_options(cls, *values)  # type: ignore[arg-type]  # python/mypy#11470
         except TypeError:  # an unhashable value
             return checked(cls(*values))
-    # Dynamo cannot trace pydantic. The branch that reads a word raises if it is unknown.
+    # Dynamo cannot trace pydantic. An unknown string raises where it is used.
     options = cls(*values)
     for key in ("p", "norm"):
         if not getattr(options, key, 1.0) >= 1:
@@ -167,7 +167,7 @@ def make_options(cls: type[Options], *values: Any) -> Options:
     return options
 
 
-# A check by pydantic takes longer than the loss of a small pair. Typed, as 1 == True.
+# A check by pydantic takes longer than the loss of a small pair. `typed`, because 1 == True.
 @functools.lru_cache(typed=True)
 def _cached_options(cls: type[Options], *values: Any) -> Options:
     return checked(cls(*values))
@@ -176,10 +176,10 @@ def _cached_options(cls: type[Options], *values: Any) -> Options:
 def paired_maps(
     student: Tensor, teacher: Tensor | StoredMap, options: LossOptions, name: str = "pair"
 ) -> tuple[Tensor, Tensor]:
-    """The normalised maps of one pair, brought to one size: two tensors (N, M)."""
+    """The normalised maps of one pair, resized to the same size: two tensors (N, M)."""
     teacher_options, stored = options.of_teacher, isinstance(teacher, StoredMap)
     if isinstance(teacher, StoredMap):
-        # Its scale is lost. That changes nothing: resizing is linear, and the result is normalised.
+        # The scale of a stored map does not matter: resizing is linear, the result is normalised.
         teacher = teacher.as_features()
         teacher_options = LossOptions("sum", 1.0, options.axis, resize=options.resize)
     student = validated(student, f"student features of {name}")
@@ -190,13 +190,13 @@ def paired_maps(
             f"{name}: the student's batch is {student.shape[0]}, the teacher's {teacher.shape[0]}: "
             "expected the same images"
         )
-    # Channels have no grid: a map over them is compared at any H×W.
+    # A map over channels does not depend on H×W.
     size = None
     if options.axis != "channel" and _grid(student) != _grid(teacher):
         size = common_grid(student, teacher, name)
     if stored and size is not None and options.resize == "features":
         raise UserError(
-            f"{name}: resize='features' pools the teacher's features, and a store holds its maps: "
+            f"{name}: resize='features' pools the teacher's features, but a store has only maps: "
             "choose resize='map' or 'bilinear'"
         )
     ys, yt = _map_at(student, options, size), _map_at(teacher, teacher_options, size)
@@ -210,11 +210,11 @@ def paired_maps(
 
 
 def _map_at(features: Tensor, options: LossOptions, size: tuple[int, int] | None) -> Tensor:
-    """The normalised map (N, M), resized to `size` where it is given."""
+    """The normalised map (N, M), resized to `size` if it is given."""
     if size is None:
         return normalize_map(_raw_map(features, options))
     if options.resize == "features":
-        # The pooled features are new tensors: backward keeps them beside the original ones.
+        # The pooled features are new tensors, which backward keeps in addition to the originals.
         pooled = F.adaptive_avg_pool2d(as_grid(at_least_float32(features)), size)
         return normalize_map(_raw_map(pooled, options))
     q = _raw_map(features, options).unflatten(1, (1, *_grid(features)))
@@ -222,7 +222,7 @@ def _map_at(features: Tensor, options: LossOptions, size: tuple[int, int] | None
 
 
 def map_positions(student: Tensor, teacher: Tensor | StoredMap, options: LossOptions) -> int:
-    """M of a pair: the number of positions at which its maps are compared, or of channels."""
+    """M of a pair: the number of positions (or channels) at which its maps are compared."""
     if isinstance(teacher, StoredMap):
         teacher = teacher.as_features()
     if options.axis == "channel":
@@ -247,9 +247,9 @@ def map_distance(student: Tensor, teacher: Tensor, options: LossOptions) -> Tens
 def normalize_map(q: Tensor) -> Tensor:
     """Y = Q / max(‖Q‖₂, 1e-12), row by row, in at least float32: (N, M) -> (N, M).
 
-    The formula gives a zero row zero gradients at every order (the norm's own would be 0/0 at the
-    second). It is scaled because squares of Q > 1e19 (p = 4 and |A| > 6e4) overflow in float32. Y
-    does not depend on the scale, which is a constant to the gradients.
+    For a zero row the formula has zero gradients of every order (the norm itself would have 0/0 in
+    the second). Q is scaled because squares of Q > 1e19 (p = 4 and |A| > 6e4) overflow in float32.
+    Y does not depend on the scale, so it is a constant for the gradients.
     """
     q = at_least_float32(q)
     if not _is_traced():
@@ -269,12 +269,12 @@ def row_norm(d: Tensor, order: float = 2.0) -> Tensor:
         return d.abs().sum(1)
     scale = None
     if order != 2:
-        # As D is at most 1, its high powers underflow. ‖D‖ = s·‖D/s‖: a constant to the gradients.
+        # D is at most 1, so its high powers underflow. ‖D‖ = s·‖D/s‖ with a constant s.
         scale = d.detach().abs().amax(1, keepdim=True).clamp_min(EPS)
         d = d / scale
     total = power(d, order).sum(1)
     zero = total == 0
-    # The root of a zero row would have an infinite slope, even where it is not taken.
+    # The root of a zero row would have an infinite derivative, even if `where` discards its value.
     safe = torch.where(zero, 1.0, total)
     root = safe.sqrt() if order == 2 else safe.pow(1 / order)
     length = torch.where(zero, 0.0, root)
@@ -290,7 +290,7 @@ def convert_beta(beta: float, source: str, target: str, positions: int) -> float
     takes the root, so no constant factor converts it.
 
     Raises:
-        UserError: for `paper`, an unknown convention, and numbers that are none.
+        UserError: for `paper`, an unknown convention, and wrong numbers.
     """
     beta = check_weight("beta", beta)
     if not isinstance(positions, int) or positions < 1:
@@ -301,8 +301,8 @@ def convert_beta(beta: float, source: str, target: str, positions: int) -> float
         return beta
     if "paper" in (source, target):
         raise UserError(
-            "no β makes 'paper' equal another convention, because it takes ‖D‖ and the others "
-            "‖D‖²: tune β anew"
+            "no β makes 'paper' equal another convention, because it uses ‖D‖ and the others "
+            "‖D‖²: tune β again"
         )
     if target == "caffe":
         return beta * 2 / positions
@@ -310,10 +310,10 @@ def convert_beta(beta: float, source: str, target: str, positions: int) -> float
 
 
 def validated(features: Tensor, name: str) -> Tensor:
-    """The features as they came.
+    """The features, unchanged.
 
     Raises:
-        UserError: for features that have no map.
+        UserError: for features without a map.
     """
     if not isinstance(features, Tensor):
         raise UserError(
@@ -332,12 +332,12 @@ def validated(features: Tensor, name: str) -> Tensor:
 
 
 def _is_traced() -> bool:
-    """Whether to run the formulas as they stand, without `ops/activation_loss.py`.
+    """Whether to use the formulas of this file instead of `ops/activation_loss.py`.
 
-    A compiler fuses them, and traces no Function that has a jvp. Under `torch.func` a jvp of a jvp
-    through any Function is silently wrong (pytorch/pytorch#197867). Student and teacher always go
-    the same way, with a gradient or without: equal features must give equal maps to the last bit,
-    since the slope of ‖D‖ does not shrink with D.
+    A compiler fuses them, and cannot trace a Function that has a jvp. Under `torch.func` a jvp of a
+    jvp through any Function is silently wrong (pytorch/pytorch#197867). The choice is the same for
+    student and teacher, with or without a gradient: equal features must give equal maps to the last
+    bit, because the gradient of ‖D‖ does not shrink with D.
     """
     return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
 
@@ -358,7 +358,7 @@ def _raw_map(features: Tensor, options: MapOptions) -> Tensor:
 
 
 def _grid(features: Tensor) -> tuple[int, int]:
-    """(H, W). Tokens are a square grid if their number allows it, else a single row."""
+    """(H, W). Tokens are a square grid if their number is a square, otherwise a single row."""
     if features.ndim == 4:
         return features.shape[2], features.shape[3]
     side = math.isqrt(features.shape[1])
@@ -368,7 +368,7 @@ def _grid(features: Tensor) -> tuple[int, int]:
 
 
 def as_grid(features: Tensor) -> Tensor:
-    """(N, C, H, W) as it is, (N, L, D) as (N, D, H, W)."""
+    """(N, C, H, W) unchanged, (N, L, D) as (N, D, H, W)."""
     if features.ndim == 4:
         return features
     return features.transpose(1, 2).unflatten(2, _grid(features))

@@ -1,4 +1,4 @@
-"""Precision, powers and the cross-entropy, as maps, losses and methods share them."""
+"""Precision, powers and the cross-entropy, shared by maps, losses and methods."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from torch import Tensor
 from .arguments import can_be_read, check_same_device
 from .errors import UserError
 
-IGNORED_LABEL = -100  # the default of `F.cross_entropy`: such a sample has no label
+IGNORED_LABEL = -100  # marks a sample without a label; the default of `F.cross_entropy`
 
 EPS = 1e-12
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """The tensor in float32, or float64 if it is: in float16 |A|^p overflows and EPS is 0."""
+    """The tensor in float32 (or float64, unchanged): in float16 |A|^p overflows and EPS is 0."""
     if x.dtype == torch.float64:
         return x
     return x.float()
 
 
 def power(a: Tensor, p: float) -> Tensor:
-    """|a|^p, whose derivative at 0 is 0 (for p > 1), and the second too where 1 < p < 2."""
+    """|a|^p. At 0 its derivative is 0 for p > 1, and its second derivative is 0 for 1 < p < 2."""
     if p == 1:
         return a.abs()
     if p == 2:
@@ -35,7 +35,7 @@ def power(a: Tensor, p: float) -> Tensor:
         return power(a.square(), p / 2)
     if p >= 2:
         return a.abs().pow(p)
-    # The second derivative of |a|^p is infinite at 0: take 0 out of what autograd sees.
+    # The second derivative of |a|^p is infinite at 0, so autograd must not see zeros.
     zero = a == 0
     return torch.where(zero, 0.0, torch.where(zero, 1.0, a).abs().pow(p))
 
@@ -44,9 +44,9 @@ def cross_entropy(logits: Tensor, y: Tensor, **options: Any) -> Tensor:
     """`F.cross_entropy` in at least float32; y (N,) of class numbers or (N, K) of probabilities.
 
     Raises:
-        UserError: for labels of another type or shape. Class numbers out of range, a batch without
-            any label and probabilities below 0 are found in eager mode on a CPU; elsewhere that
-            would wait for the device.
+        UserError: for labels of a wrong type or shape. Class numbers out of range, a batch without
+            labels and probabilities below 0 are found only in eager mode on a CPU; elsewhere the
+            check would wait for the device.
     """
     _check_labels(y, logits)
     if can_be_read(y):
@@ -60,17 +60,17 @@ def cross_entropy(logits: Tensor, y: Tensor, **options: Any) -> Tensor:
 def check_logits(output: Any, network: str) -> Tensor:
     """The output of a network, such as "the student", if it is logits (N, K)."""
     if not isinstance(output, Tensor):
-        found = f"an object of type {type(output).__name__}"
+        description = f"an object of type {type(output).__name__}"
         if isinstance(output, Mapping):
-            found += f" with {', '.join(map(str, output))}"
+            description += f" with {', '.join(map(str, output))}"
         elif isinstance(output, (tuple, list)):
-            found += f" of {len(output)}"
+            description += f" of {len(output)}"
     elif output.ndim != 2 or not output.is_floating_point():
-        found = f"{output.dtype} {tuple(output.shape)}"
+        description = f"{output.dtype} {tuple(output.shape)}"
     else:
         return output
     raise UserError(
-        f"{network} returns {found}: expected logits, a tensor (N, K); "
+        f"{network} returns {description}: expected logits, a tensor (N, K); "
         "wrap it in a module that returns them alone"
     )
 
@@ -94,7 +94,7 @@ def _check_labels(y: Tensor, logits: Tensor) -> None:
 def _check_label_values(y: Tensor, classes: int, needs_one: bool) -> None:
     lowest, highest = (value.item() for value in y.aminmax())
     if y.is_floating_point():
-        # No comparison with NaN is true.
+        # Comparisons with NaN are false, so NaN raises as well.
         if not 0 <= lowest <= highest < math.inf:
             raise UserError(
                 f"soft labels go from {lowest:g} to {highest:g}: expected probabilities"
@@ -103,7 +103,7 @@ def _check_label_values(y: Tensor, classes: int, needs_one: bool) -> None:
     if needs_one and highest == IGNORED_LABEL == lowest:
         raise UserError(f"all labels are {IGNORED_LABEL}: expected at least one image with a label")
     if lowest < 0:
-        # Rare, so that only this case looks at each label.
+        # Only in this rare case is each label checked.
         wrong = y[(y < 0) & (y != IGNORED_LABEL)]
         lowest = int(wrong[0]) if len(wrong) else 0
     if lowest < 0 or highest >= classes:

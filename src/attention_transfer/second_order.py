@@ -1,9 +1,9 @@
 """Input gradients J = ∂ℓ_n/∂x_n of each sample's cross-entropy, and derivatives of losses on J.
 
 Zagoruyko & Komodakis, ICLR 2017, section 3.2. J is the gradient of the *sum* over the batch, so
-that it does not shrink with the batch. A loss on J needs ∂/∂W ⟨J, v⟩ of the weights W, a mixed
-Hessian–vector product. Eager mode gets it by double backward (J keeps its graph, with the
-convolutions of `ops/convolution.py`); a compiled region, which cannot hold a graph of a graph, by
+it does not depend on the batch size. A loss on J needs ∂/∂W ⟨J, v⟩ for the weights W, a mixed
+Hessian–vector product. Eager mode uses double backward (J keeps its graph, with the convolutions of
+`ops/convolution.py`); a compiled region, which cannot contain a graph of a graph, uses
 `torch.func.grad`.
 """
 
@@ -34,7 +34,7 @@ def input_gradient(model: nn.Module, x: Tensor, y: Tensor, create_graph: bool = 
 
     Args:
         model: images (N, C, H, W) -> logits (N, K). Batch normalisation in training mode couples
-            the samples: a warning says so.
+            the samples, which gives a warning.
         x: images (N, C, H, W).
         y: labels (N,), int64, or probabilities (N, K).
         create_graph: whether a loss on J can be differentiated with respect to the model's
@@ -44,8 +44,8 @@ def input_gradient(model: nn.Module, x: Tensor, y: Tensor, create_graph: bool = 
         J (N, C, H, W), in the dtype of x.
 
     Raises:
-        UserError: (a ValueError) for shapes that are no batch, and for `create_graph=True` over a
-            compiled model; in eager mode on a CPU also for gradients that are not finite.
+        UserError: (a ValueError) for wrong shapes, and for `create_graph=True` with a compiled
+            model; in eager mode on a CPU also for gradients that are not finite.
     """
     check_module(model, "model")
     check_switch("create_graph", create_graph)
@@ -70,10 +70,10 @@ def logits_and_input_gradient(
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     """(J, logits, features) from one forward and one backward pass.
 
-    With `create_graph` all three can be differentiated with respect to the parameters, else none.
+    Only with `create_graph` can they be differentiated with respect to the parameters.
 
     Raises:
-        UserError: for shapes and dtypes that are no batch, and in `torch.inference_mode`.
+        UserError: for wrong shapes and dtypes, and in `torch.inference_mode`.
     """
     check_batch(x, y)
     if torch.compiler.is_compiling():
@@ -86,13 +86,13 @@ def _by_double_backward(
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     convolutions = TwiceDifferentiable()
     with torch.enable_grad():
-        # An x with a history, such as an augmented image, passes a loss on J on to that history.
+        # If x itself has a graph (an augmented image, for example), a loss on J reaches that graph.
         if not (create_graph and x.requires_grad):
             x = x.detach().requires_grad_()
         with convolutions if create_graph else nullcontext():
             logits, features = forward(x)
         total = _cross_entropy_sum(logits, y)
-        # The gradients of the weights are not asked for: convolutions need not prepare them.
+        # Only the gradient of x is needed, so convolutions need not compute those of weights.
         convolutions.inputs_only = True
         with torch.autocast(x.device.type, enabled=False):
             (j,) = torch.autograd.grad(total, x, create_graph=create_graph)
@@ -109,14 +109,14 @@ def _by_torch_func(
         logits, features = forward(x)
         return _cross_entropy_sum(logits, y), (logits, features)
 
-    # `torch.func.grad` takes its own derivative inside no_grad; that only drops the outer graph.
+    # `torch.func.grad` works inside no_grad, which only prevents the outer graph.
     with nullcontext() if create_graph else torch.no_grad():
         j, (logits, features) = torch.func.grad(loss, has_aux=True)(x)
     return j, logits, features
 
 
 def check_batch(x: Tensor, y: Tensor) -> None:
-    """Raises `UserError` for what is no batch, and in inference mode."""
+    """Raises `UserError` unless x and y are a batch, and in inference mode."""
     check_tensor(x, "x")
     check_tensor(y, "y")
     check_same_device(x, "x", y, "y")
@@ -137,7 +137,7 @@ def check_batch(x: Tensor, y: Tensor) -> None:
 
 
 def _cross_entropy_sum(logits: Tensor, y: Tensor) -> Tensor:
-    """Over the batch, in at least float32 whatever the autocast."""
+    """The sum over the batch, in at least float32 even under autocast."""
     with torch.autocast(logits.device.type, enabled=False):
         return cross_entropy(logits, y, reduction="sum")
 
@@ -152,7 +152,7 @@ def defer_batch_norm_counters(model: nn.Module) -> Iterator[None]:
     if torch.compiler.is_compiling():
         kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
         layers = [m for m in model.modules() if isinstance(m, kinds) and m.training]
-    # Without a momentum, the running averages need the counter in the block.
+    # Without a momentum, the running averages need the counter during the block.
     layers = [m for m in layers if m.num_batches_tracked is not None and m.momentum is not None]
     counts = [layer.num_batches_tracked for layer in layers]
     for layer in layers:
@@ -162,29 +162,29 @@ def defer_batch_norm_counters(model: nn.Module) -> Iterator[None]:
     finally:
         for layer, count in zip(layers, counts, strict=True):
             layer.num_batches_tracked = count
-    # After an error nothing is counted.
+    # After an error this is not reached, and nothing is counted.
     for count in counts:
         count.add_(1)  # type: ignore[union-attr]
 
 
 def batch_dependent_layers(model: nn.Module) -> list[str]:
-    """The layers that take statistics over the batch in the mode they are in."""
+    """The layers that use statistics of the batch in their current mode."""
     names = []
     for name, module in model.named_modules():
         if not isinstance(module, nn.modules.batchnorm._BatchNorm):
             continue
-        # Without running statistics, eval mode too takes those of the batch.
+        # Without running statistics, the layer uses those of the batch in eval mode as well.
         if module.training or module.running_mean is None:
             names.append(name)
     return names
 
 
 def batch_dependence(model: nn.Module, name: str) -> str | None:
-    """Says that the model's layers make its input gradients depend on the batch, if they do."""
+    """A message if layers of the model make its input gradients depend on the batch."""
     layers = batch_dependent_layers(model)
     if not layers:
         return None
     return (
         f"{len(layers)} layers of {name} normalise by their batch ({layers[0]}, …), "
-        "so that its input gradients depend on the rest of the batch"
+        "so its input gradients depend on the rest of the batch"
     )

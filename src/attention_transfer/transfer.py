@@ -32,7 +32,7 @@ _REGIONS = ("run_teacher", "_student_step")
 
 
 class Output(NamedTuple):
-    """A step's result: `parts` are the weighted terms and sum to `loss`; `logits` the student's."""
+    """The result of a step: the weighted terms `parts`, their sum `loss`, the student's logits."""
 
     loss: Tensor
     logits: Tensor
@@ -43,28 +43,28 @@ class Transfer(nn.Module):
     """A student and its teacher: `transfer(x, y)` runs both and returns the loss.
 
     Compile this or wrap it in DDP, not the student in it. The teacher is copied, frozen in eval
-    mode, and never in `state_dict()`; the module that was passed stays as it is.
-    Copies (deepcopy, pickle, `AveragedModel`) have networks of their own and are not compiled.
+    mode, and never in `state_dict()`; the module that was passed does not change.
+    Copies (deepcopy, pickle, `AveragedModel`) have their own networks and are not compiled.
 
     Args:
-        student: images (N, C, H, W) -> logits (N, K). A compiled or wrapped one is unwrapped;
-            of a loaded one with its preprocessing inside, `.network` is trained, in place.
-        teacher: the same, trained; None where no method needs one. A `TeacherStore` in its place
-            needs no network: see `forward`.
-        methods: `ActivationTransfer`, `KnowledgeDistillation`, …; by default labels alone. One that
-            holds adapters or weights for the pairs of another `Transfer` is copied.
+        student: images (N, C, H, W) -> logits (N, K). A compiled or wrapped student is unwrapped;
+            of a loaded model that contains its preprocessing, `.network` is trained, in place.
+        teacher: the same, trained; None if no method needs a teacher. A `TeacherStore` replaces the
+            network: see `forward`.
+        methods: `ActivationTransfer`, `KnowledgeDistillation`, …; by default labels only. A method
+            with adapters or weights for the pairs of another `Transfer` is copied.
         pairs: [(student layer, teacher layer)], or "auto": the stages of equal stride (needs
             `example`); "last2": the last two of these, and so on.
-        example: a batch like those to come, (N, C, H, W); the networks run on it in eval mode.
+        example: a batch of training images, (N, C, H, W); the networks run on it in eval mode.
         student_transform, teacher_transform: each network's preprocessing, such as normalisation.
         label_smoothing: of the cross-entropy, in [0, 1); input gradients take the plain labels.
         example_teacher: the teacher's outputs for the example, if they are known. By default a
             store takes those of other images, which it has.
 
     Raises:
-        UserError: (a ValueError) where a teacher or an example that a method needs is missing, no
-            method uses the teacher, two methods have one name, a layer does not exist, features of
-            a pair do not fit, or a method cannot learn from a store.
+        UserError: (a ValueError) if a teacher or an example that a method needs is missing, no
+            method uses the teacher, two methods have the same name, a layer does not exist, the
+            features of a pair do not fit, or a method cannot learn from a store.
     """
 
     def __init__(
@@ -94,15 +94,15 @@ class Transfer(nn.Module):
         methods = [copy.deepcopy(m) if m.belongs_to_a_transfer else m for m in methods]
         self.methods = cast(Sequence[Method], nn.ModuleList(methods))
         self.student_transform = nn.Identity() if student_transform is None else student_transform
-        # A tuple of one or none keeps the teacher out of modules(), parameters() and state_dict();
-        # `_apply` moves it all the same.
+        # The tuple (of length 0 or 1) keeps the teacher out of modules(), parameters() and
+        # state_dict(); `_apply` moves it to a device.
         self._frozen: tuple[FrozenTeacher, ...] = ()
         self.store: Store | None = None
         self.map_options = maps_to_read(methods, teacher)
-        # Whether the student's layers, and the teacher's, are read for their attention.
+        # Whether attention is read instead of features: from the student, from the teacher.
         self._attention = False, False
         for method in methods:
-            if method.needs_features:  # they all read the same
+            if method.needs_features:  # `check_methods` has found that they agree
                 self._attention = method.reads_attention
         if isinstance(teacher, nn.Module):
             self._frozen = (FrozenTeacher(*split_transform(teacher, teacher_transform, "teacher")),)
@@ -113,7 +113,7 @@ class Transfer(nn.Module):
             self._tap_pairs(pairs, example)
         elif teacher is not None and not self._frozen:
             self._use_store(cast(Store, teacher), pairs, example)
-        # {part: the term of each pair before β} of the last batch, to find a fault with.
+        # {part: the term of each pair, without β} of the last batch, to name a pair with a fault.
         self.pair_terms: dict[str, list[Tensor]] = {}
         self._map_names: list[str] = []
         if self.map_options is not None:
@@ -122,7 +122,7 @@ class Transfer(nn.Module):
         self._checked_first_batch = not self._gradient_methods
         if example is not None:
             _, teacher_features = self.features(example, example_teacher)
-            # With their graph: a method may ask which features depend on trained weights.
+            # With a graph, because a method may check which features depend on trained weights.
             with evaluating(self.student), torch.enable_grad():
                 student_features = self._read_student(example)[1]
             for method in self.methods:
@@ -143,24 +143,24 @@ class Transfer(nn.Module):
         """The loss of one batch.
 
         Args:
-            x: images (N, C, H, W), before any network's own normalisation.
+            x: images (N, C, H, W), before the networks' own normalisation.
             y: labels (N,), int64, or the probabilities (N, K) of each class for mixed images. An
-                image of label -100 stays out of the cross-entropy.
+                image with the label -100 is left out of the cross-entropy.
             progress: the share of the training that is done, a float or 0-d tensor in [0, 1]. A
-                tensor outside is clamped to it: to refuse it would wait for the device.
+                tensor outside is clamped, because a check would wait for the device.
             teacher: the teacher's outputs for x, if they are known; otherwise the teacher runs.
                 With a store, pass `transfer.store.read(rows, view)`: the numbers of the images and
                 the number of their view.
 
         Raises:
-            UserError: for a student that returns no logits (N, K), an empty batch, labels of
-                another shape or, in eager mode on a CPU, out of range; for a float outside [0, 1];
-                and without `teacher` under a store.
+            UserError: for a student that does not return logits (N, K), an empty batch, labels of a
+                wrong shape or, in eager mode on a CPU, out of range; for a float outside [0, 1];
+                with a store, if `teacher` is missing.
         """
         check_images(x, "x")
         check_tensor(y, "y")
         if not self._checked_first_batch and self.training and not torch.compiler.is_compiling():
-            # Once, and only now: the caller may set the student's mode after the construction.
+            # In the first call, because the caller may set the student's mode after construction.
             self._checked_first_batch = True
             if text := self.batch_dependence_warning():
                 warnings.warn(text, BatchStatisticsWarning, stacklevel=2)
@@ -183,8 +183,8 @@ class Transfer(nn.Module):
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compiles this module in place."""
-        # In two regions: a single one mixes the kernels of both networks and runs slower.
-        # The instance's attributes hide the methods of the class.
+        # Two regions, because one region mixes the kernels of both networks and runs slower.
+        # The attributes of the instance override the methods of the class.
         for name in _REGIONS:
             setattr(self, name, torch.compile(getattr(self, name), *args, **kwargs))
 
@@ -200,7 +200,7 @@ class Transfer(nn.Module):
         return twin
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        """For pickle, which takes no lambdas; `deepcopy` takes any function."""
+        """Checks the transforms: pickle does not accept lambdas (`deepcopy` does)."""
         transforms = {"student_transform": self.student_transform}
         for teacher in self._frozen:
             transforms["teacher_transform"] = teacher.transform
@@ -209,7 +209,7 @@ class Transfer(nn.Module):
         return super().__reduce_ex__(protocol)
 
     def run_teacher(self, x: Tensor, y: Tensor | None = None) -> TeacherOutput:
-        """The teacher on a batch; J only where the labels are given and a method needs it."""
+        """Runs the teacher on a batch; J only if the labels are given and a method needs it."""
         if not self._frozen:
             return TeacherOutput()
         if y is not None and any(m.needs_teacher for m in self._gradient_methods):
@@ -225,7 +225,7 @@ class Transfer(nn.Module):
         x = teacher.transform(x)
         layers = [t for _, t in self.pairs]
         logits, features = _read("the teacher", teacher.network, self._teacher_tap, x, layers)
-        # Where features alone are needed, a teacher may return anything.
+        # If only features are needed, a teacher may return anything.
         return check_logits(logits, "the teacher") if check else logits, features
 
     def _read_student(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -248,7 +248,7 @@ class Transfer(nn.Module):
         else:
             logits, step.student_features = self._read_student(x)
         step.student_logits = logits
-        # The losses are in float32 whatever the autocast: small differences vanish in bfloat16.
+        # The losses are computed in float32 even under autocast: bfloat16 loses small differences.
         with torch.autocast(x.device.type, enabled=False):
             # Each method leaves a share of the cross-entropy, such as 1 − α.
             share: float | Tensor = 1.0
@@ -266,7 +266,7 @@ class Transfer(nn.Module):
         n, y = len(x), step.labels
         flips = any(m.needs_flipped for m in self._gradient_methods)
         if flips:
-            # One pass for the images and their mirror images.
+            # One pass for the images and the flipped images.
             x, y = torch.cat([x, x.flip(-1)]), torch.cat([y, y])
         with defer_batch_norm_counters(self.student):
             j, logits, features = logits_and_input_gradient(
@@ -285,13 +285,13 @@ class Transfer(nn.Module):
             return None
         names = ", ".join(method.name for method in self._gradient_methods)
         advice = (
-            "take a student without batch normalisation, such as nin-thin-no-bn, or freeze its "
+            "use a student without batch normalisation, such as nin-thin-no-bn, or freeze its "
             "statistics (--freeze-bn; in Python, put these layers in eval mode)"
         )
-        return f"{text}, and {names} with them: {advice}"
+        return f"{text}, and so do the terms {names}: {advice}"
 
     def trainable_parameters(self) -> Iterator[nn.Parameter]:
-        """The student's parameters and the adapters', for the optimiser."""
+        """The parameters of the student and of the adapters, for the optimiser."""
         return (p for p in self.parameters() if p.requires_grad)
 
     def weights(self, progress: TrainingFraction) -> dict[str, float]:
@@ -308,19 +308,19 @@ class Transfer(nn.Module):
     ) -> tuple[list[Tensor], list[Tensor | StoredMap]]:
         """(The student's, the teacher's) features of the pairs, in eval mode, without gradients.
 
-        The teacher's are those of `teacher`, if it is given; a store without it gives those of
-        other images.
+        The teacher's features come from `teacher`, if it is given; with a store and without
+        `teacher` they are those of other images.
         """
         with evaluating(self.student):
             if teacher is None and self.store is not None:
                 teacher = self.store.sample(len(x))
             elif teacher is None:
-                # By the class: the instance's method may be compiled, for another batch size.
+                # The method of the class, as the instance's may be compiled for another batch size.
                 teacher = Transfer.run_teacher(self, x)
             return self._read_student(x)[1], list(teacher.with_features(self._map_names).features)
 
     def close(self) -> None:
-        """Takes the hooks off the student; they also go with this object."""
+        """Removes the hooks from the student; they are also removed with this object."""
         for tap in (self._student_tap, self._teacher_tap):
             if tap is not None:
                 tap.close()
@@ -340,7 +340,7 @@ class Transfer(nn.Module):
     def _use_store(
         self, store: Store, pairs: str | Sequence[tuple[str, str]], example: Tensor | None
     ) -> None:
-        """Finds the pairs, taps the student, and keeps the maps of the store that are needed."""
+        """Finds the pairs, taps the student, and selects the maps of the store that are needed."""
         if self.map_options is not None:
             xs = None
             if example is not None:
@@ -375,7 +375,7 @@ class Transfer(nn.Module):
 def _read(
     name: str, model: nn.Module, tap: Tap | None, x: Tensor, layers: list[str]
 ) -> tuple[Any, list[Tensor]]:
-    """Logits and the features of the layers."""
+    """The logits of a network and the features of its layers."""
     if tap is None:
         return call_uncompiled(model, x), []
     with about(name):

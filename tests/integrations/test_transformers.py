@@ -55,7 +55,7 @@ def make_trainer(folder, steps=4, arguments=None, **options):
 def test_the_loss_is_that_of_transfer(tmp_path):
     pairs = [("vit.layers.1", "vit.layers.1")]
     trainer = make_trainer(tmp_path, pairs=pairs)
-    assert trainer.taught.transfer.pairs == [("model.vit.layers.1", "model.vit.layers.1")]
+    assert trainer.transfer_model.transfer.pairs == [("model.vit.layers.1", "model.vit.layers.1")]
     trainer.state.max_steps, trainer.state.global_step = 4, 1
     x, labels = pixels(4), torch.arange(4) % CLASSES
     student = trainer.student.train()

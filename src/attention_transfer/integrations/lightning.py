@@ -16,8 +16,8 @@ class AttentionTransferModule(LightningModule):
     """Trains the student of a `Transfer` in a Lightning `Trainer`.
 
     Batches are (images, labels). It logs `train_loss`, each weighted term as `train_NAME`, and
-    `val_loss` and `val_accuracy` of the student. `module(x)` gives the student's logits. The
-    teacher moves to the device with the rest; checkpoints do not hold it.
+    `val_loss` and `val_accuracy` of the student. `module(x)` returns the student's logits. The
+    teacher moves to the device with the module; checkpoints do not contain it.
 
     Args:
         transfer: student, teacher and methods; `transfer.student` is trained in place.

@@ -28,16 +28,16 @@ except ImportError as error:
 class AttentionTransferTask(TrainingTask):
     """A timm student with a teacher, with EMA, DDP and `torch.compile`.
 
-    The student gets batches that are normalised for it, as from timm's loaders; they are normalised
-    anew for the teacher. `task(input, target)` gives `loss`, `output` (the student's logits),
-    `task_loss` and, for each method, its weighted term, such as `at_loss`.
+    Batches are normalised for the student, as timm's loaders return them, and are renormalised for
+    the teacher. `task(input, target)` returns `loss`, `output` (the student's logits), `task_loss`
+    and the weighted term of each method, such as `at_loss`.
 
     Args:
         student_model: trained in place.
         teacher_model: a name of timm's (with its trained weights), a module, or timm's
             `DistillationTeacher`.
-        example: a batch as the student gets it, best of some 32 training images: it shows the pairs
-            of layers, and β = "auto" comes from it.
+        example: a batch as the student gets it, best about 32 training images. The pairs of layers
+            and β = "auto" are determined from it.
         criterion, criterion_kwargs: the loss on the labels, as in timm's tasks.
         methods: by default `ActivationTransfer()`.
         pairs: as in `Transfer`.
@@ -46,8 +46,8 @@ class AttentionTransferTask(TrainingTask):
         device, dtype, verbose: as in timm's tasks.
 
     Attributes:
-        progress: the share of the training that is done, in [0, 1]; for methods that decay, set it
-            as the training goes on.
+        progress: the share of the training that is done, in [0, 1]; for methods that decay, update
+            it during training.
 
     Raises:
         UserError: (a ValueError) as `Transfer`.
@@ -105,13 +105,13 @@ class AttentionTransferTask(TrainingTask):
     def prepare_distributed(
         self, device_ids: list[int] | None = None, **ddp_kwargs: Any
     ) -> AttentionTransferTask:
-        """Wraps what is trained in DDP; the teacher is no part of it."""
+        """Wraps the trained module in DDP; the teacher is not part of it."""
         self.trainable_module = DistributedDataParallel(
             self.trainable_module, device_ids=device_ids, **ddp_kwargs
         )
         return self
 
-    def compile(  # type: ignore[override]  # as timm's own tasks have it
+    def compile(  # type: ignore[override]  # the signature of timm's own tasks
         self, backend: str = "inductor", mode: str | None = None, **compile_kwargs: Any
     ) -> nn.Module:
         """Compiles teacher and student for training, and the student for evaluation."""
@@ -127,7 +127,7 @@ class AttentionTransferTask(TrainingTask):
         device: torch.device | None = None,
         **kwargs: Any,
     ) -> nn.Module:
-        """Averages the student alone: a copy of what is trained would copy the teacher, too."""
+        """Averages the student only; a copy of the trained module would copy the teacher."""
         options = {"decay": decay, "use_warmup": use_warmup, "device": device, **kwargs}
         self.trainable_module_ema = ModelEmaV3(self.transfer.student, **options)
         return self.trainable_module_ema
@@ -153,7 +153,7 @@ class AttentionTransferTask(TrainingTask):
     def get_task_state(
         self, module: nn.Module | None = None, ema: bool = False
     ) -> dict[str, dict[str, Tensor]]:
-        """The state of the methods: adapters, and the β that "auto" found."""
+        """The state of the methods: adapters, and the β of "auto"."""
         if ema:
             return {}
         return {"methods": nn.Module.state_dict(self.transfer.get_submodule("methods"))}
@@ -183,7 +183,7 @@ class AttentionTransferTask(TrainingTask):
 
 
 class _Renormalize(nn.Module):
-    """A batch that is normalised for the student -> the same for the teacher."""
+    """A batch normalised for the student -> the same batch normalised for the teacher."""
 
     def __init__(self, student_config: dict[str, Any], teacher: DistillationTeacher):
         super().__init__()

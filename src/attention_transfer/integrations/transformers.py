@@ -17,23 +17,23 @@ try:
     from transformers import Trainer
 except ImportError as error:
     raise UserError(
-        "the Trainer of transformers is not there: pip install 'attention-transfer[transformers]'"
+        "transformers is not installed: pip install 'attention-transfer[transformers]'"
     ) from error
 
 
 class AttentionTransferTrainer(Trainer):
-    """A `Trainer` for image classification that teaches its model by a teacher.
+    """A `Trainer` for image classification whose model learns from a teacher.
 
     Model and teacher are image classifiers of transformers; their inputs are `pixel_values` and
-    `labels`. Checkpoints and `save_model` hold the model alone, as `save_pretrained` writes it.
-    Evaluation is that of the model without the teacher.
+    `labels`. Checkpoints and `save_model` contain the model only, as `save_pretrained` writes it.
+    Evaluation runs the model without the teacher.
 
     Args:
         model: trained in place; `trainer.student`.
         args: `TrainingArguments`.
         teacher: a trained classifier of the same classes.
-        example: `pixel_values` (N, C, H, W), best of some 32 training images: they show the pairs
-            of layers, and β = "auto" comes from them.
+        example: `pixel_values` (N, C, H, W), best about 32 training images. The pairs of layers and
+            β = "auto" are determined from them.
         methods: by default `ActivationTransfer()`.
         pairs: as in `Transfer`: "auto", "last2", or [(layer of the model, layer of the teacher)].
         kwargs: as in `Trainer`: `train_dataset`, `eval_dataset`, `data_collator`, ….
@@ -60,7 +60,7 @@ class AttentionTransferTrainer(Trainer):
         transfer = Transfer(
             Logits(model), Logits(teacher.to(device)), methods, pairs, example.to(device)
         )
-        super().__init__(model=TaughtModel(transfer), args=args, **kwargs)
+        super().__init__(model=TransferModel(transfer), args=args, **kwargs)
         if self.args.n_gpu > 1:
             raise UserError(
                 "nn.DataParallel copies the model in every step, without its hooks: start one "
@@ -68,39 +68,41 @@ class AttentionTransferTrainer(Trainer):
             )
 
     @property
-    def taught(self) -> TaughtModel:
+    def transfer_model(self) -> TransferModel:
         return self.accelerator.unwrap_model(self.model)
 
     @property
     def student(self) -> nn.Module:
         """The model that is trained."""
-        return self.taught.student
+        return self.transfer_model.student
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any):
-        self.taught.progress = min(1.0, self.state.global_step / max(1, self.state.max_steps))
+        self.transfer_model.progress = min(
+            1.0, self.state.global_step / max(1, self.state.max_steps)
+        )
         return super().compute_loss(model, inputs, *args, **kwargs)
 
     @contextmanager
     def _student_as_model(self) -> Iterator[nn.Module]:
-        """The student in the place of what the Trainer trains: it alone is in the files."""
-        taught, self.model = self.model, self.student
+        """Makes the student the Trainer's model, so that the files contain only the student."""
+        trained, self.model = self.model, self.student
         try:
             yield self.model
         finally:
-            self.model = taught
+            self.model = trained
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         with self._student_as_model() as student:
             super()._save(output_dir, student.state_dict())
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        # The names in the file may be older than those of the modules: `from_pretrained` knows.
+        # The file may have older names than the modules; `from_pretrained` converts them.
         student: Any = self.student
         loaded = type(student).from_pretrained(resume_from_checkpoint)
         student.load_state_dict(loaded.state_dict())
 
     def _load_best_model(self) -> None:
-        # `load_best_model_at_end`: the file holds the student alone, too.
+        # For `load_best_model_at_end`; this file contains only the student as well.
         best: Any = self.state.best_model_checkpoint
         self._load_from_checkpoint(best)
 
@@ -116,10 +118,10 @@ class Logits(nn.Module):
         return self.model(pixel_values=pixel_values).logits
 
 
-class TaughtModel(nn.Module):
-    """What the Trainer trains, and wraps for several processes.
+class TransferModel(nn.Module):
+    """The module that the Trainer trains, and wraps for several processes.
 
-    In training mode it gives the loss of a `Transfer`; in eval mode the model's own outputs.
+    In training mode it returns the loss of a `Transfer`; in eval mode the model's own outputs.
     """
 
     def __init__(self, transfer: Transfer):

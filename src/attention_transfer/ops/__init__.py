@@ -1,1 +1,1 @@
-"""Operations with a written derivative; their oracles are in `tests/oracles`."""
+"""Operations with a hand-written derivative; their reference formulas are in `tests/oracles`."""

@@ -1,12 +1,12 @@
-"""The activation loss with a written backward, for eager mode; compilers get those of `maps`.
+"""The activation loss with a hand-written backward, for eager mode; `maps` has the plain formulas.
 
 Q = Σ_c |A_c|^p (or max_c), Y = Q / r, r = max(‖Q‖₂, 1e-12). With g = ∂L/∂Y, where the rest of the
 loss has the size N×M:
     ∂L/∂Q   = (g − Y·⟨Y, g⟩) / r      (without the projection where ‖Q‖₂ is below the bound)
     ∂L/∂A_c = ∂L/∂Q · p·|A_c|^{p−1}·sign(A_c)      for `sum`; for `max` at the arg-max channel only
-Backward keeps A as it came (no float32 copy), r of each sample, and tensors of the size N×M. It
-consists of differentiable operations on these, so it has derivatives of every order, forward mode
-included.
+Backward keeps A in its own dtype (no float32 copy), r of each sample, and tensors of the size N×M.
+It consists of differentiable operations on these, so derivatives of every order and forward mode
+work.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def raw_map(features: Tensor, kind: str, p: float, axis: str) -> Tensor:
     """Q, of the shape (N, H·W) or (N, L); with `axis="channel"` (N, C) or (N, D)."""
     if kind == "sum":
         return PowerSum.apply(features, p, axis).flatten(1)
-    # A at its arg-max is N×M in size, and the gradient of `gather` goes to these elements alone.
+    # Only the elements at the arg-max, N×M of them, are kept and get a gradient.
     features, dim = reduction_view(features, axis)
     index = features.detach().abs().max(dim, keepdim=True).indices
     return power(at_least_float32(features.gather(dim, index)), p).flatten(1)
@@ -37,14 +37,14 @@ def normalize_rows(q: Tensor) -> Tensor:
 
 
 class PowerSum(torch.autograd.Function):
-    """Σ |A|^p in at least float32, the dimensions that it sums over kept as 1."""
+    """Σ |A|^p in at least float32; the summed dimensions are kept as 1."""
 
-    # Without `setup_context`, which costs 15 µs a call; only `torch.func` needs it, and that gets
-    # the formulas of `maps`.
+    # `setup_context` would cost 15 µs a call. Only `torch.func` needs it, and there the formulas of
+    # `maps` are used.
     @staticmethod
     def forward(ctx: Any, features: Tensor, p: float, axis: str) -> Tensor:
         ctx.p, ctx.dims = p, summed_dims(features, axis)
-        # The features as they came: other tensors would cost as much memory again.
+        # The features themselves, because a copy would double their memory.
         ctx.save_for_backward(features)
         ctx.save_for_forward(features)
         q = kernels.power_sum(features, p, ctx.dims)
@@ -74,7 +74,7 @@ class Normalize(torch.autograd.Function):
     def forward(ctx: Any, q: Tensor) -> tuple[Tensor, Tensor]:
         outputs = kernels.normalize(q)
         if outputs is None:
-            # Scaled, because squares of Q > 1e19 (p = 4 and |A| > 6e4) overflow in float32.
+            # Scaled, because the squares of Q > 1e19 (p = 4 and |A| > 6e4) overflow in float32.
             scale = q.abs().amax(1, keepdim=True).clamp_min(EPS)
             r = (scale * torch.linalg.vector_norm(q / scale, dim=1, keepdim=True)).clamp_min(EPS)
             outputs = q / r, r
@@ -99,9 +99,9 @@ class Normalize(torch.autograd.Function):
 
 
 def reduction_view(features: Tensor, axis: str) -> tuple[Tensor, int]:
-    """(The features as they lie in memory, the one dimension that the map is reduced over).
+    """(The features in the order of their memory, the one dimension that the map reduces).
 
-    A compiler and `gather` write gradients in the order of this view, without a copy afterwards.
+    A compiler and `gather` then write gradients in the same order, without another copy.
     """
     if axis == "channel":
         if features.ndim == 3:
@@ -130,6 +130,6 @@ def power_grad(a: Tensor, p: float, factor: Tensor) -> Tensor:
     if p == 2:
         return a * (2 * factor)
     if p % 2 == 0:
-        # An even power needs no sign: a product is cheaper.
+        # For an even power a product is cheaper than the sign.
         return a * power(a, p - 2) * (p * factor)
     return a.sgn() * power(a, p - 1) * (p * factor)

@@ -1,7 +1,7 @@
-"""Batch normalisation in training, written for the compiler: fewer passes over memory on a CPU.
+"""Batch normalisation for compiled training on a CPU, with fewer passes over memory.
 
-Statistics are taken per sample over H×W and joined over the batch (Chan et al., 1979), so that
-every reduction is short and parallel. The backward reads its input twice and keeps nothing else
+Statistics are computed for each sample over H×W and combined over the batch (Chan et al., 1979), so
+every reduction is short and parallel. The backward reads its input twice and stores no other tensor
 of that size. With x̂ = (x − μ)/σ, n = N·H·W and g = ∂L/∂y:
 
     ∂L/∂b = Σ g,   ∂L/∂w = Σ g·x̂,   ∂L/∂x = (w/σ)·(g − ∂L/∂b/n − x̂·∂L/∂w/n)
@@ -21,11 +21,11 @@ from ..numerics import at_least_float32
 
 
 def use_in(model: nn.Module) -> int:
-    """Lets every plain `nn.BatchNorm2d` train by this op; returns their number."""
+    """Makes every plain `nn.BatchNorm2d` use this op in training; returns their number."""
     modules = [m for m in model.modules() if type(m) is nn.BatchNorm2d]
     chosen = [m for m in modules if m.affine and m.track_running_stats]
     for module in chosen:
-        # A change of class keeps parameters, buffers and hooks, and can be copied and pickled.
+        # Changing the class keeps parameters, buffers and hooks; the module can still be pickled.
         module.__class__ = CompiledBatchNorm2d
     return len(chosen)
 

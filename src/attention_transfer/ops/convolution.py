@@ -4,7 +4,7 @@ With y = w * x and g = ∂L/∂y, the gradient with respect to the input is gx(g
 For ∂(v·gx):
     with respect to g: w * v, a convolution
     with respect to w: the weight gradient of a convolution of v, given g
-PyTorch's own double backward writes the second as a convolution whose kernel is as large as the
+PyTorch's own double backward computes the second as a convolution whose kernel is as large as the
 image, which costs several times as much.
 """
 
@@ -24,8 +24,8 @@ _PARAMETERS = ("input", "weight", "bias", "stride", "padding", "dilation", "grou
 class TwiceDifferentiable(TorchFunctionMode):
     """Inside the block every convolution has the cheap double backward.
 
-    While `inputs_only` is set, a backward pass with a graph leaves out the gradients of parameters:
-    it is taken to be for inputs alone.
+    While `inputs_only` is set, a backward pass with a graph computes the gradients of inputs only,
+    not those of parameters.
     """
 
     def __init__(self) -> None:
@@ -39,10 +39,10 @@ class TwiceDifferentiable(TorchFunctionMode):
         arguments = dict(zip(_PARAMETERS, args, strict=False)) | kwargs
         x, w, b = arguments["input"], arguments["weight"], arguments.get("bias")
         dims = w.ndim - 2
-        # padding="same", inputs without a batch and complex numbers are left to PyTorch.
+        # PyTorch handles padding="same", inputs without a batch and complex numbers.
         if isinstance(arguments.get("padding", 0), str) or x.ndim != dims + 2 or x.is_complex():
             return func(*args, **kwargs)
-        # A weight that is computed may have been computed from the input.
+        # A computed weight may depend on the input.
         computed = tuple(t is not None and not t.is_leaf for t in (w, b))
         device = x.device.type
         if torch.is_autocast_enabled(device):
@@ -50,7 +50,7 @@ class TwiceDifferentiable(TorchFunctionMode):
         defaults = {"stride": 1, "padding": 0, "dilation": 1}
         sizes = [_per_dim(arguments.get(name, value), dims) for name, value in defaults.items()]
         options = (*sizes, arguments.get("groups", 1))
-        # A custom Function is not on autocast's list, so the casts above stand in for it.
+        # Autocast does not cast for a custom Function, so the inputs are cast above.
         with torch.autocast(device, enabled=False):
             return _Convolution.apply(x, w, b, options, computed, self)
 
@@ -84,7 +84,7 @@ class _Convolution(torch.autograd.Function):
 
 
 class _InputGradient(torch.autograd.Function):
-    """gx(g, w); x gives its shape only."""
+    """gx(g, w); only the shape of x is used."""
 
     @staticmethod
     def forward(ctx: Any, g: Tensor, w: Tensor, x: Tensor, options: Any) -> Tensor:

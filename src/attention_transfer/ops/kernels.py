@@ -1,10 +1,10 @@
 """CPU kernels of the activation loss: Σ |A|^p, Y = Q / ‖Q‖₂ and their gradients.
 
-PyTorch's operations write |A|^p to memory (in bfloat16 a float32 copy of A before it) and read it
-back: 2 to 8 times the traffic. For a map they make some ten passes. `kernels.cpp` is compiled on
-first use, by `CXX` or g++, and kept in attention-transfer/ops of the cache. Each function returns
-None where there is no compiler, and for all but dense tensors of float32 and bfloat16; the caller's
-formulas apply then.
+PyTorch's operations write |A|^p to memory (in bfloat16 also a float32 copy of A) and read it back:
+2 to 8 times the traffic. They read or write a map about ten times. `kernels.cpp` is compiled on
+first use, with `CXX` or g++, and kept in attention-transfer/ops of the cache. Each function returns
+None if there is no compiler, and for tensors that are not dense float32 or bfloat16; the caller
+then uses its formulas.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from torch.autograd import forward_ad
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 EXPONENTS = (1, 2, 4)
-# Elements of features and of maps. Below, formulas take microseconds: no need for a compiler.
+# Elements of features and of maps. Below these sizes the formulas take microseconds.
 SMALLEST, SMALLEST_MAPS = 1 << 16, 1 << 11
 
 _SOURCE = Path(__file__).with_suffix(".cpp")
 _FLAGS = ["-O3", "-std=c++17", "-fPIC", "-shared", "-fopenmp"]
 # Without these two, g++ does not vectorise loops with square roots and comparisons.
 _FLAGS += ["-fno-math-errno", "-fno-trapping-math"]
-# g++ prefers vectors of 256 bits unless told.
+# By default g++ uses vectors of 256 bits.
 _AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mprefer-vector-width=512"]
-# Not `-march=native`: machines of different kinds may share the cache.
+# Not `-march=native`, because different machines may share the cache.
 _CAPABILITY_FLAGS = {"AVX2": ["-mavx2", "-mfma"], "AVX512": [*_AVX512, "-mfma"]}
-# Declared, because ctypes passes whole numbers as 32 bits, which cuts pointers.
+# Without these declarations ctypes passes integers as 32 bits, which truncates pointers.
 _POINTER, _SIZE, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
 _ARGUMENT_TYPES = {
     "power_sum": [_POINTER] * 2 + [_SIZE] * 3 + [_INT] * 4,
@@ -62,8 +62,8 @@ def power_sum(features: Tensor, p: float, dims: tuple[int, ...]) -> Tensor | Non
 
 
 def power_grad(features: Tensor, p: float, dims: tuple[int, ...], g: Tensor) -> Tensor | None:
-    """g · p·|A|^{p−1}·sign(A), like the features; None also where it needs a graph."""
-    # Gradients are enabled in a backward pass that builds a graph, which a kernel cannot.
+    """g · p·|A|^{p−1}·sign(A), like the features; None also if a graph is needed."""
+    # Gradients are enabled in a backward pass that builds a graph; a kernel cannot build one.
     if torch.is_grad_enabled() or not _is_dense_storage(g, torch.float32):
         return None
     layout = _layout(features, p, dims)
@@ -87,7 +87,7 @@ def normalize(q: Tensor) -> tuple[Tensor, Tensor] | None:
 
 
 def normalize_backward(y: Tensor, r: Tensor, g: Tensor, g_r: Tensor) -> Tensor | None:
-    """∂L/∂Q from the gradients g and g_r of Y and r; None also where it needs a graph."""
+    """∂L/∂Q from the gradients g and g_r of Y and r; None also if a graph is needed."""
     if torch.is_grad_enabled() or not _takes_maps(y):
         return None
     if not all(_is_dense_storage(t, torch.float32) for t in (r, g, g_r)):
@@ -129,12 +129,12 @@ def _takes_maps(q: Tensor) -> bool:
 
 
 def _is_intercepted() -> bool:
-    """Whether a transform or a mode stands between these tensors and their memory."""
+    """Whether a functorch transform or a dispatch mode intercepts the operations."""
     return torch._C._are_functorch_transforms_active() or is_in_torch_dispatch_mode()
 
 
 def _is_dense_storage(x: Tensor, *dtypes: torch.dtype) -> bool:
-    """Whether the memory holds the values: no subclass, tangent, lazy sign or lazy zeros."""
+    """Whether the memory holds the values: no subclass, tangent, lazy negation or lazy zeros."""
     if type(x) not in (Tensor, nn.Parameter) or x.dtype not in dtypes:
         return False
     if x.device.type != "cpu" or x.layout != torch.strided or x.is_neg() or x._is_zerotensor():
@@ -144,9 +144,9 @@ def _is_dense_storage(x: Tensor, *dtypes: torch.dtype) -> bool:
 
 @functools.cache
 def _library() -> Any:
-    """The compiled source, or None where it cannot be compiled or loaded."""
+    """The compiled library, or None if it cannot be compiled or loaded."""
     if sys.platform in ("darwin", "win32") and "CXX" not in os.environ:
-        return None  # g++ is missing there, or is a clang without OpenMP
+        return None  # these have no g++, or one that is a clang without OpenMP
     try:
         capability = torch.backends.cpu.get_cpu_capability()
         compiler = shlex.split(os.environ.get("CXX", "g++"))
@@ -155,7 +155,7 @@ def _library() -> Any:
         key = hashlib.sha256(identity.encode()).hexdigest()[:16]
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         file = cache / "attention-transfer" / "ops" / f"kernels-{key}.so"
-        # The name holds everything that the code depends on, so a file that exists is right.
+        # The name depends on everything that the code depends on, so an existing file is valid.
         if not file.exists():
             _build(command, file)
         library = ctypes.CDLL(str(file))

@@ -1,8 +1,8 @@
-"""The attention of a transformer's block, from the q and k that it hands to the fused kernel.
+"""The attention of a transformer's block, from the q and k that it passes to the fused kernel.
 
-The network runs as it is: q and k are read on their way into `F.scaled_dot_product_attention`, so
-that norms, rotary embeddings, scales and biases of any network are in them. What is computed beside
-the kernel is the rows of softmax(q·kᵀ/√d) that the map needs, and gradients flow to q and k.
+The network is not changed: q and k are read from the calls of `F.scaled_dot_product_attention`, so
+they include the norms, rotary embeddings, scales and biases of any network. Only the rows of
+softmax(q·kᵀ/√d) that the map needs are computed again; gradients flow to q and k.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from ..errors import UserError
 from ..numerics import at_least_float32
 from .layout import Hints, Size, find_layout
 
-# The names of the parameter in timm, torchvision and transformers; the token comes first.
+# Names of the parameter in timm, torchvision and transformers. The class token is the first token.
 CLASS_TOKENS = ("cls_token", "class_token", "class_embedding")
 
 
 class AttentionCall(NamedTuple):
-    """What one call of the kernel computes with: q (N, heads, L, d), k (N, heads, K, d)."""
+    """The arguments of one call of the kernel: q (N, heads, L, d), k (N, heads, K, d)."""
 
     q: Tensor
     k: Tensor
@@ -34,16 +34,16 @@ class AttentionCall(NamedTuple):
     scale: float | None = None
 
     def rows(self, first_only: bool) -> Tensor:
-        """The mean row of softmax(q·kᵀ·scale + mask), or the first row alone: (N, heads, K)."""
+        """The mean row of softmax(q·kᵀ·scale + mask), or only the first row: (N, heads, K)."""
         q, k, mask = self.q, self.k, self.mask
         if first_only:
             q = q[:, :, :1]
             if mask is not None and mask.shape[-2] > 1:
                 mask = mask[..., :1, :]
         scale = q.shape[-1] ** -0.5 if self.scale is None else self.scale
-        # Autocast would multiply in bfloat16 again.
+        # Autocast would multiply in bfloat16.
         with torch.autocast(q.device.type, enabled=False):
-            # Grouped queries share their keys.
+            # With grouped queries several heads share a key.
             k = at_least_float32(k).repeat_interleave(q.shape[1] // k.shape[1], 1)
             scores = scale * at_least_float32(q) @ k.transpose(2, 3)
             if mask is not None and mask.dtype == torch.bool:
@@ -107,7 +107,7 @@ def _multi_head_call(
     attn_mask: Tensor | None = None,
     **kwargs: Any,
 ) -> AttentionCall | None:
-    """The q and k of `nn.MultiheadAttention`, which computes them inside of one function."""
+    """The q and k of `nn.MultiheadAttention`, which computes them inside one function."""
     options = bias_k, key_padding_mask, attn_mask
     if weight is None or add_zero_attn or any(option is not None for option in options):
         return None
@@ -126,7 +126,7 @@ _READERS: dict[Any, Callable[..., AttentionCall | None]] = {
 
 
 def has_class_token(model: nn.Module) -> bool:
-    """Whether the network has a parameter of a name that class tokens have."""
+    """Whether the network has a parameter with one of the usual names of class tokens."""
     names = [name.rpartition(".")[2] for name, _ in model.named_parameters()]
     return any(name in CLASS_TOKENS for name in names)
 
@@ -141,8 +141,8 @@ def patch_attention(
 ) -> Tensor:
     """The attention of each head over the patches, (N, heads, h, w), in at least float32.
 
-    It is the class token's row of softmax(q·kᵀ/√d), without the columns of prefix tokens; where
-    there is no class token, the mean of all rows.
+    It is the class token's row of softmax(q·kᵀ/√d), without the columns of prefix tokens; without a
+    class token it is the mean of all rows.
 
     Raises:
         UserError: unless the layer computed attention over all patches of the image.
@@ -157,7 +157,7 @@ def patch_attention(
     if call.is_causal:
         raise UserError(f"layer {layer!r} has causal attention: expected one over all patches")
     layout = None
-    # Hiera keeps its tokens in an order of windows.
+    # Hiera's tokens are ordered by windows.
     if q.ndim == 4 and q.shape[0] == batch and hints.reorder is None:
         layout = find_layout((k.shape[0], k.shape[2], k.shape[3]), image, hints)
     if layout is None or layout.grid == (1, 1):

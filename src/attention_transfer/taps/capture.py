@@ -33,9 +33,9 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 def split_preprocessing(model: nn.Module) -> tuple[nn.Module, nn.Module | None]:
-    """The network, unwrapped, and its preprocessing, if the model is one with that inside.
+    """The unwrapped network, and the preprocessing if the model contains it.
 
-    Such a model (`TrainedNetwork`) is handed in as it is loaded; its layers are the network's.
+    A loaded model (`TrainedNetwork`) contains its preprocessing; its layers are the network's.
     """
     model = unwrap(model)
     if getattr(model, "preprocessing_inside", False):
@@ -44,7 +44,7 @@ def split_preprocessing(model: nn.Module) -> tuple[nn.Module, nn.Module | None]:
 
 
 def call_uncompiled(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
-    """`model(...)`, past `model.compile()`, whose code leaves out hooks that came after it."""
+    """`model(...)` without `model.compile()`, whose code ignores hooks that were added after it."""
     if model._compiled_call_impl is None:
         return model(*args, **kwargs)
     return model._call_impl(*args, **kwargs)
@@ -52,7 +52,7 @@ def call_uncompiled(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in eval mode and without gradients inside the block; the former modes after it."""
+    """Puts the model into eval mode, without gradients, for the block; then restores its modes."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -65,9 +65,9 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 @dataclass
 class _Copies:
-    """The layers before an in-place one (ReLU, +=), which changes their output after its capture.
+    """The layers whose output an in-place operation (ReLU, +=) changes after it was captured.
 
-    `complete`: an example has shown them all.
+    `complete`: a run on an example has found all of them.
     """
 
     layers: set[str] = field(default_factory=set)
@@ -75,27 +75,28 @@ class _Copies:
 
 
 class _CaptureState(threading.local):
-    """What a tap shares with its hooks, which do not hold the tap: it would outlive its user.
+    """The state that a tap shares with its hooks. (Hooks with a reference to the tap would keep it
+    alive.)
 
-    Each thread has its own attributes: threads that share a model do not share their batches.
+    Each thread has its own attributes, so threads that share a model do not mix their batches.
     """
 
     def __init__(self, copies: _Copies, class_token: bool):
         self.copies = copies  # of all threads
         self.class_token = class_token
         self.attention = AttentionWatch()
-        self.active = False  # only while the tap runs the model, not in other calls of it
+        self.active = False  # True only while the tap runs the model, not in other calls of it
         self.image: Size | None = None
         self.batch: int | None = None
         self.features: dict[str, Tensor] = {}
         self.versions: dict[str, int] = {}
 
     def changed(self) -> list[str]:
-        """The layers whose captured output has been written to since."""
+        """The layers whose output was written to after its capture."""
         return [n for n, version in self.versions.items() if self.features[n]._version != version]
 
     def capture(self, layer: str, hints: Hints, output: Any) -> None:
-        """Keeps what a layer returned."""
+        """Captures the output of a layer."""
         if not self.active:
             return
         self._check_new(layer)
@@ -107,7 +108,7 @@ class _CaptureState(threading.local):
             self.versions[layer] = features._version
 
     def capture_attention(self, layer: str, hints: Hints) -> None:
-        """Keeps the attention that a layer computed, which nothing writes to."""
+        """Captures the attention of a layer. It is a new tensor, so nothing writes to it."""
         if not self.active:
             return
         self._check_new(layer)
@@ -124,23 +125,24 @@ class _CaptureState(threading.local):
             )
 
     def _needs_copy(self, layer: str, features: Tensor) -> bool:
-        # Inductor drops copies of what is not written to (its pass `remove_noop_ops`).
+        # Inductor removes unnecessary copies (its pass `remove_noop_ops`).
         if layer in self.copies.layers or torch.compiler.is_compiling():
             return True
-        # Without the count of writes, only an example tells that no copy is needed.
+        # Without a version counter, only the run on an example shows that no copy is needed.
         return not (_has_version(features) or self.copies.complete)
 
 
 def _has_version(features: Tensor) -> bool:
-    """Whether the tensor counts the writes to it: not in a traced graph, nor in inference mode."""
+    """Whether the tensor has a version counter: not in a traced graph or in inference mode."""
     return not torch.compiler.is_compiling() and not features.is_inference()
 
 
 class _Hook:
     """The forward hook of a layer.
 
-    Its copy does nothing, since a copied model has no tap: a copied tap puts on hooks of its own.
-    The copy is of the standard library's, so that a saved model loads without this package.
+    A copied model has no tap, so a copy of the hook does nothing; a copied tap adds its own hooks.
+    The copy is a function of the standard library, so that a saved model loads without this
+    package.
     """
 
     def __init__(self, state: _CaptureState, layer: str, hints: Hints):
@@ -161,7 +163,7 @@ class _AttentionHook(_Hook):
 
 
 class _AttentionPreHook(_Hook):
-    """Its forward pre-hook: the attention that is computed from here on is the layer's."""
+    """Its forward pre-hook: attention computed after it belongs to the layer."""
 
     def __call__(self, module: nn.Module, args: Any, output: Any = None) -> None:
         if self.state.active:
@@ -169,7 +171,7 @@ class _AttentionPreHook(_Hook):
 
 
 def _remove_copied_hooks(module: nn.Module) -> None:
-    """Removes what copying leaves of `_Hook`s."""
+    """Removes the copies of `_Hook`s that a copied module has."""
     for hooks in (module._forward_pre_hooks, module._forward_hooks):
         for key, hook in list(hooks.items()):
             if getattr(hook, "__func__", 0) is nullcontext.__exit__:
@@ -179,31 +181,31 @@ def _remove_copied_hooks(module: nn.Module) -> None:
 class Tap:
     """`Tap(model, layers)(x)` -> (output, {layer: features}).
 
-    Features are (N, C, H, W), whatever the order of axes in the network, or (N, L, D) for tokens on
-    a square grid, without prefix tokens (class, distillation, register). Tokens on any other grid
-    become (N, D, h, w), since L alone would not tell h and w. The hooks stay on between calls, for
-    `torch.compile` to trace; `close`, the end of a `with` block, or of the object, takes them off.
-    A tap is copied and pickled with its model; a model that is copied alone comes without hooks
-    that read.
+    Features are (N, C, H, W) for any order of axes in the network, or (N, L, D) for tokens on a
+    square grid, without prefix tokens (class, distillation, register). Tokens on any other grid
+    become (N, D, h, w), since h and w do not follow from L. The hooks stay between calls, so that
+    `torch.compile` can trace them; `close`, or the end of a `with` block or of the object, removes
+    them. A tap is copied and pickled with its model; if only the model is copied, the hooks of the
+    copy do nothing.
 
     With `attention` the features of a layer, a block of a vision transformer, are the attention of
     its heads over the patches, (N, heads, h, w): the class token's row of softmax(q·kᵀ/√d), or the
-    mean of all rows where there is no class token. `attention_map(features, kind="attention")` is
-    their mean over the heads. A layer of several blocks gives the attention of its last one.
+    mean of all rows if there is no class token. `attention_map(features, kind="attention")` is
+    their mean over the heads. A layer of several blocks returns the attention of the last one.
 
     Args:
-        model: any module; a compiled or wrapped one is unwrapped. One that was loaded with its
-            preprocessing inside takes images in [0, 1], and its layers are those of `.network`.
+        model: any module; a compiled or wrapped one is unwrapped. A loaded model that contains its
+            preprocessing takes images in [0, 1], and its layers are those of `.network`.
         layers: dotted names of its submodules, as in `model.named_modules()`. A layer may return a
             tuple or dict with one feature map in it.
-        example: an input, which shows the layers whose outputs are changed in place later on. The
-            model runs on it in eval mode, and a copy of it in training mode.
-        attention: whether to read attention in the place of features.
+        example: an input, used to find the layers whose outputs are changed in place later. The
+            model runs on it in eval mode, and a copy of the model in training mode.
+        attention: whether to read attention instead of features.
 
     Raises:
-        UserError: for a name that is no layer of the model (the message has the nearest), a layer
-            that is called twice in a forward pass or never, and one without a single feature map
-            (or attention over the patches).
+        UserError: for a name that is not a layer of the model (the message has the nearest), a
+            layer that a forward pass calls twice or never, and a layer without exactly one feature
+            map (or without attention over the patches).
     """
 
     def __init__(
@@ -275,7 +277,7 @@ class Tap:
             self.close()
 
     def _detect_inplace(self, example: Tensor | None) -> None:
-        """Finds the layers whose outputs are changed in place later on, and so need a copy."""
+        """Finds the layers whose outputs are changed in place later, so that they need a copy."""
         state, copies = self._state, self._state.copies
         modules = list(self.model.modules())
         if example is not None:
@@ -287,23 +289,23 @@ class Tap:
             # A frozen model is not trained.
             if any(parameter.requires_grad for parameter in self.model.parameters()):
                 self._detect_inplace_in_training(example)
-            # Where the model does not take the example in training mode, dropout is known to write.
+            # If the run in training mode fails, in-place dropout is still known to write.
             modules = [m for m in modules if isinstance(m, nn.modules.dropout._DropoutNd)]
         if any(getattr(module, "inplace", False) for module in modules):
             copies.layers.update(self.layers)
 
     def _detect_inplace_in_training(self, example: Tensor) -> None:
-        """Runs a copy in training mode, where dropout and others write that else do nothing."""
+        """Runs a copy in training mode, in which dropout and other layers may write in place."""
         devices = [example.device] if example.device.type == "cuda" else []
         try:
-            # The statistics of the model and the random numbers of a run stay as they are.
+            # The model's statistics and the random state of a run must not change.
             with torch.random.fork_rng(devices), torch.no_grad(), copy.deepcopy(self) as trained:
                 trained.model.train()
                 trained._run(example)
                 self._state.copies.layers.update(trained._state.changed())
         except Exception:
-            # Such as batch normalisation over one value. The first step says what is wrong, if
-            # anything is, and eager mode finds writes at each step.
+            # For example, batch normalisation over one value raises. A real fault is reported by
+            # the first step, and eager mode detects in-place writes in every step.
             self._state.copies.complete = False
 
     def __call__(self, *args: Any, **kwargs: Any) -> tuple[Any, dict[str, Tensor]]:
@@ -317,11 +319,12 @@ class Tap:
         # A traced graph has no versions.
         if not torch.compiler.is_compiling() and (changed := state.changed()):
             advice = (
-                "give tap or Transfer an example input, which shows this, so that a copy is taken"
+                "give tap or Transfer an example input, so that this is found and a copy is taken"
             )
             if state.copies.complete:
                 advice = (
-                    "replace the operation that writes (inplace=True, +=): the example has none"
+                    "replace the operation that writes (inplace=True, +=): it did not run on the "
+                    "example"
                 )
             raise UserError(
                 f"the output of layer {changed[0]!r} was changed in place after it was read: "
@@ -360,7 +363,7 @@ class Tap:
             state.active = False
 
     def close(self) -> None:
-        """Takes the hooks off: the tap can no longer be called."""
+        """Removes the hooks: the tap can no longer be called."""
         self._finalizer()
 
     def __enter__(self) -> Tap:

@@ -1,7 +1,7 @@
 """The order of axes in the output of a layer: (N, C, H, W), channels last, or tokens.
 
-The positions of a feature map form a grid in the proportions of the image. That, and what the
-network states in its attributes, tells positions from channels.
+The positions of a feature map form a grid with the proportions of the image. These proportions and
+attributes of the network show which axes are positions and which are channels.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from ..errors import UserError
 
 Size = tuple[int, int]
-# Prefix tokens in a network that does not state their number: a class token, DeiT's distillation
-# token, registers.
+# The most prefix tokens (class token, DeiT's distillation token, registers) that are assumed for a
+# network that does not state their number.
 MAX_PREFIX = 8
 
 
@@ -40,13 +40,13 @@ class Layout:
         tokens = output[:, self.prefix :] if self.prefix else output
         if self.grid[0] == self.grid[1]:
             return tokens
-        # The number of tokens alone tells a square grid only.
+        # Only a square grid follows from the number of tokens.
         return tokens.transpose(1, 2).unflatten(2, self.grid)
 
 
 @dataclass(frozen=True)
 class Hints:
-    """What a network states about one of its layers; None for what it does not state."""
+    """The attributes of a network that describe one of its layers; None if it has none."""
 
     module: nn.Module
     prefix: int | None
@@ -56,9 +56,9 @@ class Hints:
 
     @property
     def channels_last(self) -> bool:
-        """For an output with C = h = w, whose shape does not tell.
+        """Whether an output with C = h = w, whose shape is ambiguous, has its channels last.
 
-        The last layer inside whose axes are known decides. Swin's stages end in a linear layer.
+        The last inner layer with known axes decides. Swin's stages end in a linear layer.
         ConvNeXt's blocks have linear layers as well, but permute back to channels first.
         """
         if self.axes is not None:
@@ -77,7 +77,7 @@ class Hints:
 
 
 def read_hints(model: nn.Module, layer: str) -> Hints:
-    """What the layer, or else the innermost module around it, states."""
+    """The hints of the layer, or of the innermost module around it that has them."""
     path = [model]
     for name in filter(None, layer.split(".")):  # the model itself is the layer ""
         path.append(getattr(path[-1], name))
@@ -100,7 +100,7 @@ def _prefix_tokens(module: nn.Module) -> int | None:
 
 
 def _patch_size(module: nn.Module) -> Size | None:
-    embedding = getattr(module, "patch_embed", module)  # timm's; torchvision has it in the model
+    embedding = getattr(module, "patch_embed", module)  # timm; in torchvision the model itself
     size = getattr(embedding, "patch_size", None)
     if isinstance(size, int):
         return size, size
@@ -110,14 +110,14 @@ def _patch_size(module: nn.Module) -> Size | None:
 
 
 def _output_axes(module: nn.Module) -> str | None:
-    form = getattr(module, "output_fmt", None)  # timm's: an enum in some modules, a word in others
+    form = getattr(module, "output_fmt", None)  # timm's: an enum or a string
     if form is None:
         return None
     return str(getattr(form, "value", form)).upper()
 
 
 def _reorder_tokens(path: list[nn.Module], layer: str) -> Callable[[Tensor], Tensor] | None:
-    """timm's Hiera keeps its tokens in an order of windows, which its `reroll` undoes by block."""
+    """timm's Hiera orders its tokens by windows; its `reroll` restores the order for a block."""
     block = re.search(r"(?:^|\.)blocks\.(\d+)$", layer)
     if block is None or not hasattr(path[-3], "reroll"):
         return None
@@ -126,7 +126,7 @@ def _reorder_tokens(path: list[nn.Module], layer: str) -> Callable[[Tensor], Ten
 
 
 def find_layout(shape: Sequence[int], image: Size | None, hints: Hints) -> Layout | None:
-    """The layout of an output of this shape for images (H, W); None if it is no feature map."""
+    """The layout of an output of this shape for images (H, W); None if it is not a feature map."""
     if len(shape) == 4:
         middle, last = (shape[1], shape[2]), (shape[2], shape[3])
         # Swin's (N, h, w, C): the middle axes have the image's proportions. If the last two have
@@ -164,8 +164,9 @@ def _token_layout(length: int, image: Size, hints: Hints) -> Layout | None:
             if 0 <= prefix <= max(MAX_PREFIX, hints.prefix or 0) and prefix < length:
                 return Layout("NLC", grid, prefix)
     stated = () if hints.prefix is None else (hints.prefix,)
-    # A whole stride, the same both ways, is strong evidence: 64 + 5 tokens of a 32×32 image are 8×8
-    # behind 5. PiT's 27×27 + 1 of 224×224 have none, and there is at most a class token.
+    # An integer stride that is equal in both directions is strong evidence: 64 + 5 tokens of a
+    # 32×32 image are 5 prefix tokens and 8×8. Without one (PiT: 27×27 + 1 of 224×224), there is at
+    # most a class token.
     for whole_stride, max_prefix in ((True, MAX_PREFIX), (False, 1)):
         for prefix in (*stated, *range(max_prefix + 1)):
             token_grid = _token_grid(length - prefix, image, whole_stride)
@@ -187,7 +188,7 @@ def _token_grid(positions: int, image: Size, whole_stride: bool) -> Size | None:
         stride = height // h
         if (height, width) == (stride * h, stride * w):
             return h, w
-        # Else one stride s may lead to both sides, rounded up or down: H/(h+1) < s < H/(h−1).
+        # Otherwise one stride s may give both sides, rounded up or down: H/(h+1) < s < H/(h−1).
         low = max(height / (h + 1), width / (w + 1))
         fits = h <= height and w <= width and low * (h - 1) < height and low * (w - 1) < width
         if fits and not whole_stride:
@@ -230,7 +231,7 @@ def feature_map(
 
 
 def _is_feature_map(tensor: Tensor, image: Size | None, batch: int | None, hints: Hints) -> bool:
-    # Swin folds windows into the batch, some attentions their heads: no feature maps of an image.
+    # Swin folds windows into the batch, some attention layers fold heads: not maps of an image.
     if not tensor.is_floating_point() or (batch is not None and tensor.shape[:1] != (batch,)):
         return False
     layout = find_layout(tensor.shape, image, hints)

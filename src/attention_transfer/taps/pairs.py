@@ -1,4 +1,4 @@
-"""Pairs of the stages of two networks, and sentences about them."""
+"""Pairs of the stages of two networks, and their descriptions."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ def pair_stages(
     """Pairs (student layer, teacher layer) of equal stride from the input, by round(log2 stride).
 
     `example` is images (N, C, H, W) for both, or (the student's, the teacher's) if their inputs
-    differ in size; strides are then relative to each network's input.
+    differ in size; strides are relative to each network's own input.
 
     Raises:
-        UserError: if the two have no stride in common; the message has both lists of stages.
+        UserError: if the networks have no stride in common; the message lists the stages.
     """
     if isinstance(example, Tensor):
         example = (example, example)
@@ -40,7 +40,7 @@ def pair_stages(
 
 
 def match_stages(student: Sequence[Stage], teacher: Sequence[Stage]) -> list[tuple[str, str]]:
-    """As `pair_stages`, for known stages. A layer is in one pair at most, of the nearest stride."""
+    """As `pair_stages`, for known stages. A layer is in at most one pair, of the nearest stride."""
     candidates = []
     for i, s in enumerate(student):
         for j, t in enumerate(teacher):
@@ -71,7 +71,7 @@ def describe(stages: Sequence[Stage]) -> str:
 
 
 def explain(student: Stage, teacher: Stage) -> str:
-    """Why `match_stages` joins these two, and at which size their maps are compared."""
+    """Why `match_stages` pairs these two, and at which size their maps are compared."""
     s, t = f"{student.stride:.3g}", f"{teacher.stride:.3g}"
     reason = f"stride {s} in both"
     if s != t:
@@ -108,7 +108,7 @@ def _octave(stage: Stage) -> int:
 
 
 def parse_pairs(text: str) -> str | list[tuple[str, str]]:
-    """ "auto" and "last2" as they are; "a=b,c=d" -> [("a", "b"), ("c", "d")].
+    """ "auto" and "last2" unchanged; "a=b,c=d" -> [("a", "b"), ("c", "d")].
 
     Raises:
         UserError: for anything else.
@@ -146,12 +146,12 @@ def resolve_pairs(
     xs: Tensor | None,
     xt: Tensor | None,
 ) -> list[tuple[str, str]]:
-    """The pairs as given; for "auto" and "last2" those of the stages on each network's example.
+    """The given pairs; for "auto" and "last2" the pairs of the stages on each network's example.
 
-    The teacher may be known by its stages alone; it then needs no example.
+    The teacher may be given as its stages; it then needs no example.
 
     Raises:
-        UserError: for pairs that are none, and where the stages are needed without an example.
+        UserError: for wrong pairs, and if the stages are needed but there is no example.
     """
     if not isinstance(pairs, str):
         return _checked_pairs(pairs)
@@ -162,8 +162,7 @@ def resolve_pairs(
         )
     if xs is None or xt is None:
         raise UserError(
-            f"pairs={pairs!r} needs example=, a batch of images (N, C, H, W), "
-            "to find the layers with"
+            f"pairs={pairs!r} needs example=, a batch of images (N, C, H, W), to find the layers"
         )
     if isinstance(teacher, nn.Module):
         matches = pair_stages(student, teacher, (xs, xt))

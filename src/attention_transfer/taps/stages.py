@@ -16,8 +16,8 @@ from .capture import split_preprocessing
 from .layout import Size
 from .trace import NORMS, Call, trace
 
-# A drop leaves at most 2/3 of the positions along each axis (3 -> 2). Convolutions without padding
-# take off less (149 -> 147 in Inception) and stay at their resolution.
+# The stride grows at least by this factor when the resolution drops: 3 -> 2 positions along an axis
+# is a drop, 149 -> 147 (Inception's convolutions without padding) is not.
 DROP = math.sqrt(2)
 ELEMENTWISE = (
     *NORMS,
@@ -45,7 +45,7 @@ class Stage:
 
     @property
     def size(self) -> Size:
-        """(H, W), of tokens too."""
+        """(H, W), also for tokens."""
         if len(self.shape) == 4:
             return self.shape[2], self.shape[3]
         side = math.isqrt(self.shape[1])
@@ -55,8 +55,9 @@ class Stage:
 def stages(model: nn.Module, example: Tensor) -> list[Stage]:
     """The stages of a network, input to output, found by one run on `example` (N, C, H, W).
 
-    timm's models list theirs in `feature_info`; in others, the calls show the last layer at each
-    resolution. A vision transformer has one resolution, and so one stage: its last block.
+    timm's models list their stages in `feature_info`; for other networks the calls show the last
+    layer at each resolution. A vision transformer has one resolution, so its last block is its only
+    stage.
 
     Raises:
         UserError: if no module of the network returns feature maps larger than 1×1.
@@ -86,7 +87,7 @@ def stages(model: nn.Module, example: Tensor) -> list[Stage]:
 
 
 def try_stages(model: nn.Module, example: Tensor) -> list[Stage]:
-    """As `stages`; empty if the network has no feature maps, or does not take the example."""
+    """As `stages`; empty if the network has no feature maps, or fails on the example."""
     try:
         return stages(model, example)
     except UserError:
@@ -94,7 +95,7 @@ def try_stages(model: nn.Module, example: Tensor) -> list[Stage]:
 
 
 def _last_before_each_drop(candidates: Sequence[Stage]) -> list[Stage]:
-    """The last stage of those whose strides differ by less than a drop."""
+    """The last stage among each group of stages whose strides differ by less than a drop."""
     kept: list[Stage] = []
     for stage in sorted(candidates, key=lambda stage: stage.stride):
         if not kept or stage.stride >= DROP * kept[-1].stride:
@@ -105,9 +106,9 @@ def _last_before_each_drop(candidates: Sequence[Stage]) -> list[Stage]:
 
 
 def _without_pooling_only(root: Call, calls: list[Call]) -> list[Call]:
-    """Leaves out resolutions at which no layer with weights has worked yet.
+    """Leaves out resolutions at which no layer with weights has run yet.
 
-    VGG's last pooling returns a resolution of its own, but nothing works at it.
+    For example, no layer of VGG runs at the resolution of its last pooling.
     """
     first_depth: dict[Size | None, int] = {}
     for call in root.descendants():
@@ -117,9 +118,9 @@ def _without_pooling_only(root: Call, calls: list[Call]) -> list[Call]:
         return calls
     kept = []
     for call in calls:
-        worked = first_depth.get(call.size, math.inf) <= call.depth
-        # NesT's layers work on windows, never on a grid of the image's: the layers inside count.
-        if worked or any(inner.has_weights for inner in call.descendants()):
+        has_run = first_depth.get(call.size, math.inf) <= call.depth
+        # NesT's layers run on windows, not on the grid of the image, so inner layers count as well.
+        if has_run or any(inner.has_weights for inner in call.descendants()):
             kept.append(call)
     return kept
 
@@ -138,11 +139,11 @@ def _from_feature_info(model: nn.Module, root: Call, traced: dict[Size | None, C
             if not call.shape:
                 return []
             last[call.size] = call
-    except (TypeError, KeyError, ValueError):  # no such list, or not one call of a layer
+    except (TypeError, KeyError, ValueError):  # no such list, or a layer without exactly one call
         return []
     last.pop(None, None)
     for size, call in last.items():
-        # DenseNet lists `norm5` last, which is part of what comes next; the stage ends before it.
+        # DenseNet lists `norm5` last, which belongs to the next stage; the stage ends before it.
         peer = traced.get(size, call)
         if isinstance(call.module, ELEMENTWISE) and peer.depth <= call.depth:
             last[size] = peer
@@ -154,10 +155,10 @@ def _last_at_each_size(root: Call, size: Size) -> dict[Size | None, Call]:
     times_called = Counter(call.name for call in root.descendants())
     for call in _units(root, size, seen=set()):
         if times_called[call.name] > 1:
-            continue  # one ReLU or pooling for the whole network: a tap cannot tell its calls apart
+            continue  # a tap cannot distinguish the calls of a ReLU or pooling that is shared
         before = last.get(call.size)
-        # BN-ReLU after a block is a pre-activation, part of what comes next: WRN's `bn` after
-        # `group2`. After a bare convolution, it is the end of conv-BN-ReLU.
+        # BN-ReLU after a block is a pre-activation and belongs to the next stage, such as WRN's
+        # `bn` after `group2`. After a single convolution, it is the end of conv-BN-ReLU.
         is_preactivation = (
             before is not None
             and before.children
@@ -177,10 +178,10 @@ def _ends_in_weights(call: Call) -> bool:
 
 
 def _units(call: Call, size: Size, seen: set[Size | None]) -> Iterator[Call]:
-    """The calls inside `call`, in order, as units of one resolution each.
+    """The calls inside `call`, in order, as units with one resolution each.
 
-    A container of several resolutions, such as a backbone, is opened. `size` is the resolution
-    before the call, `seen` are those of all units before it.
+    A container with several resolutions, such as a backbone, is replaced by the calls inside it.
+    `size` is the resolution before the call, `seen` are the resolutions of all units before it.
     """
     for child in call.children:
         units = list(_units(child, size, set(seen)))
@@ -193,43 +194,43 @@ def _units(call: Call, size: Size, seen: set[Size | None]) -> Iterator[Call]:
 
 
 def _is_unit(call: Call, inner: Sequence[Call], size: Size, seen: set[Size | None]) -> bool:
-    """Whether a container that is fed maps of `size` has one resolution, that of its output."""
+    """Whether a container whose input has `size` is one unit, with the resolution of its output."""
     if _ends_in_norm(call):
         return False
     if call.size == size:
         return True  # an hourglass lowers the resolution inside and restores it
-    # ResNet's `layer2` lowers the resolution once and goes on at the lower one: one unit. Its first
-    # convolution may still work at `size`, of which `layer1` has been the last feature map. If
-    # nothing came before at `size`, as in a backbone, the last one at `size` is inside.
+    # ResNet's `layer2` lowers the resolution once and continues at the lower one: one unit. Its
+    # first convolution may still run at `size`, whose last feature map is the output of `layer1`.
+    # If no unit before has `size`, as in a backbone, the last feature map at `size` is inside.
     others = {unit.size for unit in inner} - {size, call.size, *seen}
     if others or (size not in seen and any(unit.size == size for unit in inner)):
         return False
-    # NIN's blocks end in their pooling: the last feature map before it is inside.
-    works = any(unit.size == call.size and unit.has_weights for unit in call.descendants())
-    return works and not _lowers_at_end(call, size)
+    # NIN's blocks end in a pooling, so the last feature map before it is inside the block.
+    has_layer = any(unit.size == call.size and unit.has_weights for unit in call.descendants())
+    return has_layer and not _lowers_at_end(call, size)
 
 
 def _lowers_at_end(call: Call, size: Size) -> bool:
     """Whether blocks at the resolution `size` come first, and only the last layer lowers it.
 
-    As in Sequential(block, block, Conv2d(stride=2)): the second block ends a stage. No such case is
-    a residual block whose last convolution lowers, for only bare layers come before that.
+    In Sequential(block, block, Conv2d(stride=2)) the second block ends a stage. A residual block
+    whose last convolution lowers the resolution has single layers before it, not blocks.
     """
-    working = []
+    weighted = []
     for child in call.children:
         if child.size is None:
             continue
         if child.has_weights or any(inner.has_weights for inner in child.descendants()):
-            working.append(child)
-    if len(working) < 2 or any(child.size != size for child in working[:-1]):
+            weighted.append(child)
+    if len(weighted) < 2 or any(child.size != size for child in weighted[:-1]):
         return False
-    return any(child.children for child in working[:-1])
+    return any(child.children for child in weighted[:-1])
 
 
 def _ends_in_norm(call: Call) -> bool:
-    """Whether this is a sequence of equal blocks with a norm behind it.
+    """Whether the call is a sequence of equal blocks followed by a norm.
 
-    As the encoder of torchvision's vision transformer, whose last block is the stage, not the norm.
+    In the encoder of torchvision's vision transformer, the stage is the last block, not the norm.
     """
     if len(call.children) < 2 or not isinstance(call.children[-1].module, NORMS):
         return False

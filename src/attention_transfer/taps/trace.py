@@ -22,12 +22,12 @@ NORMS = (
 
 @dataclass
 class Call:
-    """One call of a module: the features that it returned, if any, and the calls inside it."""
+    """One call of a module: the shape of its features, if it returned any, and the inner calls."""
 
     name: str
     module: nn.Module
-    shape: tuple[int, ...] = ()  # of the features, as `tap` gives them; empty if there are none
-    size: Size | None = None  # (h, w) of the features; None for 1×1 too
+    shape: tuple[int, ...] = ()  # of the features, as `tap` returns them; empty if there are none
+    size: Size | None = None  # (h, w) of the features; None if there are none or they are 1×1
     depth: int = 0  # number of layers with weights that ran before its end
     children: list[Call] = field(default_factory=list)
 
@@ -40,7 +40,7 @@ class Call:
     def has_weights(self) -> bool:
         """Whether this layer itself mixes channels or positions: a convolution, a linear layer.
 
-        A container with a position embedding does not, nor does a scale per channel.
+        A container with a position embedding does not count, and a scale per channel does not.
         """
         if isinstance(self.module, (nn.modules.conv._ConvNd, nn.Linear)):
             return True
@@ -91,7 +91,7 @@ def trace(model: nn.Module, example: Tensor) -> Call:
 
 
 def depth_share(model: nn.Module, layer: str, example: Tensor) -> float:
-    """The share of the layers with weights that have run when `layer` ends, for the last time.
+    """The share of the layers with weights that have run when the last call of `layer` ends.
 
     Raises:
         UserError: as `trace`, and if the model does not call `layer`.
@@ -112,7 +112,7 @@ def _set_shape(call: Call, model: nn.Module, output: Any, image: Size, batch: in
         features = feature_map(output, call.name, image, batch, hints)
     except UserError:
         return
-    # Swin folds windows into the batch, some attentions their heads: no feature maps of an image.
+    # Swin folds windows into the batch, some attention layers fold heads: not maps of an image.
     if features.shape[0] != batch or not features.is_floating_point():
         return
     layout = find_layout(features.shape, image, hints)
