@@ -150,7 +150,7 @@ class TestWords:
                 make_recipe(DISTILL, {"method": method, "teacher": None})
         assert make_recipe(DISTILL, {"method": "none", "teacher": None}).method == "none"
         for words in ({"method": "at", "teacher": "t"}, {"teacher": "t"}):
-            with pytest.raises(UserError, match="train takes one network alone"):
+            with pytest.raises(UserError, match="train takes one network only"):
                 make_recipe({"model": "wrn-10-1"}, words)
 
     def test_the_default_method_learns_from_the_teacher(self):
@@ -473,7 +473,7 @@ class TestFlags:
     @pytest.mark.parametrize("text", ["lr: 1\nlr: 2\n", "beta: {at: 1, at: 2}\n"])
     def test_a_key_stands_once(self, tmp_path, text):
         (tmp_path / "r.yaml").write_text(text)
-        with pytest.raises(UserError, match=r"r\.yaml is not YAML: the key '(lr|at)' stands twice"):
+        with pytest.raises(UserError, match=r"r\.yaml is not YAML: the key '(lr|at)' is given twice"):
             read_recipe(tmp_path / "r.yaml")
 
     @pytest.mark.parametrize("text", ["teacher: 7", "teacher: [a]", "teacher: {a: 1}"])

@@ -172,7 +172,7 @@ def test_jobs_of_a_process_that_torchrun_started(command: Command, tmp_path, mon
         monkeypatch.setenv(name, "2")
     said = command(f"{LINE} --model wrn-10-1 --out run --jobs 2")
     assert said.status == 2
-    assert "--jobs is 2: a run of several processes has the machine to itself" in said.err
+    assert "--jobs is 2: a run of several processes uses the whole machine" in said.err
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """The recipe: every option of a run in one flat object, from YAML files and the command line.
 
-Each room declares its options (`*/options.py`); this file joins them. A key is the same everywhere:
-`--batch-size` on the command line, `batch_size` in YAML and in Python.
+Each package declares its options (`*/options.py`); this file joins them. A key is the same
+everywhere: `--batch-size` on the command line, `batch_size` in YAML and in Python.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from .train.options import (
     logger_names,
 )
 
-# Keys of older recipes and run folders, with the value that means what is done today.
+# Keys of older recipes and run folders, with the value that corresponds to the present behaviour.
 RETIRED = {"second_order": "auto"}
 
 
@@ -51,7 +51,7 @@ class Recipe(
 ):
     """The options of `train` and `distill`.
 
-    A recipe is an instance of every group, so a part of a run is handed the group that it owns.
+    A recipe is an instance of every group, so each part of a run takes the recipe as its own group.
     """
 
     command: Annotated[
@@ -59,16 +59,16 @@ class Recipe(
     ] = "train"
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values as they stand in config.yaml, the command first."""
+        """The plain values of config.yaml, the command first."""
         values = {"command": self.command} | dataclasses.asdict(self)
-        del values["trust_code"]  # a person says it, never a file
+        del values["trust_code"]  # given by a person, never by a file
         for key, value in values.items():
             if isinstance(value, tuple):
                 values[key] = list(value)
         return values
 
     def identity(self) -> dict[str, Any]:
-        """The options that change numbers: two runs that agree in them are the same run."""
+        """The options that change results: two runs with the same values are the same run."""
         specs = option_specs(Recipe)
         return {key: value for key, value in self.to_dict().items() if specs[key].changes_numbers}
 
@@ -81,7 +81,7 @@ def make_recipe(*layers: Mapping[str, Any]) -> Recipe:
 
     Raises:
         UserError: for an unknown key or a wrong value (the message names the nearest valid one),
-            and for options that do not go together.
+            and for options that exclude each other.
     """
     values: dict[str, Any] = {}
     for layer in layers:
@@ -90,7 +90,7 @@ def make_recipe(*layers: Mapping[str, Any]) -> Recipe:
         if values.pop(key, only) != only:
             raise UserError(f"{key} is no longer an option: leave it out")
     if values.get("method") is None:
-        # Here, so that the recipe and config.yaml hold the method in effect.
+        # Set here, so that the recipe and config.yaml contain the method in effect.
         values["method"] = "none" if values.get("teacher") is None else TEACHER_METHOD
     _fill_beta(values)
     recipe = from_mapping(Recipe, values)
@@ -101,10 +101,10 @@ def make_recipe(*layers: Mapping[str, Any]) -> Recipe:
 def recipe_from_flags(
     command: str, name: str | None, file: Path | None, flags: Mapping[str, Any]
 ) -> Recipe:
-    """Defaults < the data's own defaults < the recipe `name` < the recipe `file` < flags.
+    """Defaults < the defaults of the data < the recipe `name` < the recipe `file` < flags.
 
     Raises:
-        UserError: as `make_recipe`, and for a flag that does nothing.
+        UserError: as `make_recipe`, and for a flag without effect.
     """
     layers = []
     if name is not None:
@@ -119,47 +119,47 @@ def recipe_from_flags(
 
 
 def _fill_beta(values: dict[str, Any]) -> None:
-    """Gives attention transfer its default β, "auto", where no layer names one.
+    """Sets the default β of attention transfer, "auto", if no layer has one.
 
-    Older recipes hold `beta: null`, which is the 1000 that was the default then.
+    Older recipes have `beta: null`, which means 1000, the default of their time.
     """
     names = {name.strip() for name in str(values["method"]).split("+")}
     if "at" not in names:
         return
     beta = values.get("beta")
     if "beta" not in values:
-        # With kd, which has no β, a single word is enough.
+        # kd has no β, so it needs no name for the value.
         values["beta"] = AUTO if names <= {"at", "kd"} else {"at": AUTO}
     elif isinstance(beta, Mapping) and "at" not in beta:
         values["beta"] = {"at": AUTO} | dict(beta)
 
 
 def layered_recipe(*layers: Mapping[str, Any]) -> Recipe:
-    """`make_recipe`, with the defaults of the data below the layer that names it.
+    """`make_recipe`, with the defaults of the data below the layer that names the data.
 
-    A store in the teacher's place knows its images and views: they stand below the layer that names
-    the store.
+    A store in the teacher's place has its own images and views: they are defaults below the layer
+    that names the store.
     """
     teacher = None
     for layer in layers:
         teacher = layer.get("teacher", teacher)
     if not isinstance(teacher, str):
         teacher = None  # a value of YAML that `make_recipe` refuses
-    kept = stores.store_defaults(teacher)
-    default = kept.pop("data", DataOptions().data)
+    store_options = stores.store_defaults(teacher)
+    default = store_options.pop("data", DataOptions().data)
 
     def about_data(named: str | None) -> dict[str, Any]:
         data = named or default
         return {"data": data} | data_defaults(data)
 
     layers = _with_defaults(layers, "data", about_data)
-    return make_recipe(*_with_defaults(layers, "teacher", lambda _: kept))
+    return make_recipe(*_with_defaults(layers, "teacher", lambda _: store_options))
 
 
 def _with_defaults(
     layers: tuple[Mapping[str, Any], ...], key: str, defaults: Callable[[Any], Mapping[str, Any]]
 ) -> tuple[Mapping[str, Any], ...]:
-    """The layers, and the defaults that go with a key below the layer that has it."""
+    """The layers, with the defaults for a key inserted below the last layer that has the key."""
     value, below = None, 0
     for index, layer in enumerate(layers):
         if key in layer:
@@ -168,7 +168,10 @@ def _with_defaults(
 
 
 def _check_code_of_run(recipe: Recipe, file: Path, flags: Container[str]) -> None:
-    """Raises `UserError` if a network of a run's config.yaml, not of a flag, executes a file."""
+    """Raises `UserError` if a run's config.yaml names a network that executes a file.
+
+    A network that is named by a flag is allowed.
+    """
     from .models.create import check_trusted
 
     for key, network in (("model", recipe.model), ("teacher", recipe.teacher)):
@@ -177,10 +180,10 @@ def _check_code_of_run(recipe: Recipe, file: Path, flags: Container[str]) -> Non
 
 
 def check_flags(recipe: Recipe, flags: Container[str]) -> None:
-    """Raises `UserError` for a flag that does nothing in this recipe.
+    """Raises `UserError` for a flag that has no effect in this recipe.
 
-    A recipe file may hold such an option for those who choose another schedule or method with it;
-    a person who types a flag expects an effect.
+    In a recipe file such an option is allowed, because it has an effect with another schedule or
+    method; a person who types a flag expects an effect.
     """
     from .methods.base import can_learn_from_store
     from .methods.registry import create_methods, idle_options
@@ -204,7 +207,7 @@ def check_flags(recipe: Recipe, flags: Container[str]) -> None:
 
 
 def _check(recipe: Recipe) -> None:
-    """Options that do not go together; each room checks its own group."""
+    """Raises `UserError` for options that exclude each other; each package checks its group."""
     from .methods.registry import create_methods
 
     logger_names(recipe)
@@ -213,7 +216,7 @@ def _check(recipe: Recipe) -> None:
     methods = create_methods(recipe)
     needs_teacher = any(method.needs_teacher for method in methods)
     if recipe.command == "train" and (recipe.method != "none" or recipe.teacher is not None):
-        raise UserError("train takes one network alone: for a teacher and a method use distill")
+        raise UserError("train takes one network only: for a teacher and a method use distill")
     if needs_teacher and recipe.teacher is None:
         raise UserError(
             f"method {recipe.method!r} needs --teacher "
@@ -235,14 +238,14 @@ def read_recipe(file: str | Path) -> dict[str, Any]:
     """The options in a YAML file.
 
     Raises:
-        UserError: for a file that cannot be read, is not YAML or is no mapping.
+        UserError: for a file that cannot be read, is not YAML or is not a mapping.
     """
     try:
         options = read_yaml_mapping(Path(file))
     except OSError as error:
         raise UserError(f"cannot read the recipe {file}: {error.strerror}") from error
     if {"trust_code", "trust-code"} & options.keys():
-        raise UserError(f"{file} has trust_code, which no file can say: give the flag --trust-code")
+        raise UserError(f"{file} has trust_code, which no file may set: give the flag --trust-code")
     return options
 
 

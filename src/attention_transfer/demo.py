@@ -1,7 +1,7 @@
-"""`attention-transfer demo`: a teacher that saw many scenes, and students that see few.
+"""`attention-transfer demo`: a teacher trained on many scenes, and students trained on few.
 
 The students learn alone, with attention transfer, with distillation and with both; all with the
-same budget, the same seeds and the same views of the images, so that the teacher runs once.
+same budget, the same seeds and the same views of the images, so that the teacher runs once for all.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ METHODS = ("none", "at", "kd", "at+kd")
 
 
 def run_demo(out: Path, seeds: int, console: Console) -> list[SettingRow]:
-    """Runs the demo into `out`, without the runs that are finished there; the rows of its table."""
+    """Runs the demo into `out`, except for finished runs; returns the rows of its table."""
     start = time.monotonic()
     folders = [RunFolder(out / "teacher")]
     teacher = {"command": "train"}
@@ -42,10 +42,10 @@ def run_demo(out: Path, seeds: int, console: Console) -> list[SettingRow]:
 
 
 def student_recipe(method: str, out: Path, seed: int) -> Recipe:
-    """The recipe of a student, whose teacher is in `out`."""
+    """The recipe of a student whose teacher is in `out`."""
     recipe = named_recipe("digits-student")
-    # A view for each epoch: the images never repeat, and the runs of all seeds and methods share
-    # the teacher's outputs.
+    # A view for each epoch: no view is repeated, and the runs of all seeds and methods share the
+    # teacher's outputs.
     options = {"command": "distill", "method": method, "seed": seed, "views": recipe["epochs"]}
     if method != "none":
         options |= {"teacher": str(out / "teacher"), "store": str(out / "store")}

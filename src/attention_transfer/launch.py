@@ -1,4 +1,4 @@
-"""A recipe over one or several seeds; each run ends with its report."""
+"""Runs a recipe with one or several seeds, and writes the reports."""
 
 from __future__ import annotations
 
@@ -27,27 +27,27 @@ from .runtime.ranks import resolve_processes
 from .train.run import run
 from .train.signals import Interrupted, interrupt, signal_handlers
 
-POLL_SECONDS = 0.3  # time between looks for a signal while runs are under way
+POLL_SECONDS = 0.3  # time between checks for a signal while jobs run
 
 
 def run_seeds(
     recipe: Recipe, out: Path, seeds: int, console: Console, jobs: int = 1
 ) -> list[RunFolder]:
-    """Runs `recipe` into `out`, or several seeds into `out/seed-S`, S from the recipe's seed up.
+    """Runs `recipe` into `out`, or several seeds into `out/seed-S`, S from the recipe's seed on.
 
     Args:
         jobs: number of seeds that run at the same time, each in a process with its share of cores.
 
     Raises:
-        UserError, RunError: from the first run that failed. The runs under way then end, and no
-            other is started.
+        UserError, RunError: from the first run that failed. Runs that have started are finished,
+            and no other run is started.
         Interrupted: after a signal, once every run has saved its state.
     """
     if seeds > 1 and RunFolder(out).exists:
         raise UserError(f"{out} holds a single run: give the {seeds} seeds another --out")
     if jobs > 1 and math.prod(resolve_processes(recipe)) > 1:
         raise UserError(
-            f"--jobs is {jobs}: a run of several processes has the machine to itself, expected 1"
+            f"--jobs is {jobs}: a run of several processes uses the whole machine, expected 1"
         )
     if jobs > 1 and seeds == 1:
         raise UserError(f"--jobs is {jobs}, but there is one run: add --seeds, or leave --jobs out")
@@ -82,8 +82,8 @@ def run_and_report(
 class Task:
     """A run to carry out.
 
-    `after` are the runs that must be finished before it starts. `log` is the file that gets what
-    the run says; without one it goes to standard output.
+    `after` are the runs that must be finished before it starts. `log` is the file for the output of
+    the run; by default it is printed to standard output.
     """
 
     recipe: Recipe
@@ -98,15 +98,15 @@ class Task:
 
 @dataclass
 class Job:
-    """A run in a process of its own. (An executor of concurrent.futures would end all of its
-    processes when one dies, and takes no signals.)"""
+    """A run in its own process. (An executor of concurrent.futures would end all of its processes
+    when one dies, and does not handle signals.)"""
 
     task: Task
     process: Any
     pipe: Connection  # receives the run's error, or None
 
     def result(self) -> Exception | None:
-        """Waits for the end of the run; the error, or None, also for a run that was stopped."""
+        """Waits for the end of the run; returns its error, or None (also for a stopped run)."""
         try:
             error: Exception | None = self.pipe.recv()
         except EOFError:
@@ -124,7 +124,8 @@ def submit(task: Task, jobs: int, threads: int) -> Job:
     receiver, sender = context.Pipe(duplex=False)
     arguments = (task, jobs, threads, os.getpid(), sender)
     process = context.Process(target=_work, args=arguments)
-    # The process inherits this: Ctrl-C reaches it too, and must not end it before it can save.
+    # The process inherits this handler: Ctrl-C is sent to it as well, and must not end it before it
+    # can save.
     with signal_handlers(signal.SIG_IGN, signal.SIGINT):
         process.start()
     sender.close()  # so that the end of the process ends the pipe
@@ -143,7 +144,7 @@ def run_tasks(
     Args:
         keep_going: whether other tasks are started after an error. A task whose `after` failed is
             never started.
-        watch: is called with a task and True when it starts, with False when it has ended.
+        watch: called with a task and True when it starts, and with False when it has ended.
 
     Raises:
         Interrupted: after a signal, once every run has saved its state.
@@ -180,7 +181,7 @@ def run_tasks(
                     console.print(text, markup=False, highlight=False, soft_wrap=True)
             if signals:
                 for job in running:
-                    # Harmless to a run that has stopped for Ctrl-C already.
+                    # No effect on a run that has already stopped after Ctrl-C.
                     job.process.terminate()
     if signals and (keep_going or not errors):
         raise Interrupted
@@ -188,7 +189,7 @@ def run_tasks(
 
 
 def _work(task: Task, jobs: int, threads: int, parent: int, pipe: Connection) -> None:
-    """The process of a job: sends what went wrong, or None, through `pipe` to its parent."""
+    """The process of a job: sends its error, or None, through `pipe` to its parent."""
     if "OMP_NUM_THREADS" not in os.environ:
         os.environ["OMP_NUM_THREADS"] = str(threads)  # for the processes that this one starts
         torch.set_num_threads(threads)
@@ -203,7 +204,7 @@ def _work(task: Task, jobs: int, threads: int, parent: int, pipe: Connection) ->
         console = Console(file=stdout, force_terminal=False)
         run_and_report(task.recipe, task.folder, console, jobs)
     except (UserError, RunError) as raised:
-        # A plain error of either kind, because not every subclass can be pickled.
+        # An error of the base class, because not every subclass can be pickled.
         kind = UserError if isinstance(raised, UserError) else RunError
         error = kind(str(raised))
     except KeyboardInterrupt:
@@ -227,7 +228,7 @@ class _LabelledStdout:
 
     def write(self, text: str) -> int:
         lines = [f"{self.label} | {line}" for line in text.splitlines(keepends=True)]
-        # In one piece, or the line of another process could come between.
+        # One write, so that lines of other processes do not come between.
         sys.stdout.write("".join(lines))
         return len(text)
 

@@ -1,4 +1,4 @@
-"""What `train` and `distill` say at the end: where things are, and what to do with them."""
+"""The lines that `train` and `distill` print at the end: the files, and the next commands."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .run_folder import RunFolder
 
 
 def next_steps(out: Path, folders: Sequence[RunFolder]) -> list[str]:
-    """Lines for finished runs: `out` is the run, or holds one run a seed."""
+    """Lines for finished runs: `out` is the run, or contains a run for each seed."""
     summary = folders[0].summary() or {}
     run, weights = shlex.quote(str(folders[0])), folders[0].student_file
     if len(folders) > 1:
@@ -31,7 +31,7 @@ def next_steps(out: Path, folders: Sequence[RunFolder]) -> list[str]:
 
 
 def _about_teacher(summary: dict[str, Any]) -> list[str]:
-    """A note if the teacher had nothing left to teach."""
+    """A note if the student is better than its teacher."""
     teacher = (summary.get("teacher") or {}).get("val_accuracy")
     student = (summary.get("final") or {}).get("val_accuracy")
     if teacher is None or student is None or student <= teacher:

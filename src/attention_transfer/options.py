@@ -1,11 +1,11 @@
-"""Options: a dataclass field carries type, range, default and help; everything else follows.
+"""Options: a dataclass field has the type, range, default and help of an option.
 
     @dataclass(frozen=True)
     class MapOptions:
         p: Annotated[float, option("Exponent of the attention map.", ge=1)] = 2.0
 
-The flag `--p`, its help, the check of a YAML value and of a Python argument all read this line.
-The classes are plain dataclasses, which torch.compile traces; pydantic checks them from outside.
+The flag `--p`, its help and the checks of YAML values and Python arguments all use this line. The
+classes are plain dataclasses, which torch.compile can trace; pydantic checks them from outside.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ def option(
     positional: bool = False,
     **bounds: float,
 ) -> FieldInfo:
-    """What `Annotated` says of an option.
+    """The metadata of an option, for `Annotated`.
 
     Args:
         description: the help text, a sentence.
-        expected: the valid values in words; without it they follow from type and bounds.
-        default_text: what holds without the option, where the default value does not say it.
+        expected: describes the valid values in errors; by default from the type and the bounds.
+        default_text: the default in the help, if the default value does not explain itself.
         allow_inf: whether a number may be infinite.
-        changes_numbers: whether a run with another value is another run, not this one continued.
+        changes_numbers: whether a run cannot be continued with another value.
         aliases: other spellings of the flag.
         positional: whether the command line takes it without a flag.
         bounds: `ge`, `gt`, `le`, `lt`.
@@ -63,39 +63,39 @@ def option(
 
 
 def comma_separated(value: Any) -> Any:
-    """`"1,2"` -> `["1", "2"]`; anything else as it is."""
+    """`"1,2"` -> `["1", "2"]`; other values are returned unchanged."""
     return [word.strip() for word in value.split(",")] if isinstance(value, str) else value
 
 
 def by_method(value: Any) -> Any:
-    """`"at=1000,symmetry=1"` -> `{"at": "1000", "symmetry": "1"}`; anything else as it is."""
+    """`"at=1000,symmetry=1"` -> `{"at": "1000", "symmetry": "1"}`; other values unchanged."""
     if not isinstance(value, str) or "=" not in value:
         return value
     by_name: dict[str, str] = {}
     for part in value.split(","):
         name, _, word = part.partition("=")
         if name.strip() in by_name:
-            raise ValueError("a name stands twice")
+            raise ValueError("a name is given twice")
         by_name[name.strip()] = word.strip()
     return by_name
 
 
 def _refuse_bool(value: Any) -> Any:
-    """pydantic takes True for 1."""
+    """Refuses a bool, because pydantic converts True to 1."""
     if isinstance(value, bool):
         raise ValueError("a bool is no number")
     return value
 
 
 def _refuse_float(value: Any) -> Any:
-    """pydantic takes 1.0 for 1."""
+    """Refuses a float, because pydantic converts 1.0 to 1."""
     if isinstance(value, float):
         raise ValueError("a float is no whole number")
     return _refuse_bool(value)
 
 
 INT_LIMIT = 1 << 63  # PyTorch's integers have 64 bits
-# Text is read as a number: flags are text, and YAML reads 5e-4 as text.
+# Text is converted to a number: flags are text, and YAML reads 5e-4 as text.
 Int = Annotated[int, BeforeValidator(_refuse_float), Field(lt=INT_LIMIT)]
 Float = Annotated[float, BeforeValidator(_refuse_bool)]
 Bool = StrictBool
@@ -104,10 +104,10 @@ Numbers = Annotated[tuple[Float, ...], BeforeValidator(comma_separated)]
 
 @dataclasses.dataclass(frozen=True)
 class OptionSpec:
-    """One option as the command line and the errors need it."""
+    """One option, for the command line and for errors."""
 
     key: str
-    kind: type  # bool, int, float, str or tuple; dict for a value a method
+    kind: type  # bool, int, float, str or tuple; dict for a value for each method
     choices: tuple[str, ...]
     default: Any
     help: str
@@ -137,7 +137,7 @@ def own_options(cls: type) -> Iterator[OptionSpec]:
 
 def _spec(field: dataclasses.Field[Any], hint: Any) -> OptionSpec:
     hint, *metadata = typing.get_args(hint)
-    info = metadata[-1]  # the type may bring constraints of its own
+    info = metadata[-1]  # the type itself may have constraints before it
     assert isinstance(info, FieldInfo), field.name
     extra = typing.cast(dict[str, Any], info.json_schema_extra)
     kind, choices = _kind(hint)
@@ -156,7 +156,7 @@ def _spec(field: dataclasses.Field[Any], hint: Any) -> OptionSpec:
 
 
 def _kind(hint: Any) -> tuple[type, tuple[str, ...]]:
-    """The plain type of an annotation, without its None, and the words that it allows."""
+    """The plain type of an annotation, without None, and the choices of a Literal."""
     if typing.get_origin(hint) is Annotated:
         return _kind(typing.get_args(hint)[0])
     if typing.get_origin(hint) is Literal:
@@ -215,7 +215,7 @@ def _explain(spec: OptionSpec, values: Mapping[str, Any]) -> str:
 
 
 def _shown(value: Any) -> str:
-    """A value as a message shows it: a number that came as text is a number."""
+    """A value for a message; a number that was given as text is shown as a number."""
     try:
         float(value)
     except OverflowError:
@@ -232,12 +232,12 @@ def checked(options: T) -> T:
         UserError: for a wrong value.
     """
     for key, spec in option_specs(type(options)).items():  # type: ignore[arg-type]
-        # pydantic takes "2" for 2: right for YAML and the command line, a mistake in Python.
+        # pydantic converts "2" to 2: right for YAML and the command line, a mistake in Python.
         if spec.kind in (int, float) and isinstance(getattr(options, key), str):
             raise UserError(_explain(spec, vars(options)))
     return from_mapping(type(options), vars(options))
 
 
 def subset(options: Any, cls: Callable[..., T]) -> T:
-    """The part of larger `options` that the dataclass `cls` holds."""
+    """An instance of the dataclass `cls` with the values of the larger `options`."""
     return cls(**{key: getattr(options, key) for key in option_specs(cls)})  # type: ignore[arg-type]

@@ -1,6 +1,6 @@
-"""Files that a command writes where the user says so: what they must not replace.
+"""Checks that an output file of a command replaces nothing that should be kept.
 
-The check comes before the work. `run_folder.replacing` then writes, whole or not at all.
+The check comes before the work. `run_folder.replacing` then writes the file atomically.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Force = Annotated[
     Bool, option("Replace also a file of a run, or a file of another kind.", default_text="refuse")
 ]
 
-# How a file of each kind begins. An ONNX model begins with the number of its format.
+# The first bytes of a file of each kind. An ONNX model begins with the number of its format.
 BEGINNINGS: dict[str, tuple[bytes, ...]] = {
     "json": (b"{", b"["),
     "html": (b"<!doctype html", b"<html"),
@@ -35,13 +35,13 @@ LONGEST_BEGINNING = 64
 
 
 def check_json(file: Path | None, force: bool, inputs: Iterable[Path] = ()) -> None:
-    """Raises `UserError` if --json must not write `file`. It is called before the work."""
+    """Raises `UserError` if --json must not write `file`. Call it before the work."""
     if file is not None:
         check_output("--json", file, "json", force, inputs)
 
 
 def write_numbers(file: Path | None, numbers: Any) -> None:
-    """Writes what --json asks for, if it is given."""
+    """Writes the file of --json, if it is given."""
     if file is not None:
         write_json(file, numbers)
 
@@ -49,45 +49,45 @@ def write_numbers(file: Path | None, numbers: Any) -> None:
 def check_output(
     flag: str, path: Path, kind: str, force: bool, inputs: Iterable[Path] = ()
 ) -> None:
-    """Raises `UserError` if `path` must not be written: a folder, or a file that is to be kept.
+    """Raises `UserError` if `path` must not be written: a folder, or a file that should be kept.
 
-    To be kept are a run's own files, files of another kind than what is written, and `inputs`.
+    These files are kept: a run's own files, files of another kind than the output, and `inputs`.
     With `force` only a folder is refused.
 
     Args:
         flag: the user's name for the output, such as --json.
         kind: a key of `BEGINNINGS`, or safetensors.
     """
-    said = f"{flag} {path}"
+    output = f"{flag} {path}"
     if path.is_dir() or not path.name:
-        raise UserError(f"{said} is a folder: name the file to write")
+        raise UserError(f"{output} is a folder: name the file to write")
     if is_special(path):
         return
     target = path.resolve()
     for folder in target.parents:
         if folder.exists() and not folder.is_dir():
-            raise UserError(f"{said}: {folder} is a file, not a folder")
+            raise UserError(f"{output}: {folder} is a file, not a folder")
     if force:
         return
     advice = "choose another file, or add --force to replace it"
     if _is_of_a_run(target):
-        raise UserError(f"{said} is the run's own: {advice}")
+        raise UserError(f"{output} is the run's own: {advice}")
     if not target.exists():
         return
     if target in {file.resolve() for file in inputs}:
-        raise UserError(f"{said} is also read: {advice}")
+        raise UserError(f"{output} is also read: {advice}")
     if not _begins_as(target, kind):
-        raise UserError(f"{said} exists and is no {kind} file: {advice}")
+        raise UserError(f"{output} exists and is no {kind} file: {advice}")
 
 
 def check_new_folder(flag: str, path: Path, why: str = "") -> None:
-    """Raises `UserError` if a command cannot write a folder at `path`; an empty one may be there.
+    """Raises `UserError` if a command cannot write a folder at `path`; an empty folder is allowed.
 
     `why` comes before the advice to name a new folder.
     """
     advice = f"{why}name a new folder"
     if path.is_dir() and any(path.iterdir()):
-        raise UserError(f"{flag} {path} is a folder with something in it: {advice}")
+        raise UserError(f"{flag} {path} is a folder that is not empty: {advice}")
     for parent in (path, *path.absolute().parents):
         if parent.exists() and not parent.is_dir():
             raise UserError(f"{flag} {path}: {parent} is a file: {advice}")
@@ -109,7 +109,7 @@ def _is_of_a_run(file: Path) -> bool:
 
 
 def _begins_as(file: Path, kind: str) -> bool:
-    """Whether a file is empty, or begins as files of a kind do."""
+    """Whether a file is empty, or has the first bytes of a kind."""
     with open(file, "rb") as stream:
         begins = stream.read(LONGEST_BEGINNING)
     if not begins:

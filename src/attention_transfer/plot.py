@@ -46,28 +46,28 @@ def maps(
 ) -> Figure:
     """The attention maps of images, a row for each image and a column for each layer.
 
-    Each map is divided by its l2 norm, as in `attention_map`. Its colours go from 0 to its own
-    maximum, which stands below it.
+    Each map is divided by its l2 norm, as in `attention_map`. Its colours range from 0 to its own
+    maximum, which is printed below it.
 
     Args:
-        models: a network, or several by name, which are drawn side by side. They run in eval mode.
-        images: (N, C, H, W), as the networks take them.
-        layers: the names of layers, for all networks or by the network's name. By default all
-            stages (`at.stages`).
-        kind: `sum` or `max` of |A|^p over the channels; `attention`: a transformer's own, of the
-            blocks that have it; `gradient`: the sum, and also |∂CE/∂image| of the predicted class,
-            summed over channels.
+        models: a network, or {name: network}, drawn side by side. They run in eval mode.
+        images: (N, C, H, W), the input of the networks.
+        layers: the names of layers, for all networks, or {name of a network: layers}. By default
+            all stages (`at.stages`).
+        kind: `sum` or `max` of |A|^p over the channels; `attention`: the attention of transformer
+            blocks; `gradient`: the sum, and also |∂CE/∂image| of the predicted class, summed over
+            channels.
         p: the exponent.
-        classes: the names of the classes. With them the predicted class stands below the maps.
-        pictures: (N, 3, H, W) in [0, 1], to draw in the place of `images`. Without them, images
-            that leave [0, 1] are drawn between their own minimum and maximum.
+        classes: the names of the classes, to print the predicted class below the maps.
+        pictures: (N, 3, H, W) in [0, 1], drawn instead of `images`. Without them, images with
+            values outside [0, 1] are scaled from their own minimum and maximum.
         tile: the longer side of an image in the figure, in pixels.
 
     Returns:
         A matplotlib figure.
 
     Raises:
-        UserError: (a ValueError) for images that are no batch, for a network without feature maps,
+        UserError: (a ValueError) for images of a wrong shape, for a network without feature maps,
             and for unknown layers.
     """
     check_choice("kind", kind, KINDS)
@@ -133,7 +133,7 @@ def _as_array(tensor: Tensor) -> np.ndarray:
 
 
 def _as_pixels(images: Tensor) -> np.ndarray:
-    """Images (N, C, H, W) -> (N, H, W, 3) uint8; other than three channels are drawn in grey."""
+    """Images (N, C, H, W) -> (N, H, W, 3) uint8; images without three channels are grey."""
     x = images.detach().float().cpu()
     if x.shape[1] != 3:
         x = x.mean(1, keepdim=True).expand(-1, 3, -1, -1)
@@ -146,7 +146,7 @@ def _as_pixels(images: Tensor) -> np.ndarray:
 def convergence(
     runs: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], metric: str = "error"
 ) -> Figure:
-    """The curves of runs by epoch; the runs of one setting, one a seed, make one line and a band.
+    """The curves of runs by epoch; the seeds of one setting are drawn as a line with a band.
 
     Args:
         runs: run folders (also the authors'), or folders of them.

@@ -1,16 +1,16 @@
-"""The files of a run folder, each written so that a crash never leaves half of one.
+"""The files of a run folder, each written atomically: a crash never leaves half a file.
 
-config.yaml          the effective recipe; `--config` of it runs the same thing again
-environment.json     versions, hardware, commit, command, what `auto` decided, fingerprints
+config.yaml          the effective recipe; `--config` with it repeats the run
+environment.json     versions, hardware, commit, command, the choices of `auto`, fingerprints
 metrics.jsonl        a line for each epoch
-checkpoint.pt        all that is needed to continue (not the teacher's weights)
-checkpoint-previous.pt  the one before it, until the run is finished
+checkpoint.pt        everything that a run needs to continue (not the teacher's weights)
+checkpoint-previous.pt  the previous checkpoint, until the run is finished
 student.safetensors  the last epoch's weights; metadata: the network's name, classes, preprocessing
 maps.npz             attention maps of a few validation images, for the report
 predictions.npz      the classes that student and teacher give the validation images
 report.html          opens from disk
 summary.json         only when the run is finished
-logs/                what `--log` wrote, and the last step of each logger
+logs/                the files of `--log`, and the last step of each logger
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from .errors import RunError, UserError, first_line, nearest
 from .run_lock import RunLock
 from .run_schema import Config, Environment, MetricsRow, Summary, validated
 
-ZOO = "zoo:"  # before the name of a network that comes with the package: a run folder in zoo/
+ZOO = "zoo:"  # prefix for networks of the package; each is a run folder in zoo/
 ZOO_FOLDER = Path(__file__).parent / "zoo"
 
 
@@ -42,7 +42,7 @@ ZOO_FOLDER = Path(__file__).parent / "zoo"
 def replacing(path: Path) -> Iterator[Path]:
     """Yields a temporary file, which replaces `path` if the block succeeds.
 
-    A link stays, and what it points to is replaced. A device or a pipe is written to.
+    A link is kept, and its target is replaced. A device or a pipe is written to.
 
     Raises:
         RunError: if the disk is full; the old file is kept.
@@ -61,7 +61,7 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(partial, target)
     except OSError as error:
         if error.filename == str(partial):
-            error.filename = str(path)  # the user knows no other
+            error.filename = str(path)  # the name that the user knows
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise RunError(
@@ -76,7 +76,7 @@ def is_special(path: Path) -> bool:
     """Whether `path` is a device, a pipe or an open file of this process, such as /dev/stdout.
 
     Raises:
-        OSError: for a name that is too long, and for links that go round in a circle.
+        OSError: for a name that is too long, and for circular links.
     """
     if _descriptor(path) is not None:
         return True
@@ -101,7 +101,7 @@ def _write_special(path: Path, content: bytes) -> None:
     if descriptor is None:
         path.write_bytes(content)
         return
-    # Opening /dev/stdout anew would cut off the file that it is redirected to.
+    # Opening /dev/stdout again would truncate the file that it is redirected to.
     sys.stdout.flush()
     try:
         stream = os.fdopen(os.dup(descriptor), "wb")
@@ -146,7 +146,7 @@ def is_folder_name(name: str | os.PathLike[str]) -> bool:
 
 
 class RunFolder:
-    """Reads and writes a run's folder. A missing file reads as None or as empty."""
+    """Reads and writes a run's folder. A missing file is read as None or as empty."""
 
     def __init__(self, path: str | os.PathLike[str]):
         self.path = run_path(path)
@@ -182,28 +182,27 @@ class RunFolder:
         """An existing run folder.
 
         Raises:
-            UserError: if `path` holds no run.
+            UserError: if `path` is not a run.
         """
         run = cls(path)
         if not run.exists:
             seeds = sorted(run.path.glob("seed-*/config.yaml"))
             if seeds:
-                # It is what --out named, as the message below would say.
                 raise UserError(f"{path} holds several seeds: name one, like {seeds[0].parent}")
             problem = "does not exist"
             if run.path.is_dir():
                 problem = "is not a run folder: it has no config.yaml"
             raise UserError(
-                f"{path} {problem}; a run folder is what --out of train or distill named"
+                f"{path} {problem}; name the folder that train or distill wrote (--out)"
             )
         return run
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """No other process may write to the folder until the end of the block.
+        """Locks the folder against other processes during the block.
 
         Raises:
-            UserError: if another process does; the message names it.
+            UserError: if another process has the lock; the message names it.
         """
         self._lock.take()
         try:
@@ -212,7 +211,7 @@ class RunFolder:
             self._lock.release()
 
     def remove_abandoned_lock(self) -> None:
-        """Removes the lock of a process that was killed when the run was finished."""
+        """Removes the lock file of a process that was killed after it had finished the run."""
         self._lock.remove_abandoned()
 
     def check_lock(self) -> None:
@@ -237,7 +236,8 @@ class RunFolder:
         return read_json(self.summary_file, Summary)
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The rows of finished epochs, oldest first, without a last line that a crash cut short.
+        """The rows of finished epochs, oldest first. A damaged last line, as after a crash, is left
+        out.
 
         Raises:
             UserError: for any other line that is damaged; the message names it.
@@ -263,7 +263,7 @@ class RunFolder:
             partial.write_bytes(_json_lines(rows))
 
     def restore_metrics(self, rows: list[dict[str, Any]]) -> bool:
-        """Writes metrics.jsonl anew unless it begins with `rows`; whether it was necessary."""
+        """Rewrites metrics.jsonl unless it begins with `rows`; returns whether it was rewritten."""
         expected = _json_lines(rows)
         if self.metrics_file.is_file() and self.metrics_file.read_bytes().startswith(expected):
             return False
@@ -276,7 +276,7 @@ def _json_lines(rows: list[dict[str, Any]]) -> bytes:
 
 
 def read_json(path: Path, schema: type[BaseModel]) -> dict[str, Any] | None:
-    """The object in a JSON file, as `schema` has it, or None if there is no file.
+    """The object in a JSON file, checked against `schema`, or None if there is no file.
 
     Raises:
         UserError: for a file that is not JSON, and for a value of another type.
@@ -294,7 +294,7 @@ def _read_text(path: Path) -> str:
 
 
 def parse_json(content: str, source: str | Path) -> Any:
-    """The value of a JSON text; `source` is where it stands, in an error.
+    """The value of a JSON text; `source` names the text in an error.
 
     Raises:
         UserError: for a text that is not JSON.
@@ -309,19 +309,19 @@ def read_yaml_mapping(path: Path) -> dict[str, Any]:
     """The options in a YAML file.
 
     Raises:
-        UserError: for a file that is not YAML or holds no mapping.
+        UserError: for a file that is not YAML or not a mapping.
         OSError: for a file that cannot be read.
     """
     import yaml
 
     class Loader(yaml.SafeLoader):
-        """Refuses a key that stands twice, of which PyYAML would take the last value."""
+        """Refuses repeated keys; PyYAML would silently take the last value."""
 
         def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
             keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
             for key in keys:
                 if keys.count(key) > 1:
-                    raise yaml.YAMLError(f"the key {key!r} stands twice")
+                    raise yaml.YAMLError(f"the key {key!r} is given twice")
             return super().construct_mapping(node, deep)
 
     try:
@@ -342,9 +342,9 @@ def is_run_config(file: Path) -> bool:
 
 
 def find_runs(paths: list[str | os.PathLike[str]]) -> list[RunFolder]:
-    """The runs that `paths` name: each path a run, or a folder with runs at any depth.
+    """The runs in `paths`: each path is a run, or a folder with runs at any depth.
 
-    Runs of the authors' scripts count; folders inside a run, such as its logs, do not.
+    Runs of the authors' scripts are included; folders inside a run, such as its logs, are not.
 
     Raises:
         UserError: for a path without a run.
@@ -362,5 +362,5 @@ def find_runs(paths: list[str | os.PathLike[str]]) -> list[RunFolder]:
             )
         for folder in folders:
             if not any(other in folder.parents for other in folders):
-                runs[folder.resolve()] = RunFolder(folder)  # once, however often it is named
+                runs[folder.resolve()] = RunFolder(folder)  # once, even if it is named twice
     return list(runs.values())

@@ -1,4 +1,4 @@
-"""One process writes to a run folder: a lock that the system gives back when its owner ends."""
+"""One process writes to a run folder: a lock, which the system releases when the process ends."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .errors import RunError, UserError
 
 try:
     import fcntl
-except ImportError:  # Windows; there the folder is not locked
+except ImportError:  # on Windows the folder is not locked
     fcntl = None  # type: ignore[assignment]
 
 LOCK_FILE = ".lock"
@@ -30,7 +30,7 @@ class RunLock:
         self._made_folders: list[Path] = []
 
     def take(self) -> None:
-        """Locks the folder, and makes it if there is none.
+        """Locks the folder, and creates it if it does not exist.
 
         Raises:
             UserError: if another process holds the lock; the message names it.
@@ -46,7 +46,7 @@ class RunLock:
                 raise UserError(
                     f"{self.folder} is being written by {owner}: wait for its end, or stop it"
                 )
-            # The last owner may have removed the file between its opening and its locking here.
+            # The previous owner may have removed the file after it was opened here.
             if _is_file_of(stream, self.file):
                 self._stream = stream
             else:
@@ -74,7 +74,7 @@ class RunLock:
             )
 
     def release(self) -> None:
-        """Removes the lock, and the folders that `take` made if nothing was written to them."""
+        """Removes the lock, and the folders that `take` created if they are empty."""
         if self._stream is None:
             return
         if _is_file_of(self._stream, self.file):
@@ -87,14 +87,14 @@ class RunLock:
                 folder.rmdir()
 
     def remove_abandoned(self) -> None:
-        """Removes the file of an owner that was killed; that of a living one stays."""
-        # A folder that cannot be written to keeps it.
+        """Removes the lock file unless a running process holds the lock."""
+        # In a read-only folder the file stays.
         with suppress(OSError), open(self.file, "rb") as stream:
             if _lock(stream):
                 self.file.unlink()
 
 
-# A forked process shares the lock, and would hold it when this process has ended.
+# A forked process shares the lock, and would keep it after the end of this process.
 _open_locks: set[BinaryIO] = set()
 
 
@@ -117,7 +117,7 @@ def _lock(stream: BinaryIO) -> bool:
     except BlockingIOError:
         return False
     except OSError:
-        # A file system without locks, such as some network ones.
+        # The file system has no locks, as some network file systems.
         return True
     return True
 
@@ -135,5 +135,5 @@ def _read_owner(stream: BinaryIO) -> str:
     try:
         owner = json.loads(stream.read())
         return f"process {owner['process']} on {owner['host']} since {owner['since']}"
-    except (ValueError, KeyError, TypeError):  # it has not written its name yet
+    except (ValueError, KeyError, TypeError):  # the owner has not written its record yet
         return "another process"

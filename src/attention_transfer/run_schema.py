@@ -1,7 +1,7 @@
-"""What the files of a run folder hold, as far as this package reads it.
+"""The schema of the files of a run folder, for the fields that this package reads.
 
-Any key may be missing or null, and others may stand beside: other versions write them. A value that
-is read has the type that stands here, so no reader checks it again.
+Any key may be missing or null, and other versions may write more keys. Values are checked once
+against these types, so readers need not check them again.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ Name = Annotated[str, Field(pattern=r"^[^\x00]*$")]
 
 
 class Config(BaseModel):
-    """config.yaml: the recipe. A person may write it: `lr: 5e-4` is text for YAML."""
+    """config.yaml: the recipe. Numbers may be text, since a person may write it (`lr: 5e-4`)."""
 
     model_config = ConfigDict(extra="allow")
 
     command: str | None = None
     model: Name | None = None
-    student: Name | None = None  # of old runs: the model
+    student: Name | None = None  # the model, in old runs
     teacher: Name | None = None
     method: str | None = None
     data: Name | None = None
@@ -53,13 +53,13 @@ class Config(BaseModel):
 
 
 class Record(BaseModel):
-    """What this package wrote: a number as text is damage."""
+    """A file that this package wrote, so a number as text means that it is damaged."""
 
     model_config = ConfigDict(extra="allow", strict=True)
 
 
 class Auto(Record):
-    """What `auto` decided on the machine of the run."""
+    """The choices of `auto` on the machine of the run."""
 
     device: str | None = None
     precision: Literal["fp32", "bf16"] | None = None
@@ -109,7 +109,7 @@ class InBox(Record):
 
 
 class NetworkFacts(Record):
-    """What summary.json says of the student, and below `teacher` of the teacher."""
+    """The facts about a network in summary.json: the student, and under `teacher` the teacher."""
 
     model: str | None = None
     parameters: float | None = None
@@ -166,7 +166,7 @@ class LoggerStates(RootModel[dict[str, LoggerState]]):
 
 
 def validated(value: Any, schema: type[BaseModel], source: str | Path) -> dict[str, Any]:
-    """`value` as `schema` has it; `source` is its file, and perhaps its line, in an error.
+    """`value`, checked against `schema`; `source` names its file (and line) in an error.
 
     Raises:
         UserError: for a value of another type; the message names the field.
@@ -188,8 +188,8 @@ def validated(value: Any, schema: type[BaseModel], source: str | Path) -> dict[s
     )
 
 
-# The arrays of a file by name: their kinds of numbers, as numpy's letters, and their shape. A name
-# of a size stands for one number in the whole file if it is a capital letter. N: any number.
+# {array: (NumPy's letters for its kinds of numbers, its shape)}. A capital letter in a shape is the
+# same size in the whole file, a small letter is any size. In names, N is any number.
 ArraySchema = Mapping[str, tuple[str, str]]
 MAPS: ArraySchema = {
     "images": ("u", "K H W 3"),
@@ -215,10 +215,10 @@ KINDS = {"u": "whole numbers from 0", "iu": "whole numbers", "f": "numbers", "U"
 def validated_arrays(
     arrays: Mapping[str, np.ndarray], schema: ArraySchema, source: str | Path
 ) -> None:
-    """Checks the arrays of a file that `schema` names; any may be missing.
+    """Checks the arrays of a file against `schema`; any array may be missing.
 
     Raises:
-        UserError: for an array of another kind or shape; the message names it.
+        UserError: for an array of a wrong kind or shape; the message names it.
     """
     sizes: dict[str, int] = {}
     for name, array in arrays.items():
@@ -235,7 +235,7 @@ def validated_arrays(
 
 
 def _fits(shape: tuple[int, ...], expected: list[str], sizes: dict[str, int]) -> bool:
-    """Whether a shape is as expected; notes the sizes that have a capital letter."""
+    """Whether a shape is as expected; adds the sizes with a capital letter to `sizes`."""
     if len(shape) != len(expected):
         return False
     for size, name in zip(shape, expected, strict=True):

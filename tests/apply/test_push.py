@@ -117,7 +117,7 @@ def test_the_files(command, tmp_path):
     assert "license" not in config["pretrained_cfg"]  # that of timm's own weights
     answer = command("push run ann/small --dry-run")
     assert (
-        answer.status == 2 and "is a folder with something in it: name a new folder" in answer.err
+        answer.status == 2 and "is a folder that is not empty: name a new folder" in answer.err
     )
 
 
