@@ -116,9 +116,7 @@ def test_the_files(command, tmp_path):
     assert config["pretrained_cfg"]["mean"] == list(MEAN)
     assert "license" not in config["pretrained_cfg"]  # that of timm's own weights
     answer = command("push run ann/small --dry-run")
-    assert (
-        answer.status == 2 and "is a folder that is not empty: name a new folder" in answer.err
-    )
+    assert answer.status == 2 and "is a folder that is not empty: name a new folder" in answer.err
 
 
 def test_the_card(command, tmp_path):

@@ -316,7 +316,7 @@ class TestGroups:
             ({"accumulate": 0}, "expected a whole number ≥ 1"),
             ({"accumulate": 33}, "at most the batch size, 32"),
             ({"lr_reference_batch": 0}, "expected a whole number ≥ 1"),
-            ({"warmup_epochs": 5}, "one-cycle has a warm-up of its own"),
+            ({"warmup_epochs": 5}, "one-cycle has its own warm-up"),
             ({"warmup_epochs": -1, "schedule": "step"}, "expected a number ≥ 0"),
             ({"clip_norm": 0}, "expected a number > 0"),
             ({"clip_norm": math.inf}, "expected a number > 0"),

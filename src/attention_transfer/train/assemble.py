@@ -149,7 +149,7 @@ def make_trainer(
     runtime: RuntimeConfig,
     progress: ProgressBar,
 ) -> Trainer:
-    """The trainer of a run, its networks on the device and compiled if `runtime` says so."""
+    """The trainer of a run, its networks on the device and compiled if `runtime.compile` is set."""
     streamed = torch.tensor(float(components.data.streamed), device=fabric.device)
     if fabric.all_reduce(streamed, reduce_op="sum") not in (0, fabric.world_size):
         raise UserError("the images fit in memory on some ranks only: pass --stream on")

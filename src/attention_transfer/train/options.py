@@ -147,7 +147,7 @@ def check_training(
         raise UserError(f"momentum is {optimizer.momentum}: AdamW expects its first β below 1")
     if optimizer.warmup_epochs and optimizer.schedule == "one-cycle":
         raise UserError(
-            "--warmup-epochs is given, but --schedule one-cycle has a warm-up of its own: "
+            "--warmup-epochs is given, but --schedule one-cycle has its own warm-up: "
             "choose another schedule"
         )
 

@@ -67,7 +67,7 @@ def check_folder(folder: RunFolder, recipe: Recipe) -> Recipe:
 def _keep_old_beta(folder: RunFolder, recipe: Recipe) -> Recipe:
     """The recipe, with the default β of a run that was started before "auto" was the default.
 
-    The config.yaml of such a run says `beta: null`, which was 1000.
+    The config.yaml of such a run has `beta: null`, which meant 1000.
     """
     if recipe.beta == AUTO and folder.config().get("beta", AUTO) is None:
         return replace(recipe, beta=None)
