@@ -65,7 +65,7 @@ def replace_validation(images):
         (halve, "it had 32 images and has 16 now"),
         (swap_classes, "its training images or labels differ"),
         (remove_class, "it had 4 classes and has 3 now"),
-        (replace_validation, "its validation images or labels are others"),
+        (replace_validation, "its validation images or labels differ"),
     ],
 )
 def test_changed_data_is_refused(images, recipe, stopped, change, problem):

@@ -219,7 +219,7 @@ def test_a_checkpoint_of_another_network(tmp_path):
     interrupt(small(), tmp_path / "run", 1)
     interrupt(small(model="wrn-10-2"), tmp_path / "other", 1)
     shutil.copy(tmp_path / "other" / "checkpoint.pt", tmp_path / "run")
-    with pytest.raises(RunError, match=r"checkpoint\.pt does not fit this run \(.*\): put the"):
+    with pytest.raises(RunError, match=r"checkpoint\.pt does not fit this run \(.*\): restore the"):
         carry_out(small(), tmp_path / "run")
 
 

@@ -156,7 +156,7 @@ def test_every_method_trains_alike_on_one_two_and_four_ranks(tmp_path, request):
     state = torch.load(tmp_path / "begun" / "checkpoint.pt", weights_only=True)
     assert state["step"] == STEPS_PER_EPOCH + 1
     said = carry_out_on_ranks(1, [("begun", options["at+kd"], 0)], tmp_path, request)
-    assert "warning: the run began on 4 processes and continues on 1" in said
+    assert "warning: the run was started on 4 processes and continues on 1" in said
     for name in options:
         for count in (2, 4):
             assert_close_runs(tmp_path / f"{count} {name}", tmp_path / f"1 {name}")
