@@ -112,7 +112,9 @@ def test_weights_in_half_precision_are_near(zoo, teacher_run):
     assert sizes[0] < 0.7 * sizes[1]
 
 
-@pytest.mark.parametrize(("name", "words"), [("tiny", "exists"), ("A b", "expected small letters")])
+@pytest.mark.parametrize(
+    ("name", "words"), [("tiny", "exists"), ("A b", "expected lower-case letters")]
+)
 def test_names_that_cannot_be(zoo, teacher_run, name, words):
     with pytest.raises(UserError, match=words):
         add_to_zoo.add(teacher_run, name, half=False, data=None, about="")

@@ -299,7 +299,7 @@ def test_the_figure_of_maps_as_vectors(tmp_path):
 def test_other_extensions_are_refused(tmp_path, runs):
     column = MapColumn("AT", None, {"group1": np.ones((2, 8, 8), np.float32)})
     for name in ("z.txt", "z", "z.jpg"):
-        with pytest.raises(UserError, match="expected a file ending in .png, .svg, .pdf"):
+        with pytest.raises(UserError, match="expected a figure, a file ending in .png, .svg, .pdf"):
             save_maps_figure([column], np.zeros((2, 32, 32, 3), np.uint8), tmp_path / name)
     with pytest.raises(UserError, match="expected a file ending in .html"):
         write_report(runs, tmp_path / "r.pdf")

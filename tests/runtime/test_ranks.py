@@ -86,7 +86,7 @@ def test_nodes_that_nothing_has_started():
     ("rank", "message"),
     [
         (0, "rank 0 of 2 waited 1 s for rank 1: start as many processes as"),
-        (1, r"rank 1 of 2 waited 1 s for rank 0 at 127\.0\.0\.1:\d+: start rank 0, or see"),
+        (1, r"rank 1 of 2 waited 1 s for rank 0 at 127\.0\.0\.1:\d+: start rank 0, or check"),
     ],
 )
 def test_a_rank_that_does_not_come(monkeypatch, rank, message):

@@ -125,8 +125,7 @@ def start_network(
 
     `spec` is a model's name; `weights` is a file, or a run of ours or the authors'. A head for
     other classes is initialised anew. `mean` and `std` are the data's normalisation; trained
-    weights keep the normalisation that they were trained with. `trust_code` is as in
-    `load_network`.
+    weights keep their own. `trust_code` is as in `load_network`.
 
     Raises:
         UserError: for weights that do not fit, and for `weights` of a pretrained model.
