@@ -51,7 +51,8 @@ def test_links_lead_somewhere(page):
     for target, anchor in re.findall(r"\]\(([^)#]+)#?([^)]*)\)", page.read_text()):
         if target.startswith("http"):
             continue
-        assert (page.parent / target).exists(), target
+        # The documentation site cannot show a folder.
+        assert (page.parent / target).is_file(), target
         if anchor:
             assert anchor in anchors(page.parent / target), f"{target}#{anchor}"
 
