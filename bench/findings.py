@@ -26,6 +26,7 @@ from attention_transfer.data.open import open_data
 from attention_transfer.run_folder import RunFolder
 from attention_transfer.stats import rank_correlation
 from attention_transfer.studies.plots import save_curves_figure, save_scatter_figure
+from attention_transfer.studies.study import MEASURES, described
 from attention_transfer.studies.summaries import (
     Cell,
     Line,
@@ -44,7 +45,6 @@ TITLES = {
     "photos-pvt": "PVTv2-B0",
 }
 TEACHER = "photos-resnet18"
-MEASURES = {"in_box": "attention inside the box, %", "pointing": "pointing game, %"}
 COLUMNS = ["seeds", "mean", "in box", "pointing"]
 
 
@@ -103,17 +103,13 @@ def group(setting: str) -> str:
     return "KD" if setting.startswith("KD") else "AT"
 
 
-# By the share of CIFAR-10's labels, in percent: the file of runs and the names of its settings.
+METHODS = ("student alone", "AT", "KD", "AT+KD")
+IN_DEFAULTS = ("student alone", "auto", "KD, α = 0.9, T = 4", "AT+KD, auto")
+# By the percentage of CIFAR-10's labels: the file of runs, and what it calls the methods.
 FEW_LABELS = {
-    1.0: (
-        "defaults/cifar-1%.jsonl",
-        ("student alone", "auto", "KD, α = 0.9, T = 4", "AT+KD, auto"),
-    ),
-    10.0: (
-        "defaults/cifar-10%.jsonl",
-        ("student alone", "auto", "KD, α = 0.9, T = 4", "AT+KD, auto"),
-    ),
-    100.0: ("cifar10-short.jsonl", ("student alone", "AT", "KD", "AT+KD")),
+    1.0: ("defaults/cifar-1%.jsonl", IN_DEFAULTS),
+    10.0: ("defaults/cifar-10%.jsonl", IN_DEFAULTS),
+    100.0: ("cifar10-short.jsonl", METHODS),
 }
 
 
@@ -121,7 +117,7 @@ def draw_few_labels() -> None:
     curves: dict[str, dict[float, Cell]] = {}
     for share, (file, settings) in FEW_LABELS.items():
         table = read_table_data(ROOT / "results" / file)
-        for name, setting in zip(FEW_LABELS[100.0][1], settings, strict=True):
+        for name, setting in zip(METHODS, settings, strict=True):
             cell = table.cell("", setting)
             assert cell is not None, f"{file} has the setting {setting}"
             curves.setdefault(name, {})[share] = cell
@@ -150,8 +146,7 @@ def correlation(runs: list[Line], key: str) -> str:
     estimate = rank_correlation([100 - run["error"] for run in runs], [run[key] for run in runs])
     if estimate is None:
         return f"n = {len(runs)}"
-    interval = f"{estimate.low:.2f} to {estimate.high:.2f}"
-    return f"{estimate.value:.2f} ({interval}), p = {estimate.p:.2g}, n = {estimate.n}"
+    return described(estimate, ".2f")
 
 
 def main() -> None:

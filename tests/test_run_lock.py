@@ -19,10 +19,10 @@ OWNER = """
 import os, sys, time
 from attention_transfer.run_folder import RunFolder
 with RunFolder(sys.argv[1]).locked():
-    if sys.argv[2] == "forked":
-        if os.fork() == 0:
-            time.sleep(600)
-    print(os.getpid(), flush=True)
+    owner = os.getpid()
+    # The forked process speaks: it has given the lock up by then.
+    if sys.argv[2] == "alone" or os.fork() == 0:
+        print(owner, flush=True)
     time.sleep(600)
 """
 

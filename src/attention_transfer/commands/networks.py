@@ -121,7 +121,8 @@ def compare(arguments: dict[str, Any]) -> None:
     console = make_console()
     rows = group_runs(runs)
     print_table(rows, console)
-    write_numbers(options.json, comparison_numbers(rows))
+    if options.json is not None:
+        write_numbers(options.json, comparison_numbers(rows))
     if options.out is not None:
         write_report(runs, options.out, options.title)
         console.print(f"report: {options.out}", markup=False, highlight=False, soft_wrap=True)

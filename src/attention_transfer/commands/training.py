@@ -47,12 +47,13 @@ def teach(arguments: dict[str, Any]) -> None:
     """
     options = teach_options(arguments)
     check_json(options.json, options.force)
-    from ..runtime.process import deterministic_algorithms, local_rank
+    from ..runtime.process import deterministic_algorithms
     from ..train.teach import teach as fill
 
     with deterministic_algorithms(options.deterministic):
         numbers = fill(options, make_console())
-    if local_rank() == 0:
+    # Only the first process of all nodes has the numbers.
+    if numbers:
         write_numbers(options.json, numbers)
 
 
@@ -74,7 +75,8 @@ def demo(arguments: dict[str, Any]) -> None:
     from ..report import comparison_numbers
 
     rows = run_demo(options.out, options.seeds, make_console())
-    write_numbers(options.json, comparison_numbers(rows))
+    if options.json is not None:
+        write_numbers(options.json, comparison_numbers(rows))
 
 
 TRAINING = {

@@ -64,13 +64,14 @@ def run_cost(options: StudyOptions, changes: Mapping[str, Any], console: Console
         write_numbers(options.json, {"pairs": pairs, "rounds": ROUNDS})
         return
     stem = options.out / "study-cost"
-    title = f"Costs, batches of {batch}, on {machine_name(environment(runtime))}"
+    machine = environment(runtime)
+    title = f"Costs, batches of {batch}, on {machine_name(machine)}"
     tables = [cost_table(lines), ratio_table(lines)]
     console.print(tables[0].for_terminal(title))
     console.print(tables[1].for_terminal(RATIOS))
     for note in notes:
         console.print(note, markup=False, highlight=False, soft_wrap=True)
-    head = {"title": title, "environment": environment(runtime), "notes": notes}
+    head = {"title": title, "environment": machine, "notes": notes}
     with replacing(stem.with_suffix(".jsonl")) as partial:
         partial.write_text("".join(json.dumps(line) + "\n" for line in [head, *lines]))
     with replacing(stem.with_suffix(".md")) as partial:

@@ -40,7 +40,9 @@ def publish(
     write_table_data(files[2], data)
     names = ", ".join(str(file) for file in files)
     console.print(f"written: {names}", markup=False, highlight=False, soft_wrap=True)
-    write_numbers(json_file, table_numbers(data))
+    # Its bootstrap intervals take time, so they are computed only on request.
+    if json_file is not None:
+        write_numbers(json_file, table_numbers(data))
 
 
 def table_numbers(table: TableData) -> dict[str, Any]:
