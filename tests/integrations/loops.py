@@ -2,7 +2,7 @@
 
     torchrun --nproc-per-node 2 tests/integrations/loops.py lightning OUT
 
-The batch over all processes is the same, whatever their number, and no network has batch statistics.
+The batch over all processes is the same, whatever their number. No network has batch statistics.
 Each process writes its student to OUT/RANK.pt.
 """
 
