@@ -1,5 +1,6 @@
 """Kills small runs at every call that changes a file and at random times; each must end the same.
 
+    python tests/chaos.py                     at every change of every setting, and at random
     python tests/chaos.py --kills 300
 
 A run that was killed, once or several times, is started again until it ends. Its weights, its
@@ -113,6 +114,21 @@ def settings(place: Path) -> Iterator[Setting]:
         yield Setting(name, lambda out, recipe=recipe: carry_out(recipe, out))
     recipe = distilled(teacher, model=model, compile="on", trust_code=True)
     yield Setting("compiled", lambda out: carry_out(recipe, out))
+    # The runs have two epochs, so that one run fills a store of two views.
+    views = {"model": model, "trust_code": True, "views": 2}
+    full = distilled(teacher, store=str(place / "full.store"), **views)
+    in_fork(lambda: carry_out(full, place / "first"))
+    yield Setting("full store", lambda out: carry_out(full, out))
+
+    def fill(out: Path) -> str:
+        return carry_out(distilled(teacher, store=str(store_of(out)), **views), out)
+
+    yield Setting("filling store", fill)
+
+
+def store_of(folder: Path) -> Path:
+    """The store that a run fills, if it fills one of its own."""
+    return folder.with_suffix(".store")
 
 
 def write_short_report(runs: list[Any], out: Path) -> None:
@@ -158,8 +174,11 @@ def _become(work: Callable[[], Any], log: Path | None) -> None:
 
 
 def on_changes(folder: Path, act: Callable[[int, str], None]) -> None:
-    """From now on calls `act` with number and name before each change of a file in `folder`."""
-    count = 0
+    """From now on calls `act` with number and name before each change of a file.
+
+    The files are those of the run in `folder` and of the store that it fills.
+    """
+    count, ours = 0, {folder, store_of(folder)}
     fsync = os.fsync
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
@@ -169,9 +188,9 @@ def on_changes(folder: Path, act: Callable[[int, str], None]) -> None:
         if event == "open" and not (isinstance(arguments[2], int) and arguments[2] & WRITES):
             return
         file = Path(os.path.abspath(arguments[0]))
-        if folder in (file, *file.parents):
+        if ours & {file, *file.parents}:
             count += 1
-            act(count, f"{event} {file.relative_to(folder)}")
+            act(count, f"{event} {file.relative_to(folder.parent)}")
 
     def audited_fsync(descriptor: Any) -> None:
         sys.audit("chaos.fsync", str(folder))
@@ -240,6 +259,8 @@ def end(setting: Setting, folder: Path, reference: Reference) -> None:
     for name, value in expected["transfer"].items():
         if not torch.equal(state["transfer"][name], value):
             raise ChaosError(f"other state: {name}")
+    if contents(store_of(folder)) != contents(store_of(reference.folder)):
+        raise ChaosError("another store")
 
 
 def draw(reference: Reference, dice: random.Random) -> Kill:
@@ -255,18 +276,25 @@ def draw(reference: Reference, dice: random.Random) -> Kill:
     return Kill(dice.choice(opened), torn_at=int(10 ** dice.uniform(0, 5)))
 
 
-def torment(setting: Setting, place: Path, kills: int, dice: random.Random) -> Counter[str]:
-    """Kills runs of a setting `kills` times in all: at every change first, then at random.
+def torment(setting: Setting, place: Path, kills: int | None, dice: random.Random) -> Counter[str]:
+    """Kills runs of a setting, at each change in a random order; each third kill is at random.
 
-    Returns the number of kills of each kind.
+    Args:
+        kills: how often; by default until each change had its kill.
+
+    Returns:
+        The number of kills of each kind.
     """
     reference = leave_alone(setting, place / "alone")
     every = [Kill(number) for number in range(1, len(reference.changes) + 1)]
     dice.shuffle(every)
     done: Counter[str] = Counter()
     folder, killed = place / "run", []
+    if kills is None:
+        kills = len(every) * 3 // 2
     while done.total() < kills:
-        when = every.pop() if every else draw(reference, dice)
+        at_random = not every or done.total() % 3 == 2
+        when = draw(reference, dice) if at_random else every.pop()
         if kill(setting, folder, when):
             done[when.kind] += 1
             killed.append(when)
@@ -278,13 +306,14 @@ def torment(setting: Setting, place: Path, kills: int, dice: random.Random) -> C
             story = ", ".join(str(k) for k in killed)
             raise ChaosError(f"{setting.name}, killed {story}, in {folder}: {error}") from error
         shutil.rmtree(folder)
+        shutil.rmtree(store_of(folder), ignore_errors=True)
         killed = []
     return done
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--kills", type=int, default=300, help="over all settings (default 300)")
+    parser.add_argument("--kills", type=int, help="over all settings (default: at every change)")
     parser.add_argument("--compiled", type=int, default=6, help="of these, compiled (default 6)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", default="", help="names of settings, such as plain,full")
@@ -299,7 +328,9 @@ def main() -> None:
         chosen = [s for s in settings(place) if any(name in s.name for name in names)]
         compiled = [s for s in chosen if s.name == "compiled"]
         others = max(1, len(chosen) - len(compiled))
-        share = -(-(options.kills - options.compiled * len(compiled)) // others)
+        share = None
+        if options.kills is not None:
+            share = -(-(options.kills - options.compiled * len(compiled)) // others)
         for number, setting in enumerate(chosen):
             kills = options.compiled if setting in compiled else share
             (room := place / f"setting{number}").mkdir()
