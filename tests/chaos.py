@@ -277,10 +277,10 @@ def draw(reference: Reference, dice: random.Random) -> Kill:
 
 
 def torment(setting: Setting, place: Path, kills: int | None, dice: random.Random) -> Counter[str]:
-    """Kills runs of a setting, at each change in a random order; each third kill is at random.
+    """Kills runs of a setting, at each change in a random order and, every third time, at random.
 
     Args:
-        kills: how often; by default until each change had its kill.
+        kills: how often; by default until a run was killed at each change.
 
     Returns:
         The number of kills of each kind.
@@ -290,15 +290,18 @@ def torment(setting: Setting, place: Path, kills: int | None, dice: random.Rando
     dice.shuffle(every)
     done: Counter[str] = Counter()
     folder, killed = place / "run", []
-    if kills is None:
-        kills = len(every) * 3 // 2
-    while done.total() < kills:
-        at_random = not every or done.total() % 3 == 2
+
+    def enough() -> bool:
+        return not every if kills is None else done.total() >= kills
+
+    while not enough():
+        # A run that continues has fewer changes, so it is killed at random.
+        at_random = bool(killed) or not every or dice.random() < 1 / 3
         when = draw(reference, dice) if at_random else every.pop()
         if kill(setting, folder, when):
             done[when.kind] += 1
             killed.append(when)
-            if dice.random() < 0.3 and done.total() < kills:
+            if dice.random() < 0.3 and not enough():
                 continue  # the same run is killed once more
         try:
             end(setting, folder, reference)
