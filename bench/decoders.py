@@ -38,12 +38,12 @@ from attention_transfer.bench.data import (
     jpeg_files,
     loader_batch,
     loading,
-    one_thread,
     stream_batches,
 )
 from attention_transfer.bench.measure import Measure, interleave, report, timed
 from attention_transfer.bench.workload import start
 from attention_transfer.data.transforms import AugmentDraw, make_transform
+from attention_transfer.runtime.process import thread_count
 
 BASELINE = "authors 224"
 
@@ -54,7 +54,7 @@ def run(options: BenchOptions, console: Console, json_file: Path | None) -> None
     batch, cores = loader_batch(options), available_cores()
     count = TIMED_BATCHES * batch
     notes = []
-    with jpeg_files(options.data) as files, one_thread():
+    with jpeg_files(options.data) as files, thread_count(1):
         measures = {}
         for name, (module, make) in DECODERS.items():
             if find_spec(module) is None:

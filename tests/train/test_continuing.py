@@ -338,6 +338,17 @@ def test_what_auto_decided_is_kept(tmp_path):
     assert json.loads(file.read_text()) == about
 
 
+def test_the_threads_of_a_run_are_its_own(tmp_path):
+    threads = torch.get_num_threads()
+    interrupt(small(), tmp_path / "run", 1)
+    file = tmp_path / "run" / "environment.json"
+    about = json.loads(file.read_text())
+    about["auto"]["threads"] = threads + 1
+    file.write_text(json.dumps(about))
+    assert f"eager, {threads + 1} threads" in carry_out(small(), tmp_path / "run")
+    assert torch.get_num_threads() == threads
+
+
 def test_decisions():
     from attention_transfer.runtime.resolve import resolve_runtime
 

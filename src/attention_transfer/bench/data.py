@@ -37,6 +37,7 @@ from ..data.stream import Stream, StreamSet
 from ..data.transforms import make_transform
 from ..errors import UserError
 from ..models.trained import Preprocess
+from ..runtime.process import thread_count
 from .authors import MEAN, STD, authors_loader
 from .measure import Measure, interleave, report, timed
 from .options import BenchOptions
@@ -61,7 +62,7 @@ def run(options: BenchOptions, console: Console, json_file: Path | None) -> None
     batch = loader_batch(options)
     cores = available_cores()
     # One thread per process: the libraries have different defaults.
-    with jpeg_files(options.data) as files, one_thread():
+    with jpeg_files(options.data) as files, thread_count(1):
         measures = {
             "authors": _authors(images, options),
             "resident": _resident(images, options),
@@ -87,16 +88,6 @@ def available_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 @contextmanager

@@ -89,6 +89,18 @@ def deterministic_algorithms(enabled: bool) -> Iterator[None]:
         torch.backends.cudnn.benchmark = benchmark
 
 
+@contextmanager
+def thread_count(threads: int | None = None) -> Iterator[None]:
+    """Uses this number of threads inside the block; afterwards the number is as it was before."""
+    before = torch.get_num_threads()
+    if threads is not None:
+        torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def set_up_process(runtime: RuntimeConfig) -> RuntimeConfig:
     """Sets threads and allocator of this process; returns `runtime`."""
     torch.set_num_threads(runtime.threads)

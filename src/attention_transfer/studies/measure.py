@@ -23,7 +23,7 @@ from ..models.create import create_model
 from ..models.network import fixed_size, save_student
 from ..models.trained import Preprocess
 from ..run_folder import RunFolder, read_json, write_json
-from ..runtime.process import make_fabric, set_up_process
+from ..runtime.process import make_fabric, set_up_process, thread_count
 from ..runtime.resolve import resolve_runtime
 from ..train.assemble import assemble, make_trainer
 from ..train.images import open_images
@@ -94,7 +94,6 @@ def measure(recipe: Recipe, teacher: str | None, threads: int) -> Speed:
 
     The teacher runs in each step, even if the run will read a store.
     """
-    before = torch.get_num_threads()
     images = (STEPS + WARM_UP_STEPS) * recipe.batch_size
     recipe = replace(
         recipe,
@@ -108,17 +107,13 @@ def measure(recipe: Recipe, teacher: str | None, threads: int) -> Speed:
         compile="off",
         log=None,
     )
-    torch.set_num_threads(threads)
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            if teacher is not None:
-                data = open_images(recipe, recipe.augment, recipe, recipe.seed)
-                name = teacher.removesuffix(":pretrained")
-                write_untrained_run(RunFolder(Path(folder) / "teacher"), name, data)
-                recipe = replace(recipe, teacher=str(Path(folder) / "teacher"))
-            return _measure(recipe, RunFolder(Path(folder) / "run"))
-    finally:
-        torch.set_num_threads(before)
+    with thread_count(threads), tempfile.TemporaryDirectory() as folder:
+        if teacher is not None:
+            data = open_images(recipe, recipe.augment, recipe, recipe.seed)
+            name = teacher.removesuffix(":pretrained")
+            write_untrained_run(RunFolder(Path(folder) / "teacher"), name, data)
+            recipe = replace(recipe, teacher=str(Path(folder) / "teacher"))
+        return _measure(recipe, RunFolder(Path(folder) / "run"))
 
 
 def write_untrained_run(folder: RunFolder, model: str, data: Dataset) -> None:
