@@ -46,7 +46,9 @@ def add(run: Path, name: str, half: bool, data: str | None, about: str) -> Path:
         raise UserError(f"{run} is not finished")
     try:
         _write(source, RunFolder(folder), summary, half)
-        metrics = evaluate_network(f"{ZOO}{name}", data or source.config()["data"])
+        metrics = evaluate_network(
+            f"{ZOO}{name}", data or source.config()["data"], precision="fp32"
+        )
         stored = RunFolder(folder).summary() or {}
         stored["stored_accuracy"] = metrics["accuracy"]
         write_json(folder / "summary.json", stored)

@@ -338,6 +338,10 @@ class TestMethods:
             ({"method": "kd", "pairs": "a=b"}, "--pairs is given, but method 'kd' reads no layers"),
             ({"method": "at", "norm": 3}, "--norm is given, but --convention authors has none"),
             (
+                {"method": "at", "kind": "attention", "p": 4},
+                "--p is given, but --kind attention has",
+            ),
+            (
                 {"method": "at", "axis": "channel", "resize": "bilinear"},
                 r"--resize is given, but maps over channels",
             ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import signal
@@ -141,6 +142,28 @@ def test_stopped_it_saves_and_goes_on(tmp_path, number, whole_group):
         assert f"{name} | continuing run/{name} at step {step} of 36000" in out
         assert torch.load(checkpoint, weights_only=True)["step"] > step > 0
         assert len(rows(checkpoint.parent)) >= step // 4
+
+
+def test_a_run_that_somebody_stopped_is_not_a_success(tmp_path):
+    """The lock names the process of a run, and a person may stop that one."""
+    model = write_factory(tmp_path)
+    line = f"{LINE} --model {model} --epochs 9000 --max-steps 36000 --out run --jobs 2"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "attention_transfer", *shlex.split(line)],
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    runs = [tmp_path / "run" / seed for seed in ("seed-3", "seed-4")]
+    end = time.monotonic() + 300
+    while not all((run / "checkpoint.pt").is_file() for run in runs) and time.monotonic() < end:
+        time.sleep(0.02)
+    for run in runs:
+        os.kill(json.loads((run / ".lock").read_text())["process"], signal.SIGTERM)
+    err = process.communicate(timeout=300)[1]
+    assert process.returncode == 130, err
+    assert err.startswith("attention-transfer: interrupted: the state is saved")
 
 
 def test_jobs_end_with_the_process_that_started_them(tmp_path):

@@ -22,6 +22,15 @@ def test_a_trained_network_can_teach(teacher_run):
     assert f"distill --teacher {teacher_run} " in next_steps(folder.path, [folder])[-1]
 
 
+def test_the_next_command_has_the_data_and_the_trust_that_it_needs(teacher_run, tmp_path):
+    folder = RunFolder(shutil.copytree(teacher_run, tmp_path / "run"))
+    folder.write_config(folder.config() | {"data": "folder:my photos", "image_size": 48})
+    summary = folder.summary() | {"model": "net.py:make"}
+    folder.summary_file.write_text(json.dumps(summary))
+    last = next_steps(folder.path, [folder])[-1]
+    assert " --data 'folder:my photos' --image-size 48 --trust-code --out OUT" in last
+
+
 def test_a_student_that_is_better_than_its_teacher_is_noted(student_run, tmp_path):
     folder = RunFolder(shutil.copytree(student_run, tmp_path / "run"))
     for teacher, student, count in ((0.5, 0.75, 1), (0.75, 0.5, 0)):

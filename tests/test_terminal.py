@@ -10,8 +10,10 @@ import pytest
 
 from attention_transfer.cli import PROGRAM
 from attention_transfer.commands import COMMANDS
+from attention_transfer.commands.shared import make_console
 from attention_transfer.examples import EXAMPLES
 from attention_transfer.flags import Parser, add_options
+from attention_transfer.studies.render import TextTable
 
 LINES = [(name, line) for name, lines in EXAMPLES.items() for line in lines if name in COMMANDS]
 
@@ -44,6 +46,19 @@ def test_no_control_characters_without_colour(command, monkeypatch):
     assert "\x1b" in command("stages wrn-10-1").out
     monkeypatch.setenv("NO_COLOR", "1")
     assert "\x1b" not in command("stages wrn-10-1").out
+
+
+def test_text_is_no_picture(capsys):
+    """As rich prints :one: unless it is told otherwise."""
+    make_console().print("folder:one: 12 images", markup=False)
+    assert capsys.readouterr().out == "folder:one: 12 images\n"
+
+
+def test_names_in_tables_are_no_markup(capsys):
+    table = TextTable(["", "error %"], [["AT [beta 30]", "1"], ["AT [/x]", "2"]])
+    make_console().print(table.for_terminal("My pair [v2]"))
+    said = capsys.readouterr().out
+    assert all(name in said for name in ("My pair [v2]", "AT [beta 30]", "AT [/x]"))
 
 
 @pytest.mark.skipif(find_spec("shtab") is None, reason="needs the extra completion")

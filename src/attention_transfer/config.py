@@ -30,6 +30,7 @@ from .train.options import (
     check_training,
     logger_names,
 )
+from .trust import check_trusted
 
 # Keys of older recipes and run folders, with the value that corresponds to the present behaviour.
 RETIRED = {"second_order": "auto"}
@@ -172,8 +173,6 @@ def _check_code_of_run(recipe: Recipe, file: Path, flags: Container[str]) -> Non
 
     A network that is named by a flag is allowed.
     """
-    from .models.create import check_trusted
-
     for key, network in (("model", recipe.model), ("teacher", recipe.teacher)):
         if network is not None and key not in flags:
             check_trusted(file, network, recipe.trust_code)

@@ -22,8 +22,8 @@ from .data.open import prepare_data
 from .errors import RunError, UserError, first_line
 from .report import read_run, save_run_maps, write_report
 from .run_folder import RunFolder
-from .runtime.process import end_with_parent, local_rank
-from .runtime.ranks import resolve_processes
+from .runtime.process import end_with_parent
+from .runtime.ranks import global_rank, resolve_processes
 from .train.run import run
 from .train.signals import Interrupted, interrupt, signal_handlers
 
@@ -63,7 +63,7 @@ def run_seeds(
         for seed_recipe, folder in runs:
             run_and_report(seed_recipe, folder, console)
     folders = [folder for _, folder in runs]
-    if seeds > 1 and local_rank() == 0 and all(folder.finished for folder in folders):
+    if seeds > 1 and global_rank() == 0 and all(folder.finished for folder in folders):
         write_report([read_run(folder) for folder in folders], out / "report.html")
     return folders
 
@@ -73,7 +73,7 @@ def run_and_report(
 ) -> dict[str, Any]:
     """One run and its report.html; returns the summary."""
     summary = run(recipe, folder.path, console, jobs, save_run_maps)
-    if summary and not folder.report_file.is_file():
+    if summary and global_rank() == 0 and not folder.report_file.is_file():
         write_report([read_run(folder)], folder.report_file)
     return summary
 
@@ -104,6 +104,11 @@ class Job:
     task: Task
     process: Any
     pipe: Connection  # receives the run's error, or None
+
+    @property
+    def was_stopped(self) -> bool:
+        """Whether a signal ended the run, which has saved its state. (Only after `result`.)"""
+        return not self.task.folder.finished
 
     def result(self) -> Exception | None:
         """Waits for the end of the run; returns its error, or None (also for a stopped run)."""
@@ -147,12 +152,14 @@ def run_tasks(
         watch: called with a task and True when it starts, and with False when it has ended.
 
     Raises:
-        Interrupted: after a signal, once every run has saved its state.
+        Interrupted: after a signal to this process or to one of a run, once every run has ended or
+            saved its state.
     """
     waiting = list(tasks)
     running: list[Job] = []
     errors: dict[Path, Exception] = {}
     signals: list[int] = []
+    stopped = False
     for data in dict.fromkeys(task.recipe.data for task in tasks):
         prepare_data(data)  # once, not in each process
     threads = max(1, torch.get_num_threads() // jobs)
@@ -175,6 +182,7 @@ def run_tasks(
                 running.remove(job)
                 error = job.result()
                 watch(job.task, False)
+                stopped = stopped or (error is None and job.was_stopped)
                 if error is not None and not (signals and job.process.exitcode):
                     errors[job.task.folder.path] = error
                     text = f"failed: {error}"
@@ -183,7 +191,7 @@ def run_tasks(
                 for job in running:
                     # No effect on a run that has already stopped after Ctrl-C.
                     job.process.terminate()
-    if signals and (keep_going or not errors):
+    if (signals or stopped) and (keep_going or not errors):
         raise Interrupted
     return errors
 
@@ -201,7 +209,7 @@ def _work(task: Task, jobs: int, threads: int, parent: int, pipe: Connection) ->
     try:
         signal.signal(signal.SIGTERM, interrupt)
         end_with_parent(parent)
-        console = Console(file=stdout, force_terminal=False)
+        console = Console(file=stdout, force_terminal=False, emoji=False)
         run_and_report(task.recipe, task.folder, console, jobs)
     except (UserError, RunError) as raised:
         # An error of the base class, because not every subclass can be pickled.

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .run_folder import RunFolder
+from .trust import executed_file
 
 
 def next_steps(out: Path, folders: Sequence[RunFolder]) -> list[str]:
@@ -20,12 +21,20 @@ def next_steps(out: Path, folders: Sequence[RunFolder]) -> list[str]:
         f"curves, costs and attention maps: {out / 'report.html'}",
         f"weights: {weights}",
     ]
+    # A run folder's word is not enough to execute a Python file.
+    trust = " --trust-code" if executed_file(str(summary.get("model"))) is not None else ""
     if summary.get("command") == "train":
-        lines.append(f"next: attention-transfer distill --teacher {run} --student MODEL --out OUT")
+        config = folders[0].config()
+        data = shlex.quote(str(config.get("data")))
+        size = config.get("image_size")
+        flags = f" --data {data}" + (f" --image-size {size}" if size else "") + trust
+        lines.append(
+            f"next: attention-transfer distill --teacher {run} --student MODEL{flags} --out OUT"
+        )
     else:
         lines.append(
-            f"next: attention-transfer predict {run} IMAGE, "
-            f"or export {run} --format onnx --out student.onnx"
+            f"next: attention-transfer predict {run} IMAGE{trust}, "
+            f"or export {run} --format onnx --out student.onnx{trust}"
         )
     return [*_about_teacher(summary), *lines]
 

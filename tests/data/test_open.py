@@ -2,6 +2,7 @@ import pytest
 import torch
 
 import attention_transfer.data.open as opening
+from attention_transfer.data import decode, shards
 from attention_transfer.data.open import open_data, prepare_data
 from attention_transfer.data.options import DataOptions
 from attention_transfer.errors import UserError
@@ -154,3 +155,35 @@ def test_data_is_downloaded_before_several_processes_open_it(monkeypatch):
     for spec in ("cifar10", "cifar100:FOLDER", "digits", "wds:http://a/{0..1}.tar", "hub:a/b"):
         prepare_data(spec)
     assert downloads == ["cifar10", "http://a/{0..1}.tar"]
+
+
+def test_files_in_the_cache_are_free_memory(monkeypatch, tmp_path):
+    """A container counts the files that it has read as used."""
+    gib = 2**30
+    group = {"memory.max": 8 * gib, "memory.current": 7 * gib}
+    for name, value in group.items():
+        (tmp_path / name).write_text(f"{value}\n")
+    stat = f"anon {gib}\nactive_file {2 * gib}\ninactive_file {3 * gib}\nslab 5\n"
+    (tmp_path / "memory.stat").write_text(stat)
+    monkeypatch.setattr(decode, "CONTROL_GROUP", tmp_path)
+    monkeypatch.setattr(decode, "MEMORY_FILE", tmp_path / "none")
+    assert decode.available_memory() == 6 * gib
+
+
+def test_a_shard_is_downloaded_once(monkeypatch, tmp_path):
+    """Another process finishes while this one waits for the lock."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+    class Waiting:
+        def __init__(self, file):
+            self.folder = file.parent
+
+        def __enter__(self):
+            (self.folder / "a.tar").write_bytes(b"whole")
+
+        def __exit__(self, *_):
+            pass
+
+    monkeypatch.setattr(shards, "FileLock", Waiting)
+    train, _ = shards.find_shards("http://127.0.0.1:9/a.tar")
+    assert train[0].read_bytes() == b"whole"

@@ -137,7 +137,9 @@ def test_runs_with_other_limits_store_maps_of_the_same_images(teacher_run, tmp_p
 
 
 def test_runs_of_the_authors_are_compared(tmp_path):
-    teacher = write_authors(tmp_path / "logs" / "resnet_16_2_teacher", width=2)
+    # WRN-16-2 has 691,674 weights; the log counts two statistics for each of 912 channels, too.
+    logged = 691_674 + 2 * 912
+    teacher = write_authors(tmp_path / "logs" / "resnet_16_2_teacher", width=2, n_parameters=logged)
     student = write_authors(
         tmp_path / "logs" / "at_16_1_16_2", beta=1000.0, teacher_id="resnet_16_2_teacher"
     )
@@ -147,6 +149,7 @@ def test_runs_of_the_authors_are_compared(tmp_path):
     assert [row.label for row in rows] == ["WRN-16-2 teacher", "AT"]
     assert rows[1].error.mean == pytest.approx(37.0)
     assert rows[1].teacher is rows[0]
+    assert rows[0].first.summary["parameters"] == 691_674
     assert len(rows[1].first.metrics) == 3
     out = io.StringIO()
     print_table(rows, Console(file=out, width=120))

@@ -15,6 +15,7 @@ import torch
 from toys import CLASSES, Net, batch
 
 import attention_transfer as at
+from attention_transfer.errors import UserError
 from attention_transfer.map_options import MapOptions
 from attention_transfer.store import arrays
 from attention_transfer.store.create import create_store
@@ -311,3 +312,29 @@ def test_fingerprints_of_networks():
         network_fingerprint(Net(8, seed=2), Preprocess(mean, std)),
     ]
     assert len({base, *others}) == 5
+
+
+def test_another_code_is_another_teacher(tmp_path):
+    """The weights may be the same."""
+    from attention_transfer.models.network import Network
+    from attention_transfer.models.trained import Preprocess
+    from attention_transfer.store.create import teacher_record
+
+    file, preprocess = tmp_path / "net.py", Preprocess((0.5,) * 3, (0.2,) * 3)
+    network = Network(teacher(), f"{file}:make", ("a", "b"), preprocess)
+    prints = []
+    for code in ("one", "another", "one"):
+        file.write_text(code)
+        prints.append(teacher_record(network).fingerprint)
+    assert prints[0] == prints[2] != prints[1]
+
+
+def test_two_preprocessings_are_refused(tmp_path):
+    from attention_transfer.models.trained import Preprocess, TrainedNetwork
+
+    net, preprocess = teacher(), Preprocess((0.5,) * 3, (0.2,) * 3)
+    inside = TrainedNetwork(net, preprocess, tuple(map(str, range(CLASSES))))
+    with pytest.raises(UserError, match="has its preprocessing inside"):
+        create_store(
+            tmp_path / "s", inside, torch.rand(2, 3, 8, 8), images=2, teacher_transform=preprocess
+        )

@@ -8,7 +8,7 @@ import pytest
 
 from attention_transfer.errors import UserError
 from attention_transfer.studies.plan import make_plan
-from attention_transfer.studies.table_file import chosen_rows, read_table
+from attention_transfer.studies.table_file import chosen_rows, parse_table, read_table
 
 
 def plan_of(name: str, root: Path, rows=(), seeds=2, data=None, **changes):
@@ -56,6 +56,17 @@ def test_a_shorter_run_is_another_run_and_keeps_its_drops(tmp_path):
     assert (recipe.epochs, recipe.milestones) == (20, (7, 13, 17))
     one = next(iter(plan_of("table1", tmp_path, seeds=1, epochs=1).tasks.values())).recipe
     assert one.milestones == ()
+
+
+def test_data_of_the_command_replaces_that_of_the_file(tmp_path):
+    row = {"student": "wrn-10-1"}
+    options = {"data": "folder:photos", "image_size": 48}
+    settings = {"student alone": {"method": "none"}}
+    about = {"title": "T", "options": options, "settings": settings, "rows": [row]}
+    table = parse_table(about, "mine.yaml")
+    for data, expected in ((None, "folder:photos"), ({"": "folder:cars"}, "folder:cars")):
+        (task,) = make_plan(table, table.rows, 1, tmp_path, data, {}).tasks.values()
+        assert (task.recipe.data, task.recipe.image_size) == (expected, 48)
 
 
 def test_methods_without_a_teacher_get_none(tmp_path):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_runs import Command
+from small_runs import Command, write_folder
 
 from attention_transfer.errors import UserError
 from attention_transfer.options import from_mapping
@@ -88,6 +88,30 @@ def test_localisation_has_networks_of_many_strengths(tmp_path):
     recipes = recipes_of("localisation", tmp_path)
     assert len(recipes) >= 10
     assert {recipe.epochs for recipe in recipes.values()} >= {2, 6, 12, 24}
+
+
+def test_the_drops_of_the_rate_keep_their_place(tmp_path):
+    """cifar10-paper drops the rate at the start of epochs 60, 120 and 160 of 200."""
+    paper = {"recipe": "cifar10-paper", "data": "digits"}
+    recipes = recipes_of("few-labels", tmp_path, methods="kd", **paper)
+    drops = {r.epochs: r.milestones for r in recipes.values()}
+    assert drops == {200: (60, 120, 160), 632: (187, 377, 503), 2000: (591, 1191, 1591)}
+    recipes = recipes_of("localisation", tmp_path, {"epochs": 24}, methods="at", **paper)
+    drops = {r.epochs: r.milestones for r in recipes.values()}
+    assert drops == {24: (8, 15, 20), 12: (5, 8, 11), 6: (3, 5, 6), 2: (2,)}
+    own = {"epochs": 24, "milestones": (13,)}
+    recipes = recipes_of("localisation", tmp_path, own, methods="at", values="12,24", **paper)
+    assert {r.epochs: r.milestones for r in recipes.values()} == {24: (13,), 12: (7,)}
+
+
+def test_localisation_without_boxes_is_refused_before_training(command: Command, tmp_path):
+    data = write_folder(tmp_path / "photos", classes=3)
+    said = command(
+        f"study localisation {NETS} {SMALL} --data folder:{data} --image-size 16 --out o"
+    )
+    assert said.status == 2
+    assert f"needs boxes of objects, but folder:{data} has none" in said.err
+    assert not (tmp_path / "o" / "runs").exists()
 
 
 def test_correlations_are_those_of_the_runs():

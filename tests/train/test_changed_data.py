@@ -8,7 +8,10 @@ import shutil
 import pytest
 from small_runs import carry_out, request_stop, rows, small, stop_after, write_folder
 
+from attention_transfer.data.decode import UnreadableImageError
 from attention_transfer.errors import UserError
+from attention_transfer.run_folder import RunFolder
+from attention_transfer.train.resume import allow_changed_images
 from attention_transfer.train.signals import Interrupted
 
 pytestmark = pytest.mark.usefixtures("quick_runs")
@@ -128,3 +131,16 @@ def test_an_image_that_could_not_be_read_may_be_mended(images, tmp_path, deleted
     file.write_bytes(whole + b" ")
     assert "continuing" in carry_out(recipe, tmp_path / "run")
     assert environment(tmp_path / "run")["data"]["fingerprint"] is not None
+
+
+def test_only_an_unreadable_image_lets_the_data_change(stopped):
+    """And one process writes so, though all of them raise."""
+    before = environment(stopped)
+    folder = RunFolder(stopped)
+    for error, writes in ((UserError("other"), True), (UnreadableImageError("image"), False)):
+        with pytest.raises(UserError), allow_changed_images(folder, writes):
+            raise error
+        assert environment(stopped) == before
+    with pytest.raises(UserError), allow_changed_images(folder, writes=True):
+        raise UnreadableImageError("image")
+    assert environment(stopped)["data"]["fingerprint"] is None

@@ -96,9 +96,43 @@ def test_batches_of_unreadable_images_only(place, command):
     assert said.status == 2 and "class00/4.png" in said.err
 
 
+def started(line, **environment):
+    """The processes of `teach`, started by torchrun if there are several."""
+    launcher = [sys.executable, "-m"]
+    count = environment.pop("count", 1)
+    if count > 1:
+        launcher += ["torch.distributed.run", "--standalone", f"--nproc-per-node={count}", "-m"]
+    return subprocess.run(
+        [*launcher, "attention_transfer", *line.split()],
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def test_each_process_of_torchrun_fills_its_share(place, monkeypatch):
+    monkeypatch.chdir(place)
+    said = started(f"{TEACH} --out store --json numbers.json", count=2)
+    assert said.returncode == 0, said.stderr
+    assert said.stdout.count("distill --teacher store learns from it") == 1
+    assert TeacherStore(place / "store").has_all(torch.arange(IMAGES), range(2))
+    assert json.loads((place / "numbers.json").read_text())["missing_views"] == 0
+
+
+def test_an_unreadable_image_ends_all_processes_in_one_line(place, monkeypatch):
+    monkeypatch.chdir(place)
+    (place / "data" / "train" / "class02" / "7.png").write_bytes(b"no image")
+    said = started(f"{TEACH} --stream on --workers 0 --out store --devices 2")
+    assert said.returncode == 2
+    assert "class02/7.png" in said.stderr and said.stderr.count("\n") == 1, said.stderr
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
+        (f"{TEACH} --nodes 2 --out s", "the address of the other nodes is unknown"),
+        (f"{TEACH} --compile graphs --out s", "--compile graphs replays steps of training"),
         ("teach --teacher teacher --trust-code --data folder:data --out s", "--views is required"),
         (f"{TEACH} --layers one,tow --out s", "has no layer 'tow'; did you mean two"),
         (

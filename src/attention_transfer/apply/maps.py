@@ -264,7 +264,7 @@ def _open_images(images: str, limit: int, size: int) -> ImageSet:
     if path.exists():
         files = image_files(path)[:limit]
         pixels = np.zeros((len(files), size, size, 3), dtype=np.uint8)
-        decode_into(pixels, files.__getitem__, lambda i: str(files[i]), "error")
+        decode_into(pixels, files.__getitem__, lambda i: str(files[i]), "error", may_skip=False)
         labels = torch.zeros(len(files), dtype=torch.int64)
         return ImageSet(torch.from_numpy(pixels), labels, ("",))
     val = open_data(images, limit_train=1, limit_val=limit).val

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
-from ..models.create import executed_file
 from ..models.network import Network
+from ..trust import executed_file
 from .loading import library, loading_code
 
 PAPER = "https://arxiv.org/abs/1612.03928"

@@ -96,6 +96,9 @@ def push(arguments: dict[str, Any]) -> None:
 def compare(arguments: dict[str, Any]) -> None:
     """Compare runs in a table and a report; the seeds of one setting make one row."""
     options = from_mapping(CompareOptions, arguments)
+    for flag, needed in (("device", "speed"), ("title", "out")):
+        if flag in arguments and not getattr(options, needed):
+            raise UserError(f"--{flag} does nothing without --{needed}: add it, or leave it out")
     check_json(options.json, options.force)
     from ..report import (
         check_page_file,

@@ -36,8 +36,9 @@ def make_console() -> Console:
 
     if os.environ.get("NO_COLOR"):
         # Bold text and the live line also need control characters.
-        return Console(force_terminal=False)
-    return Console()
+        return Console(force_terminal=False, emoji=False)
+    # With emoji, the text folder:one: would be a picture.
+    return Console(emoji=False)
 
 
 def run_summaries(folders: Sequence[RunFolder]) -> dict[str, Any]:

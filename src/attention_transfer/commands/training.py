@@ -31,10 +31,10 @@ def _launch(command: str, arguments: dict[str, Any]) -> None:
     check_json(launch.json, launch.force)
     from ..launch import run_seeds
     from ..next_steps import next_steps
-    from ..runtime.process import local_rank
+    from ..runtime.ranks import global_rank
 
     folders = run_seeds(recipe, launch.out, launch.seeds, make_console(), launch.jobs)
-    if local_rank() == 0 and all(folder.finished for folder in folders):
+    if global_rank() == 0 and all(folder.finished for folder in folders):
         for line in next_steps(launch.out, folders):
             print(line)
         write_numbers(launch.json, run_summaries(folders))

@@ -6,11 +6,13 @@ import contextlib
 import io
 import os
 import sys
+import tarfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 
 from ..errors import UserError, first_line
 from .images import ImageSet
@@ -20,6 +22,7 @@ from .spec import existing_folder
 from .tables import open_parquet, parquet_folder
 
 SIZE = 32
+LOCK_FILE = ".download.lock"  # the processes of a run download in turn
 # The first file of torchvision's layout, which identifies a folder.
 FIRST_FILE = {"cifar10": "data_batch_1", "cifar100": "train"}
 BASE_FOLDER = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}
@@ -69,17 +72,22 @@ def download(kind: str) -> tuple[Path, str]:
     root = cache_folder(kind)
     try:
         root.mkdir(parents=True, exist_ok=True)
-        if not (root / BASE_FOLDER[kind]).is_dir():
-            print(f"downloading {kind} into {root}", file=sys.stderr)
-        # torchvision draws a progress bar on standard error, and verifies an existing download.
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            _torchvision_class(kind, BASE_FOLDER[kind])(root=str(root), train=True, download=True)
-    except (OSError, RuntimeError) as error:
+        with FileLock(root / LOCK_FILE):
+            _download(kind, root)
+    except (OSError, RuntimeError, EOFError, tarfile.TarError) as error:
         raise UserError(
             f"cannot download {kind} into {root} ({first_line(error)}): expected "
             f"{BASE_FOLDER[kind]}/ there; check the network, or write {kind}:FOLDER for your copy"
         ) from error
     return root, BASE_FOLDER[kind]
+
+
+def _download(kind: str, root: Path) -> None:
+    if not (root / BASE_FOLDER[kind]).is_dir():
+        print(f"downloading {kind} into {root}", file=sys.stderr)
+    # torchvision draws a progress bar on standard error, and verifies an existing download.
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        _torchvision_class(kind, BASE_FOLDER[kind])(root=str(root), train=True, download=True)
 
 
 def _torchvision_class(kind: str, base_folder: str) -> Any:

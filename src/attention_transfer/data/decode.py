@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 MEMORY_SHARE = 0.6
 # The EXIF tag and its value for an upright image.
 ORIENTATION, UPRIGHT = 0x0112, 1
+MEMORY_FILE, CONTROL_GROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
 _CHUNK = 32  # images for each call of a thread
 
 Encoded = Path | bytes | None
@@ -35,6 +36,7 @@ def decode_into(
     name: Callable[[int], str],
     on_bad_image: str,
     short_side: int | None = None,
+    may_skip: bool = True,
 ) -> NDArray[np.int64]:
     """Decodes into `out` (N, size, size, 3).
 
@@ -43,7 +45,8 @@ def decode_into(
 
     Args:
         read, name: functions from the index of an image to its bytes or file, and to its location.
-        on_bad_image: "skip", or "error" to raise `UserError` for the first bad image.
+        on_bad_image: "skip", or "error" to raise `UnreadableImageError` for the first bad image.
+        may_skip: whether the user could have chosen "skip".
     """
     sizes = np.zeros((len(out), 2), dtype=np.int64)
 
@@ -56,7 +59,9 @@ def decode_into(
             except Exception as error:
                 # Pillow raises many kinds of exceptions on damaged input: OSError, SyntaxError, …
                 if on_bad_image != "skip":
-                    raise UserError(unreadable_message(name(i), error)) from error
+                    raise UnreadableImageError(
+                        unreadable_message(name(i), error, may_skip)
+                    ) from error
 
     # Threads suffice, because Pillow decodes and resizes without the interpreter lock.
     pool = ThreadPoolExecutor(max_workers=os.cpu_count())
@@ -69,17 +74,21 @@ def decode_into(
     return sizes
 
 
-def unreadable_message(location: str, error: Exception) -> str:
+class UnreadableImageError(UserError):
+    """An image cannot be decoded."""
+
+
+def unreadable_message(location: str, error: Exception, may_skip: bool = True) -> str:
     """Error text for an unreadable image, one line."""
     from PIL import UnidentifiedImageError
 
     reason = first_line(error)
     if isinstance(error, UnidentifiedImageError):  # its text only has the address of a BytesIO
         reason = "its first bytes are of no known image format"
-    return (
-        f"cannot read the image {location} ({reason}): expected a whole image; "
-        "replace or delete it, or leave out unreadable images with --on-bad-image skip"
-    )
+    advice = "replace or delete it"
+    if may_skip:
+        advice += ", or leave out unreadable images with --on-bad-image skip"
+    return f"cannot read the image {location} ({reason}): expected a whole image; {advice}"
 
 
 def decode_center(
@@ -223,18 +232,23 @@ def memory_budget() -> int | None:
     return None if free is None else int(MEMORY_SHARE * free)
 
 
+def _cached_bytes(group: Path) -> int:
+    """Bytes of a control group that hold cached files; the kernel frees them on demand."""
+    lines = map(str.split, (group / "memory.stat").read_text().splitlines())
+    return sum(int(value) for key, value in lines if key in ("active_file", "inactive_file"))
+
+
 def available_memory() -> int | None:
     """Bytes of memory that this process may still take; None if unknown."""
     limits = []
     with contextlib.suppress(OSError, ValueError):
-        for line in Path("/proc/meminfo").read_text().splitlines():
+        for line in MEMORY_FILE.read_text().splitlines():
             if line.startswith("MemAvailable:"):
                 limits.append(int(line.split()[1]) * 1024)
     with contextlib.suppress(OSError, ValueError):
-        # /proc/meminfo describes the whole machine; a container is limited by its control group.
-        group = Path("/sys/fs/cgroup")
-        used = int((group / "memory.current").read_text())
-        limits.append(int((group / "memory.max").read_text()) - used)
+        # The first file describes the whole machine; a container is limited by its control group.
+        used = int((CONTROL_GROUP / "memory.current").read_text()) - _cached_bytes(CONTROL_GROUP)
+        limits.append(int((CONTROL_GROUP / "memory.max").read_text()) - used)
     if not limits and hasattr(os, "sysconf"):
         with contextlib.suppress(OSError, ValueError):
             limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))

@@ -108,6 +108,13 @@ def count_images(options: DataOptions, seed: int) -> tuple[int, int]:
     return len(train), len(val)
 
 
+def has_boxes(options: DataOptions) -> bool:
+    """Whether the validation images have boxes of objects; decodes no image."""
+    options = subset(options, DataOptions)
+    _, val, _, _ = _select(_open_source(options), options, seed=0)
+    return val.boxes is not None
+
+
 def prepare_data(spec: str) -> None:
     """Downloads data before several processes open it. (For the hub, its library has locks.)"""
     kind, _, place = spec.partition(":")

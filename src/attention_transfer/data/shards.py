@@ -16,9 +16,11 @@ from itertools import islice
 from pathlib import Path
 from urllib.parse import quote
 
+from filelock import FileLock
+
 from ..errors import UserError, first_line
 from ..run_folder import replacing
-from .cifar import cache_folder
+from .cifar import LOCK_FILE, cache_folder
 from .image_folder import VAL_FOLDERS
 from .spec import expanded, nearest_path, visible_files
 
@@ -154,13 +156,16 @@ def _download(url: str) -> Path:
         if file.is_file():
             return file
         folder.mkdir(parents=True, exist_ok=True)
-        print(f"downloading {url} into {folder}", file=sys.stderr)
-        with (
-            urllib.request.urlopen(address, timeout=60) as stream,
-            replacing(file) as partial,
-            open(partial, "wb") as out,
-        ):
-            shutil.copyfileobj(stream, out)
+        with FileLock(folder / LOCK_FILE):
+            if file.is_file():
+                return file  # another process has downloaded it meanwhile
+            print(f"downloading {url} into {folder}", file=sys.stderr)
+            with (
+                urllib.request.urlopen(address, timeout=60) as stream,
+                replacing(file) as partial,
+                open(partial, "wb") as out,
+            ):
+                shutil.copyfileobj(stream, out)
     except (OSError, ValueError, HTTPException) as error:
         raise UserError(
             f"cannot download the shard {url} ({first_line(error)}): check the address and the "

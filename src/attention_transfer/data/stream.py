@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..errors import RunError, UserError, first_line, plural
-from .decode import decode_into, fit_boxes, unreadable_message
+from ..errors import RunError, first_line, plural
+from .decode import UnreadableImageError, decode_into, fit_boxes, unreadable_message
 from .images import ImageSet
 from .plan import EpochPlan, EpochPlanner, TrainingBatch, check_step
 from .reader import Reader
@@ -134,7 +134,7 @@ class StreamSet:
         """Adds unreadable images to `bad`.
 
         Raises:
-            UserError: if unreadable images are an error, or a batch has no readable one.
+            UnreadableImageError: if they are an error, or a batch has no readable image.
         """
         if not batch.bad:
             return
@@ -142,13 +142,13 @@ class StreamSet:
         all_bad = all(i in batch.bad for i in batch.index.tolist())
         first = batch.bad[min(batch.bad)]
         if self.on_bad_image != "skip":
-            raise UserError(first)
+            raise UnreadableImageError(first)
         self.bad.update(batch.bad)
         if all_bad:
             raise NoReadableImageError(first)
 
 
-class NoReadableImageError(UserError):
+class NoReadableImageError(UnreadableImageError):
     """Unreadable images are skipped, but a batch has no readable image."""
 
 

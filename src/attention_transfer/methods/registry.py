@@ -74,6 +74,9 @@ def create_methods(options: MethodOptions) -> list[Method]:
             f"--norm is given, but --convention {options.convention} has none: "
             "add --convention paper"
         )
+    kinds = {options.kind, options.of_teacher.kind}
+    if options.p != _DEFAULTS["p"] and kinds == {"attention"}:
+        raise UserError("--p is given, but --kind attention has no power: leave it out")
     if options.resize != _DEFAULTS["resize"] and options.axis == "channel":
         raise UserError(
             "--resize is given, but maps over channels (--axis channel) have no size: leave it out"

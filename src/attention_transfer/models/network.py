@@ -17,8 +17,9 @@ from ..authors_log import MODEL_FILE, is_authors_run
 from ..errors import UserError, first_line
 from ..run_folder import ZOO, RunFolder, parse_json, replacing
 from ..run_schema import Metadata, validated
+from ..trust import check_trusted
 from .authors import load_authors_run
-from .create import check_trusted, create_model
+from .create import create_model
 from .trained import Preprocess, TrainedNetwork
 from .weights import load_weights
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,24 @@ def _summary(run: LoadedRun, options: dict[str, Any]) -> dict[str, Any]:
     return {
         "final": final,
         "model": run.model,
-        "parameters": options.get("n_parameters"),
+        "parameters": _parameters(run.model, options),
         "seconds": seconds or None,
     }
+
+
+def _parameters(model: str, options: dict[str, Any]) -> int | None:
+    """The number of weights of a WRN, from the log.
+
+    The log counts the running statistics of batch normalisation with them: two numbers a channel.
+    """
+    found = re.fullmatch(r"wrn-(\d+)-(\d+)", model)
+    logged = finite_number(options.get("n_parameters"))
+    if found is None or logged is None:
+        return None
+    depth, width = map(int, found.groups())
+    blocks = (depth - 4) // 6
+    channels, normalised = 16, 0
+    for outputs in (16 * width, 32 * width, 64 * width):
+        normalised += channels + (2 * blocks - 1) * outputs
+        channels = outputs
+    return int(logged) - 2 * (normalised + channels)

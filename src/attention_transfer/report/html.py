@@ -12,6 +12,7 @@ from typing import Any
 
 from ..errors import UserError, plural
 from ..run_folder import RunFolder, is_special, replacing
+from ..trust import executed_file
 from . import summary_text
 from .browser import make_browser
 from .charts import page_charts
@@ -121,7 +122,10 @@ def rerun_command(run: LoadedRun) -> str:
     if not folder.exists:
         return ""
     recipe, out = shlex.quote(str(folder.config_file)), shlex.quote(f"{run.folder}-again")
-    return f"attention-transfer {run.command} --config {recipe} --out {out}"
+    networks = run.config.get("model"), run.config.get("teacher")
+    trust = any(executed_file(str(name)) is not None for name in networks)
+    flags = " --trust-code" if trust else ""
+    return f"attention-transfer {run.command} --config {recipe} --out {out}{flags}"
 
 
 def _command(command: Any) -> str:

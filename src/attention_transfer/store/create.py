@@ -15,9 +15,10 @@ from ..errors import UserError, check_choice, shown
 from ..map_options import MapOptions
 from ..maps import make_options
 from ..numerics import check_logits
-from ..taps import evaluating, split_preprocessing, tap, try_stages
-from ..teacher import Transform
-from .fingerprint import network_fingerprint
+from ..taps import evaluating, tap, try_stages
+from ..teacher import Transform, split_transform
+from ..trust import executed_file
+from .fingerprint import network_fingerprint, with_code
 from .header import ArrayEntry, Header, ImagesRecord, StageRecord, TeacherRecord, Views
 from .store import CLASSES, LOGITS, TeacherStore, normalized_map
 
@@ -66,8 +67,7 @@ def create_store(
         if not isinstance(number, int) or number < 1:
             raise UserError(f"{name} is {shown(number)}: expected a whole number ≥ 1")
     names = tuple(getattr(teacher, "class_names", ()))
-    network, preprocess = split_preprocessing(teacher)
-    transform = preprocess or teacher_transform
+    network, transform = split_transform(teacher, teacher_transform, "teacher")
     classes = names or _numbered_classes(network, example, transform)
     fingerprint = network_fingerprint(network, transform)
     record = TeacherRecord(type(network).__name__, fingerprint, classes, bool(names))
@@ -171,6 +171,8 @@ def _map_entries(
 def teacher_record(network: Any, precision: str | None = None) -> TeacherRecord:
     """The record of a `models.network.Network`."""
     fingerprint = network_fingerprint(network.module, network.preprocess)
+    if (code := executed_file(network.name)) is not None:
+        fingerprint = with_code(fingerprint, code)
     return TeacherRecord(
         network.name,
         fingerprint,

@@ -49,8 +49,9 @@ def _run_here(task: Task) -> Exception | None:
     assert task.log is not None, "a planned run has a log"
     task.log.parent.mkdir(parents=True, exist_ok=True)
     with open(task.log, "a", buffering=1) as log:
+        console = Console(file=log, force_terminal=False, emoji=False)
         try:
-            run_and_report(task.recipe, task.folder, Console(file=log, force_terminal=False))
+            run_and_report(task.recipe, task.folder, console)
         except (UserError, RunError) as error:
             return type(error)(f"{task.folder}: {error}")
     return None

@@ -23,6 +23,7 @@ from ..run_folder import replacing
 from ..runtime.environment import environment
 from ..runtime.options import RuntimeOptions
 from ..runtime.resolve import count_flops, fast_bf16, resolve_runtime
+from ..train.options import TrainingOptions
 from .compute import saved_mib
 from .options import StudyOptions
 from .plots import save_cost_figure
@@ -47,9 +48,10 @@ def run_cost(options: StudyOptions, changes: Mapping[str, Any], console: Console
     Raises:
         UserError: for a pair without a colon, and an unknown network.
     """
-    device = str(changes.get("device", "auto"))
-    runtime = resolve_runtime(from_mapping(RuntimeOptions, {"device": device}))
-    batch = int(changes.get("batch_size", BATCH))
+    device = {"device": changes.get("device", "auto")}
+    runtime = resolve_runtime(from_mapping(RuntimeOptions, device))
+    size = {"batch_size": changes.get("batch_size", BATCH)}
+    batch = from_mapping(TrainingOptions, size).batch_size
     lines: list[Line] = []
     notes: list[str] = []
     pairs = list(options.pairs or PAIRS)

@@ -110,7 +110,7 @@ class StudyOptions(LotOptions):
         Words,
         option(
             "beta: values of β; few-labels: shares of the training images, in percent; "
-            "localisation: epochs of the networks trained alone.",
+            "localisation: epochs of each network.",
             expected="numbers, like 0.3,1,3",
             default_text="the study's",
         ),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -156,10 +156,13 @@ class _Planner:
         layers: list[Mapping[str, Any]] = []
         if recipe is not None:
             layers.append(named_recipe(recipe))
+        options = self.table.options | row.options
         spec = self.data.get(row.data or "")
         if spec is not None:
+            # In its place in the order, so that the options stay above the defaults of the data.
             layers.append({"data": spec})
-        return [*layers, self.table.options, row.options]
+            options.pop("data", None)
+        return [*layers, options]
 
     def _teacher(self, row: Row) -> RunFolder | None:
         if row.teacher is None:
@@ -212,12 +215,23 @@ class _Planner:
         """Merges the layers and the changes; milestones keep their position relative to epochs."""
         changes = {key: value for key, value in self.changes.items() if key not in without}
         recipe = layered_recipe(*layers, changes)
-        if recipe.schedule != "step" or "epochs" not in self.changes:
+        epochs = _epochs_of_milestones([*layers, changes])
+        if recipe.schedule != "step" or epochs in (None, recipe.epochs):
             return recipe
-        factor = recipe.epochs / layered_recipe(*layers).epochs
+        factor = recipe.epochs / epochs
         milestones = dict.fromkeys(1 + round((m - 1) * factor) for m in recipe.milestones)
-        # A milestone at epoch 0 would only lower the initial rate.
+        # A milestone at epoch 1 would only lower the initial rate.
         return replace(recipe, milestones=tuple(m for m in milestones if 1 < m <= recipe.epochs))
+
+
+def _epochs_of_milestones(layers: Sequence[Mapping[str, Any]]) -> int | None:
+    """The number of epochs that the milestones refer to: that of the layer which sets them."""
+    epochs, found = option_specs(Recipe)["epochs"].default, None
+    for layer in layers:
+        epochs = layer.get("epochs", epochs)
+        if "milestones" in layer:
+            found = epochs
+    return found
 
 
 def _can_learn_from_store(recipe: Recipe) -> bool:

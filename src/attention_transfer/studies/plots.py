@@ -142,5 +142,5 @@ def save_cost_figure(lines: Sequence[Mapping[str, Any]], file: Path) -> None:
         for axes, label in zip(panels, ("ms, batch of 1", "ms an image, batches"), strict=True):
             scale_by_logarithm(axes)
             axes.set_xlabel(label)
-            axes.invert_yaxis()
+        panels[0].invert_yaxis()  # of both panels, which share it
         panels[0].set_yticks(range(len(names)), names)

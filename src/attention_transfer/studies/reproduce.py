@@ -9,9 +9,9 @@ from typing import Any
 from rich.console import Console
 
 from ..errors import RunError, plural
-from ..models.create import check_trusted
 from ..outputs import write_numbers
 from ..report.formats import model_name
+from ..trust import check_trusted
 from .carry_out import carry_out
 from .measure import Speed, run_seconds
 from .options import SMALLER, LotOptions, ReproduceOptions

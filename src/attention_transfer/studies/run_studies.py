@@ -29,6 +29,8 @@ METHOD_NAMES = {"none": "student alone", "at": "AT", "kd": "KD", "at+kd": "AT+KD
 # Chosen in short runs (results/cifar10-gradient.md); AT has β = auto.
 GRADIENT_BETA = 0.02
 GRADIENT_METHODS = ("gradient", "symmetry", "min-l2")
+# Where the settings have epochs of their own, the user's are those of the teacher.
+LENGTH = ("epochs", "milestones")
 # A teacher of the same network must have another seed than the student.
 TEACHER_SEED = 1000
 
@@ -63,7 +65,8 @@ def few_labels_table(options: StudyOptions, changes: dict[str, Any]) -> Table:
     images, _ = count_images(replace(base, limit_train=limit), seed=0)
     epochs = base.epochs
     # The user's changes apply to the teacher as they are, and to the students by their share.
-    teacher = {"limit_train": None} | _take(changes, "epochs", "limit_train")
+    teacher = {"limit_train": None} | _take(changes, "limit_train")
+    run_length = _take(changes, *LENGTH)
     rows = []
     for word in options.values or tuple(map(str, SHARES)):
         percent = number(word, "values")
@@ -76,7 +79,7 @@ def few_labels_table(options: StudyOptions, changes: dict[str, Any]) -> Table:
             for method in ("none", *(options.methods or ("at", "kd", "at+kd")))
         }
         rows.append({"name": f"{percent:g} %", "settings": settings})
-    return _table("Few labels", options, {}, rows, teacher)
+    return _table("Few labels", options, {}, rows, teacher, run_length)
 
 
 def mechanisms_table(options: StudyOptions, changes: dict[str, Any]) -> Table:
@@ -84,7 +87,7 @@ def mechanisms_table(options: StudyOptions, changes: dict[str, Any]) -> Table:
     from .compute import step_flops
 
     base = _student_recipe(options, changes, "nin-thin-no-bn", lr=0.03)
-    epochs, teacher_options = base.epochs, _take(changes, "epochs")
+    epochs, run_length = base.epochs, _take(changes, *LENGTH)
     teacher = options.teacher or "nin-wide-no-bn"
     methods = options.methods or (
         *("at", "gradient", "symmetry", "min-l2", "full", "kd"),
@@ -101,8 +104,7 @@ def mechanisms_table(options: StudyOptions, changes: dict[str, Any]) -> Table:
         settings[method_name(method)] = keys
     row = {"student": base.model, "teacher": teacher}
     title = "Mechanisms at equal compute"
-    table = _table(title, options, settings, [row], teacher_options)
-    return table.model_copy(update={"options": {**table.options, "lr": base.lr}})
+    return _table(title, options, settings, [row], recipe_options=run_length | {"lr": base.lr})
 
 
 def same_architecture_table(options: StudyOptions, changes: dict[str, Any]) -> Table:
@@ -125,17 +127,17 @@ def same_architecture_table(options: StudyOptions, changes: dict[str, Any]) -> T
 def localisation_table(options: StudyOptions, changes: dict[str, Any]) -> Table:
     """Networks of different accuracy: methods, each trained for several numbers of epochs."""
     base = _student_recipe(options, changes)
-    epochs, teacher_options = base.epochs, _take(changes, "epochs")
+    epochs, run_length = base.epochs, _take(changes, *LENGTH)
     shares = (1 / 12, 1 / 4, 1 / 2, 1.0)
     lengths = [max(1, round(epochs * share)) for share in shares]
     if options.values:
-        lengths = [int(number(word, "values")) for word in options.values]
+        lengths = [whole_number(word, "values") for word in options.values]
     settings: Settings = {}
     for method in ("none", *(options.methods or ("at", "kd", "at+kd"))):
         for length in dict.fromkeys(lengths):
             name = f"{method_name(method)}, {length} epochs"
             settings[name] = {"method": method, "epochs": length}
-    return _table("Attention and the object", options, settings, None, teacher_options)
+    return _table("Attention and the object", options, settings, recipe_options=run_length)
 
 
 def _take(changes: dict[str, Any], *keys: str) -> dict[str, Any]:
@@ -164,14 +166,18 @@ def _table(
     settings: Settings,
     rows: list[dict[str, Any]] | None = None,
     teacher_options: Mapping[str, Any] | None = None,
+    recipe_options: Mapping[str, Any] | None = None,
 ) -> Table:
-    """A table of one or several rows on the networks and images of the options."""
+    """A table of one or several rows on the networks and images of the options.
+
+    `recipe_options` apply to all runs; a setting may replace them, as `epochs`.
+    """
     pair = {"student": options.student or STUDENT, "teacher": options.teacher or TEACHER}
     values: dict[str, Any] = {
         "title": title,
         "recipe": options.recipe or "digits-student",
         "teacher_recipe": options.recipe or "digits-teacher",
-        "options": {"data": options.data} if options.data else {},
+        "options": ({"data": options.data} if options.data else {}) | dict(recipe_options or {}),
         "teacher_options": dict(teacher_options or {}),
         "settings": settings,
         "rows": [pair | row for row in rows or [{}]],
@@ -192,6 +198,14 @@ def number(word: str, flag: str) -> float:
     if not 0 < value < math.inf:
         raise UserError(f"{flag} has {word!r}: expected positive numbers")
     return value
+
+
+def whole_number(word: str, flag: str) -> int:
+    """As `number`, for whole numbers."""
+    value = number(word, flag)
+    if not value.is_integer():
+        raise UserError(f"{flag} has {word!r}: expected whole numbers of epochs")
+    return int(value)
 
 
 TABLES: dict[str, Callable[[StudyOptions, dict[str, Any]], Table]] = {

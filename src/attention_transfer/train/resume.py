@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..data.dataset import Dataset
+from ..data.decode import UnreadableImageError
 from ..errors import UserError
 from ..methods.options import AUTO
 from ..methods.registry import method_names
@@ -146,13 +147,16 @@ def _check_data(folder: RunFolder, data: Dataset) -> None:
 
 
 @contextmanager
-def allow_changed_images(folder: RunFolder) -> Iterator[None]:
-    """After an unreadable image in the block, lets the run continue once with repaired files."""
+def allow_changed_images(folder: RunFolder, writes: bool) -> Iterator[None]:
+    """After an unreadable image in the block, lets the run continue once with repaired files.
+
+    `writes` is true on the one process that writes to the folder.
+    """
     try:
         yield
-    except UserError:
+    except UnreadableImageError:
         record = folder.environment()
-        if "data" in record:
+        if writes and "data" in record:
             record["data"] |= dict.fromkeys(FINGERPRINTS)
             write_json(folder.environment_file, record)
         raise

@@ -113,7 +113,7 @@ def _train(
 
     with Loggers(loggers, folder, recipe.to_dict(), progress.say) as logs:
         trainer.log = logs.write
-        with resume.allow_changed_images(folder), catch_warnings():
+        with resume.allow_changed_images(folder, fabric.is_global_zero), catch_warnings():
             simplefilter("ignore", BatchStatisticsWarning)  # the dry step has printed it
             rows = trainer.train()
         fabric.barrier()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from ..data.options import check_augment
 from ..errors import UserError
 from ..models.network import Network
 from ..models.start import check_network, load_network
+from ..runtime import ranks
 from ..runtime.process import make_fabric, set_up_process
 from ..runtime.resolve import RuntimeConfig, count_flops, resolve_runtime
 from ..store.create import plan_store, teacher_record
@@ -45,6 +47,18 @@ def teach(options: TeachOptions, console: Console) -> dict[str, Any]:
     check_augment(options, options.stream)
     if is_store(options.teacher):
         raise UserError(f"{options.teacher} is a store itself: expected the teacher's network")
+    if options.compile == "graphs":
+        raise UserError("--compile graphs replays steps of training: choose --compile on")
+    devices, nodes = ranks.resolve_processes(options)
+    options = replace(options, devices=devices, nodes=nodes)
+    if not options.dry_run:
+        ranks.join(options)
+    with ranks.propagate_failures():
+        return _teach(options, console)
+
+
+def _teach(options: TeachOptions, console: Console) -> dict[str, Any]:
+    assert options.views is not None, "`teach` has checked it"
     data = open_images(options, options.augment, options, seed=0)
     classes = data.classes, data.mean, data.std
     network = load_network(
