@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -113,6 +114,24 @@ def test_an_unreadable_image_loses_nothing(images, tmp_path, monkeypatch, part):
     assert f"at step {6 if part == 'train' else 4} of 8" in said
     assert rows(tmp_path / "run") == rows(tmp_path / "alone")
     assert weights(tmp_path / "run") == weights(tmp_path / "alone")
+
+
+def test_unreadable_images_are_counted_across_a_stop(images, tmp_path):
+    """Each epoch meets the image; the last step, which alone is left, does not."""
+    folder = shutil.copytree(images.removeprefix("folder:"), tmp_path / "set")
+    (folder / "train" / "class00" / "1.png").write_bytes(b"no image")
+    recipe = streamed(f"folder:{folder}", on_bad_image="skip")
+    carry_out(recipe, tmp_path / "alone")
+    with pytest.MonkeyPatch.context() as patch:
+        stop_after(patch, 7, request_stop)
+        with pytest.raises(Interrupted):
+            carry_out(recipe, tmp_path / "run")
+    carry_out(recipe, tmp_path / "run")
+    counts = [
+        json.loads((tmp_path / run / "summary.json").read_text())["skipped_images"]
+        for run in ("alone", "run")
+    ]
+    assert counts == [1, 1]
 
 
 def test_how_images_were_held_is_kept(images, tmp_path):

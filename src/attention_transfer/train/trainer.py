@@ -19,7 +19,7 @@ from ..data.plan import TrainingBatch
 from ..errors import RunError, first_line
 from ..run_folder import RunFolder
 from ..runtime.cuda_graphs import CudaGraphs
-from ..runtime.ranks import highest
+from ..runtime.ranks import gather, highest
 from ..transfer import Transfer
 from . import shares
 from .checkpoint import load_checkpoint, save_checkpoint
@@ -197,8 +197,11 @@ class Trainer:
     def state_dict(self) -> dict[str, Any]:
         """The state that a run needs to continue bit for bit, in the format of checkpoint.pt.
 
-        All ranks must call this: the sums of the meter are those of all ranks.
+        All ranks must call this: the sums of the meter and the unreadable images are those of all
+        ranks.
         """
+        unreadable = sorted(set[int]().union(*gather(self.loader.images.bad)))
+        self._add_unreadable(unreadable)
         scheduler = self.scheduler.state_dict().items()
         average = cuda_rng = None
         if self.average is not None:
@@ -218,6 +221,7 @@ class Trainer:
             "rng": torch.get_rng_state(),
             "cuda_rng": cuda_rng,
             "rows": self.rows,
+            "unreadable": unreadable,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -230,6 +234,7 @@ class Trainer:
         self.meter.load_state_dict(state["meter"], self.fabric)
         self.step, self.seconds = state["step"], state["seconds"]
         self.lr = state.get("lr", self.lr)  # absent from early checkpoints
+        self._add_unreadable(state.get("unreadable", []))
         torch.set_rng_state(state["rng"].cpu())
         if state["cuda_rng"] is not None:
             torch.cuda.set_rng_state(state["cuda_rng"].cpu())
@@ -237,6 +242,12 @@ class Trainer:
             self.rows = state["rows"]
         else:  # an early checkpoint
             self.rows = [row for row in self.folder.metrics() if row["step"] <= self.step]
+
+    def _add_unreadable(self, rows: list[int]) -> None:
+        """Adds to the unreadable images, which are counted at the end of the run."""
+        bad = self.loader.images.bad
+        if isinstance(bad, set):  # images in memory have been read already
+            bad.update(rows)
 
     def _continue(self) -> None:
         """Loads the checkpoint or the previous one, and repairs damaged files."""
