@@ -335,7 +335,9 @@ class TestPairs:
         torch.compiler.reset()
         student, teacher = draw(1, 2, 4, 4), draw(1, 2, 2, 2)
         compiled = torch.compile(at_loss, backend="eager")
-        with pytest.raises(ValueError, match=next(iter(option))):
+        # PyTorch 2.11 cannot raise every error of a traced function; its own shows the line.
+        kind = ValueError if torch.__version__ >= (2, 12) else Exception
+        with pytest.raises(kind, match=next(iter(option))):
             compiled(student, teacher, **option)
 
     def test_p_below_one(self):

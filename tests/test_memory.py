@@ -10,7 +10,9 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/sel
 
 def test_transfers_leave_no_hook_and_no_tensor():
     before, after, hooks = after_transfers(50)
-    assert hooks == 0 and after.tensors == before.tensors
+    assert hooks == 0
+    # Fewer, where tensors of other tests ended meanwhile.
+    assert after.tensors <= before.tensors
 
 
 @pytest.mark.usefixtures("quick_runs")

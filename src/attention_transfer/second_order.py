@@ -155,13 +155,14 @@ def defer_batch_norm_counters(model: nn.Module) -> Iterator[None]:
     # Without a momentum, the running averages need the counter during the block.
     layers = [m for m in layers if m.num_batches_tracked is not None and m.momentum is not None]
     counts = [layer.num_batches_tracked for layer in layers]
+    # Not by name: PyTorch 2.11 cannot compile the hook that then sees the buffer.
     for layer in layers:
-        layer.num_batches_tracked = None
+        layer._buffers["num_batches_tracked"] = None
     try:
         yield
     finally:
         for layer, count in zip(layers, counts, strict=True):
-            layer.num_batches_tracked = count
+            layer._buffers["num_batches_tracked"] = count
     # After an error this is not reached, and nothing is counted.
     for count in counts:
         count.add_(1)  # type: ignore[union-attr]

@@ -167,4 +167,6 @@ def patch_attention(
             "block of a plain vision transformer"
         )
     rows = call.rows(first_only=class_token and layout.prefix > 0)
-    return rows[:, :, layout.prefix :].unflatten(2, layout.grid)
+    patches = rows[:, :, layout.prefix :]
+    # Not `unflatten`, which PyTorch 2.11 cannot compile here.
+    return patches.reshape(*patches.shape[:2], *layout.grid)
