@@ -11,6 +11,7 @@ import re
 import statistics
 import sys
 from collections.abc import Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from attention_transfer.studies.summaries import Cell, TableData, read_table_dat
 
 RESULTS = Path(__file__).parents[1] / "results" / "defaults"
 SWEEP = re.compile(r"(?P<convention>authors|caffe), β = (?P<beta>\d+)")
+EIGHTH = "#8c6d31"  # a colour that COLOURS lacks
 TITLES = {"authors": "convention authors", "caffe": "convention caffe (per unit of energy)"}
 
 
@@ -47,7 +49,7 @@ def draw(tables: Sequence[TableData], file: Path) -> None:
     """A panel for each convention, a line for each setting, its `auto` as a level."""
     with figure(file, len(TITLES), width=4.4) as panels:
         for axes, convention in zip(panels, TITLES, strict=True):
-            for colour, table in zip(COLOURS, tables, strict=False):
+            for colour, table in zip(cycle((*COLOURS, EIGHTH)), tables, strict=False):
                 _draw_setting(axes, convention, table, colour)
             axes.axhline(0, color="#555555", lw=1)
             scale_by_logarithm(axes)
