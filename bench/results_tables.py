@@ -98,6 +98,8 @@ def table_of(text: str, root: Path) -> str:
     if "stack" in words:
         tables = [table for table, _ in parts]
         return text_table(stacked(tables, words.get("only")), words["stack"]).markdown()
+    if "only" in words:
+        parts = [(stacked([table], words["only"], row=""), columns) for table, columns in parts]
     (data, columns), *others = parts
     if columns or others:
         return joined_table(parts).markdown()
@@ -123,13 +125,16 @@ def best_of_sweep(tables: Sequence[TableData]) -> TextTable:
     return TextTable(headers, rows)
 
 
-def stacked(tables: Sequence[TableData], only: Sequence[str] | None) -> TableData:
-    """Stacks tables; their titles become rows. `only` selects and orders settings."""
+def stacked(
+    tables: Sequence[TableData], only: Sequence[str] | None, row: str | None = None
+) -> TableData:
+    """Stacks tables; `only` selects and orders settings. The rows are their titles, or `row`."""
     cells = []
     for table in tables:
         names = only or [cell.setting for cell in table.cells]
         found = (table.cell("", name) for name in names)
-        cells += [replace(cell, row=table.title) for cell in found if cell is not None]
+        name = table.title if row is None else row
+        cells += [replace(cell, row=name) for cell in found if cell is not None]
     return TableData({}, cells)
 
 

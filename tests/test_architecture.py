@@ -140,7 +140,7 @@ def test_the_core_knows_no_network_data_optimiser_or_run(file):
 @pytest.mark.parametrize("file", in_room("report"), ids=str)
 def test_the_report_needs_no_torch_and_no_model_code(file):
     assert not third_party(file) & {"torch", "torchvision", "timm", "lightning"}
-    allowed = {"report", "errors", "run_folder", "run_schema", "authors_log", "stats"}
+    allowed = {"report", "errors", "run_folder", "run_schema", "authors_log", "stats", "trust"}
     allowed |= {"__version__"}
     # The options say which of them change numbers, and what their defaults are.
     assert units(file) <= allowed | {"config", "options", "options of a room"}

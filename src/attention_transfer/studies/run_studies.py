@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..config import layered_recipe, named_recipe
-from ..data.open import count_images
+from ..data.open import count_images, has_boxes
 from ..errors import UserError
 from .options import StudyOptions
 from .table_file import Table, parse_table
@@ -127,6 +127,11 @@ def same_architecture_table(options: StudyOptions, changes: dict[str, Any]) -> T
 def localisation_table(options: StudyOptions, changes: dict[str, Any]) -> Table:
     """Networks of different accuracy: methods, each trained for several numbers of epochs."""
     base = _student_recipe(options, changes)
+    if not has_boxes(base):
+        raise UserError(
+            f"study localisation needs boxes of objects, but {base.data} has none: "
+            "expected digits, or a folder: with boxes.csv"
+        )
     epochs, run_length = base.epochs, _take(changes, *LENGTH)
     shares = (1 / 12, 1 / 4, 1 / 2, 1.0)
     lengths = [max(1, round(epochs * share)) for share in shares]

@@ -8,12 +8,11 @@ from typing import Any
 
 from rich.console import Console
 
-from ..data.open import has_boxes
 from ..errors import UserError, check_choice
 from ..report.formats import signed
 from ..stats import Estimate, paired_difference, rank_correlation
 from .options import SMALLER, STUDIES, StudyOptions
-from .plan import Plan, make_plan
+from .plan import make_plan
 from .plots import (
     save_bars_figure,
     save_beta_figure,
@@ -81,8 +80,6 @@ def run_study(
     small = {key: changes[key] for key in SMALLER if key in changes}
     table = TABLES[name](options, changes)
     plan = make_plan(table, table.rows, options.seeds, options.out, {}, changes)
-    if name == "localisation":
-        _check_boxes(plan)
     if not carry_out_plan(plan, options, console):
         return
     data = table_data(plan, small)
@@ -94,15 +91,6 @@ def run_study(
     draw(name, data, picture)
     console.print(f"plot: {picture}", markup=False, highlight=False, soft_wrap=True)
     check_complete(plan)
-
-
-def _check_boxes(plan: Plan) -> None:
-    recipe = next(iter(plan.tasks.values())).recipe
-    if not has_boxes(recipe):
-        raise UserError(
-            f"study localisation needs boxes of objects, but {recipe.data} has none: "
-            "expected digits, or a folder: with boxes.csv"
-        )
 
 
 def draw(name: str, data: TableData, file: Path) -> None:

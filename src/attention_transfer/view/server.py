@@ -158,6 +158,7 @@ async def _read(request: web.Request) -> bytes:
 
 
 def serve(viewer: Viewer, listening: socket.socket) -> None:
-    """Serves until the process is interrupted."""
+    """Serves until Ctrl-C or SIGTERM."""
     app = make_app(viewer, hosts(listening))
-    web.run_app(app, sock=listening, print=None, access_log=None, handle_signals=False)
+    # aiohttp's handlers wait for the end of a task; Python's would interrupt it anywhere.
+    web.run_app(app, sock=listening, print=None, access_log=None)
