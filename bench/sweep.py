@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import random
 import socket
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing.connection import Connection
@@ -213,10 +214,12 @@ def torchrun_environment(rank: int, processes: int, port: int) -> dict[str, str]
 
 
 def free_port() -> int:
-    """A port of this machine that is free."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
+    """A free port below those that the system gives to other programs meanwhile (32768 and up)."""
+    while True:
+        port = random.SystemRandom().randrange(20_000, 32_768)
+        with socket.socket() as candidate, suppress(OSError):
+            candidate.bind(("127.0.0.1", port))
+            return port
 
 
 if __name__ == "__main__":
