@@ -144,21 +144,26 @@ def test_stopped_it_saves_and_goes_on(tmp_path, number, whole_group):
         assert len(rows(checkpoint.parent)) >= step // 4
 
 
-def test_a_run_that_somebody_stopped_is_not_a_success(tmp_path):
-    """The lock names the process of a run, and a person may stop that one."""
-    model = write_factory(tmp_path)
-    line = f"{LINE} --model {model} --epochs 9000 --max-steps 36000 --out run --jobs 2"
+def start_two_long_runs(folder, **streams):
+    """The process that started them, and their folders, once both have a checkpoint."""
+    line = f"{LINE} --model {write_factory(folder)} --epochs 9000 --max-steps 36000"
     process = subprocess.Popen(
-        [sys.executable, "-m", "attention_transfer", *shlex.split(line)],
-        cwd=tmp_path,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
+        [sys.executable, "-m", "attention_transfer", *shlex.split(f"{line} --out run --jobs 2")],
+        cwd=folder,
         text=True,
+        **streams,
     )
-    runs = [tmp_path / "run" / seed for seed in ("seed-3", "seed-4")]
+    runs = [folder / "run" / seed for seed in ("seed-3", "seed-4")]
     end = time.monotonic() + 300
     while not all((run / "checkpoint.pt").is_file() for run in runs) and time.monotonic() < end:
         time.sleep(0.02)
+    return process, runs
+
+
+def test_a_run_that_somebody_stopped_is_not_a_success(tmp_path):
+    """The lock names the process of a run, and a person may stop that one."""
+    streams = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    process, runs = start_two_long_runs(tmp_path, **streams)
     for run in runs:
         os.kill(json.loads((run / ".lock").read_text())["process"], signal.SIGTERM)
     err = process.communicate(timeout=300)[1]
@@ -168,18 +173,7 @@ def test_a_run_that_somebody_stopped_is_not_a_success(tmp_path):
 
 def test_jobs_end_with_the_process_that_started_them(tmp_path):
     """Killed, it can tell them nothing; they save their state and leave the folders free."""
-    model = write_factory(tmp_path)
-    line = f"{LINE} --model {model} --epochs 9000 --max-steps 36000 --out run --jobs 2"
-    process = subprocess.Popen(
-        [sys.executable, "-m", "attention_transfer", *shlex.split(line)],
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    runs = [tmp_path / "run" / seed for seed in ("seed-3", "seed-4")]
-    end = time.monotonic() + 300
-    while not all((run / "checkpoint.pt").is_file() for run in runs) and time.monotonic() < end:
-        time.sleep(0.02)
+    process, runs = start_two_long_runs(tmp_path, stdout=subprocess.PIPE)
     process.kill()
     said = process.communicate(timeout=300)[0]  # its end is that of the last job
     assert said.count("stopping after this step; the state is saved first") == 2
