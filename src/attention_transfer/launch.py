@@ -209,7 +209,7 @@ def _work(task: Task, jobs: int, threads: int, parent: int, pipe: Connection) ->
     try:
         signal.signal(signal.SIGTERM, interrupt)
         end_with_parent(parent)
-        console = Console(file=stdout, force_terminal=False, emoji=False)
+        console = Console(file=stdout, force_terminal=False, markup=False, emoji=False)
         run_and_report(task.recipe, task.folder, console, jobs)
     except (UserError, RunError) as raised:
         # An error of the base class, because not every subclass can be pickled.

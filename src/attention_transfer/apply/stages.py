@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Column, Table
-from rich.text import Text
 
 from ..models.network import Network, fixed_size
 from ..models.start import run_once
@@ -93,11 +92,11 @@ def _stage_table(network: Facts) -> Table:
     if network["takes_one_size"]:
         title += ", its input size"
     numbers = [Column(text, justify="right") for text in ("channels", "size", "stride", "depth")]
-    table = Table("layer", *numbers, title=Text(title, "table.title"), title_justify="left")
+    table = Table("layer", *numbers, title=title, title_justify="left")
     for stage in network["stages"]:
         height, width = stage["size"]
         table.add_row(
-            Text(stage["layer"]),
+            stage["layer"],
             str(stage["channels"]),
             f"{height}×{width}",
             f"{stage['stride']:.3g}",
@@ -109,7 +108,7 @@ def _stage_table(network: Facts) -> Table:
 def _pair_table(pairs: Sequence[Facts], unpaired: Sequence[Facts]) -> Table:
     table = Table("student", "teacher", "why", title="pairs", title_justify="left")
     for pair in pairs:
-        table.add_row(*(Text(pair[key]) for key in ("student", "teacher", "why")))
+        table.add_row(pair["student"], pair["teacher"], pair["why"])
     for layer in unpaired:
         sides = (layer["layer"], "–") if layer["side"] == "student" else ("–", layer["layer"])
         table.add_row(*sides, layer["why"])

@@ -34,11 +34,12 @@ class Command:
 def make_console() -> Console:
     from rich.console import Console
 
+    # Otherwise [beta] in a user's text would be a style, and :one: a picture.
+    plain: Any = {"markup": False, "emoji": False}
     if os.environ.get("NO_COLOR"):
         # Bold text and the live line also need control characters.
-        return Console(force_terminal=False, emoji=False)
-    # With emoji, the text folder:one: would be a picture.
-    return Console(emoji=False)
+        return Console(force_terminal=False, **plain)
+    return Console(**plain)
 
 
 def run_summaries(folders: Sequence[RunFolder]) -> dict[str, Any]:

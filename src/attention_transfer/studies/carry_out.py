@@ -49,7 +49,7 @@ def _run_here(task: Task) -> Exception | None:
     assert task.log is not None, "a planned run has a log"
     task.log.parent.mkdir(parents=True, exist_ok=True)
     with open(task.log, "a", buffering=1) as log:
-        console = Console(file=log, force_terminal=False, emoji=False)
+        console = Console(file=log, force_terminal=False, markup=False, emoji=False)
         try:
             run_and_report(task.recipe, task.folder, console)
         except (UserError, RunError) as error:

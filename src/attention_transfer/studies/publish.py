@@ -31,7 +31,7 @@ def publish(
         console.print(note, markup=False, highlight=False, soft_wrap=True)
     files = [stem.with_name(stem.name + suffix) for suffix in (".txt", ".md", ".jsonl")]
     with replacing(files[0]) as partial, open(partial, "w") as stream:
-        page = Console(file=stream, width=160, emoji=False)
+        page = Console(file=stream, width=160, markup=False, emoji=False)
         page.print(text)
         for note in notes(data):
             page.print(note, markup=False, highlight=False, soft_wrap=True)

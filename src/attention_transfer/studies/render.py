@@ -183,17 +183,13 @@ class TextTable:
     def for_terminal(self, title: str) -> Any:
         from rich.box import SIMPLE_HEAD
         from rich.table import Table
-        from rich.text import Text
 
-        # As `Text`, because strings are markup: [beta] would be a style.
-        table = Table(
-            title=Text(title, "table.title"), title_justify="left", box=SIMPLE_HEAD, pad_edge=False
-        )
+        table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
         for index, header in enumerate(self.headers):
             justify: Any = "left" if index < self.labels else "right"
             table.add_column(header, justify=justify, overflow="fold")
         for row in self.rows:
-            table.add_row(*map(Text, row))
+            table.add_row(*row)
         return table
 
 
