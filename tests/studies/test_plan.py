@@ -56,6 +56,9 @@ def test_a_shorter_run_is_another_run_and_keeps_its_drops(tmp_path):
     assert (recipe.epochs, recipe.milestones) == (20, (7, 13, 17))
     one = next(iter(plan_of("table1", tmp_path, seeds=1, epochs=1).tasks.values())).recipe
     assert one.milestones == ()
+    # As the command line has them: text.
+    plan = plan_of("table1", tmp_path, seeds=1, epochs="20", milestones="5,15")
+    assert next(iter(plan.tasks.values())).recipe.milestones == (5, 15)
 
 
 def test_data_of_the_command_replaces_that_of_the_file(tmp_path):

@@ -13,8 +13,9 @@ from typing import Any
 from ..config import Recipe, layered_recipe, named_recipe
 from ..errors import UserError
 from ..launch import Task
-from ..options import option_specs
+from ..options import from_mapping, option_specs
 from ..run_folder import RunFolder
+from ..train.options import TrainingOptions
 from .table_file import TEACHER, Row, Table
 
 # Options that are not part of the digest in a run's folder name: seeds and other runs.
@@ -231,7 +232,8 @@ def _epochs_of_milestones(layers: Sequence[Mapping[str, Any]]) -> int | None:
         epochs = layer.get("epochs", epochs)
         if "milestones" in layer:
             found = epochs
-    return found
+    # A flag's value is text so far.
+    return None if found is None else from_mapping(TrainingOptions, {"epochs": found}).epochs
 
 
 def _can_learn_from_store(recipe: Recipe) -> bool:
