@@ -10,7 +10,7 @@ import pytest
 
 from attention_transfer.cli import PROGRAM
 from attention_transfer.commands import COMMANDS
-from attention_transfer.commands.shared import make_console
+from attention_transfer.console import make_console
 from attention_transfer.examples import EXAMPLES
 from attention_transfer.flags import Parser, add_options
 from attention_transfer.studies.render import TextTable

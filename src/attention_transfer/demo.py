@@ -37,7 +37,7 @@ def run_demo(out: Path, seeds: int, console: Console) -> list[SettingRow]:
     write_report(runs, report)
     minutes = (time.monotonic() - start) / 60
     text = f"{minutes:.1f} min. Curves, costs and attention maps: {report}"
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    console.out(text)
     return rows
 
 

@@ -18,6 +18,7 @@ import torch
 from rich.console import Console
 
 from .config import Recipe
+from .console import make_console
 from .data.open import prepare_data
 from .errors import RunError, UserError, first_line
 from .report import read_run, save_run_maps, write_report
@@ -186,7 +187,7 @@ def run_tasks(
                 if error is not None and not (signals and job.process.exitcode):
                     errors[job.task.folder.path] = error
                     text = f"failed: {error}"
-                    console.print(text, markup=False, highlight=False, soft_wrap=True)
+                    console.out(text)
             if signals:
                 for job in running:
                     # No effect on a run that has already stopped after Ctrl-C.
@@ -209,7 +210,7 @@ def _work(task: Task, jobs: int, threads: int, parent: int, pipe: Connection) ->
     try:
         signal.signal(signal.SIGTERM, interrupt)
         end_with_parent(parent)
-        console = Console(file=stdout, force_terminal=False, markup=False, emoji=False)
+        console = make_console(stdout)
         run_and_report(task.recipe, task.folder, console, jobs)
     except (UserError, RunError) as raised:
         # An error of the base class, because not every subclass can be pickled.

@@ -83,7 +83,7 @@ def print_stages(listed: Facts, console: Console) -> None:
     if "pairs" in listed:
         console.print(_pair_table(listed["pairs"], listed["unpaired"]))
         pairs = ",".join(f"{pair['student']}={pair['teacher']}" for pair in listed["pairs"])
-        console.print(f"--pairs {pairs}", markup=False, highlight=False, soft_wrap=True)
+        console.out(f"--pairs {pairs}")
 
 
 def _stage_table(network: Facts) -> Table:

@@ -69,4 +69,4 @@ def print_zoo(entries: Sequence[ZooEntry], console: Console) -> None:
     console.print(table)
     for entry in entries:
         text = f"{entry.name}: {entry.command}"
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
+        console.out(text)

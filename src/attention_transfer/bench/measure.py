@@ -129,7 +129,7 @@ def report(
         table.add_row(*(_cell(key, record.get(key)) for key in keys))
     console.print(table)
     for note in notes:
-        console.out(note, highlight=False)
+        console.out(note)
     if json_file is None:
         return
     result = {
@@ -141,7 +141,7 @@ def report(
         "notes": list(notes),
     }
     write_json(json_file, result)
-    console.out(f"written: {json_file}", highlight=False)
+    console.out(f"written: {json_file}")
 
 
 def _cell(key: str, value: Any) -> str:

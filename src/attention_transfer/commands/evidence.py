@@ -6,9 +6,10 @@ from dataclasses import replace
 from typing import Any
 
 from .. import bench as benches
+from ..console import make_console
 from ..options import OptionSpec, from_mapping, option_specs
 from ..outputs import check_json
-from .shared import Command, make_console
+from .shared import Command
 
 
 def bench(arguments: dict[str, Any]) -> None:

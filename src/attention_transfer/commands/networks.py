@@ -15,11 +15,12 @@ from ..apply.options import (
     PushOptions,
     StagesOptions,
 )
+from ..console import make_console
 from ..errors import UserError, plural
 from ..options import from_mapping
 from ..outputs import Force, JsonFile, check_json, check_output, write_numbers
 from ..view.options import ViewOptions
-from .shared import Command, make_console
+from .shared import Command
 
 
 def evaluate(arguments: dict[str, Any]) -> None:
@@ -128,7 +129,7 @@ def compare(arguments: dict[str, Any]) -> None:
         write_numbers(options.json, comparison_numbers(rows))
     if options.out is not None:
         write_report(runs, options.out, options.title)
-        console.print(f"report: {options.out}", markup=False, highlight=False, soft_wrap=True)
+        console.out(f"report: {options.out}")
 
 
 def maps(arguments: dict[str, Any]) -> None:

@@ -1,8 +1,7 @@
-"""Shared by the commands: the class `Command`, the terminal, and the summaries of runs."""
+"""Shared by the commands: the class `Command` and the summaries of runs."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -10,8 +9,6 @@ from typing import TYPE_CHECKING, Any
 from ..options import OptionSpec, option_specs
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from ..run_folder import RunFolder
 
 
@@ -29,17 +26,6 @@ class Command:
             return self.grouped_options()
         assert self.options is not None, "a command has options"
         return {"options": list(option_specs(self.options).values())}
-
-
-def make_console() -> Console:
-    from rich.console import Console
-
-    # Otherwise [beta] in a user's text would be a style, and :one: a picture.
-    plain: Any = {"markup": False, "emoji": False}
-    if os.environ.get("NO_COLOR"):
-        # Bold text and the live line also need control characters.
-        return Console(force_terminal=False, **plain)
-    return Console(**plain)
 
 
 def run_summaries(folders: Sequence[RunFolder]) -> dict[str, Any]:

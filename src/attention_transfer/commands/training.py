@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from ..config import recipe_from_flags
+from ..console import make_console
 from ..options import Int, from_mapping, option, option_specs
 from ..outputs import Force, JsonFile, check_json, write_numbers
 from ..store.options import teach_groups, teach_options
 from .launch_options import LaunchOptions, distill_groups, train_groups
-from .shared import Command, make_console, run_summaries
+from .shared import Command, run_summaries
 
 
 def train(arguments: dict[str, Any]) -> None:

@@ -186,7 +186,6 @@ def print_table(rows: list[SettingRow], console: Console) -> None:
 
     Nothing is truncated: a column that does not fit goes into the next table.
     """
-    from rich.text import Text
 
     rows = with_teachers(rows)
     tables, waiting = [], _network_column(rows) + columns(rows)
@@ -201,7 +200,7 @@ def print_table(rows: list[SettingRow], console: Console) -> None:
     for table in tables:
         console.print(table)
     for line in sentences(rows) + caveats(rows):
-        console.print(Text(line), soft_wrap=True)
+        console.out(line)
 
 
 def _network_column(rows: list[SettingRow]) -> list[Column]:

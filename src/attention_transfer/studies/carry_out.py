@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from ..console import make_console
 from ..errors import RunError, UserError
 from ..launch import Task, run_and_report, run_tasks
 from ..train.finish import describe_summary
@@ -49,7 +50,7 @@ def _run_here(task: Task) -> Exception | None:
     assert task.log is not None, "a planned run has a log"
     task.log.parent.mkdir(parents=True, exist_ok=True)
     with open(task.log, "a", buffering=1) as log:
-        console = Console(file=log, force_terminal=False, markup=False, emoji=False)
+        console = make_console(log)
         try:
             run_and_report(task.recipe, task.folder, console)
         except (UserError, RunError) as error:
@@ -73,9 +74,9 @@ class LotView(Progress):
         self._count = len(tasks)
         self._lot: TaskID | None = None
         super().__init__(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=20),
-            TextColumn("{task.fields[state]}"),
+            TextColumn("{task.fields[state]}", markup=False),
             TimeRemainingColumn(),
             console=console,
             refresh_per_second=1,
@@ -92,7 +93,7 @@ class LotView(Progress):
 
     def say(self, text: str) -> None:
         """Prints a line above the progress bar."""
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self.console.out(text)
 
     def watch(self, task: Task, is_running: bool) -> None:
         """Records that a run has started or ended."""

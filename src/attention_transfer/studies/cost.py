@@ -58,7 +58,7 @@ def run_cost(options: StudyOptions, changes: Mapping[str, Any], console: Console
     for pair in pairs:
         names = split_pair(pair)
         if options.dry_run:
-            console.print(f"{pair}: {ROUNDS} rounds of each form", highlight=False)
+            console.out(f"{pair}: {ROUNDS} rounds of each form")
             continue
         with console.status(pair):
             lines += measure_pair(pair, names, runtime.device, batch, notes)
@@ -72,7 +72,7 @@ def run_cost(options: StudyOptions, changes: Mapping[str, Any], console: Console
     console.print(tables[0].for_terminal(title))
     console.print(tables[1].for_terminal(RATIOS))
     for note in notes:
-        console.print(note, markup=False, highlight=False, soft_wrap=True)
+        console.out(note)
     head = {"title": title, "environment": machine, "notes": notes}
     with replacing(stem.with_suffix(".jsonl")) as partial:
         partial.write_text("".join(json.dumps(line) + "\n" for line in [head, *lines]))
@@ -83,7 +83,7 @@ def run_cost(options: StudyOptions, changes: Mapping[str, Any], console: Console
     write_numbers(options.json, head | {"rows": lines})
     save_cost_figure(lines, stem.with_suffix(".png"))
     files = ", ".join(str(stem.with_suffix(suffix)) for suffix in (".md", ".jsonl", ".png"))
-    console.print(f"written: {files}", markup=False, highlight=False, soft_wrap=True)
+    console.out(f"written: {files}")
 
 
 def split_pair(pair: str) -> tuple[str, str]:

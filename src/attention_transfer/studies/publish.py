@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
+from ..console import make_console
 from ..outputs import write_numbers
 from ..run_folder import replacing
 from ..stats import bootstrap_interval
@@ -28,18 +29,18 @@ def publish(
     text = text_table(data, columns).for_terminal(data.title)
     console.print(text)
     for note in notes(data):
-        console.print(note, markup=False, highlight=False, soft_wrap=True)
+        console.out(note)
     files = [stem.with_name(stem.name + suffix) for suffix in (".txt", ".md", ".jsonl")]
     with replacing(files[0]) as partial, open(partial, "w") as stream:
-        page = Console(file=stream, width=160, markup=False, emoji=False)
+        page = make_console(stream, width=160)
         page.print(text)
         for note in notes(data):
-            page.print(note, markup=False, highlight=False, soft_wrap=True)
+            page.out(note)
     with replacing(files[1]) as partial:
         partial.write_text(markdown_page(data, columns))
     write_table_data(files[2], data)
     names = ", ".join(str(file) for file in files)
-    console.print(f"written: {names}", markup=False, highlight=False, soft_wrap=True)
+    console.out(f"written: {names}")
     # Its bootstrap intervals take time, so they are computed only on request.
     if json_file is not None:
         write_numbers(json_file, table_numbers(data))

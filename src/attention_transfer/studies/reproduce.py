@@ -63,7 +63,7 @@ def carry_out_plan(plan: Plan, options: LotOptions, console: Console) -> bool:
             )
     numbers = plan_numbers(plan, measured, options.jobs)
     for line in describe_plan(numbers):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        console.out(line)
     if options.dry_run:
         write_numbers(options.json, numbers)
         return False

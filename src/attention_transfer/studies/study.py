@@ -89,7 +89,7 @@ def run_study(
     publish(data, columns, stem, console, options.json)
     picture = stem.with_name(f"{stem.name}.png")
     draw(name, data, picture)
-    console.print(f"plot: {picture}", markup=False, highlight=False, soft_wrap=True)
+    console.out(f"plot: {picture}")
     check_complete(plan)
 
 

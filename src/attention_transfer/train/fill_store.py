@@ -62,9 +62,4 @@ def fill(
                         "command again"
                     )
             rate = len(index) * fabric.world_size / (time.perf_counter() - start)
-            print_line(console, f"view {view + 1}/{views}: {rate:,.0f} images/s")
-
-
-def print_line(console: Console, text: str) -> None:
-    """Prints a line without markup, highlighting or wrapping."""
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+            console.out(f"view {view + 1}/{views}: {rate:,.0f} images/s")

@@ -66,7 +66,7 @@ class ProgressBar:
 
     def say(self, text: str) -> None:
         """Prints a permanent line above the progress bar."""
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self.console.out(text)
 
     def begin(self, epoch: int, step: int, total: int) -> None:
         self._last_step, self._last_time = step, time.monotonic()

@@ -71,7 +71,7 @@ def run(
         if local_rank() == 0:
             folder.remove_abandoned_lock()
             text = f"{folder} is finished: {describe_summary(folder, summary)}; nothing to do"
-            console.print(text, markup=False, highlight=False, soft_wrap=True)
+            console.out(text)
         return summary
     with ExitStack() as stack:
         stack.enter_context(explain_interrupt(folder))

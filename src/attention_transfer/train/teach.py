@@ -122,10 +122,9 @@ def _conclude(
     unreadable = ""
     if missing:
         unreadable = f"; {missing} views are of images that cannot be read"
-    fill_store.print_line(
-        console,
+    console.out(
         f"{store.folder}: the teacher has {100 * (1 - measured['accuracy']):.2f} % validation "
-        f"error; distill --teacher {store.folder} learns from it{unreadable}",
+        f"error; distill --teacher {store.folder} learns from it{unreadable}"
     )
     return missing
 
@@ -176,9 +175,7 @@ def print_plan(header: Header, folder: Path, console: Console) -> None:
     for entry in header.arrays:
         table.add_row(entry.name, "×".join(map(str, entry.shape)), f"{entry.bytes / 1e6:,.1f}")
     console.print(table)
-    fill_store.print_line(
-        console, f"{_size_text(header)}; {_free_bytes(folder) / 1e6:,.0f} MB of the disk are free"
-    )
+    console.out(f"{_size_text(header)}; {_free_bytes(folder) / 1e6:,.0f} MB of the disk are free")
 
 
 def _print_start(
@@ -187,16 +184,13 @@ def _print_start(
     header, views = store.header, range(store.header.view_count)
     missing = store.count_missing(data.train.rows, views)
     done = 1 - missing / (len(data.train) * len(views))
-    fill_store.print_line(
-        console,
+    console.out(
         f"{header.teacher.name} on {header.images.spec}: {_size_text(header)}; {done:.0%} "
-        f"computed already; {runtime.device}, {runtime.precision}",
+        f"computed already; {runtime.device}, {runtime.precision}"
     )
     free = _free_bytes(store.folder)
     if free < (1 - done) * header.bytes:
-        fill_store.print_line(
-            console, f"warning: only {free / 1e6:,.0f} MB are free on the disk of {store.folder}"
-        )
+        console.out(f"warning: only {free / 1e6:,.0f} MB are free on the disk of {store.folder}")
 
 
 def _size_text(header: Header) -> str:
