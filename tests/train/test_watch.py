@@ -1,23 +1,33 @@
 """What a run says of the balance between labels and transfer, and when."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 from small_runs import carry_out, distilled, rows
 
+import attention_transfer as at
+from attention_transfer.methods.base import Method
 from attention_transfer.train.watch import EPOCHS, SLOW_START, Watch, transfer_ratio
 
 GUESS = math.log(10)
 
 
-def row(ce: float, transfer: float, loss: float = GUESS, step: int = 1000) -> dict[str, Any]:
-    return {"gradients": {"ce": ce, "at": transfer}, "train_loss": loss, "step": step}
+AUTO, FIXED, KD = at.ActivationTransfer(), at.ActivationTransfer(1000.0), at.KnowledgeDistillation()
 
 
-def said(rows: list[dict[str, Any]], progress: float = 0.5, auto_beta: bool = False) -> list[str]:
+def row(
+    ce: float, transfer: float, loss: float = GUESS, step: int = 1000, part: str = "at"
+) -> dict[str, Any]:
+    return {"gradients": {"ce": ce, part: transfer}, "train_loss": loss, "step": step}
+
+
+def said(
+    rows: list[dict[str, Any]], progress: float = 0.5, methods: Sequence[Method] = (FIXED,)
+) -> list[str]:
     lines: list[str] = []
-    watch = Watch(lines.append, classes=10, auto_beta=auto_beta)
+    watch = Watch(lines.append, 10, methods)
     for count in range(1, len(rows) + 1):
         watch.check_balance(rows[:count], progress)
     return lines
@@ -34,16 +44,33 @@ def test_transfer_without_weight_is_named_once() -> None:
 
 
 def test_the_advice_under_beta_auto_is_not_beta_auto() -> None:
-    (strong,) = said([row(1.0, 20.0)] * 8, auto_beta=True)
+    (strong,) = said([row(1.0, 20.0)] * 8, methods=[AUTO])
     assert "train longer (--epochs)" in strong and "leave it to" not in strong
-    (weak,) = said([row(1.0, 0.001)] * 8, auto_beta=True)
+    (weak,) = said([row(1.0, 0.001)] * 8, methods=[AUTO])
     assert "give --beta a larger number" in weak and "leave it to" not in weak
 
 
 def test_a_student_that_has_not_begun_to_learn_under_beta_auto() -> None:
     first_steps = [row(1.0, 20.0, step=SLOW_START - 1)] * 8
-    assert said(first_steps, auto_beta=True) == []
+    assert said(first_steps, methods=[AUTO]) == []
     assert len(said(first_steps)) == 1  # of a β that a person has given
+
+
+def test_the_advice_names_the_option_of_the_term() -> None:
+    (strong,) = said([row(1.0, 20.0, part="kd")] * 8, methods=[KD])
+    assert "train longer (--epochs)" in strong and "lower --alpha" in strong
+    (weak,) = said([row(1.0, 0.001, part="kd")] * 8, methods=[KD])
+    assert "raise --alpha" in weak
+    both = {"gradients": {"ce": 1.0, "at": 3.0, "kd": 20.0}, "train_loss": GUESS, "step": 1000}
+    (line,) = said([both] * 8, methods=[AUTO, KD])
+    assert "--alpha" in line and "--beta" not in line
+    (line,) = said([row(1.0, 20.0, part="gradient")] * 8, methods=[at.GradientTransfer()])
+    assert "lower --beta" in line and "auto" not in line  # it takes a number only
+
+
+def test_distillation_may_start_slowly() -> None:
+    first_steps = [row(1.0, 20.0, step=SLOW_START - 1, part="kd")] * 8
+    assert said(first_steps, methods=[KD]) == []
 
 
 @pytest.mark.parametrize(

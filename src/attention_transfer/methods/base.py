@@ -89,6 +89,15 @@ class Method(nn.Module):
         """The factor that this method leaves to the cross-entropy."""
         return 1.0
 
+    @property
+    def starts_slowly(self) -> bool:
+        """Whether a student with a good weight may not learn the labels in its first 300 steps."""
+        return False
+
+    def weight_advice(self, change: str) -> str:
+        """Advice for a weight that is too small or too large; `change` is "raise" or "lower"."""
+        return f"{change} its weight"
+
     def prepare(
         self, pairs: Pairs, student: Sequence[Tensor], teacher: Sequence[Tensor | StoredMap]
     ) -> None:
@@ -125,6 +134,22 @@ class BetaMethod(Method):
 
     def weights(self, progress: TrainingFraction) -> dict[str, float]:
         return {"beta": float(self.weight(progress))}
+
+    @property
+    def starts_slowly(self) -> bool:
+        return self.is_auto
+
+    def weight_advice(self, change: str) -> str:
+        if not self.has_auto_beta:
+            return f"{change} --beta"
+        if not self.is_auto:
+            return f"{change} --beta, or leave it to --beta auto"
+        if change == "raise":
+            return "--beta auto gave the β in metrics.jsonl: give --beta a larger number"
+        return (
+            "train longer (--epochs); if that does not help, give --beta a smaller number than the "
+            "β of auto, which is in metrics.jsonl"
+        )
 
 
 def can_learn_from_store(methods: Sequence[Method]) -> bool:

@@ -103,8 +103,7 @@ class Trainer:
         self.gradients = GradientWatch(transfer.named_parameters(), fabric.device)
         self.rescue = Rescue(fabric, transfer, self._save_in_mid_epoch)
         self.stop = StopRequest(progress.say)
-        auto_beta = any(getattr(method, "is_auto", False) for method in transfer.methods)
-        self.watch = Watch(progress.say, len(loader.images.classes), auto_beta)
+        self.watch = Watch(progress.say, len(loader.images.classes), transfer.methods)
         # The teacher's outputs for images (`StoredOutputs`); None: run the teacher in the step.
         self.teacher_outputs: Callable[..., Any] = lambda x, rows, view: None
         self.log: Callable[[list[Row]], None] = lambda rows: None  # called with all rows so far

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch import Tensor
@@ -11,6 +11,7 @@ from torch import Tensor
 from ..checks.balance import term_gradients
 from ..checks.dead_student import dead_parts
 from ..data.plan import TrainingBatch
+from ..methods.base import Method
 from ..transfer import Transfer
 from .gradient_watch import GradientWatch
 
@@ -20,7 +21,7 @@ IMAGES = 32  # the gradients are measured on this many images at the end of an e
 EPOCHS = 3  # a warning needs the same fault in this many epochs in a row
 # Share of ln K, the cross-entropy of a guess, above which the labels are not learned.
 NOT_LEARNED = 0.8
-# Under β = auto a student may need this many steps before it begins to learn the labels.
+# Under β = auto and KD a student may need this many steps before it begins to learn the labels.
 SLOW_START = 300
 
 
@@ -30,11 +31,12 @@ class Watch:
     Args:
         say: prints a line.
         classes: number of classes K.
-        auto_beta: whether β is "auto".
+        methods: those of the transfer.
     """
 
-    def __init__(self, say: Callable[[str], None], classes: int, auto_beta: bool = False):
-        self.say, self.guess, self.auto_beta = say, math.log(classes), auto_beta
+    def __init__(self, say: Callable[[str], None], classes: int, methods: Iterable[Method]):
+        self.say, self.guess = say, math.log(classes)
+        self.methods = {method.part: method for method in methods}
         self.has_warned = False  # about the balance
         self.warned_layers: set[str] = set()  # by `check_layers`
 
@@ -76,35 +78,29 @@ class Watch:
         if len(ratios) < EPOCHS:
             return
         low, high = min(ratios), max(ratios)
+        method = self.methods[strongest_term(rows[-1])]
         loss = rows[-1]["train_loss"]
-        learning = loss <= NOT_LEARNED * self.guess or progress <= 0.25
-        if self.auto_beta and rows[-1]["step"] < SLOW_START:
-            learning = True
         text = None
         if high < TOO_WEAK:
             text = (
                 f"transfer does next to nothing: its gradient is {high:.1%} of the labels'; "
-                f"{self._advice('raise')}"
+                f"{method.weight_advice('raise')}"
             )
-        elif low > TOO_STRONG and not learning:
+        elif low > TOO_STRONG and not self._is_learning(rows[-1], progress, method):
             text = (
                 f"transfer outweighs the labels: its gradient is {low:.0f} times theirs, and the "
                 f"student has not learned them (training cross-entropy {loss:.2f}, a guess has "
-                f"{self.guess:.2f}); {self._advice('lower')}"
+                f"{self.guess:.2f}); {method.weight_advice('lower')}"
             )
         if text is not None:
             self.has_warned = True
             self.say(f"warning: {text}")
 
-    def _advice(self, change: str) -> str:
-        if not self.auto_beta:
-            return f"{change} --beta, or leave it to --beta auto"
-        if change == "raise":
-            return "--beta auto gave the β in metrics.jsonl: give --beta a larger number"
-        return (
-            "train longer (--epochs); if that does not help, give --beta a smaller number than the "
-            "β of auto, which is in metrics.jsonl"
-        )
+    def _is_learning(self, row: dict[str, Any], progress: float, method: Method) -> bool:
+        """Whether the student learns the labels, or it is too early to tell."""
+        if progress <= 0.25 or (method.starts_slowly and row["step"] < SLOW_START):
+            return True
+        return bool(row["train_loss"] <= NOT_LEARNED * self.guess)
 
 
 def transfer_ratio(row: dict[str, Any]) -> float | None:
@@ -114,3 +110,9 @@ def transfer_ratio(row: dict[str, Any]) -> float | None:
     if not gradients or not labels:
         return None
     return float(sum(gradients.values()) / labels)
+
+
+def strongest_term(row: dict[str, Any]) -> str:
+    """The name of the term of transfer with the largest gradient."""
+    gradients = {name: norm for name, norm in row["gradients"].items() if name != "ce"}
+    return max(gradients, key=lambda name: gradients[name])
