@@ -1,4 +1,4 @@
-# `make` lists what one can do. Each target makes its own .venv where there is none.
+# `make` lists the targets. Each target creates .venv if it does not exist.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -9,7 +9,7 @@ FUZZERS = $(shell find tests -name 'test_fuzz_*.py')
 .DEFAULT_GOAL := help
 .PHONY: help demo test fuzz chaos memory lint types docs bench results clean
 
-help:  ## what one can do
+help:  ## list these targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-7s %s\n", $$1, $$2}'
 
 $(READY): pyproject.toml
@@ -17,7 +17,7 @@ $(READY): pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	@touch $@
 
-demo: $(READY)  ## the whole story on built-in data, in some minutes on a 2-core CPU
+demo: $(READY)  ## a teacher and 12 students on built-in data, in up to half an hour on 2 cores
 	$(BIN)/attention-transfer demo
 
 test: $(READY)  ## all tests; more of them run where ../shared is present

@@ -14,7 +14,7 @@ def main():
     images, labels = torch.rand(64, 3, 16, 16), torch.arange(64) % CLASSES
     loader = DataLoader(TensorDataset(images, labels), batch_size=16, shuffle=True)
     student = at.create_model("wrn-10-1", num_classes=CLASSES)
-    teacher = at.create_model("wrn-10-2", num_classes=CLASSES)  # here: your trained network
+    teacher = at.create_model("wrn-10-2", num_classes=CLASSES)  # use a trained network
     transfer = at.Transfer(student, teacher, [at.ActivationTransfer()], example=images[:32])
     optimizer = torch.optim.SGD(transfer.trainable_parameters(), lr=0.05, momentum=0.9)
 

@@ -25,7 +25,8 @@ def make_batch(n=2):
 
 def main():
     torch.manual_seed(0)
-    student, teacher = make_detector("resnet18"), make_detector("resnet34").eval()
+    student = make_detector("resnet18")
+    teacher = make_detector("resnet34").eval()  # use a trained network
     optimizer = torch.optim.SGD(student.parameters(), lr=1e-3, momentum=0.9)
     student.train()
     with at.tap(student, LEVELS) as tapped, at.tap(teacher, LEVELS) as tapped_teacher:

@@ -24,7 +24,7 @@ def make_loaders():
 def main():
     lightning.seed_everything(0)
     train, val = make_loaders()
-    teacher = at.create_model("wrn-10-2", num_classes=10)  # here: your trained network
+    teacher = at.create_model("wrn-10-2", num_classes=10)  # use a trained network
     student = at.create_model("wrn-10-1", num_classes=10)
     methods = [at.ActivationTransfer(decay="linear"), at.KnowledgeDistillation()]
     example = next(iter(train))[0][:32]

@@ -19,7 +19,7 @@ def main():
     torch.manual_seed(0)
     none = {"weights": None, "weights_backbone": None, "num_classes": CLASSES}
     student = segmentation.lraspp_mobilenet_v3_large(**none)
-    teacher = segmentation.fcn_resnet50(**none).eval()  # here: your trained network
+    teacher = segmentation.fcn_resnet50(**none).eval()  # use a trained network
     pairs = at.pair_stages(student.backbone, teacher.backbone, make_batch()[0])
     student_layers = [f"backbone.{student_layer}" for student_layer, _ in pairs]
     teacher_layers = [f"backbone.{teacher_layer}" for _, teacher_layer in pairs]

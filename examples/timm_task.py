@@ -16,10 +16,10 @@ def make_batch(n=8, size=64):
 def main():
     torch.manual_seed(0)
     student = timm.create_model("resnet10t", num_classes=CLASSES)
-    teacher = timm.create_model("resnet18", num_classes=CLASSES)  # here: your trained network
+    teacher = timm.create_model("resnet18", num_classes=CLASSES)  # use a trained network
     task = AttentionTransferTask(student, teacher, example=make_batch()[0])
     print("pairs:", task.transfer.pairs)
-    # task.compile(); task.prepare_distributed(device_ids=[local_rank])
+    # For speed: task.compile(). Under torchrun: task.prepare_distributed(device_ids=[local_rank]).
     task.setup_ema(decay=0.9)
     optimizer = torch.optim.AdamW(task.trainable_module.parameters(), lr=1e-3)
     task.train()

@@ -304,8 +304,8 @@ def test_a_different_run_is_refused(mistake, teacher_run, tmp_path):
     shutil.copytree(teacher_run, tmp_path / "run")
     mistake(
         f"{TRAIN} --out run --lr 0.3 --seed 4",
-        "lr is 0.2 there and 0.3 here",
-        "seed is 0 there and 4 here",
+        "lr is 0.2 in that run, 0.3 in this command",
+        "seed is 0 in that run, 4 in this command",
     )
 
 

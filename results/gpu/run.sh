@@ -1,7 +1,7 @@
-# What is to be run on a GPU, unattended; called again, trainings go on where they were, and what is measured stays.
+# The steps to run on a GPU, unattended. Called again, it continues trainings and keeps finished measurements.
 #   bash results/gpu/run.sh tests|bench|crowd|teacher|table1      from the checkout
 # OUT and CIFAR10 are folders; LIMIT: seconds after which a training saves its state and stops.
-# `table1` needs `teacher`: WRN-16-2 -> WRN-16-1, the paper's schedule, five methods of SEEDS seeds each, all at once.
+# `table1` needs `teacher`: WRN-16-2 -> WRN-16-1, the paper's schedule, five methods with SEEDS seeds each, all side by side.
 # COMPILE=graphs replays its steps as CUDA graphs. Each method is compiled once, by a run of a few steps, before all start.
 # MPS=1 starts CUDA's multi-process service for `table1` and `crowd`, so that the processes' kernels run side by side.
 set -u

@@ -37,7 +37,7 @@ def completion_script(program: str, shell: str, commands: Mapping[str, tuple[str
             choices = specs[action.dest].choices
             if choices:
                 action.choices = choices
-            elif action.nargs != 0:
+            elif action.nargs != 0:  # 0: a switch, which takes no value
                 action.complete = shtab.FILE  # type: ignore[attr-defined]
     script: str = shtab.complete(parser, shell)
     return script

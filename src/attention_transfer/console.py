@@ -10,12 +10,12 @@ if TYPE_CHECKING:
 
 
 def make_console(file: IO[str] | None = None, width: int | None = None) -> Console:
-    """A console without markup and highlighting: [beta] is no style, and :one: no picture.
+    """A console without markup and highlighting: [beta] is not a style, :one: is not an emoji.
 
     Lines are printed with its method `out`, which does not wrap them; tables with `print`.
 
     Args:
-        file: where it prints; None: to the standard output.
+        file: the file to print to; None: standard output.
         width: in columns; None: that of the terminal.
     """
     from rich.console import Console

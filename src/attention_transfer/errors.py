@@ -19,7 +19,7 @@ class UserError(ValueError):
 
 
 class RunError(RuntimeError):
-    """The run failed, on a full disk or a non-finite loss; the command exits with status 1."""
+    """The run failed, for example on a full disk or a non-finite loss; the command exits with 1."""
 
     def __init__(self, message: object = ""):
         super().__init__(_one_line(message))

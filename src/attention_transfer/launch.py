@@ -108,7 +108,7 @@ class Job:
 
     @property
     def was_stopped(self) -> bool:
-        """Whether a signal ended the run, which has saved its state. (Only after `result`.)"""
+        """Whether a signal ended the run, which has saved its state. Call `result` first."""
         return not self.task.folder.finished
 
     def result(self) -> Exception | None:
@@ -184,6 +184,7 @@ def run_tasks(
                 error = job.result()
                 watch(job.task, False)
                 stopped = stopped or (error is None and job.was_stopped)
+                # A run that this process has terminated did not fail.
                 if error is not None and not (signals and job.process.exitcode):
                     errors[job.task.folder.path] = error
                     text = f"failed: {error}"

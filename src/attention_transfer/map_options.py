@@ -49,7 +49,7 @@ class LossOptions(MapOptions):
     """How two maps are compared."""
 
     convention: Annotated[
-        Convention, option("Scale of the loss: mean of D², ½·‖D‖, or ½·‖D‖².")
+        Convention, option("Loss of a pair: mean of D² (authors), ½·‖D‖ (paper), ½·‖D‖² (caffe).")
     ] = "authors"
     resize: Annotated[
         Literal["map", "features", "bilinear"],

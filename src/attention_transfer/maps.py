@@ -284,10 +284,10 @@ def row_norm(d: Tensor, order: float = 2.0) -> Tensor:
 
 
 def convert_beta(beta: float, source: str, target: str, positions: int) -> float:
-    """β of one pair with M = `positions` under another convention with the same loss.
+    """β of one pair under the convention `target` with the loss that `beta` has under `source`.
 
-    Only `authors` and `caffe` are multiples of one another (`authors` = (2/M) · `caffe`); `paper`
-    takes the root, so no constant factor converts it.
+    `positions` is M, the number of positions (H·W) of the pair's maps. `authors` = (2/M) · `caffe`;
+    `paper` takes the root, so no constant factor converts it to another convention.
 
     Raises:
         UserError: for `paper`, an unknown convention, and wrong numbers.

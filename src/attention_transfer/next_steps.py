@@ -21,7 +21,7 @@ def next_steps(out: Path, folders: Sequence[RunFolder]) -> list[str]:
         f"curves, costs and attention maps: {out / 'report.html'}",
         f"weights: {weights}",
     ]
-    # A run folder's word is not enough to execute a Python file.
+    # The next command executes the network's Python file only with this flag.
     trust = " --trust-code" if executed_file(str(summary.get("model"))) is not None else ""
     if summary.get("command") == "train":
         config = folders[0].config()

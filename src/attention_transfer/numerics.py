@@ -15,6 +15,7 @@ from .errors import UserError
 
 IGNORED_LABEL = -100  # marks a sample without a label; the default of `F.cross_entropy`
 
+# The lower bound of `F.normalize`, by which the authors' code divides its maps.
 EPS = 1e-12
 
 

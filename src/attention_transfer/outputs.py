@@ -18,7 +18,7 @@ JsonFile = Annotated[
     Path | None, option("Write the numbers to this JSON file.", default_text="none")
 ]
 Force = Annotated[
-    Bool, option("Replace also a file of a run, or a file of another kind.", default_text="refuse")
+    Bool, option("Also replace a file of a run, or a file of another kind.", default_text="refuse")
 ]
 
 # The first bytes of a file of each kind. An ONNX model begins with the number of its format.

@@ -55,6 +55,8 @@ def replacing(path: Path) -> Iterator[Path]:
         return
     target = path.resolve()
     target.parent.mkdir(parents=True, exist_ok=True)
+    # In the same folder, because a rename cannot cross file systems. Hidden, because a killed
+    # process leaves it, and the checks for an empty folder skip hidden files.
     partial = target.with_name(f".{target.name}.partial")
     try:
         yield partial
@@ -236,8 +238,7 @@ class RunFolder:
         return read_json(self.summary_file, Summary)
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The rows of finished epochs, oldest first. A damaged last line, as after a crash, is left
-        out.
+        """The rows of finished epochs, oldest first; a last line cut short by a crash is left out.
 
         Raises:
             UserError: for any other line that is damaged; the message names it.

@@ -32,6 +32,9 @@ class BatchStatisticsWarning(UserWarning):
 def input_gradient(model: nn.Module, x: Tensor, y: Tensor, create_graph: bool = False) -> Tensor:
     """J, the gradient of each sample's cross-entropy with respect to its own input.
 
+    Zagoruyko & Komodakis, ICLR 2017, section 3.2. J does not shrink with the batch size: it is the
+    gradient of the sum over the batch.
+
     Args:
         model: images (N, C, H, W) -> logits (N, K). Batch normalisation in training mode couples
             the samples, which gives a warning.

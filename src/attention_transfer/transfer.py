@@ -182,7 +182,7 @@ class Transfer(nn.Module):
         return output
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
-        """Compiles this module in place."""
+        """Compiles teacher and student in place; the arguments are those of `torch.compile`."""
         # Two regions, because one region mixes the kernels of both networks and runs slower.
         # The attributes of the instance override the methods of the class.
         for name in _REGIONS:
@@ -295,7 +295,7 @@ class Transfer(nn.Module):
         return (p for p in self.parameters() if p.requires_grad)
 
     def weights(self, progress: TrainingFraction) -> dict[str, float]:
-        """The weights in effect: `beta` and `alpha`; `at.beta`, … if several methods have β."""
+        """The weights at `progress`: `beta` and `alpha`; `at.beta`, … if several methods have β."""
         counts = Counter(key for method in self.methods for key in method.weights(progress))
         weights = {}
         for method in self.methods:
@@ -347,6 +347,7 @@ class Transfer(nn.Module):
                 with torch.no_grad():
                     xs = self.student_transform(example)
             stages = store.stages(self.map_options)
+            # The teacher's example is not read, because its stages are given.
             self.pairs = resolve_pairs(pairs, self.student, stages, xs, xs)
             with about("the student"):
                 self._student_tap = self._tap_student(xs)

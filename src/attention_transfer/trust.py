@@ -1,4 +1,4 @@
-"""Which names of networks execute a Python file, and whose word that takes; imports no torch."""
+"""Which network names execute a Python file, and who may allow it; imports no torch."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ def test_to_moves_all_tensors():
         ({"labels": torch.zeros(3, dtype=torch.int64)}, r"labels must be int64 of shape \(2,\)"),
         ({"labels": torch.zeros(2)}, "labels must be int64"),
         ({"boxes": torch.zeros(2, 3, dtype=torch.int64)}, r"boxes must be int64 of shape \(2, 4\)"),
-        ({"files": ("a",)}, "files must name all 2 images"),
+        ({"files": ("a",)}, "files has 1 names for 2 images"),
     ],
 )
 def test_wrong_tensors_are_named(change, message):

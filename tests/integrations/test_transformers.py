@@ -108,5 +108,5 @@ def test_the_best_model_is_loaded_at_the_end(tmp_path, monkeypatch):
 
 def test_data_parallel_is_refused_in_words(tmp_path, monkeypatch):
     monkeypatch.setattr(transformers.TrainingArguments, "n_gpu", 2)
-    with pytest.raises(ValueError, match="start one process a GPU"):
+    with pytest.raises(ValueError, match="start one process per GPU"):
         make_trainer(tmp_path)

@@ -139,7 +139,7 @@ def test_maps_over_channels(tmp_path):
         ({"teacher": Net(8, seed=2)}, "store of another teacher: Net with other weights"),
         ({"data": "others"}, r"other images: 10 of ten images .*, not 10 of others"),
         ({"images": 11}, r"other images: 10 of .*, not 11 of"),
-        ({"views": 3}, "other views: views is 2 there and 3 here"),
+        ({"views": 3}, "other views: views is 2 in the store and 3 in this command"),
         ({"dtype": "float32"}, "a store with dtype float16, not float32"),
         ({"top_k": 2}, "a store with top_k None, not 2"),
         ({"teacher_transform": torch.nn.ReLU()}, "store of another teacher"),

@@ -279,7 +279,7 @@ def test_a_different_run_is_refused(teacher_run):
     before = contents(teacher_run)
     with pytest.raises(
         UserError,
-        match=r"holds a different run \(seed is 0 there and 4 here; lr is 0\.2 there and 0\.3 here",
+        match=r"holds a different run \(seed is 0 in that run, 4 in this command; lr is 0\.2 in ",
     ):
         carry_out(small(lr=0.3, seed=4), teacher_run)
     assert contents(teacher_run) == before
@@ -461,5 +461,5 @@ def test_a_run_from_before_beta_was_automatic_keeps_its_beta(teacher_run, tmp_pa
     assert today.beta == "auto"
     carry_out(today, tmp_path / "run")
     assert [row["weights"] for row in rows(tmp_path / "run")] == [{"beta": 1000.0}] * 2
-    with pytest.raises(UserError, match="beta is None there and 5"):
+    with pytest.raises(UserError, match="beta is None in that run, 5"):
         carry_out(distilled(teacher_run, method="at", beta=5), tmp_path / "run")

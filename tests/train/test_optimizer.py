@@ -165,7 +165,7 @@ class TestRuns:
         }
         file.write_text(yaml.safe_dump({**before, "schedule": "one-cycle"}, sort_keys=False))
         assert "is finished" in carry_out(small(), tmp_path / "run")
-        with pytest.raises(UserError, match=r"ema is None there and 0\.9 here"):
+        with pytest.raises(UserError, match=r"ema is None in that run, 0\.9 in this command"):
             carry_out(small(ema=0.9), tmp_path / "run")
 
 

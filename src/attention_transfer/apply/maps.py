@@ -103,7 +103,7 @@ def attention_in_box(
 
     A map is resized bilinearly to the image. `in_box` is the mean share of its sum inside the box;
     `pointing` is the share of images whose largest value is inside it (the pointing game, Zhang et
-    al. 2016). `box_area` is the value of both for a uniform map.
+    al. 2016). `box_area` is chance for both: the share of a uniform map, the rate of a random peak.
     """
     if images.boxes is None or not layers:
         return None
@@ -267,5 +267,6 @@ def _open_images(images: str, limit: int, size: int) -> ImageSet:
         decode_into(pixels, files.__getitem__, lambda i: str(files[i]), "error", may_skip=False)
         labels = torch.zeros(len(files), dtype=torch.int64)
         return ImageSet(torch.from_numpy(pixels), labels, ("",))
+    # No training image is needed, and open_data takes at least one.
     val = open_data(images, limit_train=1, limit_val=limit).val
     return val.subset(balanced_subset(val.labels, limit, seed=0))

@@ -13,7 +13,7 @@ from ..options import Bool, Int, option
 from ..outputs import Force, JsonFile
 from ..runtime.options import Device, Precision
 
-TrainedRun = Annotated[Path, option("A run folder (also the authors').", positional=True)]
+TrainedRun = Annotated[Path, option("A run folder (or the authors').", positional=True)]
 ComputeDevice = Annotated[Device, option("Device to compute on.")]
 
 
@@ -24,7 +24,7 @@ class EvaluateOptions:
     network: Annotated[
         str,
         option(
-            "A run folder (also the authors'), or a model with trained weights and --data: "
+            "A run folder (or one of the authors' scripts), or a trained model and --data: "
             f"{MODEL_NAMES}.",
             positional=True,
         ),
@@ -35,7 +35,7 @@ class EvaluateOptions:
     ] = None
     weights: Annotated[
         str | None,
-        option("State dict for a model (.safetensors, .pt, .pth, .th).", default_text="none"),
+        option("State dict for a model, such as .safetensors or .pt.", default_text="none"),
     ] = None
     image_size: Annotated[
         Int | None,
@@ -121,7 +121,7 @@ class PushOptions:
     repo: Annotated[str, option("Name of the repository on the hub: OWNER/NAME.", positional=True)]
     out: Annotated[
         Path | None,
-        option("Keep the folder here.", default_text="with --dry-run: NAME; otherwise not kept"),
+        option("Folder to keep.", default_text="with --dry-run: NAME; otherwise not kept"),
     ] = None
     dry_run: Annotated[Bool, option("Write the folder and upload nothing.")] = False
     private: Annotated[Bool, option("Create a private repository.")] = False
@@ -180,10 +180,10 @@ class CompareOptions:
 
     runs: Annotated[
         tuple[Path, ...],
-        option("Run folders (also the authors'), or folders of them.", positional=True),
+        option("Run folders (also of the authors' scripts), or folders of them.", positional=True),
     ]
     out: Annotated[
-        Path | None, option("Write the report here (one HTML file).", default_text="none")
+        Path | None, option("The report to write (one HTML file).", default_text="none")
     ] = None
     title: Annotated[str | None, option("Headline of the report.", default_text="automatic")] = None
     speed: Annotated[

@@ -24,8 +24,7 @@ ROUND_SECONDS = 0.1  # minimum for each network in each round
 def measure_speeds(
     folders: Sequence[Path], device: str, trust_code: bool = False
 ) -> dict[Path, dict[str, Any]]:
-    """Images per second, latency and peak memory, by folder; folders without a network are left
-    out.
+    """Images per second, latency and peak memory of each folder that has a trained network.
 
     Networks that differ only in their weights are measured once. In each round all networks are
     measured one after another, so that a drift of the machine's speed affects all of them. Each

@@ -85,7 +85,7 @@ class AuthorsInference:
 
 
 class AuthorsStep:
-    """One AT+KD step on batches (N, 3, 32, 32) float32; `reads_loss` as their meters do."""
+    """One AT+KD step on batches (N, 3, 32, 32) float32; `reads_loss`: as their meters read it."""
 
     def __init__(self, student: str, teacher: str, reads_loss: bool = False):
         self.teacher = AuthorsInference(teacher)

@@ -53,9 +53,7 @@ class BenchOptions:
     precision: Annotated[
         Literal["auto", "fp32", "bf16"], option("Precision of the networks; bf16 uses autocast.")
     ] = "auto"
-    compile: Annotated[
-        Literal["on", "off"], option("Whether to measure the compiled rows as well.")
-    ] = "on"
+    compile: Annotated[Literal["on", "off"], option("Also measure the compiled rows.")] = "on"
     data: Annotated[
         str | None,
         option("Folder of JPEGs (data).", default_text="crops of scikit-learn's photographs"),

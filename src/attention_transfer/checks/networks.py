@@ -88,6 +88,7 @@ def check_range(x: Tensor, io: NetworkIO) -> Iterator[Finding]:
         text = f"the batch has values from {low:.4g} to {high:.4g}"
         yield Finding("warning", f"{text}, {expected}: {advice}")
     elif 0 < high < 2 / 255:
+        # Bytes that were divided by 255 twice are at most 1 / 255.
         text = f"the largest value of the batch is {high:.2g}"
         yield Finding("warning", f"{text}, {expected}: were they divided by 255 twice?")
 

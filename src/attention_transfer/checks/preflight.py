@@ -33,7 +33,7 @@ def preflight(
     teacher_accuracy: float | None = None,
     teacher: TeacherOutput | None = None,
 ) -> list[Finding]:
-    """The findings of a trial step, errors first. Call it just before training, in training mode.
+    """The findings (`level`, `text`) of a trial step, errors first. Call it in training mode.
 
     It checks modes and frozen parameters, the batch's range, the features and depths of every pair,
     every term of the loss and its gradient, and the teacher's accuracy. Modes, gradients, buffers

@@ -36,7 +36,7 @@ class LaunchOptions:
     jobs: Annotated[
         Int,
         option(
-            "Number of seeds at the same time, each with its share of the cores.",
+            "Number of seeds to train at the same time, each with its share of the cores.",
             ge=1,
             aliases=("--at-once",),
         ),

@@ -40,8 +40,7 @@ class ImageSet:
             raise _wrong_tensor("boxes", f"int64 of shape ({count}, 4)", boxes)
         if self.files is not None and len(self.files) != count:
             raise UserError(
-                f"files must name all {count} images, got {len(self.files)} names: "
-                "give one name an image"
+                f"files has {len(self.files)} names for {count} images: give one name per image"
             )
         if self.rows is None:
             object.__setattr__(self, "rows", torch.arange(count))

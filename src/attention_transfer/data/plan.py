@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .source import Images
 
 # Makes the draws of the views independent of those of an epoch, whose key is (seed, epoch).
-VIEWS_KEY = 0x56494557
+VIEWS_KEY = 0x56494557  # "VIEW" in ASCII
 
 
 class TrainingBatch(NamedTuple):

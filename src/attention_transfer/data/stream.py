@@ -42,7 +42,7 @@ class StreamSet:
     short_side: int | None = None  # of the image before the center crop, `size` by default
     on_bad_image: str = "error"
     workers: int = 0
-    bad: set[int] = field(default_factory=set)  # the images of 0 to N - 1 unreadable so far
+    bad: set[int] = field(default_factory=set)  # numbers in 0 to N - 1 of images found unreadable
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -212,8 +212,8 @@ class Stream(EpochPlanner):
         workers = _limit_workers(wanted, share * self.images.size**2 * 3)
         if workers < wanted:
             note = (
-                f" (/dev/shm has no room for {wanted} workers' batches: "
-                "give a container more, --shm-size 8g)"
+                f" (/dev/shm has no room for the batches of {wanted} workers: "
+                "enlarge it, in a container with --shm-size 8g)"
             )
         else:
             note = ""

@@ -142,9 +142,10 @@ def _grouped_members(shard: Path) -> Iterator[tuple[str, list[tuple[int, int]], 
         images: list[tuple[int, int]] = []
         labels: dict[str, bytes] = {}
         for member in tar:
-            # macOS adds hidden members such as ._0001.jpg.
+            # The content of a sparse member is not at its offset.
             if member.issparse():
                 raise tarfile.ReadError(f"its member {member.name} is sparse")
+            # macOS adds hidden members such as ._0001.jpg.
             if not member.isfile() or Path(member.name).name.startswith("."):
                 continue
             # The name of a sample ends at the first dot of the file name, folders excluded.

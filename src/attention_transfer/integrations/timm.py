@@ -147,6 +147,7 @@ class AttentionTransferTask(TrainingTask):
         parameters = list(self.transfer.student.parameters())
         adapters = [p for method in self.transfer.methods for p in method.parameters()]
         if exclude_head:
+            # As timm's own tasks do: the last two parameters are the head's weight and bias.
             parameters = parameters[:-2]
         return parameters + adapters
 

@@ -54,6 +54,7 @@ class AttentionTransferTrainer(Trainer):
         **kwargs: Any,
     ):
         if not isinstance(pairs, str):
+            # `Logits` holds each network as its child `model`.
             pairs = [(f"model.{s}", f"model.{t}") for s, t in pairs]
         methods = [ActivationTransfer()] if methods is None else methods
         device = next(model.parameters()).device
@@ -64,7 +65,7 @@ class AttentionTransferTrainer(Trainer):
         if self.args.n_gpu > 1:
             raise UserError(
                 "nn.DataParallel copies the model in every step, without its hooks: start one "
-                "process a GPU (torchrun), or show one GPU (CUDA_VISIBLE_DEVICES)"
+                "process per GPU (torchrun), or make one GPU visible (CUDA_VISIBLE_DEVICES)"
             )
 
     @property

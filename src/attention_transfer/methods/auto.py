@@ -92,6 +92,7 @@ class PairedBetaMethod(BetaMethod):
         for j in self.left_out:
             betas[j] = 0.0
         self.auto_betas = torch.tensor(betas)
+        # From the buffer, so that a continued run has the same values: the buffer is float32.
         self._auto_betas = self.auto_betas.tolist()
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:

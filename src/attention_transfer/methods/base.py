@@ -91,7 +91,7 @@ class Method(nn.Module):
 
     @property
     def starts_slowly(self) -> bool:
-        """Whether a student with a good weight may not learn the labels in its first 300 steps."""
+        """Whether a student may begin to learn the labels late, even if the weight is right."""
         return False
 
     def weight_advice(self, change: str) -> str:

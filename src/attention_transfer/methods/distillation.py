@@ -18,6 +18,8 @@ from .options import DECAYS, DistillationOptions
 def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 4.0) -> Tensor:
     """T² · KL(softmax(teacher/T) ‖ softmax(student/T)), averaged over the batch.
 
+    Hinton, Vinyals & Dean, "Distilling the Knowledge in a Neural Network", 2015.
+
     Args:
         student_logits: (N, K).
         teacher_logits: (N, K).

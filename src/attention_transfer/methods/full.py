@@ -20,7 +20,8 @@ from .base import Pairs, StepInputs
 def full_activation_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """Mean of D² over N and elements; D is the difference of the l2-normalised activations.
 
-    The paper states neither axis nor reduction. We use one norm for each sample, over C·H·W.
+    The paper's full-activation transfer (F-ActT, Table 1). The paper states neither axis nor
+    reduction: this package uses one norm for each sample, over C·H·W.
 
     Args:
         student: (N, C, H, W), or tokens (N, L, D).

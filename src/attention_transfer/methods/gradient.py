@@ -19,6 +19,8 @@ OVERFLOW = "the norm of the input gradients overflows: expected smaller ones"
 def gradient_loss(j_student: Tensor, j_teacher: Tensor, squared: bool = True) -> Tensor:
     """½ · mean_n ‖J_S − J_T‖² or, not squared, ½ · mean_n ‖J_S − J_T‖₂, whose gradient at 0 is 0.
 
+    Zagoruyko & Komodakis, ICLR 2017, section 3.2.
+
     Args:
         j_student: input gradients (N, C, H, W), as `input_gradient` returns them.
         j_teacher: the teacher's input gradients, of the same shape.

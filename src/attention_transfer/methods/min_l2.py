@@ -13,6 +13,9 @@ from .gradient import OVERFLOW, GradientMethod, half_mean_norm
 def gradient_norm_loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     """½ · mean_n ‖J‖², differentiable with respect to the model's parameters. Needs no teacher.
 
+    J are the input gradients (Drucker & LeCun, "Improving generalization performance using double
+    backpropagation", 1992).
+
     Args:
         model: images (N, C, H, W) -> logits (N, K).
         x: images (N, C, H, W).

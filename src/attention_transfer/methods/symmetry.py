@@ -14,7 +14,7 @@ from .gradient import OVERFLOW, GradientMethod, half_mean_norm
 def symmetry_loss(model: nn.Module, x: Tensor, y: Tensor, squared: bool = True) -> Tensor:
     """½ · mean_n ‖J(x) − flip(J(flip(x)))‖², or of the norm not squared; the flip is horizontal.
 
-    Differentiable with respect to the model's parameters.
+    Differentiable with respect to the model's parameters (Zagoruyko & Komodakis, ICLR 2017, 3.2).
 
     Args:
         model: images (N, C, H, W) -> logits (N, K).

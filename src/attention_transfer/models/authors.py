@@ -53,6 +53,13 @@ class AuthorsRun:
 def load_authors_run(folder: str | Path) -> AuthorsRun:
     """The networks, in eval mode, and options of a run of the authors' CIFAR or ImageNet script.
 
+    Args:
+        folder: a folder of their `logs/`, with `log.txt` and `model.pt7`.
+
+    Returns:
+        `AuthorsRun`: `.model` and `.teacher` (None without one) take images (N, 3, H, W), RGB, in
+        [0, 1]; `.options` are those of the script.
+
     Raises:
         UserError: for missing or damaged files, a log without json_stats, tensors that fit none of
             the authors' networks, and another number of classes in the log than in the tensors.

@@ -139,6 +139,7 @@ def load_student(run_folder: str | Path, trust_code: bool = False) -> TrainedNet
     attributes are `.preprocess`, `.class_names` and `.image_size`.
 
     Args:
+        run_folder: a run folder of this package, or `zoo:NAME`.
         trust_code: execute the Python file of a network FILE.py:FACTORY. Nothing else in a run
             folder is ever executed.
 

@@ -32,14 +32,14 @@ class NetworkOptions:
     teacher: Annotated[
         str | None,
         option(
-            "A run folder (also the authors'), a store that `teach` filled, or a model with "
+            "A run folder (or one of the authors' scripts), a store of `teach`, or a model with "
             f"trained weights: {MODEL_NAMES}.",
             default_text="none",
         ),
     ] = None
     teacher_weights: Annotated[
         str | None,
-        option("State dict for the teacher (.safetensors, .pt, .pth, .th).", default_text="none"),
+        option("State dict for the teacher, such as .safetensors or .pt.", default_text="none"),
     ] = None
     student_weights: Annotated[
         str | None,

@@ -35,6 +35,8 @@ class CompiledBatchNorm2d(nn.BatchNorm2d):
 
     def forward(self, x: Tensor) -> Tensor:
         count = x.numel() // x.shape[1]
+        # PyTorch's own: in eval mode, for its errors (such as one value per channel), and for the
+        # cumulative average that no momentum means.
         if not self.training or x.ndim != 4 or count < 2 or self.momentum is None:
             return super().forward(x)
         y, mean, variance = BatchNorm.apply(x, self.weight, self.bias, self.eps)

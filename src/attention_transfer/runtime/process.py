@@ -132,7 +132,7 @@ def end_with_parent(parent: int) -> None:
             time.sleep(POLL_SECONDS)
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(SAVING_SECONDS)
-        os._exit(1)
+        os._exit(1)  # the main thread hangs, for example in a collective operation
 
     if sys.platform != "win32":
         threading.Thread(target=watch, daemon=True).start()

@@ -159,8 +159,9 @@ def _accept(store: Store, count: int, seconds: float) -> dict[int, socket.socket
         while len(peers) < count:
             connection, _ = server.accept()
             connection.settimeout(seconds)
+            # At most 100 bytes: another program may send anything.
             words = connection.makefile("rb").readline(100).decode(errors="replace").split()
-            connection.settimeout(None)
+            connection.settimeout(None)  # `_listen` waits as long as the run lasts
             if len(words) == 2 and words[0] == token:
                 peers[int(words[1])] = connection
             else:

@@ -220,7 +220,7 @@ def _translate_slurm() -> None:
 def _check_devices(device: str, count: int, started: bool) -> None:
     """Raises `UserError` if this machine does not have `count` devices.
 
-    Processes on the CPU are checked only if this process still has to start them (`started`).
+    `started`: whether a launcher has started the processes; those on the CPU are then not checked.
     """
     on_gpu = device == "cuda" or (device == "auto" and torch.cuda.is_available())
     if on_gpu and count > torch.cuda.device_count():
@@ -247,6 +247,7 @@ def _start_children(devices: int, nodes: int) -> dist.TCPStore | None:
     main = sys.modules["__main__"]
     command = [os.path.abspath(sys.argv[0])]
     if main.__spec__ is not None:
+        # Started by `python -m`: the file alone could not import its package.
         command = ["-m", main.__spec__.name]
     for local_rank in range(1, devices):
         ranks = {"RANK": str(node * devices + local_rank), "LOCAL_RANK": str(local_rank)}

@@ -50,7 +50,7 @@ def resolve_runtime(
     compilable: bool = True,
     accumulate: int = 1,
 ) -> RuntimeConfig:
-    """Resolves `auto` to the value that the run had `earlier`, or else to the best one here.
+    """Resolves `auto` to the value that the run had `earlier`, else to the best on this machine.
 
     Args:
         training_flops: FLOPs of the whole run, of student and teacher, forward and backward.

@@ -82,7 +82,7 @@ class StoredArray:
         """
         order = np.argsort(rows)
         rows, values = rows[order], np.ascontiguousarray(values[order], self.entry.dtype)
-        # Neighbours are written in one call.
+        # Neighbours are written in one call. −2, because row 0 after −1 would not begin a group.
         starts = np.flatnonzero(np.diff(rows, prepend=-2) != 1).tolist()
         ends = [*starts[1:], len(rows)]
         marks = np.ones(len(rows), np.uint8)

@@ -46,6 +46,7 @@ def create_store(
     An existing store is opened if it matches these arguments; maps that it lacks are added.
 
     Args:
+        folder: the folder of the store; its parents are created.
         teacher: images (N, C, H, W) -> logits (N, K); its own preprocessing may be inside.
         example: a batch of training images, (N, C, H, W).
         images, views: the number of training images, and of fixed views of each.

@@ -166,7 +166,7 @@ class Header:
         if mine != _plain(value):
             raise UserError(
                 f"{folder} is a store of other views: "
-                f"{key} is {mine} there and {_plain(value)} here"
+                f"{key} is {mine} in the store and {_plain(value)} in this command"
             )
 
 

@@ -65,13 +65,14 @@ class TeachOptions(RuntimeOptions, PrecisionOptions, MapOptions, AugmentOptions,
     teacher: Annotated[
         str,
         option(
-            f"A run folder (also the authors'), or a model with trained weights: {MODEL_NAMES}."
+            "A run folder (or one of the authors' scripts), or a model with trained weights: "
+            f"{MODEL_NAMES}."
         ),
     ]
     out: Annotated[Path, option("Store to write, or to continue.")]
     teacher_weights: Annotated[
         str | None,
-        option("State dict for the teacher (.safetensors, .pt, .pth, .th).", default_text="none"),
+        option("State dict for the teacher, such as .safetensors or .pt.", default_text="none"),
     ] = None
     trust_code: TrustCode = False
     layers: Annotated[

@@ -88,6 +88,7 @@ def run_cost(options: StudyOptions, changes: Mapping[str, Any], console: Console
 
 def split_pair(pair: str) -> tuple[str, str]:
     """Splits `teacher:student`; names of models may contain colons (`:pretrained`)."""
+    # Characters that no name has stand in for the colons inside names.
     words = pair.replace(":pretrained", "\0").replace("zoo:", "\1").split(":")
     if len(words) != 2 or not all(words):
         raise UserError(f"pairs has {pair!r}: expected TEACHER:STUDENT")

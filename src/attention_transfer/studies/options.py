@@ -51,7 +51,7 @@ class LotOptions:
 
     seeds: Annotated[Int, option("Seeds of each setting, from 0.", ge=1)] = 3
     jobs: Annotated[
-        Int, option("Number of runs at the same time, each with its share of the cores.", ge=1)
+        Int, option("Runs to train at the same time, each with its share of the cores.", ge=1)
     ] = 1
     out: Annotated[
         Path,

@@ -130,7 +130,7 @@ def localisation_table(options: StudyOptions, changes: dict[str, Any]) -> Table:
     if not has_boxes(base):
         raise UserError(
             f"study localisation needs boxes of objects, but {base.data} has none: "
-            "expected digits, or a folder: with boxes.csv"
+            "expected --data digits, or folder:PATH with a boxes.csv"
         )
     epochs, run_length = base.epochs, _take(changes, *LENGTH)
     shares = (1 / 12, 1 / 4, 1 / 2, 1.0)

@@ -66,7 +66,7 @@ def run_study(
         if name not in READ_BY.get(key, (name,)):
             raise UserError(
                 f"--{key} is given, but study {name} does not read it: leave it out "
-                f"(it is of {', '.join(READ_BY[key])})"
+                f"(studies that read it: {', '.join(READ_BY[key])})"
             )
     if name == "cost":
         from .cost import run_cost

@@ -163,7 +163,7 @@ class _AttentionHook(_Hook):
 
 
 class _AttentionPreHook(_Hook):
-    """Its forward pre-hook: attention computed after it belongs to the layer."""
+    """The forward pre-hook of such a layer: attention computed after it belongs to the layer."""
 
     def __call__(self, module: nn.Module, args: Any, output: Any = None) -> None:
         if self.state.active:
@@ -309,6 +309,12 @@ class Tap:
             self._state.copies.complete = False
 
     def __call__(self, *args: Any, **kwargs: Any) -> tuple[Any, dict[str, Tensor]]:
+        """(The model's output, {layer: features}) for the model's own arguments.
+
+        Raises:
+            UserError: if a layer was called twice or never, has no feature map, or an operation
+                changed its output in place after it was read.
+        """
         output = self._run(*args, **kwargs)
         state = self._state
         for layer in self.layers:
@@ -350,7 +356,8 @@ class Tap:
         if self._preprocess is not None:
             args, kwargs = (self._preprocess(*args, **kwargs),), {}
         for value in (*args, *kwargs.values()):
-            if isinstance(value, Tensor) and value.ndim == 4:  # the images
+            # The first tensor of four axes is taken for the images.
+            if isinstance(value, Tensor) and value.ndim == 4:
                 state.image, state.batch = (value.shape[2], value.shape[3]), value.shape[0]
                 break
         state.active = True

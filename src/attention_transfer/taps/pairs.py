@@ -19,8 +19,13 @@ def pair_stages(
 ) -> list[tuple[str, str]]:
     """Pairs (student layer, teacher layer) of equal stride from the input, by round(log2 stride).
 
-    `example` is images (N, C, H, W) for both, or (the student's, the teacher's) if their inputs
-    differ in size; strides are relative to each network's own input.
+    Args:
+        student, teacher: modules; they run once on the example, in eval mode without gradients.
+        example: images (N, C, H, W) for both, or (the student's, the teacher's) if their inputs
+            differ in size. Strides are relative to each network's own input.
+
+    Returns:
+        Pairs of dotted layer names, from input to output; a layer is in at most one pair.
 
     Raises:
         UserError: if the networks have no stride in common; the message lists the stages.

@@ -79,6 +79,7 @@ class Meter:
         if step is None:
             return None
         bad: dict[str, list[str]] = {}
+        # Not strict: a restored snapshot may be older than the entries of the pairs.
         for (term, pair), first in zip(self.watched, steps, strict=False):
             if first == step:
                 bad.setdefault(term, []).append(pair)

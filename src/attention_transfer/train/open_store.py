@@ -96,6 +96,7 @@ def open_store(
 def views_of(recipe: Recipe) -> range:
     """The views that a run trains on."""
     assert recipe.views is not None, "a store needs fixed views"
+    # Epoch e shows view e mod V, so a run of fewer epochs never reaches the last views.
     return range(min(recipe.views, recipe.epochs))
 
 

@@ -149,8 +149,10 @@ def make_scheduler(
             max_lr=[group["lr"] for group in optimizer.param_groups],
             # With fewer than 5 steps the warm-up has length 0, and PyTorch divides by it.
             total_steps=max(total_steps, 5),
+            # From lr / 10 up to lr in a quarter of the steps, then down to lr / 1e5, linearly.
             pct_start=0.25,
             anneal_strategy="linear",
+            # By default torch cycles the momentum, which would override --momentum.
             cycle_momentum=False,
             div_factor=10,
             final_div_factor=1e4,

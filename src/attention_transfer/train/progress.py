@@ -26,7 +26,7 @@ class _Line(ProgressColumn):
     def render(self, task: Task) -> Text:
         room = self.console.width - 4  # beside the spinner
         if self.console.width >= WIDTH_FOR_BAR:
-            room -= 21
+            room -= 21  # the bar of 20 columns and a space
         parts = [task.description, f"step {task.completed:.0f}/{task.total or 0:.0f}"]
         if task.time_remaining is not None:
             parts.append(f"{timedelta(seconds=round(task.time_remaining))} left")

@@ -80,7 +80,7 @@ def _differences(recipe: Recipe, config: dict[str, Any]) -> list[str]:
     # Older runs lack newer options; the defaults of these are how the older runs were trained.
     existing = type(recipe)().to_dict() | config
     return [
-        f"{key} is {existing.get(key)!r} there and {value!r} here"
+        f"{key} is {existing.get(key)!r} in that run, {value!r} in this command"
         for key, value in recipe.identity().items()
         if not _same_value(key, existing.get(key), value)
     ]

@@ -59,6 +59,7 @@ def teach(options: TeachOptions, console: Console) -> dict[str, Any]:
 
 def _teach(options: TeachOptions, console: Console) -> dict[str, Any]:
     assert options.views is not None, "`teach` has checked it"
+    # The seed draws subsets only, and a store has all training images.
     data = open_images(options, options.augment, options, seed=0)
     classes = data.classes, data.mean, data.std
     network = load_network(

@@ -151,7 +151,7 @@ class Trainer:
         if first == last:  # only the validation is left to do
             with self.rescue.reading(self.step):
                 batch = self._batch(plan, last - 1)
-        progress = (self.step - 1) / self.total_steps
+        progress = (self.step - 1) / self.total_steps  # of the last step
         teacher_outputs = partial(self.teacher_outputs, view=plan.view)
         gradients = self.watch.measure(self.module, batch, progress, teacher_outputs)
         row = self._finish_epoch(epoch, images_per_second) | gradients
@@ -161,6 +161,7 @@ class Trainer:
         self.meter = self._new_meter()
         self.gradients.begin_epoch()
         self._save()
+        # After the checkpoint: a logger must not have an epoch that a continued run repeats.
         self.log(self.rows)
         self.progress.end(row)
         if highest(self.stop.received) and self.step < self.total_steps:

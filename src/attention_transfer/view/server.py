@@ -21,7 +21,7 @@ from ..errors import UserError
 from .look import Viewer
 
 MAX_BYTES = 20_000_000
-WAITING = 8  # images that may wait for their turn; each holds up to MAX_BYTES
+WAITING = 8  # images in memory, with the one in process; each holds up to MAX_BYTES
 IMAGE_TYPE = "application/octet-stream"
 FILES = {
     "/": ("page.html", "text/html"),
