@@ -38,7 +38,9 @@ def test_the_whole_story_and_again(command, short, tmp_path):
         summary = json.loads((tmp_path / "runs" / run / "summary.json").read_text())
         assert summary["method"] == run.split("/")[0]
         assert (summary["teacher"] is None) == (summary["method"] == "none")
-    assert "runs/report.html" in said.out
+    assert said.out.count("runs/report.html") == 2  # after the first seed and at the end
+    first, _, rest = said.out.partition("1 more seed will show the spread")
+    assert "at/seed-1" in rest and "seed-1" not in first
     for method in ("AT", "KD", "AT+KD"):
         assert method in said.out
     before = contents(tmp_path / "runs")
