@@ -7,6 +7,7 @@ everywhere: `--batch-size` on the command line, `batch_size` in YAML and in Pyth
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 from importlib import resources
@@ -15,9 +16,9 @@ from typing import Annotated, Any, Literal
 
 from .data.options import AugmentOptions, DataOptions, check_augment, data_defaults
 from .errors import UserError, check_choice
-from .methods.options import AUTO, TEACHER_METHOD, MethodOptions
+from .methods.options import TEACHER_METHOD, MethodOptions
 from .models.options import NetworkOptions
-from .options import from_mapping, option, option_specs
+from .options import AUTO, from_mapping, option, option_specs
 from .run_folder import is_run_config, read_yaml_mapping
 from .runtime.options import RuntimeOptions
 from .store import header as stores
@@ -34,6 +35,9 @@ from .trust import check_trusted
 
 # Keys of older recipes and run folders, with the value that corresponds to the present behaviour.
 RETIRED = {"second_order": "auto"}
+
+# With `--views auto`, a run shows each view this many times (results/teach-once.md).
+EPOCHS_PER_VIEW = 3
 
 
 # A dataclass lists the fields of its last base first.
@@ -94,6 +98,7 @@ def make_recipe(*layers: Mapping[str, Any]) -> Recipe:
         # Set here, so that the recipe and config.yaml contain the method in effect.
         values["method"] = "none" if values.get("teacher") is None else TEACHER_METHOD
     _fill_beta(values)
+    _fill_views(values)
     recipe = from_mapping(Recipe, values)
     _check(recipe)
     return recipe
@@ -133,6 +138,19 @@ def _fill_beta(values: dict[str, Any]) -> None:
         values["beta"] = AUTO if names <= {"at", "kd"} else {"at": AUTO}
     elif isinstance(beta, Mapping) and "at" not in beta:
         values["beta"] = {"at": AUTO} | dict(beta)
+
+
+def _fill_views(values: dict[str, Any]) -> None:
+    """Replaces the views "auto" by those of a store as the teacher, or by a third of the epochs."""
+    if values.get("views") != AUTO:
+        return
+    teacher = values.get("teacher")
+    if isinstance(teacher, str) and stores.is_store(teacher):
+        values["views"] = stores.store_defaults(teacher)["views"]
+        return
+    given = {key: values[key] for key in ("epochs",) if key in values}
+    epochs = from_mapping(TrainingOptions, given).epochs
+    values["views"] = math.ceil(epochs / EPOCHS_PER_VIEW)
 
 
 def layered_recipe(*layers: Mapping[str, Any]) -> Recipe:

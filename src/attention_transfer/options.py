@@ -101,6 +101,8 @@ Float = Annotated[float, BeforeValidator(_refuse_bool)]
 Bool = StrictBool
 Numbers = Annotated[tuple[Float, ...], BeforeValidator(comma_separated)]
 
+AUTO = "auto"  # a value that the package computes
+
 
 @dataclasses.dataclass(frozen=True)
 class OptionSpec:

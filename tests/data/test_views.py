@@ -161,5 +161,14 @@ def test_an_image_keeps_its_number():
 def test_mixed_images_have_no_fixed_views(mixing):
     with pytest.raises(UserError, match="--views is given with --mixup or --cutmix.*leave one"):
         make_recipe({"model": "wrn-10-1", "views": 2, mixing: 0.2})
-    with pytest.raises(UserError, match="views is 0: expected a whole number ≥ 1"):
+    with pytest.raises(UserError, match="views is 0: expected a whole number ≥ 1, or auto"):
         make_recipe({"model": "wrn-10-1", "views": 0})
+
+
+@pytest.mark.parametrize(("epochs", "views"), [("12", 4), (13, 5), (1, 1)])
+def test_auto_shows_each_view_three_times(epochs, views):
+    recipe = make_recipe({"model": "wrn-10-1", "views": "auto", "epochs": epochs})
+    assert recipe.views == views
+    assert make_recipe({"model": "wrn-10-1", "views": "auto"}).views == 5  # of 15 epochs
+    with pytest.raises(UserError, match="epochs is 0"):
+        make_recipe({"model": "wrn-10-1", "views": "auto", "epochs": 0})

@@ -134,6 +134,7 @@ def test_an_unreadable_image_ends_all_processes_in_one_line(place, monkeypatch):
         (f"{TEACH} --nodes 2 --out s", "the address of the other nodes is unknown"),
         (f"{TEACH} --compile graphs --out s", "--compile graphs replays steps of training"),
         ("teach --teacher teacher --trust-code --data folder:data --out s", "--views is required"),
+        ("teach --teacher teacher --data folder:data --out s --views auto", "give a number"),
         (f"{TEACH} --layers one,tow --out s", "has no layer 'tow'; did you mean two"),
         (
             f"{TEACH} --crop-scale 0.5,1 --out s",

@@ -10,6 +10,7 @@ import torch
 from small_runs import STEPS_PER_EPOCH, carry_out, distilled, rows, small, write_factory
 from test_continuing import assert_same_end, interrupt, kill
 
+from attention_transfer.config import make_recipe
 from attention_transfer.errors import UserError
 from attention_transfer.store.store import TeacherStore
 
@@ -85,6 +86,8 @@ def test_a_store_in_the_teachers_place(taught, tmp_path, teacher_calls):
     assert summary["teacher"]["store"] == str(taught / "store")
     assert (run / "report.html").is_file()
     assert "is finished" in carry_out(recipe(taught, taught / "store"), run)
+    automatic = make_recipe(recipe(taught, taught / "store").to_dict(), {"views": "auto"})
+    assert automatic.views == VIEWS  # those of the store
 
 
 @pytest.mark.parametrize("step", [2, STEPS_PER_EPOCH + 2, 2 * STEPS_PER_EPOCH + 1])

@@ -110,7 +110,9 @@ class AugmentOptions:
     views: Annotated[
         Int | None,
         option(
-            "Number of fixed augmented views of each image; epoch e shows view e mod N.",
+            "Number of fixed augmented views of each image; epoch e shows view e mod N. auto: a "
+            "third of the epochs.",
+            expected="a whole number ≥ 1, or auto",
             ge=1,
             default_text="off: new crops in every epoch",
         ),

@@ -14,10 +14,9 @@ from ..arguments import check_weight
 from ..errors import UserError, shown
 from ..map_inputs import StoredMap
 from ..map_options import LossOptions, MapOptions
-from ..options import subset
+from ..options import AUTO, subset
 from .auto import PairedBetaMethod
 from .base import Pairs, StepInputs, schedule_factor
-from .options import AUTO
 
 # β per step of training. A β above HEAVY_BETA · steps (under `authors`, mean over the schedule) was
 # too large in our runs (1000 in 280 to 370 steps, constant or linear to zero); GOOD_BETA · steps

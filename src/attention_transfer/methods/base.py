@@ -14,7 +14,8 @@ from ..arguments import check_tensor, check_weight
 from ..errors import UserError, check_choice, shown
 from ..map_inputs import StoredMap
 from ..map_options import MapOptions
-from .options import AUTO, DECAYS
+from ..options import AUTO
+from .options import DECAYS
 
 # `step` drops together with the learning rate of the CIFAR recipe: epochs 60, 120 and 160 of 200.
 _STEPS = (0.3, 0.6, 0.8)

@@ -10,7 +10,6 @@ from pydantic import BeforeValidator
 from ..map_options import LossOptions
 from ..options import Bool, Float, Numbers, by_method, option
 
-AUTO = "auto"  # a β that is computed from the example
 FALLS = ("constant", "linear", "cosine", "step")
 # The default method of a run with a teacher.
 TEACHER_METHOD = "at+kd"

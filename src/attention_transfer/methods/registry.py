@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..errors import UserError, nearest
+from ..options import AUTO
 from ..taps.pairs import parse_pairs
 from .activation import ActivationTransfer
 from .base import Method
@@ -15,7 +16,7 @@ from .distillation import KnowledgeDistillation
 from .full import FullActivationTransfer
 from .gradient import GradientTransfer
 from .min_l2 import GradientNorm
-from .options import AUTO, MethodOptions
+from .options import MethodOptions
 from .symmetry import GradientSymmetry
 
 METHODS: dict[str, type[Method]] = {

@@ -10,9 +10,11 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator
 
 from ..data.options import AugmentOptions, DataOptions, data_defaults
+from ..errors import UserError
 from ..map_options import MapOptions
 from ..models.options import MODEL_NAMES, TrustCode
 from ..options import (
+    AUTO,
     Bool,
     Int,
     OptionSpec,
@@ -93,6 +95,11 @@ class TeachOptions(RuntimeOptions, PrecisionOptions, MapOptions, AugmentOptions,
 
 def teach_options(given: Mapping[str, Any]) -> TeachOptions:
     """The checked options of `teach`; options not given get the defaults of the data set."""
+    if given.get("views") == AUTO:
+        raise UserError(
+            "--views auto is a third of a run's epochs, and a store has none: give a number, "
+            "such as 4"
+        )
     defaults = data_defaults(given.get("data", DataOptions().data))
     return from_mapping(TeachOptions, defaults | dict(given))
 

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 from ..data.dataset import Dataset
 from ..data.decode import UnreadableImageError
 from ..errors import UserError
-from ..methods.options import AUTO
 from ..methods.registry import method_names
 from ..models.network import run_fingerprint
+from ..options import AUTO
 from ..run_folder import RunFolder, write_json
 from ..store.header import is_store, read_header
 from .images import open_images
