@@ -29,7 +29,7 @@ fuzz: $(READY)  ## every fuzzer at 100,000 examples, for days; FUZZ=2000 for an 
 chaos: $(READY)  ## kill small runs at every change of a file and at random, about an hour
 	PYTHONPATH=tests $(BIN)/python tests/chaos.py
 
-memory: $(READY)  ## 10,000 steps and 1,000 transfers: whether memory stays flat, ten minutes
+memory: $(READY)  ## 10,000 steps and 1,000 transfers: whether memory stays flat, some minutes
 	PYTHONPATH=tests $(BIN)/python tests/memory.py
 
 lint: $(READY)  ## formatting, style and types
