@@ -206,7 +206,7 @@ OPTIONS = {
 
 
 @pytest.mark.parametrize(
-    "wrong", [lambda x: x, X, -1.5, math.nan, {}], ids=lambda v: type(v).__name__
+    "wrong", [lambda x: x, X, -1.5, math.nan, {}, b"sum"], ids=lambda v: type(v).__name__
 )
 @pytest.mark.parametrize("option", OPTIONS)
 def test_wrong_options(option, wrong):

@@ -16,6 +16,7 @@ from attention_transfer.commands import COMMANDS
 from attention_transfer.config import Recipe, make_recipe
 from attention_transfer.errors import UserError
 from attention_transfer.options import OptionSpec, option_specs
+from attention_transfer.run_folder import RunFolder
 
 # Of these only the options are fuzzed: what they do takes minutes.
 LONG = {
@@ -66,7 +67,8 @@ def place(student_run, teacher_run, tmp_path, monkeypatch) -> Path:
     Path("mine.txt").write_text("mine")
     Path("loop").symlink_to("loop")
     for target in LONG.values():
-        monkeypatch.setattr(target, lambda *_, **__: [])
+        result = [RunFolder("run")] if target == LONG["train"] else []
+        monkeypatch.setattr(target, lambda *_, result=result, **__: result)
     return tmp_path
 
 

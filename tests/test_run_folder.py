@@ -166,6 +166,7 @@ def test_deep_json(tmp_path):
     ("key", "value"),
     [
         ("model", 7),
+        ("model", ""),
         ("classes", []),
         ("classes", "abc"),
         ("mean", [0.5]),

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 Numbers = dict[str, float | None]
 Count = Annotated[int, Field(ge=0, lt=1 << 63)]
 Side = Annotated[int, Field(ge=1, le=1 << 16)]
-Name = Annotated[str, Field(pattern=r"^[^\x00]*$")]
+Name = Annotated[str, Field(pattern=r"^[^\x00]+$")]
 
 
 class Config(BaseModel):

@@ -74,7 +74,7 @@ class ActivationTransfer(PairedBetaMethod):
         self.reads_attention = self.options.reads_attention, self.map_options.reads_attention
         self.pair_weights: list[float] | None = None
         if weights is not None:
-            if isinstance(weights, (str, Mapping, Tensor)) or not isinstance(weights, Iterable):
+            if isinstance(weights, (str, bytes, Mapping, Tensor)) or not isinstance(weights, Iterable):
                 raise UserError(
                     f"weights is {shown(weights)}: expected a list with a number for each pair"
                 )
