@@ -74,7 +74,8 @@ class ActivationTransfer(PairedBetaMethod):
         self.reads_attention = self.options.reads_attention, self.map_options.reads_attention
         self.pair_weights: list[float] | None = None
         if weights is not None:
-            if isinstance(weights, (str, bytes, Mapping, Tensor)) or not isinstance(weights, Iterable):
+            unordered_or_text = isinstance(weights, (str, bytes, Mapping, Tensor))
+            if unordered_or_text or not isinstance(weights, Iterable):
                 raise UserError(
                     f"weights is {shown(weights)}: expected a list with a number for each pair"
                 )
