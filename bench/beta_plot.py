@@ -15,8 +15,10 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
+from table_files import read_table_data
+
 from attention_transfer.studies.plots import COLOURS, figure, scale_by_logarithm
-from attention_transfer.studies.summaries import Cell, TableData, read_table_data
+from attention_transfer.studies.summaries import Cell, TableData
 
 RESULTS = Path(__file__).parents[1] / "results" / "defaults"
 SWEEP = re.compile(r"(?P<convention>authors|caffe), β = (?P<beta>\d+)")

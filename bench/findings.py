@@ -18,6 +18,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from defaults import VARIANTS, folder_of
+from table_files import read_table_data
 
 from attention_transfer.apply.evaluate import run_and_data
 from attention_transfer.apply.inference import InferenceModel
@@ -27,14 +28,7 @@ from attention_transfer.run_folder import RunFolder
 from attention_transfer.stats import rank_correlation
 from attention_transfer.studies.plots import save_curves_figure, save_scatter_figure
 from attention_transfer.studies.study import MEASURES, described
-from attention_transfer.studies.summaries import (
-    Cell,
-    Line,
-    TableData,
-    read_table_data,
-    summarize,
-    write_table_data,
-)
+from attention_transfer.studies.summaries import Cell, Line, TableData, summarize, write_table_data
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "results" / "localisation"

@@ -26,22 +26,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from table_files import joined_table, read_table_data
+
 from attention_transfer.errors import UserError
 from attention_transfer.report import group_runs, read_run
 from attention_transfer.report.formats import signed
 from attention_transfer.run_folder import find_runs, replacing
 from attention_transfer.studies.cost import cost_table, ratio_table
-from attention_transfer.studies.render import (
-    REPRODUCTION,
-    TextTable,
-    joined_table,
-    text_table,
-)
+from attention_transfer.studies.render import REPRODUCTION, TextTable, text_table
 from attention_transfer.studies.summaries import (
     Cell,
     TableData,
     merge_lines,
-    read_table_data,
     summarize,
     write_table_data,
 )

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import UserError, check_choice
+from ..errors import check_choice
 from ..report.formats import MISSING, signed
 from ..stats import Estimate, bootstrap_interval, paired_difference
 from .summaries import Cell, TableData
@@ -53,11 +53,6 @@ def _range(cell: Cell, context: Context) -> str:
     if spread is None or spread.n < 2:
         return MISSING
     return f"{spread.low:.2f}–{spread.high:.2f}"
-
-
-def _each(cell: Cell, context: Context) -> str:
-    values = cell.values(context.metric).values()
-    return ", ".join(f"{value:.2f}" for value in values) or MISSING
 
 
 def _interval(cell: Cell, context: Context) -> str:
@@ -114,7 +109,7 @@ def _p_value(cell: Cell, context: Context) -> str:
     return f"{estimate.p:.2g}"
 
 
-def _number(key: str, form: str) -> Writer:
+def number_writer(key: str, form: str) -> Writer:
     """The mean over the seeds of a number that the runs measured."""
 
     def write(cell: Cell, context: Context) -> str:
@@ -124,7 +119,7 @@ def _number(key: str, form: str) -> Writer:
     return write
 
 
-def _text(key: str) -> Writer:
+def text_writer(key: str) -> Writer:
     def write(cell: Cell, context: Context) -> str:
         values = dict.fromkeys(str(run[key]) for run in cell.runs if run.get(key) is not None)
         return ", ".join(values) or MISSING
@@ -132,35 +127,26 @@ def _text(key: str) -> Writer:
     return write
 
 
-# By the name in a page's marker: the header, and the function that writes a cell.
+# By name: the header, and the function that writes a cell.
 COLUMNS: dict[str, tuple[str, Writer]] = {
     "seeds": ("seeds", _seeds),
     "median": ("median", _median),
     "range": ("min–max", _range),
     "mean": ("error %", _mean),
-    "each": ("each seed", _each),
     "interval": ("95 % interval of the mean", _interval),
     "paper": ("paper", _paper),
     "difference": ("difference", _difference),
     "against alone": ("against alone (95 %)", _against_alone),
     "p": ("p", _p_value),
-    "rate": ("images/s", _number("images_per_second", ",.0f")),
-    "minutes": ("minutes a run", _number("minutes", ".1f")),
-    "in box": ("in the box, %", _number("in_box", ".1f")),
-    "pointing": ("pointing game, %", _number("pointing", ".1f")),
-    "teacher error": ("teacher's error %", _number("teacher_error", ".2f")),
-    "images": ("training images", _text("limit_train")),
-    "in box %": ("in the box", lambda cell, context: _with_unit(cell, context, "in box")),
-    "epochs": ("epochs", _text("epochs")),
-    "beta": ("β", _text("beta")),
+    "minutes": ("minutes a run", number_writer("minutes", ".1f")),
+    "in box": ("in the box, %", number_writer("in_box", ".1f")),
+    "pointing": ("pointing game, %", number_writer("pointing", ".1f")),
+    "teacher error": ("teacher's error %", number_writer("teacher_error", ".2f")),
+    "images": ("training images", text_writer("limit_train")),
+    "epochs": ("epochs", text_writer("epochs")),
 }
 REPRODUCTION = ("seeds", "median", "range", "paper", "difference", "against alone")
 STUDY = ("seeds", "mean", "interval", "against alone", "p")
-
-
-def _with_unit(cell: Cell, context: Context, column: str) -> str:
-    text = COLUMNS[column][1](cell, context)
-    return text if text == MISSING else f"{text} %"
 
 
 @dataclass(frozen=True)
@@ -214,29 +200,6 @@ def text_table(table: TableData, columns: Sequence[str]) -> TextTable:
         names = [cell.row, cell.setting] if several else [cell.setting]
         rows.append(names + [writer(cell, context) for writer, context in writers])
     return _without_empty(TextTable(headers, rows, labels))
-
-
-def joined_table(parts: Sequence[tuple[TableData, Sequence[tuple[str, str | None]]]]) -> TextTable:
-    """Joins tables side by side: a row for each setting, and the columns of each table.
-
-    Raises:
-        UserError: if a table has several rows in the sense of the paper.
-    """
-    settings: dict[tuple[str, str], None] = {}
-    for table, _ in parts:
-        settings |= dict.fromkeys((cell.row, cell.setting) for cell in table.cells)
-    if len({row for row, _ in settings}) > 1:
-        raise UserError("tables with several rows cannot be joined: expected one row each")
-    headers, rows = [""], [[setting] for _, setting in settings]
-    for table, columns in parts:
-        for name, header in columns:
-            check_choice("column", name, COLUMNS)
-            standard, writer = COLUMNS[name]
-            headers.append(header or standard)
-            for line, place in zip(rows, settings, strict=True):
-                cell = table.cell(*place)
-                line.append(MISSING if cell is None else writer(cell, Context(table)))
-    return TextTable(headers, rows)
 
 
 def _without_empty(table: TextTable) -> TextTable:

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError
 from ..run_folder import RunFolder, replacing
 from ..stats import Spread
 
@@ -127,33 +126,6 @@ def write_table_data(file: Path, table: TableData) -> None:
         lines += [place | run for run in cell.runs]
     with replacing(file) as partial:
         partial.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
-
-
-def read_table_data(file: Path) -> TableData:
-    """Reads a file of `write_table_data`.
-
-    Raises:
-        UserError: for a file that cannot be read or holds something else.
-    """
-    try:
-        lines = [json.loads(line) for line in file.read_text().splitlines() if line.strip()]
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {file}: {error}") from error
-    if not lines or "title" not in lines[0] or not all("setting" in line for line in lines[1:]):
-        raise UserError(
-            f"{file} holds no table: expected a line with a title, then a line for each run"
-        )
-    cells: dict[tuple[str, str], Cell] = {}
-    for line in lines[1:]:
-        row, setting = line.pop("row", ""), line.pop("setting")
-        cell = cells.setdefault((row, setting), Cell(row, setting))
-        if "published" in line:
-            cell.published, cell.confirmed = line["published"], bool(line.get("confirmed"))
-        elif "means" in line:
-            cell.means = line["means"]
-        else:
-            cell.runs.append(line)
-    return TableData(lines[0], list(cells.values()))
 
 
 def merge_lines(runs: Iterable[Line | None]) -> list[Line]:
