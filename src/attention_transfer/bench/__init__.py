@@ -17,8 +17,6 @@ from .options import DEFAULTS, NAMES, BenchCommandOptions, BenchOptions
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["NAMES", "BenchCommandOptions", "BenchOptions", "bench_options", "run_bench"]
-
 
 def run_bench(
     name: str, given: Mapping[str, Any], console: Console, json_file: Path | None

@@ -14,8 +14,6 @@ from .networks import NETWORKS
 from .shared import Command
 from .training import TRAINING
 
-__all__ = ["COMMANDS", "Command"]
-
 
 @dataclass(frozen=True)
 class CompletionOptions:

@@ -12,20 +12,3 @@ from .open_run import read_run
 from .rows import SettingRow
 from .run_maps import save_run_maps
 from .table import print_table
-
-__all__ = [
-    "LoadedRun",
-    "MapColumn",
-    "SettingRow",
-    "check_figure_file",
-    "check_page_file",
-    "comparison_numbers",
-    "convergence_figure",
-    "group_runs",
-    "maps_figure",
-    "print_table",
-    "read_run",
-    "save_maps_figure",
-    "save_run_maps",
-    "write_report",
-]

@@ -15,22 +15,3 @@ from .pairs import (
 )
 from .stages import Stage, stages, try_stages
 from .trace import depth_share
-
-__all__ = [
-    "Stage",
-    "Tap",
-    "call_uncompiled",
-    "depth_share",
-    "evaluating",
-    "explain",
-    "match_stages",
-    "pair_stages",
-    "parse_pairs",
-    "resolve_pairs",
-    "split_preprocessing",
-    "stages",
-    "tap",
-    "try_stages",
-    "unpaired_stages",
-    "unwrap",
-]
