@@ -257,10 +257,9 @@ def double(x):
 
 
 @pytest.mark.parametrize("role", ["student", "teacher"])
-def test_a_transform_that_cannot_be_pickled(role):
+def test_copies_keep_the_transforms(role):
+    """`deepcopy` takes lambdas, too; pickle takes functions that a module defines by name."""
     transfer = make(KD(), **{f"{role}_transform": lambda x: 2 * x})
-    with pytest.raises(at.UserError, match=f"{role}_transform cannot be pickled .*by name"):
-        pickle.dumps(transfer)
     named = make(KD(), **{f"{role}_transform": double})
     expected = named(*batch()).loss
     for other in (copy.deepcopy(transfer), pickle.loads(pickle.dumps(named))):

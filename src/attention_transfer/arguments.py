@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import math
 import os
-import pickle
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
-from .errors import UserError, first_line, shown
+from .errors import UserError, shown
 
 
 def check_tensor(value: object, name: str, allow_meta: bool = False) -> None:
@@ -95,17 +94,6 @@ def check_module(value: object, name: str) -> None:
 def check_transform(transform: object, name: str) -> None:
     if transform is not None and not callable(transform):
         raise UserError(f"{name} is {shown(transform)}: expected a function or a module")
-
-
-def check_pickles(transform: object, name: str) -> None:
-    """Raises `UserError` for a lambda and other functions that a module does not define by name."""
-    try:
-        pickle.dumps(transform)
-    except (pickle.PicklingError, AttributeError, TypeError) as error:
-        raise UserError(
-            f"{name} cannot be pickled ({first_line(error)}): "
-            "expected a module, or a function that a module defines by name"
-        ) from error
 
 
 def check_path(value: object, name: str) -> None:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from .arguments import check_images, check_pickles, check_tensor
+from .arguments import check_images, check_tensor
 from .errors import UserError, about, shown
 from .map_inputs import StoredMap
 from .methods.base import Method, StepInputs, TrainingFraction
@@ -192,21 +192,6 @@ class Transfer(nn.Module):
         # The compiled regions of a copy would run the networks of the original.
         state = super().__getstate__()
         return {name: value for name, value in state.items() if name not in _REGIONS}
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Transfer:
-        twin = type(self).__new__(type(self))
-        memo[id(self)] = twin
-        twin.__setstate__(copy.deepcopy(self.__getstate__(), memo))
-        return twin
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        """Checks the transforms: pickle does not accept lambdas (`deepcopy` does)."""
-        transforms = {"student_transform": self.student_transform}
-        for teacher in self._frozen:
-            transforms["teacher_transform"] = teacher.transform
-        for name, transform in transforms.items():
-            check_pickles(transform, name)
-        return super().__reduce_ex__(protocol)
 
     def run_teacher(self, x: Tensor, y: Tensor | None = None) -> TeacherOutput:
         """Runs the teacher on a batch; J only if the labels are given and a method needs it."""
