@@ -149,17 +149,6 @@ def finite_number(value: Any) -> float | None:
     return float(value)
 
 
-def read_own_run(folder: RunFolder) -> LoadedRun:
-    """Reads a run of this package, finished or not; its maps are read when first used.
-
-    Raises:
-        UserError: if a file cannot be parsed.
-    """
-    return LoadedRun(
-        folder.path, folder.config(), folder.metrics(), folder.summary(), folder.environment()
-    )
-
-
 def _read_arrays(path: Path, schema: ArraySchema) -> dict[str, np.ndarray]:
     """The arrays of an npz file, checked; empty if there is no file."""
     import numpy as np

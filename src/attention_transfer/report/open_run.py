@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..authors_log import is_authors_run
 from ..run_folder import RunFolder
 from .authors_run import read_authors_run
-from .load_run import LoadedRun, read_own_run
+from .load_run import LoadedRun
 
 
 def read_run(folder: RunFolder) -> LoadedRun:
@@ -16,4 +16,6 @@ def read_run(folder: RunFolder) -> LoadedRun:
     """
     if not folder.exists and is_authors_run(folder.path):
         return read_authors_run(folder.path)
-    return read_own_run(folder)
+    return LoadedRun(
+        folder.path, folder.config(), folder.metrics(), folder.summary(), folder.environment()
+    )
