@@ -114,23 +114,6 @@ def _coloured(values: np.ndarray, colours: str) -> np.ndarray:
     return colormaps[colours](values, bytes=True)[..., :3]
 
 
-def draw_box(tile: np.ndarray, box: np.ndarray, image_shape: tuple[int, ...]) -> np.ndarray:
-    """The tile with the object's box (x0, y0, x1, y1 in pixels of the image) drawn on it."""
-    import numpy as np
-    from PIL import Image, ImageDraw
-
-    scale_y, scale_x = tile.shape[0] / image_shape[0], tile.shape[1] / image_shape[1]
-    # The box is half-open; ImageDraw includes the last pixel.
-    x0, y0, x1, y1 = box[0] * scale_x, box[1] * scale_y, box[2] * scale_x - 1, box[3] * scale_y - 1
-    canvas = Image.fromarray(tile.copy())
-    if x1 > x0 and y1 > y0:
-        draw = ImageDraw.Draw(canvas)
-        # White within black is visible on any image.
-        draw.rectangle((x0, y0, x1, y1), outline=(0, 0, 0), width=3)
-        draw.rectangle((x0 + 1, y0 + 1, x1 - 1, y1 - 1), outline=(255, 255, 255), width=1)
-    return np.asarray(canvas)
-
-
 def share_in_box(
     attention: np.ndarray, box: np.ndarray, image_shape: tuple[int, ...]
 ) -> float | None:
