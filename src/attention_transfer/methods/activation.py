@@ -16,7 +16,7 @@ from ..map_inputs import StoredMap
 from ..map_options import LossOptions, MapOptions
 from ..options import AUTO, subset
 from .auto import PairedBetaMethod
-from .base import Pairs, StepInputs, schedule_factor
+from .base import Pairs, StepInputs, StudentLayers, TeacherLayers, schedule_factor
 
 # β per step of training. A β above HEAVY_BETA · steps (under `authors`, mean over the schedule) was
 # too large in our runs (1000 in 280 to 370 steps, constant or linear to zero); GOOD_BETA · steps
@@ -91,9 +91,7 @@ class ActivationTransfer(PairedBetaMethod):
     def pair_betas(self) -> list[float] | None:
         return self._auto_betas if self.is_auto else self.pair_weights
 
-    def prepare(
-        self, pairs: Pairs, student: Sequence[Tensor], teacher: Sequence[Tensor | StoredMap]
-    ) -> None:
+    def prepare(self, pairs: Pairs, student: StudentLayers, teacher: TeacherLayers) -> None:
         if self.pair_weights is not None and len(self.pair_weights) != len(pairs):
             raise UserError(
                 f"weights has {len(self.pair_weights)} numbers for {len(pairs)} pairs: "
@@ -107,9 +105,7 @@ class ActivationTransfer(PairedBetaMethod):
             spreads = [self._spread(s, t) for s, t in zip(student, teacher, strict=True)]
             self.set_auto_betas(pairs, student, spreads, self._units(student, teacher))
 
-    def _units(
-        self, student: Sequence[Tensor], teacher: Sequence[Tensor | StoredMap]
-    ) -> list[float]:
+    def _units(self, student: StudentLayers, teacher: TeacherLayers) -> list[float]:
         """The β of each pair for which its term is ½‖D‖², or ½‖D‖ under `paper`."""
         units = self.pair_weights or [1.0] * len(student)
         convention = self.options.convention
@@ -133,9 +129,7 @@ class ActivationTransfer(PairedBetaMethod):
             return distance / freedom**0.5
         return distance / freedom
 
-    def describe(
-        self, pairs: Pairs, student: Sequence[Tensor], teacher: Sequence[Tensor | StoredMap]
-    ) -> list[str]:
+    def describe(self, pairs: Pairs, student: StudentLayers, teacher: TeacherLayers) -> list[str]:
         """A line for each pair: layers, sizes, and the effective weight under the conventions."""
         conventions = ["paper"] if self.options.convention == "paper" else ["authors", "caffe"]
         lines = []

@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ..errors import UserError
-from .base import BetaMethod, Pairs, TrainingFraction
+from .base import BetaMethod, Pairs, StudentLayers, TrainingFraction
 
 # The weight of the unexplained share of the variance (results/defaults.md). The term has this value
 # for a student whose map is the teacher's mean for every image.
@@ -53,7 +52,7 @@ class PairedBetaMethod(BetaMethod):
     def set_auto_betas(
         self,
         pairs: Pairs,
-        student: Sequence[Tensor],
+        student: StudentLayers,
         spreads: Sequence[float],
         units: Sequence[float],
     ) -> None:

@@ -25,6 +25,9 @@ WARM_UP = 0.1
 
 TrainingFraction = float | Tensor | None
 Pairs = Sequence[tuple[str, str]]
+# The features of the paired layers.
+StudentLayers = Sequence[Tensor]
+TeacherLayers = Sequence[Tensor | StoredMap]
 
 
 @dataclass
@@ -38,8 +41,8 @@ class StepInputs:
     labels: Tensor
     student_logits: Tensor | None = None
     teacher_logits: Tensor | None = None
-    student_features: Sequence[Tensor] = ()
-    teacher_features: Sequence[Tensor | StoredMap] = ()
+    student_features: StudentLayers = ()
+    teacher_features: TeacherLayers = ()
     student_gradient: Tensor | None = None
     teacher_gradient: Tensor | None = None
     flipped_gradient: Tensor | None = None
@@ -99,14 +102,10 @@ class Method(nn.Module):
         """Advice for a weight that is too small or too large; `change` is "raise" or "lower"."""
         return f"{change} its weight"
 
-    def prepare(
-        self, pairs: Pairs, student: Sequence[Tensor], teacher: Sequence[Tensor | StoredMap]
-    ) -> None:
+    def prepare(self, pairs: Pairs, student: StudentLayers, teacher: TeacherLayers) -> None:
         """Raises `UserError` if the features of the example do not suit the method."""
 
-    def describe(
-        self, pairs: Pairs, student: Sequence[Tensor], teacher: Sequence[Tensor | StoredMap]
-    ) -> list[str]:
+    def describe(self, pairs: Pairs, student: StudentLayers, teacher: TeacherLayers) -> list[str]:
         """Lines for the start of a run: what the method does to each pair of layers."""
         return []
 

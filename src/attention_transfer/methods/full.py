@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -11,10 +9,9 @@ from torch import Tensor, nn
 from .. import maps
 from ..arguments import check_finite, check_same_device
 from ..errors import UserError
-from ..map_inputs import StoredMap
 from ..numerics import at_least_float32
 from .auto import PairedBetaMethod
-from .base import Pairs, StepInputs
+from .base import Pairs, StepInputs, StudentLayers, TeacherLayers
 
 
 def full_activation_loss(student: Tensor, teacher: Tensor) -> Tensor:
@@ -104,9 +101,7 @@ class FullActivationTransfer(PairedBetaMethod):
         step.pair_terms[self.part] = [term.detach() for term in terms]
         return torch.stack(terms).sum()
 
-    def prepare(
-        self, pairs: Pairs, student: Sequence[Tensor], teacher: Sequence[Tensor | StoredMap]
-    ) -> None:
+    def prepare(self, pairs: Pairs, student: StudentLayers, teacher: TeacherLayers) -> None:
         """Makes the adapters: a convolution for each pair whose channels differ."""
         if not pairs:
             raise UserError("FullActivationTransfer got no pair of layers: expected at least one")
@@ -126,9 +121,7 @@ class FullActivationTransfer(PairedBetaMethod):
         labels = torch.empty(0)  # not read
         self(StepInputs(labels, student_features=list(student), teacher_features=list(teacher)))
 
-    def _set_auto_betas(
-        self, pairs: Pairs, student: Sequence[Tensor], teacher: Sequence[Tensor | StoredMap]
-    ) -> None:
+    def _set_auto_betas(self, pairs: Pairs, student: StudentLayers, teacher: TeacherLayers) -> None:
         spreads, units = [], []
         for j, (fs, ft) in enumerate(zip(student, teacher, strict=True)):
             assert isinstance(ft, Tensor), "no store: needs_live_teacher"
@@ -139,9 +132,7 @@ class FullActivationTransfer(PairedBetaMethod):
             units.append(y.shape[1] / 2)  # the loss is a mean over the elements
         self.set_auto_betas(pairs, student, spreads, units)
 
-    def describe(
-        self, pairs: Pairs, student: Sequence[Tensor], teacher: Sequence[Tensor | StoredMap]
-    ) -> list[str]:
+    def describe(self, pairs: Pairs, student: StudentLayers, teacher: TeacherLayers) -> list[str]:
         lines = []
         described = zip(pairs, student, teacher, self.adapters, strict=True)
         for j, ((s, t), fs, ft, adapter) in enumerate(described):

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from torch import Tensor
 
 from .. import maps
 from ..arguments import check_finite, check_floats, check_same_device, check_switch
 from ..errors import UserError
-from ..map_inputs import StoredMap
 from ..numerics import at_least_float32
-from .base import BetaMethod, Pairs, StepInputs
+from .base import BetaMethod, Pairs, StepInputs, StudentLayers, TeacherLayers
 
 OVERFLOW = "the norm of the input gradients overflows: expected smaller ones"
 
@@ -72,9 +69,7 @@ class GradientMethod(BetaMethod):
         super().__init__(beta, decay)
         self.squared = check_switch("squared", squared)
 
-    def describe(
-        self, pairs: Pairs, student: Sequence[Tensor], teacher: Sequence[Tensor | StoredMap]
-    ) -> list[str]:
+    def describe(self, pairs: Pairs, student: StudentLayers, teacher: TeacherLayers) -> list[str]:
         form = "‖·‖²" if self.squared else "‖·‖"
         return [
             f"{self.name}: ½ · mean of {form} of input gradients, β = {self.beta:g} ({self.decay})"
