@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from .. import bench as benches
+from ..config import Recipe
 from ..console import make_console
 from ..options import OptionSpec, from_mapping, option_specs
 from ..outputs import check_json
+from ..studies.options import PASSED_ON, ReproduceOptions, StudyOptions
 from .shared import Command
 
 
@@ -23,8 +26,6 @@ def bench(arguments: dict[str, Any]) -> None:
 
 def reproduce(arguments: dict[str, Any]) -> None:
     """Run the experiments of a table of the paper, and print the results beside the paper's."""
-    from ..studies.options import PASSED_ON, ReproduceOptions
-
     changes = {key: arguments.pop(key) for key in PASSED_ON if key in arguments}
     options = from_mapping(ReproduceOptions, arguments)
     check_json(options.json, options.force)
@@ -35,8 +36,6 @@ def reproduce(arguments: dict[str, Any]) -> None:
 
 def study(arguments: dict[str, Any]) -> None:
     """Study a question of the paper's reviewers: runs, a table with intervals, and a plot."""
-    from ..studies.options import PASSED_ON, StudyOptions
-
     changes = {key: arguments.pop(key) for key in PASSED_ON if key in arguments}
     options = from_mapping(StudyOptions, arguments)
     check_json(options.json, options.force)
@@ -50,30 +49,19 @@ def _bench_groups() -> dict[str, list[OptionSpec]]:
     return {"options": [*specs.values()]}
 
 
-def _reproduce_groups() -> dict[str, list[OptionSpec]]:
-    from ..studies.options import ReproduceOptions
-
-    return _groups_for_many_runs(ReproduceOptions, "the table's")
-
-
-def _study_groups() -> dict[str, list[OptionSpec]]:
-    from ..studies.options import StudyOptions
-
-    return _groups_for_many_runs(StudyOptions, "the study's")
-
-
-def _groups_for_many_runs(options: type, default_text: str) -> dict[str, list[OptionSpec]]:
+def _groups_of_many_runs(options: type, default_text: str) -> dict[str, list[OptionSpec]]:
     """The options of the command, and those of the recipe that apply to every run."""
-    from ..config import Recipe
-    from ..studies.options import PASSED_ON
-
     recipe = option_specs(Recipe)
     passed_on = [replace(recipe[key], default_text=default_text) for key in PASSED_ON]
     return {"options": [*option_specs(options).values()], "options of every run": passed_on}
 
 
 EVIDENCE = {
-    "reproduce": Command(reproduce, grouped_options=_reproduce_groups),
-    "study": Command(study, grouped_options=_study_groups),
+    "reproduce": Command(
+        reproduce, grouped_options=partial(_groups_of_many_runs, ReproduceOptions, "the table's")
+    ),
+    "study": Command(
+        study, grouped_options=partial(_groups_of_many_runs, StudyOptions, "the study's")
+    ),
     "bench": Command(bench, grouped_options=_bench_groups),
 }
