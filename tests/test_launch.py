@@ -178,7 +178,7 @@ def test_jobs_end_with_the_process_that_started_them(tmp_path):
     said = process.communicate(timeout=300)[0]  # its end is that of the last job
     assert said.count("stopping after this step; the state is saved first") == 2
     for run in runs:
-        with RunFolder(run).locked():
+        with RunFolder(run).lock:
             pass
 
 

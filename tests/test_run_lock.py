@@ -18,7 +18,7 @@ from attention_transfer.run_folder import RunFolder
 OWNER = """
 import os, sys, time
 from attention_transfer.run_folder import RunFolder
-with RunFolder(sys.argv[1]).locked():
+with RunFolder(sys.argv[1]).lock:
     owner = os.getpid()
     # The forked process speaks: it has given the lock up by then.
     if sys.argv[2] == "alone" or os.fork() == 0:
@@ -49,7 +49,7 @@ def test_a_second_process_is_refused_and_told_of_the_first(tmp_path):
     owner = start_owner(tmp_path / "run")
     try:
         expected = f"is being written by process {owner.pid} on .+ since 20..-..-.. ..:..:..: wait"
-        with pytest.raises(UserError, match=expected), RunFolder(tmp_path / "run").locked():
+        with pytest.raises(UserError, match=expected), RunFolder(tmp_path / "run").lock:
             pass
     finally:
         kill_all_of(owner)
@@ -62,7 +62,7 @@ def test_the_lock_ends_with_its_owner(tmp_path):
     owner.kill()
     owner.wait()
     try:
-        with RunFolder(tmp_path / "run").locked():
+        with RunFolder(tmp_path / "run").lock:
             pass
     finally:
         kill_all_of(owner)
@@ -71,13 +71,13 @@ def test_the_lock_ends_with_its_owner(tmp_path):
 def test_what_took_the_lock_leaves_no_trace(tmp_path):
     (tmp_path / "there").mkdir()
     for run in ("there", "new", "deep/er/run"):
-        with RunFolder(tmp_path / run).locked():
+        with RunFolder(tmp_path / run).lock:
             assert f"{run}/.lock" in files(tmp_path)
     assert files(tmp_path) == ["there"]
 
 
 def test_what_was_written_stays(tmp_path):
-    with RunFolder(tmp_path / "run").locked():
+    with RunFolder(tmp_path / "run").lock:
         (tmp_path / "run" / "config.yaml").write_text("")
     assert files(tmp_path) == ["run", "run/config.yaml"]
 
@@ -86,13 +86,13 @@ def test_what_was_written_stays(tmp_path):
 def test_a_folder_that_was_removed(tmp_path, again):
     """Or removed and locked again, by another run."""
     run, other = RunFolder(tmp_path / "run"), RunFolder(tmp_path / "run")
-    with run.locked():
-        run.check_lock()
+    with run.lock:
+        run.lock.check()
         (tmp_path / "run").rename(tmp_path / "moved")
         if again:
-            other._lock.take()
+            other.lock.__enter__()
         with pytest.raises(RunError, match="was removed or replaced while the run was writing"):
-            run.check_lock()
+            run.lock.check()
     assert (tmp_path / "run" / ".lock").exists() == again
 
 
@@ -105,9 +105,9 @@ def test_a_lock_that_a_killed_process_left_in_a_finished_run(teacher_run, tmp_pa
 
 def test_the_lock_of_a_living_process_stays(tmp_path):
     owner = start_owner(tmp_path)
-    RunFolder(tmp_path).remove_abandoned_lock()
+    RunFolder(tmp_path).lock.remove_abandoned()
     assert files(tmp_path) == [".lock"]
     owner.kill()
     owner.wait()
-    RunFolder(tmp_path).remove_abandoned_lock()
+    RunFolder(tmp_path).lock.remove_abandoned()
     assert files(tmp_path) == []

@@ -162,7 +162,7 @@ class RunFolder:
         self.predictions_file = self.path / "predictions.npz"
         self.report_file = self.path / "report.html"
         self.summary_file = self.path / "summary.json"
-        self._lock = RunLock(self.path)
+        self.lock = RunLock(self.path)
 
     def __str__(self) -> str:
         return str(self.path)
@@ -198,27 +198,6 @@ class RunFolder:
                 f"{path} {problem}; name the folder that train or distill wrote (--out)"
             )
         return run
-
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Locks the folder against other processes during the block.
-
-        Raises:
-            UserError: if another process has the lock; the message names it.
-        """
-        self._lock.take()
-        try:
-            yield
-        finally:
-            self._lock.release()
-
-    def remove_abandoned_lock(self) -> None:
-        """Removes the lock file of a process that was killed after it had finished the run."""
-        self._lock.remove_abandoned()
-
-    def check_lock(self) -> None:
-        """Raises `RunError` if the folder was removed or replaced since it was locked."""
-        self._lock.check()
 
     def config(self) -> dict[str, Any]:
         if not self.exists:

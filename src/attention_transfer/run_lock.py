@@ -21,7 +21,7 @@ LOCK_FILE = ".lock"
 
 
 class RunLock:
-    """The lock on a folder, held from `take` to `release`."""
+    """The lock on a folder, held during a `with` block."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -29,7 +29,7 @@ class RunLock:
         self._stream: BinaryIO | None = None
         self._made_folders: list[Path] = []
 
-    def take(self) -> None:
+    def __enter__(self) -> None:
         """Locks the folder, and creates it if it does not exist.
 
         Raises:
@@ -39,7 +39,7 @@ class RunLock:
         self._made_folders = [folder for folder in folders if not folder.exists()]
         self.folder.mkdir(parents=True, exist_ok=True)
         while self._stream is None:
-            stream = open(self.file, "a+b")  # noqa: SIM115 (open as long as the lock is held)
+            stream = open(self.file, "a+b")
             if not _lock(stream):
                 owner = _read_owner(stream)
                 stream.close()
@@ -62,19 +62,19 @@ class RunLock:
             self._stream.write(json.dumps(owner_record).encode())
             self._stream.flush()
         except OSError:  # such as a full disk
-            self.release()
+            self.__exit__()
             raise
 
     def check(self) -> None:
-        """Raises `RunError` if the folder was removed or replaced since `take`."""
+        """Raises `RunError` if the folder was removed or replaced since it was locked."""
         if self._stream is not None and not _is_file_of(self._stream, self.file):
             raise RunError(
                 f"{self.folder} was removed or replaced while the run was writing to it: "
                 "run the command again to start anew"
             )
 
-    def release(self) -> None:
-        """Removes the lock, and the folders that `take` created if they are empty."""
+    def __exit__(self, *error: object) -> None:
+        """Removes the lock, and the folders that `__enter__` created if they are empty."""
         if self._stream is None:
             return
         if _is_file_of(self._stream, self.file):

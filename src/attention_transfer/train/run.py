@@ -69,14 +69,14 @@ def run(
         if recipe.teacher is not None:
             resume.check_teacher(folder, resume.teacher_fingerprint(recipe.teacher))
         if local_rank() == 0:
-            folder.remove_abandoned_lock()
+            folder.lock.remove_abandoned()
             text = f"{folder} is finished: {describe_summary(folder, summary)}; nothing to do"
             console.out(text)
         return summary
     with ExitStack() as stack:
         stack.enter_context(explain_interrupt(folder))
         if ranks.global_rank() == 0:
-            stack.enter_context(folder.locked())
+            stack.enter_context(folder.lock)
         ranks.join(recipe)
         stack.enter_context(ranks.propagate_failures())
         stack.enter_context(deterministic_algorithms(recipe.deterministic))
@@ -121,9 +121,9 @@ def _train(
             return {}
         if (count := components.data.unreadable_count() - components.data.skipped) > 0:
             progress.say(f"warning: {count} unreadable images were left out during training")
-        folder.check_lock()
+        folder.lock.check()
         summary = finish(recipe, folder, components, runtime, rows)
-        folder.check_lock()
+        folder.lock.check()
         if draw_maps is not None:
             logs.show_maps(rows[-1]["step"], lambda file: draw_maps(folder, file))
     progress.say(f"{folder}: {describe_summary(folder, summary)}")

@@ -354,7 +354,7 @@ class Trainer:
         self._check_finite()
         state = self.state_dict()
         if self.fabric.is_global_zero:
-            self.folder.check_lock()
+            self.folder.lock.check()
             self.folder.write_metrics(self.rows)
             save_checkpoint(self.folder, state)
 
