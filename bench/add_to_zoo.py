@@ -62,12 +62,11 @@ def add(run: Path, name: str, half: bool, data: str | None, about: str) -> Path:
 
 def _write(source: RunFolder, entry: RunFolder, summary: dict[str, Any], half: bool) -> None:
     network = load_run_network(source.path)
-    module, preprocess = network.module, network.preprocess
     if half:
-        module = module.half()
-    assert preprocess.size is not None, "a trained network knows its size"
+        network.module.half()
     model = network.name.removesuffix(":pretrained")
-    save_student(entry.student_file, module, model, network.classes, preprocess, preprocess.size)
+    description = model, network.classes, network.preprocess, network.image_size
+    save_student(entry.student_file, network.module, *description)
     size = entry.student_file.stat().st_size
     if size > LARGEST:
         raise UserError(

@@ -88,9 +88,8 @@ def export_run(
     else:
         check_output("--out", out, form, force)
     network = load_trained(run, trust_code)
-    name, classes, preprocess = network.name, network.classes, network.preprocess
-    assert preprocess.size is not None, "a trained network knows its size"
-    about = metadata(name, classes, preprocess, preprocess.size)
+    description = network.name, network.classes, network.preprocess, network.image_size
+    about = metadata(*description)
     layers = []
     if with_attention:
         layers = attention_layers(network)
@@ -102,5 +101,5 @@ def export_run(
     elif form == "pt2":
         save_pt2(network, about, out, layers)
     else:
-        save_student(out, network.module, name, classes, preprocess, preprocess.size)
+        save_student(out, network.module, *description)
     return ""

@@ -51,9 +51,7 @@ def attention_layers(network: Network) -> list[str]:
     Raises:
         UserError: for a network without feature maps.
     """
-    size = network.preprocess.size
-    assert size is not None, "a trained network knows its size"
-    return [stage.name for stage in stages(network.module, torch.zeros(1, 3, *size))]
+    return [stage.name for stage in stages(network.module, torch.zeros(1, 3, *network.image_size))]
 
 
 def describe_graph(about: dict[str, Any], layers: list[str]) -> dict[str, Any]:
@@ -79,9 +77,8 @@ def export_graph(network: Network, layers: list[str]) -> torch.export.ExportedPr
         UserError: for a network that cannot be traced.
     """
     module = _Graph(network, layers).eval().requires_grad_(False)
-    assert network.preprocess.size is not None, "a trained network knows its size"
     # With a batch of 1, the batch size would become a constant.
-    example = torch.rand(2, 3, *network.preprocess.size)
+    example = torch.rand(2, 3, *network.image_size)
     shapes = ({0: torch.export.Dim("batch")},)
     try:
         return torch.export.export(module, (example,), dynamic_shapes=shapes)

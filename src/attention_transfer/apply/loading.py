@@ -56,9 +56,8 @@ def loading_code(network: Network, repo: str) -> str:
     A network of timm or torchvision is made by its library, any other is a graph of
     `torch.export`.
     """
-    size = network.preprocess.size
-    assert size is not None, "a trained network knows its size"
-    values: dict[str, Any] = {"repo": repo, "height": size[0], "width": size[1]}
+    height, width = network.image_size
+    values: dict[str, Any] = {"repo": repo, "height": height, "width": width}
     match library(network):
         case "timm":
             return TIMM.format(**values)

@@ -44,8 +44,7 @@ def predict_files(
         raise UserError(f"--top is {top}: expected at least 1")
     network = load_trained(run, trust_code)
     model = inference_model(network, device)
-    assert network.preprocess.size is not None, "a trained network knows its size"
-    size = network.preprocess.size[0]
+    size = network.image_size[0]
     # The same preprocessing as for the run's validation images.
     shorter = round(size * val_resize(RunFolder(run).config().get("augment", "crop")))
     # dict.fromkeys: a file that is named twice counts once.

@@ -71,31 +71,28 @@ def write_folder(network: Network, run: Path, repo: str, folder: Path) -> list[s
     Raises:
         UserError: if a network that is neither timm's nor torchvision's cannot be traced.
     """
-    size = network.preprocess.size
-    assert size is not None, "a trained network knows its size"
     config, summary = RunFolder(run).config(), RunFolder(run).summary() or {}
-    name, classes = public_name(network.name), network.classes
+    name = public_name(network.name)
+    description = name, network.classes, network.preprocess, network.image_size
     folder.mkdir(parents=True, exist_ok=True)
-    save_student(folder / WEIGHTS, network.module, name, classes, network.preprocess, size)
+    save_student(folder / WEIGHTS, network.module, *description)
     match library(network):
         case "timm":
             described = json.dumps(_timm_config(network, config), indent=2)
             (folder / "config.json").write_text(described)
         case None:
-            about = metadata(name, classes, network.preprocess, size)
-            save_pt2(network, about, folder / GRAPH, layers=[])
+            save_pt2(network, metadata(*description), folder / GRAPH, layers=[])
     (folder / CARD).write_text(model_card(network, repo, config, summary), encoding="utf-8")
     return sorted(file.name for file in folder.iterdir())
 
 
 def _timm_config(network: Network, config: dict[str, Any]) -> dict[str, Any]:
     """The config.json from which timm creates a network of the hub and its preprocessing."""
-    assert network.preprocess.size is not None, "a trained network knows its size"
     mean, std = mean_and_std(network)
     own: dict[str, Any] = getattr(network.module, "pretrained_cfg", {})
     same = {key: own[key] for key in ("first_conv", "classifier", "fixed_input_size") if key in own}
     images = {
-        "input_size": [3, *network.preprocess.size],
+        "input_size": [3, *network.image_size],
         "mean": mean,
         "std": std,
         "crop_pct": 1 / val_resize(config.get("augment") or "crop"),

@@ -64,12 +64,10 @@ def export_int8(
             f"{run} has the classes {first_few(network.classes, 4)}; the data has "
             f"{first_few(dataset.classes, 4)}: expected the same"
         )
-    size = network.preprocess.size
-    assert size is not None, "a trained network knows its size"
     layers = []
     if with_attention:
         layers = attention_layers(network)
-    about = metadata(network.name, network.classes, network.preprocess, size)
+    about = metadata(network.name, network.classes, network.preprocess, network.image_size)
     with tempfile.TemporaryDirectory() as folder:
         exact = Path(folder) / "fp32.onnx"
         save_onnx(network, about, exact, layers)

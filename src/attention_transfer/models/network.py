@@ -42,6 +42,12 @@ class Network:
     has_class_names: bool = True
     is_trained: bool = True
 
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """The size (H, W) to which a trained network resizes images."""
+        assert self.preprocess.size is not None, "a trained network knows its size"
+        return self.preprocess.size
+
     def matches_classes(self, classes: Sequence[str]) -> bool:
         """Whether these are the network's classes; without names, whether it has as many."""
         if self.has_class_names:
