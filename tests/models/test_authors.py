@@ -188,7 +188,7 @@ class TestLog:
     )
     def test_our_entry_is_damaged(self, folder, own):
         (folder / "log.txt").write_text(f'json_stats: {{"attention_transfer": {own}}}\n')
-        broken(folder, "attention_transfer entry lacks")
+        broken(folder, "its attention_transfer entry, is damaged")
 
 
 class TestDamage:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,14 +12,14 @@ from torch import Tensor
 from ..arguments import check_path
 from ..authors_log import EXTRA_KEY, LOG_FILE, MODEL_FILE, read_options
 from ..errors import UserError
+from ..run_schema import Metadata, validated
 from .authors_files import read_params
 from .authors_resnet import AuthorsResNet
 from .trained import Preprocess, TrainedNetwork
 from .weights import load_state
 from .wrn import WideResNet
 
-Triple = tuple[float, float, float]  # of red, green, blue
-ImageFormat = tuple[Triple, Triple, tuple[int, int], tuple[str, ...] | None]
+ImageFormat = tuple[Sequence[float], Sequence[float], tuple[int, int], tuple[str, ...] | None]
 # (mean, std, size, class names). The normalisation is the scripts', where CIFAR's pixels are 0-255.
 CIFAR: ImageFormat = (
     (125.3 / 255, 123.0 / 255, 113.9 / 255),
@@ -139,22 +139,11 @@ def _build(params: Mapping[str, Tensor], file: Path) -> tuple[WideResNet | Autho
 
 def _exported_format(folder: Path, entry: Any, outputs: int) -> ImageFormat:
     """Class names and preprocessing, which our export wrote into the log."""
-    try:
-        height, width = map(int, entry["image_size"])
-        mean, std = _triple(entry["mean"]), _triple(entry["std"])
-        classes = tuple(map(str, entry["classes"]))
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f"{folder / LOG_FILE}: its {EXTRA_KEY} entry lacks classes, mean, std or image_size"
-        ) from error
+    about = validated(entry, Metadata, f"{folder / LOG_FILE}, its {EXTRA_KEY} entry,")
+    classes = tuple(about["classes"])
     if len(classes) != outputs:
         raise UserError(
             f"{folder}: {LOG_FILE} names {len(classes)} classes, the tensors of {MODEL_FILE} have "
             f"{outputs}"
         )
-    return mean, std, (height, width), classes
-
-
-def _triple(values: Any) -> Triple:
-    red, green, blue = map(float, values)
-    return red, green, blue
+    return about["mean"], about["std"], tuple(about["image_size"]), classes
