@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -101,7 +99,9 @@ class RandomResizedCrop:
 
     def __call__(self, out: NDArray[np.uint8], encoded: Encoded, draw: AugmentDraw) -> None:
         image = decode(encoded)
-        with _seeded_torch(draw.noise):
+        # torchvision draws from torch's global generator.
+        with torch.random.fork_rng([]):
+            torch.default_generator.manual_seed(draw.noise)
             box = self._crop.make_params([image.permute(2, 0, 1)])
             # A contiguous crop, channels last in memory, takes torchvision's faster resize, which
             # gives the same pixels.
@@ -142,15 +142,3 @@ def _decode_jpeg(data: bytes) -> Tensor | None:
         return decode_jpeg(encoded, mode=ImageReadMode.RGB).permute(1, 2, 0)
     except RuntimeError:
         return None
-
-
-@contextmanager
-def _seeded_torch(seed: int) -> Iterator[None]:
-    """Seeds torch's global generator, which torchvision draws from, and restores its state."""
-    generator = torch.default_generator
-    state = generator.get_state()
-    generator.manual_seed(seed)
-    try:
-        yield
-    finally:
-        generator.set_state(state)
