@@ -187,7 +187,7 @@ class TestMapErrors:
             attention_map(torch.ones(1, 2, 2, 2, dtype=dtype))
 
     def test_no_tensor(self):
-        with pytest.raises(ValueError, match="got ndarray, expected a tensor"):
+        with pytest.raises(ValueError, match="of type ndarray: expected a tensor"):
             attention_map(np.ones((1, 2, 2, 2)))
 
 

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .arguments import check_finite, check_same_device, check_switch, check_tensor, check_weight
+from .arguments import check_finite, check_floats, check_same_device, check_switch, check_weight
 from .errors import UserError, check_choice, shown
 from .map_inputs import (
     Features,
@@ -315,19 +315,10 @@ def validated(features: Tensor, name: str) -> Tensor:
     Raises:
         UserError: for features without a map.
     """
-    if not isinstance(features, Tensor):
-        raise UserError(
-            f"{name}: got {type(features).__name__}, expected a tensor (N, C, H, W) or (N, L, D)"
-        )
-    check_tensor(features, name)
+    expected = "(N, C, H, W) or (N, L, D)"
+    check_floats(features, name, expected)
     if features.ndim not in (3, 4):
-        raise UserError(
-            f"{name}: got shape {tuple(features.shape)}, expected (N, C, H, W) or (N, L, D)"
-        )
-    if not features.is_floating_point():
-        raise UserError(f"{name}: got {features.dtype}, expected a floating-point tensor")
-    if 0 in features.shape:
-        raise UserError(f"{name}: got the empty shape {tuple(features.shape)}")
+        raise UserError(f"{name}: got shape {tuple(features.shape)}, expected {expected}")
     return features
 
 
