@@ -58,6 +58,11 @@ def method_names(expression: str | None) -> list[str]:
     return names
 
 
+def needs_teacher(expression: str | None) -> bool:
+    """Whether a method of the expression learns from a teacher."""
+    return any(METHODS[name].needs_teacher for name in method_names(expression))
+
+
 def create_methods(options: MethodOptions) -> list[Method]:
     """The methods of `options.method`, each with the options that its class takes.
 

@@ -13,22 +13,21 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from ..config import Recipe
-from ..methods.registry import METHODS, create_methods, method_names
+from ..methods.registry import create_methods, needs_teacher
 from ..models.create import create_model
 from ..transfer import Transfer
 
-IMAGES = 4
+IMAGES, SIZE = 4, 32
 CLASSES = 10
 
 
-def step_flops(recipe: Recipe, teacher: str, method: str, size: int = 32) -> float:
+def step_flops(recipe: Recipe, teacher: str, method: str) -> float:
     """FLOPs per image of a step's forward and backward pass, including the teacher's forward."""
     methods = create_methods(replace(recipe, method=method, beta=None, decay=None))
-    needs_teacher = any(METHODS[name].needs_teacher for name in method_names(method))
     torch.manual_seed(0)
     student = create_model(recipe.model, CLASSES)
-    teacher_module = create_model(teacher, CLASSES).eval() if needs_teacher else None
-    x = torch.rand(IMAGES, 3, size, size)
+    teacher_module = create_model(teacher, CLASSES).eval() if needs_teacher(method) else None
+    x = torch.rand(IMAGES, 3, SIZE, SIZE)
     transfer = Transfer(student, teacher_module, methods, example=x)
     with _FlopCounter() as counter:
         transfer(x, torch.arange(IMAGES) % CLASSES, torch.tensor(0.0)).loss.backward()

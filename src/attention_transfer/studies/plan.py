@@ -13,6 +13,8 @@ from typing import Any
 from ..config import Recipe, layered_recipe, named_recipe
 from ..errors import UserError
 from ..launch import Task
+from ..methods.base import can_learn_from_store
+from ..methods.registry import create_methods, needs_teacher
 from ..options import from_mapping, option_specs
 from ..run_folder import RunFolder
 from ..train.options import TrainingOptions
@@ -168,7 +170,7 @@ class _Planner:
     def _teacher(self, row: Row) -> RunFolder | None:
         if row.teacher is None:
             return None
-        start, after = self._start(row, row.teacher)
+        start, after = self._start(row.teacher)
         recipe = self._recipe(
             *self._layers(row, self.table.teacher_recipe or self.table.recipe),
             self.table.teacher_options,
@@ -183,21 +185,25 @@ class _Planner:
     def _student(
         self, row: Row, options: Mapping[str, Any], teacher: RunFolder | None, seed: int
     ) -> tuple[Recipe, tuple[RunFolder, ...]]:
-        start, after = self._start(row, row.student)
+        start, after = self._start(row.student)
         roles: dict[str, Any] = {"command": "train", "seed": seed}
         if options.get("method", "none") != "none":
             roles["command"] = "distill"
-            if teacher is not None and _learns_from_teacher(options["method"]):
+            if teacher is not None and needs_teacher(options["method"]):
                 roles["teacher"] = str(teacher)
                 after = (*after, teacher)
         recipe = self._recipe(*self._layers(row, self.table.recipe), options, start, roles)
-        if teacher is not None and recipe.views is not None and _can_learn_from_store(recipe):
+        if (
+            teacher is not None
+            and recipe.views is not None
+            and can_learn_from_store(create_methods(recipe))
+        ):
             # One store for all runs with this teacher.
             place = teacher.path.relative_to(self.plan.root / "runs")
             recipe = replace(recipe, store=str(self.plan.root / "stores" / place))
         return recipe, after
 
-    def _start(self, row: Row, model: str) -> tuple[dict[str, Any], tuple[RunFolder, ...]]:
+    def _start(self, model: str) -> tuple[dict[str, Any], tuple[RunFolder, ...]]:
         """The network that a run starts from, and the run that has to be done before."""
         pretraining = self.table.pretraining
         if pretraining is None:
@@ -227,23 +233,12 @@ class _Planner:
 
 def _epochs_of_milestones(layers: Sequence[Mapping[str, Any]]) -> int | None:
     """The number of epochs that the milestones refer to: that of the layer which sets them."""
-    epochs, found = option_specs(Recipe)["epochs"].default, None
+    epochs, milestone_epochs = option_specs(Recipe)["epochs"].default, None
     for layer in layers:
         epochs = layer.get("epochs", epochs)
         if "milestones" in layer:
-            found = epochs
+            milestone_epochs = epochs
+    if milestone_epochs is None:
+        return None
     # A flag's value is text so far.
-    return None if found is None else from_mapping(TrainingOptions, {"epochs": found}).epochs
-
-
-def _can_learn_from_store(recipe: Recipe) -> bool:
-    from ..methods.base import can_learn_from_store
-    from ..methods.registry import create_methods
-
-    return can_learn_from_store(create_methods(recipe))
-
-
-def _learns_from_teacher(method: str) -> bool:
-    from ..methods.registry import METHODS, method_names
-
-    return any(METHODS[name].needs_teacher for name in method_names(method))
+    return from_mapping(TrainingOptions, {"epochs": milestone_epochs}).epochs
