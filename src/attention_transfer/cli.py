@@ -11,7 +11,7 @@ from typing import NoReturn
 
 from . import __version__
 from .commands import COMMANDS
-from .errors import RankError, RunError, UserError, first_line, nearest
+from .errors import RankError, RunError, UserError, first_line, is_out_of_memory, nearest
 from .examples import EXAMPLES
 from .flags import Parser, add_options
 from .train.signals import interrupt, signal_handlers
@@ -68,7 +68,7 @@ def main(args: list[str] | None = None) -> None:
             raise
         if isinstance(error, OSError) and error.errno in PATH_ERRORS and error.filename:
             _leave(f"{os.fsdecode(error.filename)}: {error.strerror}", 2)
-        if _is_out_of_memory(error):
+        if is_out_of_memory(error):
             _leave(
                 f"out of memory ({first_line(error)}): choose smaller batches or images", 1, True
             )
@@ -88,13 +88,6 @@ def _shortened(word: str) -> str:
     if len(word) <= LONGEST_WORD:
         return word
     return f"{word[:60]}…{word[-60:]}"
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    # On a CPU, PyTorch raises a plain RuntimeError.
-    text = str(error)
-    names = ("can't allocate memory", "CUDA out of memory", "Storage size calculation overflowed")
-    return isinstance(error, MemoryError) or any(name in text for name in names)
 
 
 def _dispatch(args: list[str]) -> None:

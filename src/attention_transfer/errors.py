@@ -7,6 +7,14 @@ import reprlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
+# Parts of the messages of PyTorch's plain RuntimeErrors for a failed allocation.
+_OUT_OF_MEMORY = (
+    "can't allocate memory",
+    "not enough memory",
+    "out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "Storage size calculation overflowed",
+)
 _SHORT = reprlib.Repr()  # a list of a YAML file may be long, or contain itself many times
 _SHORT.maxstring = _SHORT.maxother = 200
 
@@ -63,6 +71,13 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     if not matches:
         return ""
     return f"; did you mean {' or '.join(matches)}?"
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed, in Python or on any device."""
+    if isinstance(error, MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in _OUT_OF_MEMORY)
 
 
 def plural(number: int, noun: str) -> str:

@@ -10,7 +10,7 @@ import torch
 from lightning.fabric import Fabric
 from torch import Tensor, nn
 
-from ..errors import RunError, UserError
+from ..errors import RunError, UserError, is_out_of_memory
 from ..runtime.ranks import gather, highest
 from .meter import Meter
 
@@ -18,22 +18,6 @@ ADVICE = (
     "use a smaller --batch-size, or split each batch with --accumulate, in another --out; "
     "or free some memory"
 )
-# Parts of the messages of PyTorch's plain RuntimeErrors for a failed allocation.
-OUT_OF_MEMORY_TEXTS = (
-    "can't allocate memory",
-    "not enough memory",
-    "out of memory",
-    "CUBLAS_STATUS_ALLOC_FAILED",
-)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed, in Python or on any device."""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and any(
-        text in str(error) for text in OUT_OF_MEMORY_TEXTS
-    )
 
 
 class Rescue:
