@@ -53,15 +53,6 @@ class EpochPlan:
         return replace(self, order=order, dy=dy, dx=dx, flip=flip)
 
 
-class AugmentDraws(NamedTuple):
-    """The draws of `EpochPlan`, by image."""
-
-    dy: Tensor
-    dx: Tensor
-    flip: Tensor
-    noise: Tensor
-
-
 class EpochPlanner:
     """Plans the epochs of `Augment` and of `Stream`.
 
@@ -109,16 +100,19 @@ class EpochPlanner:
         rows = self.images.rows[order]
         # Drawn for the whole source, so that an image gets the same draws in any subset.
         draws = self._draw(self.images.source_size, make_generator(VIEWS_KEY, view))
-        drawn = AugmentDraws(*(column[rows] for column in draws))
-        plan = EpochPlan(order, *drawn, rows, batch_size, drop_last, view)
+        dy, dx, flip, noise = (draw[rows] for draw in draws)
+        plan = EpochPlan(order, dy, dx, flip, noise, rows, batch_size, drop_last, view)
         return plan.to(self._plan_device)
 
-    def _draw(self, count: int, generator: torch.Generator) -> AugmentDraws:
+    def _draw(
+        self, count: int, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """`dy`, `dx`, `flip` and `noise` of an `EpochPlan`, each (count,)."""
         dy = torch.randint(0, 2 * self._padding + 1, (count,), generator=generator)
         dx = torch.randint(0, 2 * self._padding + 1, (count,), generator=generator)
         flip = torch.rand(count, generator=generator) < (0.5 if self._flip else 0.0)
         noise = torch.randint(0, 1 << 31, (count,), generator=generator)
-        return AugmentDraws(dy, dx, flip, noise)
+        return dy, dx, flip, noise
 
     @staticmethod
     def _check(batch_size: int, count: int) -> None:
