@@ -15,7 +15,7 @@ from ..data.dataset import Images
 from ..data.open import open_data
 from ..data.stream import StreamSet, default_workers
 from ..data.transforms import val_resize
-from ..errors import UserError, first_few
+from ..errors import UserError
 from ..models.create import pretrained_images
 from ..models.network import Network, load_trained
 from ..models.start import check_network, load_network
@@ -62,11 +62,7 @@ def evaluate_network(
         classes = data.classes, data.mean, data.std
         network = load_network(name, *classes, weights, role="network")
         check_network(network, as_input(data.val.batch(slice(0, 2))), name)
-    if not network.matches_classes(data.classes):
-        raise UserError(
-            f"{name} has the classes {first_few(network.classes, 4)}; the data has "
-            f"{first_few(data.classes, 4)}: expected the same"
-        )
+    network.check_classes(data.classes, name)
     model = inference_model(network, device, precision)
     metrics = evaluate(model, data.val.to(model.device), EVALUATION_BATCH, model.device)
     about = {"images": len(data.val), "precision": model.precision}

@@ -18,7 +18,7 @@ from torch import Tensor
 from ..data.dataset import Images
 from ..data.open import open_data
 from ..data.stream import default_workers
-from ..errors import UserError, first_few, first_line
+from ..errors import UserError, first_line
 from ..models.network import metadata
 from ..outputs import check_output
 from ..quiet import quiet
@@ -59,11 +59,7 @@ def export_int8(
     network, options = run_and_data(str(run), data, None, None, trust_code)
     options |= {"limit_train": calibration_images, "workers": default_workers(on_cpu=True)}
     dataset = open_data(**options)
-    if not network.matches_classes(dataset.classes):
-        raise UserError(
-            f"{run} has the classes {first_few(network.classes, 4)}; the data has "
-            f"{first_few(dataset.classes, 4)}: expected the same"
-        )
+    network.check_classes(dataset.classes, str(run))
     layers = []
     if with_attention:
         layers = attention_layers(network)

@@ -14,7 +14,7 @@ from torch import nn
 
 from ..arguments import check_path
 from ..authors_log import MODEL_FILE, is_authors_run
-from ..errors import UserError, first_line
+from ..errors import UserError, first_few, first_line
 from ..run_folder import ZOO, RunFolder, parse_json, replacing
 from ..run_schema import Metadata, validated
 from ..trust import check_trusted
@@ -53,6 +53,26 @@ class Network:
         if self.has_class_names:
             return self.classes == tuple(classes)
         return len(self.classes) == len(classes)
+
+    def check_classes(self, classes: Sequence[str], name: str) -> None:
+        """Raises `UserError` unless these are its classes; errors call the network `name`."""
+        check_classes(self.classes, classes, self.has_class_names, name)
+
+
+def check_classes(own: Sequence[str], classes: Sequence[str], has_names: bool, name: str) -> None:
+    """Raises `UserError` if a network's `own` classes are not the data's; errors call it `name`.
+
+    If `has_names` is False, the network's classes are only numbered.
+    """
+    if len(own) != len(classes):
+        raise UserError(
+            f"{name} has {len(own)} classes, the data has {len(classes)}: expected the same classes"
+        )
+    if has_names and tuple(own) != tuple(classes):
+        raise UserError(
+            f"{name} has the classes {first_few(own, 4)}, the data has {first_few(classes, 4)}: "
+            "expected the same"
+        )
 
 
 def fixed_size(module: nn.Module) -> tuple[int, int] | None:

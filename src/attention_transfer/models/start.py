@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import UserError, first_few
+from ..errors import UserError
 from ..run_folder import ZOO, is_folder_name
 from .create import architecture, create_model, pretrained_classes
 from .network import Network, file_fingerprint, fixed_size, load_trained, saved_preprocess
@@ -84,16 +84,7 @@ def _load_teacher_run(
             f"the {role} {folder} is a run with weights of its own: leave {_weights_flag(role)} out"
         )
     network = load_trained(folder, trust_code)
-    if len(network.classes) != len(classes):
-        raise UserError(
-            f"the {role} {folder} has {len(network.classes)} classes, the data has "
-            f"{len(classes)}: expected the same classes"
-        )
-    if not network.matches_classes(classes):
-        raise UserError(
-            f"the {role} {folder} has the classes {first_few(network.classes, 4)}, "
-            f"the data has {first_few(classes, 4)}"
-        )
+    network.check_classes(classes, f"the {role} {folder}")
     return replace(network, classes=tuple(classes))
 
 

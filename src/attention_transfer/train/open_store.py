@@ -12,11 +12,11 @@ from torch import Tensor
 from ..apply.inference import as_input
 from ..data.dataset import Dataset, Images
 from ..data.options import AugmentOptions
-from ..errors import UserError, first_few
+from ..errors import UserError
 from ..map_options import MapOptions
 from ..methods.base import Method, can_learn_from_store
 from ..methods.check import maps_to_read
-from ..models.network import Network
+from ..models.network import Network, check_classes
 from ..models.start import load_network
 from ..store.create import default_folder, plan_store, teacher_record
 from ..store.header import ImagesRecord, is_store, view_options
@@ -173,16 +173,8 @@ def store_as_teacher(folder: str, data: Dataset) -> TeacherStore:
     header = store.header
     header.check_images(store.folder, images_record(data))
     teacher = header.teacher
-    if teacher.has_class_names and teacher.classes != data.classes:
-        raise UserError(
-            f"the teacher of {folder} has the classes {first_few(teacher.classes, 4)}, "
-            f"the data has {first_few(data.classes, 4)}"
-        )
-    if len(teacher.classes) != len(data.classes):
-        raise UserError(
-            f"the teacher of {folder} has {len(teacher.classes)} classes, the data has "
-            f"{len(data.classes)}: expected the same classes"
-        )
+    name = f"the teacher of {folder}"
+    check_classes(teacher.classes, data.classes, teacher.has_class_names, name)
     return store
 
 
