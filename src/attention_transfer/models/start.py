@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
+from ..numerics import check_logits
 from ..run_folder import ZOO, is_folder_name
 from .create import architecture, create_model, pretrained_classes
 from .network import Network, file_fingerprint, fixed_size, load_trained, saved_preprocess
@@ -182,18 +183,13 @@ def check_network(network: Network, images: Tensor, name: str) -> None:
     Raises:
         UserError: if it fails on them, or returns anything but logits (N, classes).
     """
-    outputs = run_once(network, images, name)
+    outputs = check_logits(run_once(network, images, name), name)
     classes = len(network.classes)
-    if not isinstance(outputs, Tensor):
+    if outputs.shape[1] != classes:
         raise UserError(
-            f"{name} returns a {type(outputs).__name__}: expected a tensor of logits (N, {classes})"
+            f"{name} returns logits of {outputs.shape[1]} classes, the data has {classes}: "
+            f"expected logits (N, {classes})"
         )
-    if outputs.ndim == 2 and outputs.shape[1] == classes:
-        return
-    fault = f"{tuple(outputs.shape)}"
-    if outputs.ndim == 2:
-        fault = f"logits of {outputs.shape[1]} classes, the data has {classes}"
-    raise UserError(f"{name} returns {fault}: expected logits (N, {classes})")
 
 
 def run_once(network: Network, images: Tensor, name: str) -> Any:
