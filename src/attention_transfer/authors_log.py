@@ -24,20 +24,11 @@ def is_authors_run(folder: str | Path) -> bool:
     return (Path(folder) / MODEL_FILE).is_file()
 
 
-def read_options(log: Path) -> dict[str, Any]:
-    """The script's options from the first complete line of statistics; empty if all are cut short.
-
-    Raises:
-        UserError: for a file that is no text, or has no line of statistics.
-    """
-    return next(iter(read_epochs(log)), {})
-
-
 def read_epochs(log: Path) -> list[dict[str, Any]]:
     """The options and statistics of each epoch, without lines that were cut short.
 
     Raises:
-        UserError: as `read_options`.
+        UserError: for a file that is no text, or has no line of statistics.
     """
     try:
         lines = re.findall(rf"{LOG_PREFIX}(.*)", log.read_text())

@@ -253,7 +253,7 @@ def normalize_map(q: Tensor) -> Tensor:
     """
     q = at_least_float32(q)
     if not _is_traced():
-        return activation_loss.normalize_rows(q)
+        return activation_loss.Normalize.apply(q)[0]
     scale = q.detach().abs().amax(1, keepdim=True).clamp_min(EPS)
     q, bound = q / scale, EPS / scale
     squared = q.square().sum(1, keepdim=True)

@@ -10,7 +10,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from ..run_folder import RunFolder, zoo_names
+from ..run_folder import RunFolder
 
 
 @dataclass(frozen=True)
@@ -39,11 +39,6 @@ class ZooEntry:
             bytes=folder.student_file.stat().st_size,
             command=shlex.join(environment.get("command", [])),
         )
-
-
-def zoo_entries() -> list[ZooEntry]:
-    """The networks that come with this version of the package."""
-    return [ZooEntry.read(name) for name in zoo_names()]
 
 
 def print_zoo(entries: Sequence[ZooEntry], console: Console) -> None:

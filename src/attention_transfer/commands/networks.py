@@ -19,6 +19,7 @@ from ..console import make_console
 from ..errors import UserError, plural
 from ..options import from_mapping
 from ..outputs import Force, JsonFile, check_json, check_output, write_numbers
+from ..run_folder import find_runs, zoo_names
 from ..view.options import ViewOptions
 from .shared import Command
 
@@ -109,7 +110,6 @@ def compare(arguments: dict[str, Any]) -> None:
         read_run,
         write_report,
     )
-    from ..run_folder import find_runs
 
     if options.out is not None:
         check_page_file(options.out)
@@ -203,9 +203,9 @@ def zoo(arguments: dict[str, Any]) -> None:
     """List the trained networks of the package; use one as the model zoo:NAME."""
     options = from_mapping(ZooOptions, arguments)
     check_json(options.json, options.force)
-    from ..apply.zoo import print_zoo, zoo_entries
+    from ..apply.zoo import ZooEntry, print_zoo
 
-    entries = zoo_entries()
+    entries = [ZooEntry.read(name) for name in zoo_names()]
     print_zoo(entries, make_console())
     write_numbers(options.json, {"networks": [asdict(entry) for entry in entries]})
 

@@ -31,7 +31,7 @@ def open_folder(path: Path, options: DataOptions) -> Source:
     """
     val_folders = [name for name in VAL_FOLDERS if (path / name).is_dir()]
     train_folder = "train"
-    if not val_folders and not (path / "train").is_dir() and _has_class_folders(path):
+    if not val_folders and not (path / "train").is_dir() and find_images(path, "*/*"):
         train_folder = "."
     folders = class_folders(path, train_folder)
     readable = _read_class_names(path / "classes.csv")
@@ -51,11 +51,6 @@ def open_folder(path: Path, options: DataOptions) -> Source:
         _check_same_classes(path, folders, val_folders[0])
         val = read(val_folders[0])
     return source_in_files(train, val, classes, options)
-
-
-def _has_class_folders(path: Path) -> bool:
-    """Whether folders directly below `path` hold images."""
-    return bool(find_images(path, "*/*"))
 
 
 def find_images(folder: Path, pattern: str = "**/*") -> list[Path]:

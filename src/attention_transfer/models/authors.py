@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from ..arguments import check_path
-from ..authors_log import EXTRA_KEY, LOG_FILE, MODEL_FILE, read_options
+from ..authors_log import EXTRA_KEY, LOG_FILE, MODEL_FILE, read_epochs
 from ..errors import UserError
 from ..run_schema import Metadata, validated
 from .authors_files import read_params
@@ -75,7 +75,7 @@ def load_authors_run(folder: str | Path) -> AuthorsRun:
     for name in (LOG_FILE, MODEL_FILE):
         if not (folder / name).is_file():
             raise UserError(f"{folder} has no {name}: expected a run of the authors' script")
-    options = read_options(folder / LOG_FILE)
+    options = next(iter(read_epochs(folder / LOG_FILE)), {})
     student_params, teacher_params = read_params(file)
     network, name = _build(student_params, file)
     classes = network.fc.out_features

@@ -31,11 +31,6 @@ def raw_map(features: Tensor, kind: str, p: float, axis: str) -> Tensor:
     return power(at_least_float32(features.gather(dim, index)), p).flatten(1)
 
 
-def normalize_rows(q: Tensor) -> Tensor:
-    """Y = Q / max(‖Q‖₂, 1e-12), row by row: (N, M) -> (N, M)."""
-    return Normalize.apply(q)[0]
-
-
 class PowerSum(torch.autograd.Function):
     """Σ |A|^p in at least float32; the summed dimensions are kept as 1."""
 

@@ -188,7 +188,8 @@ def print_table(rows: list[SettingRow], console: Console) -> None:
     """
 
     rows = with_teachers(rows)
-    tables, waiting = [], _network_column(rows) + columns(rows)
+    networks = Column("network", "", [Cell(row.model) for row in rows], "setting")
+    tables, waiting = [], [networks, *columns(rows)]
     while waiting:
         fitting = 1
         while fitting < len(waiting) and _fits(_table(rows, waiting[: fitting + 1]), console):
@@ -201,10 +202,6 @@ def print_table(rows: list[SettingRow], console: Console) -> None:
         console.print(table)
     for line in sentences(rows) + caveats(rows):
         console.out(line)
-
-
-def _network_column(rows: list[SettingRow]) -> list[Column]:
-    return [Column("network", "", [Cell(row.model) for row in rows], "setting")]
 
 
 def _fits(table: Table, console: Console) -> bool:

@@ -120,7 +120,8 @@ class TeacherStore:
                 raise self._has_no(name)
         selected = TeacherStore.__new__(TeacherStore)
         selected.__dict__.update(self.__dict__)
-        selected._use([*self._logit_names(), *names])
+        logits = [entry.name for entry in self.header.arrays if entry.layer is None]
+        selected._use([*logits, *names])
         return selected
 
     def _has_no(self, name: str) -> UserError:
@@ -253,9 +254,6 @@ class TeacherStore:
             teacher = replace(header.teacher, numbers=header.teacher.numbers | dict(numbers))
             write_header(self.folder, replace(header, teacher=teacher))
         self.header = read_header(self.folder)
-
-    def _logit_names(self) -> list[str]:
-        return [entry.name for entry in self.header.arrays if entry.layer is None]
 
     def _use(self, names: Sequence[str]) -> None:
         """Selects these arrays, and keeps open those that are open already."""

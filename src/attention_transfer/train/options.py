@@ -135,7 +135,11 @@ def check_training(
     views: int | None = None,
 ) -> None:
     """Raises `UserError` for options that do not go together."""
-    _check_mixing(labels, views)
+    if views is not None and (labels.mixup or labels.cutmix):
+        raise UserError(
+            "--views is given with --mixup or --cutmix, but a mixed image depends on its batch, "
+            "so it has no fixed views: leave one of them out"
+        )
     if training.accumulate > training.batch_size:
         raise UserError(
             f"accumulate is {training.accumulate}: "
@@ -149,15 +153,6 @@ def check_training(
         raise UserError(
             "--warmup-epochs is given, but --schedule one-cycle has its own warm-up: "
             "choose another schedule"
-        )
-
-
-def _check_mixing(options: LabelOptions, views: int | None) -> None:
-    """Raises `UserError` for mixed images together with fixed views."""
-    if views is not None and (options.mixup or options.cutmix):
-        raise UserError(
-            "--views is given with --mixup or --cutmix, but a mixed image depends on its batch, "
-            "so it has no fixed views: leave one of them out"
         )
 
 
