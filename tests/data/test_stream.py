@@ -231,7 +231,7 @@ def test_little_shared_memory_means_fewer_workers(root, monkeypatch):
         lambda _: shutil._ntuple_diskusage(0, 0, 3 * 3 * batch * 5 // 4),
     )
     told = stream(data).describe(4)
-    assert "by 3 workers (/dev/shm has no room for 8 workers' batches" in told
+    assert "by 3 workers (/dev/shm has no room for the batches of 8 workers" in told
     monkeypatch.undo()
     assert (
         stream(opened(root, workers=1)).describe(4) == "images decoded while training, by 1 worker"
