@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..models.network import load_trained, run_fingerprint
+from ..runtime.resolve import synchronize
 from ..taps import evaluating
 from .load import inference_model
 
@@ -31,7 +32,6 @@ def measure_speeds(
     runs in the precision of its run, which is given as `precision`.
     """
     networks: dict[Any, tuple[nn.Module, Tensor]] = {}
-    precisions: dict[Any, str] = {}
     keys: dict[Path, tuple[Any, ...]] = {}
     for folder in folders:
         if run_fingerprint(folder) is None:
@@ -40,13 +40,12 @@ def measure_speeds(
         model = inference_model(network, device)
         size = network.preprocess.size or (224, 224)
         parameters = sum(p.numel() for p in model.module.parameters())
-        keys[folder] = (network.name, parameters, size, model.bf16)
+        keys[folder] = (network.name, parameters, size, model.precision)
         if keys[folder] not in networks:
             images = torch.rand(BATCH, 3, *size, device=model.device)
             networks[keys[folder]] = model, images.to(memory_format=torch.channels_last)
-            precisions[keys[folder]] = "bf16" if model.bf16 else "fp32"
     measured = measure_in_turn(networks, ROUNDS)
-    return {folder: measured[key] | {"precision": precisions[key]} for folder, key in keys.items()}
+    return {folder: measured[key] | {"precision": key[-1]} for folder, key in keys.items()}
 
 
 def measure_in_turn(
@@ -83,7 +82,7 @@ def _seconds(model: nn.Module, images: Tensor) -> float:
         while True:
             model(images)
             calls += 1
-            _synchronize(images)
+            synchronize(images.device)
             elapsed = time.perf_counter() - start
             if elapsed > ROUND_SECONDS:
                 return elapsed / calls
@@ -102,19 +101,15 @@ def _peak_mib(model: nn.Module, images: Tensor) -> float | None:
         try:
             ctypes.CDLL(None).malloc_trim(0)  # otherwise freed memory would be reused uncounted
             Path("/proc/self/clear_refs").write_text("5")  # resets the peak
-            before = _resident_mib("VmRSS")
+            before = resident_mib("VmRSS")
             model(images)
-            return max(0.0, _resident_mib("VmHWM") - before)
+            return max(0.0, resident_mib("VmHWM") - before)
         except (OSError, AttributeError):
             return None  # not Linux
 
 
-def _resident_mib(entry: str) -> float:
+def resident_mib(entry: str) -> float:
+    """The present memory of this process in MiB (`VmRSS`), or its peak (`VmHWM`); only on Linux."""
     status = Path("/proc/self/status").read_text()
     line = next(line for line in status.splitlines() if line.startswith(entry))
     return int(line.split()[1]) / 2**10
-
-
-def _synchronize(images: Tensor) -> None:
-    if images.device.type == "cuda":
-        torch.cuda.synchronize()

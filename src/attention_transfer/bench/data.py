@@ -33,7 +33,7 @@ from ..data.images import ImageSet
 from ..data.open import open_data
 from ..data.options import AugmentOptions
 from ..data.reader import FileReader
-from ..data.stream import Stream, StreamSet
+from ..data.stream import Stream, StreamSet, available_cores
 from ..data.transforms import make_transform
 from ..errors import UserError
 from ..models.trained import Preprocess
@@ -81,13 +81,6 @@ def run(options: BenchOptions, console: Console, json_file: Path | None) -> None
 def loader_batch(options: BenchOptions) -> int:
     """Images per batch of a loader: large images take about 16 times as long as small ones."""
     return max(1, options.steps * options.batch_size // 16 // TIMED_BATCHES)
-
-
-def available_cores() -> int:
-    """The cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 @contextmanager

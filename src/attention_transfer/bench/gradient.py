@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from rich.console import Console
 
+from ..apply.speed import resident_mib
 from ..errors import RunError
 from .measure import Measure, interleave, median_ratio, report, timed
 from .options import BenchOptions
@@ -115,8 +116,6 @@ def _peak_mib(on_cuda: bool) -> float:
         return torch.cuda.max_memory_allocated() / 2**20
     # `getrusage` would include the memory of the parent process.
     try:
-        status = Path("/proc/self/status").read_text()
+        return resident_mib("VmHWM")
     except OSError:
         raise RunError("memory can be measured on Linux and CUDA only") from None
-    peak = next(line for line in status.splitlines() if line.startswith("VmHWM"))
-    return int(peak.split()[1]) / 2**10

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from ..errors import RunError
-from .measure import Measure, synchronize
+from ..runtime.resolve import synchronize
+from .measure import Measure
 from .options import BenchOptions
 
 Batches = Iterator[tuple[Tensor, Tensor]]

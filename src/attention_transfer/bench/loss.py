@@ -12,11 +12,11 @@ from functools import partial
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from rich.console import Console
 from torch import Tensor
 
 from ..maps import at_loss
+from .authors import at
 from .measure import Measure, interleave, median_ratio, report, timed
 from .options import BenchOptions
 from .workload import start
@@ -73,10 +73,6 @@ def _step(function: ForwardBackward, student: Features, teacher: Features) -> No
 
 def authors_loss(student: Features, teacher: Features) -> Tensor:
     """Their `at_loss`, summed over the pairs, in the dtype of the features."""
-
-    def at(x: Tensor) -> Tensor:
-        return F.normalize(x.pow(2).mean(1).view(x.size(0), -1))
-
     losses = [(at(s) - at(t)).pow(2).mean() for s, t in zip(student, teacher, strict=True)]
     return torch.stack(losses).sum()
 

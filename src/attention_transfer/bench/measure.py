@@ -16,7 +16,7 @@ from rich.table import Table
 
 from ..run_folder import write_json
 from ..runtime.environment import environment
-from ..runtime.resolve import RuntimeConfig
+from ..runtime.resolve import RuntimeConfig, synchronize
 from .options import BenchOptions
 
 Measure = Callable[[], float]  # runs once and returns images/s
@@ -100,12 +100,6 @@ def timed(
         return calls * images / (time.perf_counter() - start)
 
     return measure
-
-
-def synchronize(device: torch.device) -> None:
-    """Waits for the kernels of a GPU, which run asynchronously."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
 
 
 def report(

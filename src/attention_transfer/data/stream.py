@@ -234,12 +234,16 @@ class Stream(EpochPlanner):
         return BatchRequest(index.numpy(), plan.rows[positions].numpy(), draws)
 
 
+def available_cores() -> int:
+    """The cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def default_workers(on_cpu: bool, processes: int = 1) -> int:
     """Default number of workers: the cores of this process that training does not use."""
-    cores = os.cpu_count() or 1
-    if hasattr(os, "sched_getaffinity"):
-        cores = len(os.sched_getaffinity(0))
-    cores //= processes
+    cores = available_cores() // processes
     # Training on the CPU keeps the cores busy by itself.
     free = cores // 8 if on_cpu else cores - 1
     return max(1, min(MAX_WORKERS, free))

@@ -138,3 +138,9 @@ def can_compile(device: str) -> bool:
     if device != "cpu" or sys.platform == "win32":
         return False
     return any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "clang++"))
+
+
+def synchronize(device: torch.device) -> None:
+    """Waits for the kernels of a GPU, which run asynchronously."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()

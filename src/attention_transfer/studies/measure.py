@@ -24,7 +24,7 @@ from ..models.network import fixed_size, save_student
 from ..models.trained import Preprocess
 from ..run_folder import RunFolder, read_json, write_json
 from ..runtime.process import make_fabric, set_up_process, thread_count
-from ..runtime.resolve import resolve_runtime
+from ..runtime.resolve import resolve_runtime, synchronize
 from ..train.assemble import assemble, make_trainer
 from ..train.images import open_images
 from ..train.progress import ProgressBar
@@ -152,5 +152,4 @@ def _train(trainer: Trainer, plan: Any, steps: Iterable[int]) -> None:
     for step in steps:
         batch = trainer.loader.batch(plan, step)
         trainer.train_step(batch._replace(images=as_input(batch.images)), plan.view)
-    if trainer.fabric.device.type == "cuda":
-        torch.cuda.synchronize()
+    synchronize(trainer.fabric.device)
