@@ -454,7 +454,7 @@ def test_transfer(data):
     assert all(part.isfinite() for part in result.parts.values())
     torch.testing.assert_close(torch.stack(list(result.parts.values())).sum(), result.loss)
     expected = public_parts(chosen, student, teacher, x, y)
-    weights = {method.part: float(method.weight(progress)) for method in methods}
+    weights = {method.name: float(method.weight(progress)) for method in methods}
     for part, value in expected.items():
         torch.testing.assert_close(result.parts[part], weights[part] * value, rtol=1e-3, atol=1e-3)
 

@@ -384,7 +384,7 @@ class TestModes:
         x, y = batch(6, dtype=torch.float64)
         (method,) = SETS[chosen]()
         transfer = double([method])
-        transfer(x, y).parts[method.part].backward()
+        transfer(x, y).parts[method.name].backward()
         images, labels = torch.cat([x, x.flip(-1)]), torch.cat([y, y])
 
         def loss(j):

@@ -24,7 +24,7 @@ class TestOutput:
         x, y = batch()
         transfer = make_all()
         out = transfer(x, y, progress=0.25)
-        assert list(out.parts) == ["ce", *(m.part for m in transfer.methods)]
+        assert list(out.parts) == ["ce", *(m.name for m in transfer.methods)]
         torch.testing.assert_close(sum(out.parts.values()), out.loss)
         torch.testing.assert_close(out.logits, transfer.student(x))
         assert out.loss.shape == () and all(p.shape == () for p in out.parts.values())

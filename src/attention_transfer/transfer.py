@@ -113,7 +113,7 @@ class Transfer(nn.Module):
             self._tap_pairs(pairs, example)
         elif teacher is not None and not self._frozen:
             self._use_store(cast(Store, teacher), pairs, example)
-        # {part: the term of each pair, without β} of the last batch, to name a pair with a fault.
+        # {method: the term of each pair, without β} of the last batch, to name a pair with a fault.
         self.pair_terms: dict[str, list[Tensor]] = {}
         self._map_names: list[str] = []
         if self.map_options is not None:
@@ -242,7 +242,7 @@ class Transfer(nn.Module):
             loss = cross_entropy(logits, y, label_smoothing=self.label_smoothing)
             parts = {"ce": loss * share}
             for method in self.methods:
-                parts[method.part] = method(step) * method.weight(progress)
+                parts[method.name] = method(step) * method.weight(progress)
         output = Output(torch.stack(list(parts.values())).sum(), logits, parts)
         return output, step.pair_terms
 

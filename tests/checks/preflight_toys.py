@@ -44,7 +44,7 @@ class Constant(nn.Module):
 class Term(Method):
     """A term of the loss: `value` of the student's logits."""
 
-    name = part = "own"
+    name = "own"
 
     def __init__(self, value, weight=1.0):
         super().__init__()

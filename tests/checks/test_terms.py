@@ -93,7 +93,7 @@ class TestTerms:
         """Each term is looked at where it counts: one broken at the end, one at the start."""
 
         class Late(Term):
-            name = part = "late"
+            name = "late"
 
         early = Term(lambda logits: logits.detach().sum() + 1e3, lambda p: max(0.0, 0.4 - p))
         late = Late(lambda logits: logits.detach().sum() + 1e3, lambda p: max(0.0, p - 0.6))

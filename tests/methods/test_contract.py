@@ -20,14 +20,14 @@ from attention_transfer.methods.registry import METHODS
 class TestEveryMethod:
     def test_registration(self, name):
         method = METHODS[name]()
-        assert (METHODS[name].name, method.part) == (name, METHODS[name].part)
+        assert method.name == METHODS[name].name == name
         assert METHODS[name].__doc__
 
     def test_scalar_and_gradient(self, name):
         method, x, y = METHODS[name](), *batch()
         transfer = make(method)
         out = transfer(x, y)
-        part = out.parts[method.part]
+        part = out.parts[method.name]
         assert (
             part.shape == () and part.dtype == torch.float32 and part.isfinite() and part.item() > 0
         )
@@ -45,7 +45,7 @@ class TestEveryMethod:
             pytest.skip("compares with no teacher")
         method, net = METHODS[name](), Net()
         transfer = make(method, student=net, teacher=copy.deepcopy(net))
-        part = transfer(*batch()).parts[method.part]
+        part = transfer(*batch()).parts[method.name]
         part.backward()
         assert part.item() == pytest.approx(0, abs=1e-6)
         assert all(g.abs().max() < 1e-5 for g in gradients(net).values())
@@ -53,13 +53,13 @@ class TestEveryMethod:
     def test_descending_lowers_it(self, name):
         method = METHODS[name]()
         transfer, (x, y) = make(method), batch()
-        part = transfer(x, y).parts[method.part]
+        part = transfer(x, y).parts[method.name]
         part.backward()
         norm = sum(g.square().sum() for g in gradients(transfer.student).values())
         with torch.no_grad():
             for p in transfer.student.parameters():
                 p -= 1e-3 * part.detach() / norm * (0 if p.grad is None else p.grad)
-        assert transfer(x, y).parts[method.part] < part
+        assert transfer(x, y).parts[method.name] < part
 
     def test_weights_are_named_and_linear(self, name):
         method = METHODS[name]()
@@ -69,14 +69,14 @@ class TestEveryMethod:
 
     def test_equal_halves_average_to_the_whole(self, name):
         transfer, (x, y) = make(METHODS[name]()), batch(8)
-        part = transfer.methods[0].part
+        part = transfer.methods[0].name
         halves = [transfer(x[i::2], y[i::2]).parts[part] for i in (0, 1)]
         torch.testing.assert_close(sum(halves) / 2, transfer(x, y).parts[part])
 
     def test_bfloat16(self, name):
         method = METHODS[name]()
         transfer, (x, y) = make(method), batch()
-        exact = transfer(x, y).parts[method.part]
+        exact = transfer(x, y).parts[method.name]
         with torch.autocast("cpu", torch.bfloat16):
             out = transfer(x, y)
         out.loss.backward()
@@ -84,7 +84,7 @@ class TestEveryMethod:
             p.dtype == torch.float32 for p in out.parts.values()
         )
         assert all(g.isfinite().all() for g in gradients(transfer).values())
-        torch.testing.assert_close(out.parts[method.part], exact, rtol=0.1, atol=1e-2)
+        torch.testing.assert_close(out.parts[method.name], exact, rtol=0.1, atol=1e-2)
 
     def test_compiled(self, name):
         torch.compiler.reset()

@@ -61,7 +61,7 @@ def test_warm_up_rises_from_zero(decay):
 def test_every_method(name, decay):
     x, y = batch()
     transfer, constant = make(METHODS[name](decay=decay)), make(METHODS[name]())
-    part = transfer.methods[0].part
+    part = transfer.methods[0].name
     whole, full = constant(x, y).parts[part], constant.weights(None)
     for t in (0.04, 0.5, torch.tensor(0.5)):
         factor = by_hand(decay, float(t))

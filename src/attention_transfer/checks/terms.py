@@ -58,7 +58,7 @@ def _check_terms(
     zero_terms = []
     for progress, terms in _terms_by_progress(transfer.methods).items():
         out = transfer(x, y, progress, teacher=teacher)
-        rounding = {m.part: ROUNDING * float(m.weight(progress)) for m in transfer.methods}
+        rounding = {m.name: ROUNDING * float(m.weight(progress)) for m in transfer.methods}
         for term in terms:
             value = out.parts[term]
             if not value.isfinite():
@@ -76,7 +76,7 @@ def _check_terms(
     yield from _zero_findings(transfer, zero_terms)
     for method in transfer.methods:
         if not any(method.weight(p) > 0 for p in PROGRESS):
-            text = f"the term {method.part} weighs 0 from start to end, so it does nothing"
+            text = f"the term {method.name} weighs 0 from start to end, so it does nothing"
             yield Finding("note", text)
 
 
@@ -90,7 +90,7 @@ def _terms_by_progress(methods: Sequence[Method]) -> dict[float, list[str]]:
         weights = [float(method.weight(p)) for p in PROGRESS]
         if max(weights) > 0:
             largest = PROGRESS[weights.index(max(weights))]
-            terms.setdefault(largest, []).append(method.part)
+            terms.setdefault(largest, []).append(method.name)
     return terms
 
 

@@ -47,7 +47,6 @@ class ActivationTransfer(PairedBetaMethod):
     """
 
     name = "at"
-    part = "at"
     needs_teacher = True
     needs_features = True
     # In the paper, β decays if attention transfer is combined with distillation.
@@ -85,7 +84,7 @@ class ActivationTransfer(PairedBetaMethod):
         terms = maps.pair_losses(
             step.student_features, step.teacher_features, self.options, self.pair_betas()
         )
-        step.pair_terms[self.part] = [term.detach() for term in terms]
+        step.pair_terms[self.name] = [term.detach() for term in terms]
         return reduce(torch.add, terms)
 
     def pair_betas(self) -> list[float] | None:

@@ -46,15 +46,14 @@ class StepInputs:
     student_gradient: Tensor | None = None
     teacher_gradient: Tensor | None = None
     flipped_gradient: Tensor | None = None
-    # {part: a scalar for each pair}, set by the methods, to name the pair that is not finite.
+    # {method: a scalar for each pair}, set by the methods, to name the pair that is not finite.
     pair_terms: dict[str, list[Tensor]] = field(default_factory=dict)
 
 
 class Method(nn.Module):
-    """A term of the loss. `name` is its name in --method, `part` its key in `out.parts`."""
+    """A term of the loss. `name` is its name in --method, and its key in `out.parts`."""
 
     name: ClassVar[str]
-    part: ClassVar[str]
     needs_teacher: ClassVar[bool] = False
     needs_features: ClassVar[bool] = False
     # J of the student, and J of the teacher if the method needs a teacher.

@@ -72,7 +72,6 @@ class KnowledgeDistillation(Method):
     """
 
     name = "kd"
-    part = "kd"
     needs_teacher = True
 
     def __init__(self, alpha: float = 0.9, temperature: float = 4.0, decay: str = "constant"):

@@ -70,7 +70,6 @@ class FullActivationTransfer(PairedBetaMethod):
     """
 
     name = "full"
-    part = "full"
     needs_teacher = True
     needs_features = True
     needs_live_teacher = "it compares whole features, and a store has only their maps"
@@ -98,7 +97,7 @@ class FullActivationTransfer(PairedBetaMethod):
             if (betas := self.pair_betas()) is not None:
                 term = betas[j] * term
             terms.append(term)
-        step.pair_terms[self.part] = [term.detach() for term in terms]
+        step.pair_terms[self.name] = [term.detach() for term in terms]
         return torch.stack(terms).sum()
 
     def prepare(self, pairs: Pairs, student: StudentLayers, teacher: TeacherLayers) -> None:

@@ -89,7 +89,6 @@ class GradientTransfer(GradientMethod):
     """
 
     name = "gradient"
-    part = "gradient"
     needs_teacher = True
     needs_live_teacher = "it needs the teacher's input gradients, and a store holds none"
 

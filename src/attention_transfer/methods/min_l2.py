@@ -44,7 +44,6 @@ class GradientNorm(GradientMethod):
     """
 
     name = "min-l2"
-    part = "min-l2"
 
     # No `squared`: the command takes the options of a method from this signature.
     def __init__(self, beta: float = 1.0, decay: str = "constant"):

@@ -50,7 +50,6 @@ class GradientSymmetry(GradientMethod):
     """
 
     name = "symmetry"
-    part = "symmetry"
     needs_flipped = True
 
     def forward(self, step: StepInputs) -> Tensor:

@@ -98,7 +98,7 @@ class Trainer:
         )
         # State is read from and written to `module`, whose names have no prefix of a wrapper.
         self.transfer, self.wrapped_optimizer = fabric.setup(transfer, self.optimizer)
-        self.terms = ["ce", *(method.part for method in transfer.methods)]
+        self.terms = ["ce", *(method.name for method in transfer.methods)]
         self.meter = self._new_meter()
         self.gradients = GradientWatch(transfer.named_parameters(), fabric.device)
         self.rescue = Rescue(fabric, transfer, self._save_in_mid_epoch)

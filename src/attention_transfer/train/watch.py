@@ -36,7 +36,7 @@ class Watch:
 
     def __init__(self, say: Callable[[str], None], classes: int, methods: Iterable[Method]):
         self.say, self.guess = say, math.log(classes)
-        self.methods = {method.part: method for method in methods}
+        self.methods = {method.name: method for method in methods}
         self.has_warned = False  # about the balance
         self.warned_layers: set[str] = set()  # by `check_layers`
 
