@@ -26,7 +26,7 @@ def page_charts(
     rows: list[SettingRow], styles: dict[SettingRow, Style]
 ) -> tuple[Drawing | None, list[Drawing]]:
     """The errors of the seeds, and the curves by epoch; those that have data."""
-    with _chart_style():
+    with chart_style():
         spread = spread_chart(rows, styles)
         curves = [draw(rows, styles) for draw in CURVES.values()]
         drawings = [draw_chart(chart, styles) for chart in curves if chart is not None]
@@ -42,7 +42,7 @@ def convergence_figure(runs: list[LoadedRun], metric: str) -> Figure:
         UserError: if no run has this metric.
     """
     rows = with_teachers(group_runs(runs))
-    with _chart_style():
+    with chart_style():
         chart = CURVES[metric](rows, make_styles(rows))
     if chart is None:
         folders = ", ".join(str(run.folder) for run in runs)
@@ -52,7 +52,7 @@ def convergence_figure(runs: list[LoadedRun], metric: str) -> Figure:
 
 
 @contextmanager
-def _chart_style() -> Iterator[None]:
+def chart_style() -> Iterator[None]:
     """The report's style instead of the user's own settings."""
     import matplotlib
 

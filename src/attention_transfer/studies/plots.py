@@ -7,12 +7,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..report.html import FOLDER
+from ..report.charts import chart_style
 from ..run_folder import replacing
 from ..stats import bootstrap_interval
 from .summaries import Cell, TableData
 
-STYLE = FOLDER / "charts.mplstyle"
 # The colours of lines, distinguishable for the colour-blind (Okabe and Ito, 2008).
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 
@@ -20,11 +19,10 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#0
 @contextmanager
 def figure(file: Path, columns: int = 1, width: float = 5.5, height: float = 3.8) -> Iterator[Any]:
     """Yields a row of axes; the figure is written to `file` (.png) at the end."""
-    import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context(fname=STYLE):
+    with chart_style():
         drawing = Figure(figsize=(width * columns, height), facecolor="white")
         FigureCanvasAgg(drawing)
         yield drawing.subplots(1, columns, squeeze=False, sharey=columns > 1)[0]
