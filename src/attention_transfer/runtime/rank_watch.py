@@ -59,7 +59,7 @@ class RankWatch:
 
     Args:
         store: where rank 0 writes its address.
-        names: host, process and local rank of each rank, from `introduce`.
+        names: `process`, `host` and `local_rank` of each rank.
         seconds: how long to wait for a connection.
     """
 
@@ -79,17 +79,6 @@ class RankWatch:
             _keep_alive(connection)
             threading.Thread(target=self._listen, args=(peer, connection), daemon=True).start()
         atexit.register(self._send, {"left": True})
-
-    @staticmethod
-    def introduce(local_rank: int) -> str:
-        """Host, process and local rank of this process as JSON, for `names`."""
-        host = socket.gethostname()
-        return json.dumps({"process": os.getpid(), "host": host, "local_rank": local_rank})
-
-    @staticmethod
-    def read_introduction(text: bytes) -> dict[str, Any]:
-        name: dict[str, Any] = json.loads(text)
-        return name
 
     def tell(self, failure: Failure) -> None:
         """Sends the other ranks the reason why this one ends."""

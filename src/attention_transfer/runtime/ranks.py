@@ -8,7 +8,9 @@ report a closed connection, or wait for half an hour.
 from __future__ import annotations
 
 import atexit
+import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -292,7 +294,8 @@ def _open_store(launch: Launch) -> dist.TCPStore:
 
 def _meet(store: dist.Store, launch: Launch) -> list[dict[str, Any]]:
     """Waits for all ranks; returns host, process and local rank of each."""
-    store.set(str(launch.rank), RankWatch.introduce(launch.local_rank))
+    name = {"process": os.getpid(), "host": socket.gethostname(), "local_rank": launch.local_rank}
+    store.set(str(launch.rank), json.dumps(name))
     missing = list(range(launch.world_size))
     end = time.monotonic() + MEET_SECONDS
     while missing:
@@ -311,4 +314,4 @@ def _meet(store: dist.Store, launch: Launch) -> list[dict[str, Any]]:
         missing = [rank for rank in missing if not store.check([str(rank)])]
         if missing:
             time.sleep(0.05)
-    return [RankWatch.read_introduction(store.get(str(rank))) for rank in range(launch.world_size)]
+    return [json.loads(store.get(str(rank))) for rank in range(launch.world_size)]
