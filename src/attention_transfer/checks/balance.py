@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from ..methods.base import TrainingFraction
-from ..second_order import BatchStatisticsWarning
 from ..taps import unwrap
 from ..teacher import TeacherOutput
 from ..transfer import Transfer
-from .unchanged import random_states_kept, unchanged
+from .unchanged import trial_step
 
 
 def term_gradients(
@@ -42,16 +40,7 @@ def term_gradients(
     assert isinstance(plain, Transfer)
     parameters = [p for p in plain.student.parameters() if p.requires_grad]
     norms = {}
-    with (
-        unchanged(plain),
-        random_states_kept(x.device),
-        # Compiling for this one batch would take longer than the step.
-        torch.compiler.set_stance("force_eager"),
-        warnings.catch_warnings(),
-        torch.inference_mode(False),
-        torch.enable_grad(),
-    ):
-        warnings.simplefilter("ignore", BatchStatisticsWarning)
+    with trial_step(plain, x.device), torch.inference_mode(False), torch.enable_grad():
         out = plain(x, y, progress, teacher=teacher)
         for name, term in out.parts.items():
             norms[name] = float(torch.nn.utils.get_total_norm(gradients(term, parameters)))

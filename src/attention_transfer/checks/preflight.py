@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable
 
 import torch
@@ -10,7 +9,6 @@ from torch import Tensor
 
 from ..arguments import check_tensor
 from ..errors import UserError, shown
-from ..second_order import BatchStatisticsWarning
 from ..taps import unwrap
 from ..teacher import TeacherOutput
 from ..transfer import Transfer
@@ -18,7 +16,7 @@ from .findings import Finding, watch_networks
 from .networks import check_frozen, check_layers, check_modes, check_pairs, check_range
 from .teacher import check_teacher
 from .terms import check_loss
-from .unchanged import random_states_kept, unchanged
+from .unchanged import trial_step
 
 DRY_IMAGES = 32  # enough to show a dead layer or a lost gradient
 LEVELS = ("error", "warning", "note")
@@ -61,14 +59,7 @@ def preflight(
     findings = [*check_modes(plain), *check_frozen(plain)]
     if text := plain.batch_dependence_warning():
         findings.append(Finding("warning", text))
-    with (
-        unchanged(plain),
-        random_states_kept(x.device),
-        # Compiling for this one batch would take longer than the check.
-        torch.compiler.set_stance("force_eager"),
-        warnings.catch_warnings(),
-    ):
-        warnings.simplefilter("ignore", BatchStatisticsWarning)
+    with trial_step(plain, x.device):
         try:
             with watch_networks(plain) as io:
                 features = plain.features(x, teacher)

@@ -3,13 +3,29 @@
 from __future__ import annotations
 
 import random
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
 import torch
 
+from ..second_order import BatchStatisticsWarning
 from ..transfer import Transfer
+
+
+@contextmanager
+def trial_step(transfer: Transfer, device: torch.device) -> Iterator[None]:
+    """For an eager step that leaves networks, transfer and random states as they were."""
+    with (
+        unchanged(transfer),
+        random_states_kept(device),
+        # Compiling for one batch would take longer than the step.
+        torch.compiler.set_stance("force_eager"),
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore", BatchStatisticsWarning)
+        yield
 
 
 @contextmanager
