@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from ..runtime.resolve import resolve_runtime
 from .inference import InferenceModel
 
 SMALL_MODELS = ("wrn-", "nin-")  # made for images of 32×32
+DEFAULT_SIDE = 224  # of images for networks that do not specify a size
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and standard deviation
 
 
@@ -62,6 +64,19 @@ def load_by_name(name: str, trust_code: bool = False) -> Network:
     return Network(module, name, (), Preprocess(*IMAGENET), is_trained=False)
 
 
+def load_at_own_sizes(names: Sequence[str], trust_code: bool) -> tuple[dict[str, Network], int]:
+    """Networks by name, each at its own input size, and the largest side; 224 if none is known.
+
+    Raises:
+        UserError: as `load_by_name`.
+    """
+    networks = {name: load_by_name(name, trust_code) for name in names}
+    for name, network in networks.items():
+        network.preprocess.size = own_size(name, network)
+    sides = [n.preprocess.size[0] for n in networks.values() if n.preprocess.size]
+    return networks, max(sides, default=DEFAULT_SIDE)
+
+
 def own_size(name: str, network: Network) -> tuple[int, int] | None:
     """The input size (H, W) of a network; None if it is not known."""
     size = network.preprocess.size or fixed_size(network.module)
@@ -72,7 +87,7 @@ def own_size(name: str, network: Network) -> tuple[int, int] | None:
         side = 32
     elif name.startswith(LIBRARIES):
         trained = pretrained_images(f"{name.removesuffix(':pretrained')}:pretrained")
-        side = trained.size if trained else 224
+        side = trained.size if trained else DEFAULT_SIDE
     return None if side is None else (side, side)
 
 

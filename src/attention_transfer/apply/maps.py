@@ -22,7 +22,7 @@ from ..run_folder import RunFolder, replacing
 from ..second_order import input_gradient
 from ..taps import evaluating, tap
 from .inference import InferenceModel, as_input
-from .load import image_files, load_by_name, own_size
+from .load import image_files, load_at_own_sizes
 
 BOXED_IMAGES = 500
 BATCH = 128
@@ -171,12 +171,9 @@ def map_columns(
         UserError: if there are no images, a name is neither a run nor a model, or a network does
             not take the images.
     """
-    networks = {name: load_by_name(name, trust_code) for name in names}
-    for name, network in networks.items():
-        network.preprocess.size = own_size(name, network)
-    sizes = [n.preprocess.size[0] for n in networks.values() if n.preprocess.size]
+    networks, size = load_at_own_sizes(names, trust_code)
     # Files are decoded at the largest input size of the networks.
-    pictures = _open_images(images, limit, max(sizes, default=224))
+    pictures = _open_images(images, limit, size)
     x = as_input(pictures.batch(slice(None)))
     columns, notes = [], []
     for name in names:

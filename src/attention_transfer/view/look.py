@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..apply.inference import InferenceModel, as_input
-from ..apply.load import load_by_name, own_size
+from ..apply.load import load_at_own_sizes
 from ..apply.maps import stage_maps
 from ..data.decode import decode_center, open_image
 from ..errors import UserError
@@ -22,7 +22,6 @@ from ..report.pictures import heat_address, image_address, overlay
 # Images larger than any camera's are refused before their pixels are decoded.
 MAX_PIXELS = 50_000_000
 PICTURE = 224  # side in pixels at which images and maps are shown
-DEFAULT_SIZE = 224  # input size of networks that do not specify one
 CLASSES = 5  # number of predictions to list
 
 
@@ -44,12 +43,8 @@ class Viewer:
     """
 
     def __init__(self, names: tuple[str, ...], kind: str, p: float, trust_code: bool):
-        networks = {name: load_by_name(name, trust_code) for name in names}
-        for name, network in networks.items():
-            network.preprocess.size = own_size(name, network)
-        sizes = [n.preprocess.size[0] for n in networks.values() if n.preprocess.size]
-        # As in `maps`: the largest input size of the networks.
-        self.size = max(sizes, default=DEFAULT_SIZE)
+        # As in `maps`, images are decoded at the largest input size of the networks.
+        networks, self.size = load_at_own_sizes(names, trust_code)
         self.kind, self.p = kind, p
         self.viewed = [self._ready(name, network) for name, network in networks.items()]
 
