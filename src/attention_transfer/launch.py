@@ -56,7 +56,7 @@ def run_seeds(
     if seeds > 1:
         recipes = [replace(recipe, seed=recipe.seed + k) for k in range(seeds)]
         runs = [(r, RunFolder(out / f"seed-{r.seed}")) for r in recipes]
-    if jobs > 1 and seeds > 1:
+    if jobs > 1:
         errors = run_tasks([Task(*pair) for pair in runs], min(jobs, seeds), console)
         if errors:
             raise next(iter(errors.values()))
@@ -187,8 +187,7 @@ def run_tasks(
                 # A run that this process has terminated did not fail.
                 if error is not None and not (signals and job.process.exitcode):
                     errors[job.task.folder.path] = error
-                    text = f"failed: {error}"
-                    console.out(text)
+                    console.out(f"failed: {error}")
             if signals:
                 for job in running:
                     # No effect on a run that has already stopped after Ctrl-C.

@@ -63,5 +63,4 @@ def print_zoo(entries: Sequence[ZooEntry], console: Console) -> None:
         )
     console.print(table)
     for entry in entries:
-        text = f"{entry.name}: {entry.command}"
-        console.out(text)
+        console.out(f"{entry.name}: {entry.command}")

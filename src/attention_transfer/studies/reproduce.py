@@ -56,8 +56,7 @@ def carry_out_plan(plan: Plan, options: LotOptions, console: Console) -> bool:
     recipes = {str(path): task.recipe for path, task in plan.tasks.items()}
     measured: dict[Path, tuple[float, Speed]] = {}
     if plan.unfinished:
-        text = "measuring a few steps of each kind of run"
-        with console.status(text):
+        with console.status("measuring a few steps of each kind of run"):
             measured = run_seconds(
                 plan.unfinished, recipes, options.jobs, plan.root / "measured.json"
             )
