@@ -9,10 +9,10 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """Suppresses warnings, and log records below the level ERROR, inside the block."""
+def quiet(level: int = logging.WARNING) -> Iterator[None]:
+    """Suppresses warnings, and log records up to `level`, inside the block."""
     disabled = logging.root.manager.disable
-    logging.disable(logging.WARNING)
+    logging.disable(level)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

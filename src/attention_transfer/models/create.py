@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from ..errors import UserError, nearest, shown
+from ..quiet import quiet
 from ..run_folder import ZOO, RunFolder
 from ..trust import executed_file
 from .user_file import create_from_file, public_functions
@@ -201,10 +202,9 @@ def _create_torchvision(name: str, num_classes: int, pretrained: bool) -> nn.Mod
 
 def _download(name: str, make: Callable[[], nn.Module]) -> nn.Module:
     """A model with weights from the internet, or from the library's cache."""
-    disabled = logging.root.manager.disable
-    logging.disable(logging.ERROR)  # timm and huggingface_hub log each retry
     try:
-        return make()
+        with quiet(logging.ERROR):  # timm and huggingface_hub log each retry
+            return make()
     except (OSError, RuntimeError) as error:  # a RuntimeError: the file is cut short or damaged
         reason = " ".join(str(error).split()[:25]) or type(error).__name__
         raise UserError(
@@ -212,8 +212,6 @@ def _download(name: str, make: Callable[[], nn.Module]) -> nn.Module:
             f"{name} and a file of weights: --teacher-weights FILE, --student-weights FILE or, to "
             "evaluate, --weights FILE)"
         ) from error
-    finally:
-        logging.disable(disabled)
 
 
 def _replace_head(model: nn.Module, num_classes: int) -> None:
