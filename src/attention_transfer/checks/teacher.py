@@ -80,8 +80,6 @@ def _accuracy_findings(
 
 def at_least(successes: int, total: int, chance: float) -> float:
     """P(X ≥ successes) for X of Binomial(total, chance)."""
-    terms = (
-        math.comb(total, k) * chance**k * (1 - chance) ** (total - k)
-        for k in range(successes, total + 1)
-    )
-    return min(1.0, math.fsum(terms))
+    from scipy.special import bdtrc
+
+    return float(bdtrc(successes - 1, total, chance))
