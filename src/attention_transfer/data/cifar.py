@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 import sys
 import tarfile
 from dataclasses import replace
@@ -14,6 +13,7 @@ from typing import Any
 import torch
 from filelock import FileLock
 
+from ..cache import cache_folder
 from ..errors import UserError, first_line
 from .images import ImageSet
 from .options import DataOptions
@@ -59,12 +59,6 @@ def open_cifar(kind: str, place: str, options: DataOptions) -> Source:
             f"check the path, or write parquet:{path}"
         )
     return replace(source, statistics=STATISTICS.get(kind))
-
-
-def cache_folder(kind: str) -> Path:
-    """Where downloads go: attention-transfer/`kind` in XDG_CACHE_HOME or ~/.cache."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "attention-transfer" / kind
 
 
 def download(kind: str) -> tuple[Path, str]:

@@ -18,9 +18,10 @@ from urllib.parse import quote
 
 from filelock import FileLock
 
+from ..cache import cache_folder
 from ..errors import UserError, first_line
 from ..run_folder import replacing
-from .cifar import LOCK_FILE, cache_folder
+from .cifar import LOCK_FILE
 from .image_folder import VAL_FOLDERS
 from .spec import expanded, nearest_path, visible_files
 

@@ -26,6 +26,8 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
+from ..cache import cache_folder
+
 EXPONENTS = (1, 2, 4)
 # Elements of features and of maps. Below these sizes the formulas take microseconds.
 SMALLEST, SMALLEST_MAPS = 1 << 16, 1 << 11
@@ -153,8 +155,7 @@ def _library() -> Any:
         command = [*compiler, *_FLAGS, *_CAPABILITY_FLAGS.get(capability, [])]
         identity = repr((command, platform.platform(), _SOURCE.read_text()))
         key = hashlib.sha256(identity.encode()).hexdigest()[:16]
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        file = cache / "attention-transfer" / "ops" / f"kernels-{key}.so"
+        file = cache_folder("ops") / f"kernels-{key}.so"
         # The name depends on everything that the code depends on, so an existing file is valid.
         if not file.exists():
             _build(command, file)

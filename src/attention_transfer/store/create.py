@@ -121,12 +121,6 @@ def plan_store(
     return Header(teacher, images, views, dtype, top_k, records, tuple(entries))
 
 
-def default_folder(header: Header) -> Path:
-    """The folder of a store in the cache, named after its teacher, images and views."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "attention-transfer" / "stores" / header.key()
-
-
 def _numbered_classes(
     network: nn.Module, example: Tensor, transform: Transform | None
 ) -> tuple[str, ...]:

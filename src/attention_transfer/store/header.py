@@ -14,6 +14,7 @@ from urllib.parse import quote
 
 from pydantic import TypeAdapter, ValidationError
 
+from ..cache import cache_folder
 from ..errors import UserError
 from ..map_options import MapOptions
 from ..options import option_specs
@@ -217,6 +218,11 @@ def store_defaults(teacher: str | None) -> dict[str, Any]:
     if header.images.size is not None:
         defaults["image_size"] = header.images.size[0]
     return defaults
+
+
+def default_folder(header: Header) -> Path:
+    """The folder of a store in the cache, named after its teacher, images and views."""
+    return cache_folder("stores") / header.key()
 
 
 def check_store(options: Any, teacher: str | None) -> None:
