@@ -11,6 +11,7 @@ import torch
 from ..authors_log import is_authors_run
 from ..data.image_folder import EXTENSIONS, find_images
 from ..errors import UserError
+from ..image_statistics import IMAGENET
 from ..models.create import create_model, pretrained_classes, pretrained_images
 from ..models.network import Network, fixed_size, load_trained
 from ..models.start import LIBRARIES, load_network
@@ -23,7 +24,6 @@ from .inference import InferenceModel
 
 SMALL_MODELS = ("wrn-", "nin-")  # made for images of 32×32
 DEFAULT_SIDE = 224  # of images for networks that do not specify a size
-IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and standard deviation
 
 
 def inference_model(network: Network, device: str, precision: str = "auto") -> InferenceModel:

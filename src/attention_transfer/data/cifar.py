@@ -15,6 +15,7 @@ from filelock import FileLock
 
 from ..cache import cache_folder
 from ..errors import UserError, first_line
+from ..image_statistics import CIFAR10
 from .images import ImageSet
 from .options import DataOptions
 from .source import Source
@@ -28,13 +29,8 @@ FIRST_FILE = {"cifar10": "data_batch_1", "cifar100": "train"}
 BASE_FOLDER = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}
 LABEL_COLUMN = {"cifar10": None, "cifar100": "fine_label"}
 CLASSES = {"cifar10": 10, "cifar100": 100}
-# From the paper's training code. It has none for CIFAR-100: they are computed when it is opened.
-STATISTICS = {
-    "cifar10": (
-        (125.3 / 255, 123.0 / 255, 113.9 / 255),
-        (63.0 / 255, 62.1 / 255, 66.7 / 255),
-    )
-}
+# Those of CIFAR-100 are computed when it is opened.
+STATISTICS = {"cifar10": CIFAR10}
 
 
 def open_cifar(kind: str, place: str, options: DataOptions) -> Source:

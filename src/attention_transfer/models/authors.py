@@ -12,6 +12,7 @@ from torch import Tensor
 from ..arguments import check_path
 from ..authors_log import EXTRA_KEY, LOG_FILE, MODEL_FILE, read_epochs
 from ..errors import UserError
+from ..image_statistics import CIFAR10, IMAGENET
 from ..run_schema import Metadata, validated
 from .authors_files import read_params
 from .authors_resnet import AuthorsResNet
@@ -20,14 +21,9 @@ from .weights import load_state
 from .wrn import WideResNet
 
 ImageFormat = tuple[Sequence[float], Sequence[float], tuple[int, int], tuple[str, ...] | None]
-# (mean, std, size, class names). The normalisation is the scripts', where CIFAR's pixels are 0-255.
-CIFAR: ImageFormat = (
-    (125.3 / 255, 123.0 / 255, 113.9 / 255),
-    (63.0 / 255, 62.1 / 255, 66.7 / 255),
-    (32, 32),
-    None,
-)
-IMAGENET: ImageFormat = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), (224, 224), None)
+# (mean, std, size, class names); the normalisation is that of the scripts.
+CIFAR_IMAGES: ImageFormat = (*CIFAR10, (32, 32), None)
+IMAGENET_IMAGES: ImageFormat = (*IMAGENET, (224, 224), None)
 # By the numbers of blocks of the groups.
 RESNET_NAMES: dict[tuple[int, ...], str] = {(2, 2, 2, 2): "resnet-18", (3, 4, 6, 3): "resnet-34"}
 
@@ -93,7 +89,7 @@ def load_authors_run(folder: str | Path) -> AuthorsRun:
             f"{folder}: {LOG_FILE} has num_classes {logged}, the tensors of {MODEL_FILE} have "
             f"{classes}: expected files of one run"
         )
-    images = IMAGENET if isinstance(network, AuthorsResNet) else CIFAR
+    images = IMAGENET_IMAGES if isinstance(network, AuthorsResNet) else CIFAR_IMAGES
     if EXTRA_KEY in options:
         images = _exported_format(folder, options[EXTRA_KEY], classes)
     model = _with_preprocessing(network, images)
