@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..models.create import AUXILIARY_HEADS
 from ..models.network import Network
 
 WEIGHTS = "model.safetensors"
@@ -35,8 +36,6 @@ from huggingface_hub import hf_hub_download
 model = torch.export.load(hf_hub_download("{repo}", "model.pt2")).module()
 logits = model(images)  # images: float (N, 3, {height}, {width}), RGB, in [0, 1]
 """
-# Their auxiliary heads are left out of a student.
-AUXILIARY_HEADS = ("googlenet", "inception_v3")
 
 
 def library(network: Network) -> str | None:

@@ -27,6 +27,9 @@ FORMS = (
     "torchvision/NAME[:pretrained], zoo:NAME or FILE.py:FACTORY"
 )
 
+# torchvision's networks with auxiliary heads, which a student is made without.
+AUXILIARY_HEADS = ("googlenet", "inception_v3")
+
 
 def create_model(name: str, num_classes: int) -> nn.Module:
     """A new network by name: images (N, 3, H, W) -> logits (N, num_classes).
@@ -181,7 +184,7 @@ def _create_torchvision(name: str, num_classes: int, pretrained: bool) -> nn.Mod
         raise UserError(f"torchvision has no classification model {name!r}{nearest(name, names)}")
     if not pretrained:
         options = {}
-        if name in ("googlenet", "inception_v3"):
+        if name in AUXILIARY_HEADS:
             # With auxiliary heads, the output in training would be a tuple. Without
             # `init_weights`, torchvision warns that it initialises the weights.
             options = {"aux_logits": False, "init_weights": True}

@@ -13,6 +13,10 @@ MODEL_NAMES = (
 )
 
 
+TeacherWeights = Annotated[
+    str | None,
+    option("State dict for the teacher, such as .safetensors or .pt.", default_text="none"),
+]
 # Only the user can give this permission, not a file.
 TrustCode = Annotated[
     Bool,
@@ -37,10 +41,7 @@ class NetworkOptions:
             default_text="none",
         ),
     ] = None
-    teacher_weights: Annotated[
-        str | None,
-        option("State dict for the teacher, such as .safetensors or .pt.", default_text="none"),
-    ] = None
+    teacher_weights: TeacherWeights = None
     student_weights: Annotated[
         str | None,
         option(

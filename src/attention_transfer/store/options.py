@@ -12,7 +12,7 @@ from pydantic import BeforeValidator
 from ..data.options import AugmentOptions, DataOptions, data_defaults
 from ..errors import UserError
 from ..map_options import MapOptions
-from ..models.options import MODEL_NAMES, TrustCode
+from ..models.options import MODEL_NAMES, TeacherWeights, TrustCode
 from ..options import (
     AUTO,
     Bool,
@@ -72,10 +72,7 @@ class TeachOptions(RuntimeOptions, PrecisionOptions, MapOptions, AugmentOptions,
         ),
     ]
     out: Annotated[Path, option("Store to write, or to continue.")]
-    teacher_weights: Annotated[
-        str | None,
-        option("State dict for the teacher, such as .safetensors or .pt.", default_text="none"),
-    ] = None
+    teacher_weights: TeacherWeights = None
     trust_code: TrustCode = False
     layers: Annotated[
         tuple[str, ...] | None,
