@@ -128,8 +128,8 @@ def write_untrained_run(folder: RunFolder, model: str, data: Dataset) -> None:
 
 def _measure(recipe: Recipe, folder: RunFolder) -> Speed:
     components = assemble(recipe)
-    fabric = make_fabric(recipe, set_up_process(resolve_runtime(recipe)))
-    runtime = resolve_runtime(recipe)
+    runtime = set_up_process(resolve_runtime(recipe))
+    fabric = make_fabric(recipe, runtime)
     progress = ProgressBar(Console(quiet=True), "", recipe.epochs)
     trainer = make_trainer(recipe, folder, fabric, components, runtime, progress)
     training_mode(components.transfer, recipe.freeze_bn)

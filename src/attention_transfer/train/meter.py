@@ -104,11 +104,9 @@ class Meter:
         self.sums, self.images, self.first_bad = snapshot
 
     def state_dict(self, fabric: Fabric) -> dict[str, Any]:
-        """The sums and the number of images are those of all ranks."""
+        """The sums and the number of images of all ranks; a state with a fault is never saved."""
         images = self.all_images(fabric)
-        # Only a state without a fault is saved, so every entry of `first_bad` is -1.
-        first_bad = self.first_bad[: len(self.terms)]
-        return {"sums": self._all_sums(fabric), "images": images, "first_bad": first_bad}
+        return {"sums": self._all_sums(fabric), "images": images}
 
     def load_state_dict(self, state: dict[str, Any], fabric: Fabric) -> None:
         if fabric.is_global_zero:  # the other ranks start at zero: the saved sums are over all
