@@ -12,7 +12,7 @@ from small_runs import small
 
 from attention_transfer.launch import Task
 from attention_transfer.run_folder import RunFolder
-from attention_transfer.studies.carry_out import LotView
+from attention_transfer.studies.carry_out import RunsProgress
 
 SUMMARY = {
     "final": {"val_accuracy": 0.75, "val_loss": 1.0},
@@ -34,7 +34,7 @@ def carry_on(tasks: list[Task], terminal: bool) -> str:
     """What the view shows of a run that ends, and of one that has done half."""
     stream = io.StringIO()
     console = Console(file=stream, force_terminal=terminal, width=120)
-    view = LotView(console, tasks, {task.folder.path: 100.0 for task in tasks})
+    view = RunsProgress(console, tasks, {task.folder.path: 100.0 for task in tasks})
     with view:
         view.watch(tasks[0], True)
         tasks[0].folder.summary_file.write_text(json.dumps(SUMMARY))

@@ -28,7 +28,7 @@ def carry_out(
     Raises:
         Interrupted: after a signal, once every run has saved its state.
     """
-    view = LotView(console, tasks, seconds)
+    view = RunsProgress(console, tasks, seconds)
     with view:
         if jobs > 1:
             return run_tasks(tasks, jobs, console, keep_going=True, watch=view.watch)
@@ -63,7 +63,7 @@ def task_name(task: Task) -> str:
     return "/".join(task.folder.path.parts[-3:])
 
 
-class LotView(Progress):
+class RunsProgress(Progress):
     """A progress bar for all runs and a line for each active run; without a terminal, a line each
     time a run starts or ends."""
 
@@ -72,7 +72,7 @@ class LotView(Progress):
         self._running: dict[Path, tuple[Task, TaskID]] = {}
         self._ended: list[Path] = []
         self._count = len(tasks)
-        self._lot: TaskID | None = None
+        self._all_runs: TaskID | None = None
         super().__init__(
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=20),
@@ -86,7 +86,7 @@ class LotView(Progress):
             redirect_stderr=False,
         )
         total = sum(self._seconds.values())
-        self._lot = self.add_task("all runs", total=total, state=self._state())
+        self._all_runs = self.add_task("all runs", total=total, state=self._state())
 
     def _state(self) -> str:
         return f"{len(self._ended)} of {self._count} runs"
@@ -114,7 +114,7 @@ class LotView(Progress):
 
     def get_renderables(self) -> Iterable[Any]:
         # Called at each refresh, to read what the runs have written.
-        if self._lot is not None:
+        if self._all_runs is not None:
             self._read_progress()
         yield from super().get_renderables()
 
@@ -128,5 +128,5 @@ class LotView(Progress):
                 state = f"epoch {rows[-1]['epoch']}/{task.recipe.epochs}, {error:.2f} % error"
                 self.update(line, completed=share, state=state)
                 done += share * self._seconds[path]
-        assert self._lot is not None
-        self.update(self._lot, completed=done, state=self._state())
+        assert self._all_runs is not None
+        self.update(self._all_runs, completed=done, state=self._state())

@@ -46,7 +46,7 @@ Words = Annotated[tuple[str, ...], BeforeValidator(comma_separated)]
 
 
 @dataclass(frozen=True, kw_only=True)
-class LotOptions:
+class PlanOptions:
     """Options of many runs: number of seeds, folder, and number of parallel runs."""
 
     seeds: Annotated[Int, option("Seeds of each setting, from 0.", ge=1)] = 3
@@ -63,7 +63,7 @@ class LotOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReproduceOptions(LotOptions):
+class ReproduceOptions(PlanOptions):
     """The table of the paper, its rows, data and seeds."""
 
     table: Annotated[str, option(f"{', '.join(TABLES)}, or a table file (YAML).", positional=True)]
@@ -88,7 +88,7 @@ class ReproduceOptions(LotOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class StudyOptions(LotOptions):
+class StudyOptions(PlanOptions):
     """The study, its networks and its data."""
 
     study: Annotated[str, option(f"{', '.join(STUDIES)}.", positional=True)]

@@ -14,7 +14,7 @@ from ..report.formats import model_name
 from ..trust import check_trusted
 from .carry_out import carry_out
 from .measure import Speed, run_seconds
-from .options import SMALLER, LotOptions, ReproduceOptions
+from .options import SMALLER, PlanOptions, ReproduceOptions
 from .plan import Entry, Plan, make_plan
 from .publish import publish
 from .render import REPRODUCTION
@@ -51,7 +51,7 @@ def reproduce(options: ReproduceOptions, changes: Mapping[str, Any], console: Co
     check_complete(plan)
 
 
-def carry_out_plan(plan: Plan, options: LotOptions, console: Console) -> bool:
+def carry_out_plan(plan: Plan, options: PlanOptions, console: Console) -> bool:
     """Prints the plan and carries it out; False after a dry run."""
     recipes = {str(path): task.recipe for path, task in plan.tasks.items()}
     measured: dict[Path, tuple[float, Speed]] = {}
