@@ -42,7 +42,7 @@ def named_specs(value: Any) -> Any:
     return {name: spec for name, _, spec in pairs}
 
 
-Words = Annotated[tuple[str, ...], BeforeValidator(comma_separated)]
+Names = Annotated[tuple[str, ...], BeforeValidator(comma_separated)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +68,7 @@ class ReproduceOptions(PlanOptions):
 
     table: Annotated[str, option(f"{', '.join(TABLES)}, or a table file (YAML).", positional=True)]
     rows: Annotated[
-        Words,
+        Names,
         option(
             "Rows of the table, by name or as TEACHER:STUDENT.",
             expected="names of rows, like wrn-16-2:wrn-16-1",
@@ -103,11 +103,11 @@ class StudyOptions(PlanOptions):
     ] = ""
     data: Annotated[str, option("The images, as for train.", default_text="the recipe's")] = ""
     methods: Annotated[
-        Words,
+        Names,
         option("Methods to compare.", expected="methods, like at,kd", default_text="the study's"),
     ] = ()
     values: Annotated[
-        Words,
+        Names,
         option(
             "beta: values of β; few-labels: shares of the training images, in percent; "
             "localisation: epochs of each network.",
@@ -116,12 +116,12 @@ class StudyOptions(PlanOptions):
         ),
     ] = ()
     conventions: Annotated[
-        Words,
+        Names,
         option("beta: conventions of the loss.", expected="conventions, like authors,caffe",
                default_text="all three"),
     ] = ()  # fmt: skip
     pairs: Annotated[
-        Words,
+        Names,
         option(
             "cost: pairs of networks.",
             expected="TEACHER:STUDENT,…",
