@@ -234,14 +234,14 @@ class Tap:
             if layer not in modules:
                 hint = f"{nearest(layer, modules)} (stages() lists those to tap)"
                 raise UserError(f"{type(model).__name__} has no layer {layer!r}{hint}")
-        self._put_on_hooks()
+        self._register_hooks()
         try:
             self._detect_inplace(example)
         except BaseException:
             self.close()
             raise
 
-    def _put_on_hooks(self) -> None:
+    def _register_hooks(self) -> None:
         modules = dict(self.model.named_modules(remove_duplicate=False))
         self._hints = {layer: read_hints(self.model, layer) for layer in self.layers}
         hooks = ExitStack()
@@ -272,7 +272,7 @@ class Tap:
         is_open, copies = state.pop("open"), state.pop("_copies")
         self.__dict__.update(state)
         self._state = _CaptureState(copies, has_class_token(self.model))
-        self._put_on_hooks()
+        self._register_hooks()
         if not is_open:
             self.close()
 
