@@ -52,7 +52,7 @@ class Speed:
     parameters: int
 
 
-class _Kept(RootModel[dict[str, dict[str, float]]]):
+class MeasuredSpeeds(RootModel[dict[str, dict[str, float]]]):
     """The file of `run_seconds`."""
 
 
@@ -65,7 +65,7 @@ def run_seconds(
         recipes: the recipes of all planned runs by folder, including teachers.
         file: caches the measurements, so that they are not repeated when a plan continues.
     """
-    kept: dict[str, Any] = read_json(file, _Kept) or {}
+    kept: dict[str, Any] = read_json(file, MeasuredSpeeds) or {}
     counts: dict[str, tuple[int, int]] = {}
     threads = max(1, torch.get_num_threads() // jobs)
     seconds = {}
