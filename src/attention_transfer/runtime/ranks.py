@@ -247,15 +247,15 @@ def _start_children(devices: int, nodes: int) -> dist.TCPStore | None:
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
     os.environ |= {"WORLD_SIZE": str(devices * nodes), "LOCAL_WORLD_SIZE": str(devices)}
     main = sys.modules["__main__"]
-    command = [os.path.abspath(sys.argv[0])]
+    program = [os.path.abspath(sys.argv[0])]
     if main.__spec__ is not None:
         # Started by `python -m`: the file alone could not import its package.
-        command = ["-m", main.__spec__.name]
+        program = ["-m", main.__spec__.name]
     for local_rank in range(1, devices):
         ranks = {"RANK": str(node * devices + local_rank), "LOCAL_RANK": str(local_rank)}
         environment = os.environ | ranks | {PARENT_KEY: str(os.getpid())}
-        words = [sys.executable, *command, *sys.argv[1:]]
-        _children.append(subprocess.Popen(words, env=environment))
+        command = [sys.executable, *program, *sys.argv[1:]]
+        _children.append(subprocess.Popen(command, env=environment))
     atexit.register(_wait_for_children)
     os.environ |= {"RANK": str(node * devices), "LOCAL_RANK": "0"}
     return store
