@@ -148,26 +148,28 @@ class Header:
         for key, value in wanted.views.items():
             self.check_view_option(folder, key, value)
         for key in ("dtype", "top_k"):
-            mine, other = getattr(self, key), getattr(wanted, key)
-            if mine != other:
-                raise UserError(f"{folder} is a store with {key} {mine}, not {other}: {advice}")
+            stored, expected = getattr(self, key), getattr(wanted, key)
+            if stored != expected:
+                raise UserError(
+                    f"{folder} is a store with {key} {stored}, not {expected}: {advice}"
+                )
 
     def check_images(self, folder: Path, images: ImagesRecord) -> None:
         """Raises `UserError` if the store has other images."""
-        mine = self.images
-        same = (mine.fingerprint, mine.count) == (images.fingerprint, images.count)
-        if not same or mine.size != images.size:
+        stored = self.images
+        same = (stored.fingerprint, stored.count) == (images.fingerprint, images.count)
+        if not same or stored.size != images.size:
             raise UserError(
-                f"{folder} is a store of other images: {_describe(mine)}, not {_describe(images)}"
+                f"{folder} is a store of other images: {_describe(stored)}, not {_describe(images)}"
             )
 
     def check_view_option(self, folder: Path, key: str, value: Any) -> None:
         """Raises `UserError` if the views were made with another value of an option."""
-        mine = _plain(self.views.get(key))
-        if mine != _plain(value):
+        stored = _plain(self.views.get(key))
+        if stored != _plain(value):
             raise UserError(
                 f"{folder} is a store of other views: "
-                f"{key} is {mine} in the store and {_plain(value)} in this command"
+                f"{key} is {stored} in the store and {_plain(value)} in this command"
             )
 
 
@@ -235,12 +237,12 @@ def check_store(options: Any, teacher: str | None) -> None:
         raise UserError(f"{folder} is a store and has no weights: leave --teacher-weights out")
     for key, value in view_options(options).items():
         header.check_view_option(folder, key, value)
-    for key, mine, wanted in (
+    for key, stored, wanted in (
         ("store-dtype", header.dtype, options.store_dtype),
         ("top-k", header.top_k, options.top_k),
     ):
-        if mine != wanted:
-            raise UserError(f"{folder} was filled with --{key} {mine}: leave --{key} out")
+        if stored != wanted:
+            raise UserError(f"{folder} was filled with --{key} {stored}: leave --{key} out")
 
 
 def idle_options(options: Any, teacher: str | None, learns: bool) -> dict[str, str]:
