@@ -28,22 +28,22 @@ def list_stages(
     """
     names = [model] if teacher is None else [model, teacher]
     small = all(name.startswith(SMALL_MODELS) or RunFolder(name).exists for name in names)
-    networks, found = [], []
+    networks, stages_of_all = [], []
     for name in names:
         network = load_by_name(name, trust_code)
         own_size = network.preprocess.size or fixed_size(network.module)
-        asked = image_size or (32 if small else 224)
-        size = own_size or (asked, asked)
-        found.append(_stages_of(name, network, size))
+        side = image_size or (32 if small else 224)
+        size = own_size or (side, side)
+        stages_of_all.append(_stages_of(name, network, size))
         networks.append(
             {
                 "name": name,
                 "image_size": list(size),
                 "takes_one_size": own_size is not None,
-                "stages": [_stage_facts(stage) for stage in found[-1]],
+                "stages": [_stage_facts(stage) for stage in stages_of_all[-1]],
             }
         )
-    return {"networks": networks} | (_pair_facts(*found) if teacher is not None else {})
+    return {"networks": networks} | (_pair_facts(*stages_of_all) if teacher is not None else {})
 
 
 def _stages_of(name: str, network: Network, size: tuple[int, int]) -> list[Stage]:

@@ -221,14 +221,14 @@ def counterpart(maps: StoredMaps, stage: int, other: StoredMaps) -> int | None:
     Of several, the one of the same name, or the last one.
     """
     height = maps.maps[stage].shape[1] / maps.images.shape[1]
-    found = None
+    same_size = None
     for i, candidate in enumerate(other.maps):
         ratio = candidate.shape[1] / other.images.shape[1] / height
         if abs(math.log2(ratio)) <= 0.5:
-            found = i
+            same_size = i
             if other.stages[i] == maps.stages[stage]:
                 return i
-    return found
+    return same_size
 
 
 def _describe_image(

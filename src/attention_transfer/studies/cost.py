@@ -193,20 +193,20 @@ def cost_table(lines: list[Line]) -> TextTable:
 
 def ratio_table(lines: list[Line]) -> TextTable:
     """A row for each pair: the teacher's cost / the student's, in each form that both have."""
-    by_form: dict[str, dict[str, dict[str, Line]]] = {}
+    by_pair: dict[str, dict[str, dict[str, Line]]] = {}
     for line in lines:
-        by_form.setdefault(line["pair"], {}).setdefault(line["form"], {})[line["role"]] = line
+        by_pair.setdefault(line["pair"], {}).setdefault(line["form"], {})[line["role"]] = line
     forms = list(dict.fromkeys(line["form"] for line in lines))
     headers = ["", "parameters", "FLOPs", "training activations"]
     headers += [f"latency, {form}" for form in forms] + [f"images/s, {form}" for form in forms]
     rows = []
-    for found in by_form.values():
-        teacher, student = found["fp32"]["teacher"], found["fp32"]["student"]
+    for by_form in by_pair.values():
+        teacher, student = by_form["fp32"]["teacher"], by_form["fp32"]["student"]
         row = [f"{teacher['network']} → {student['network']}"]
         for key in ("parameters", "flops", "activation_mib"):
             row.append(f"{teacher[key] / student[key]:.1f}")
-        row += [_times(found.get(form, {}), "latency_ms") for form in forms]
-        row += [_times(found.get(form, {}), "images_per_second") for form in forms]
+        row += [_times(by_form.get(form, {}), "latency_ms") for form in forms]
+        row += [_times(by_form.get(form, {}), "images_per_second") for form in forms]
         rows.append(row)
     return TextTable(headers, rows)
 
