@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from .regularize import Mix
 
 Row = dict[str, Any]
-KEPT = "the last good checkpoint is kept; try a lower --lr or --beta in another --out"
+ADVICE = "the last good checkpoint is kept; try a lower --lr or --beta in another --out"
 # Steps between checks for a signal across ranks; each check costs a synchronisation.
 SIGNAL_SYNC_STEPS = 20
 
@@ -313,7 +313,7 @@ class Trainer:
         with self.rescue.reading(self.step):
             val = self.validate()
         if not math.isfinite(val["loss"]):
-            raise RunError(f"the validation loss is not finite after step {self.step}; {KEPT}")
+            raise RunError(f"the validation loss is not finite after step {self.step}; {ADVICE}")
         self.seconds += self._elapsed()
         row: Row = {
             "epoch": epoch + 1,
@@ -364,7 +364,7 @@ class Trainer:
         if fault is not None:
             step, terms = fault
             self._check_gradients(step)
-            raise RunError(f"the loss is not finite: first at step {step} in {terms}; {KEPT}")
+            raise RunError(f"the loss is not finite: first at step {step} in {terms}; {ADVICE}")
         values = list(self.module.state_dict().values())
         if self.average is not None:
             values += self.average.state_dict().values()
@@ -372,7 +372,7 @@ class Trainer:
         # Stacked, so that the device is read once.
         if not torch.stack(finite).all():
             self._check_gradients(self.step + 1)
-            raise RunError(f"the weights are not finite after step {self.step}; {KEPT}")
+            raise RunError(f"the weights are not finite after step {self.step}; {ADVICE}")
 
     def _check_gradients(self, fault: int) -> None:
         """Raises `RunError` if a gradient was not finite before step `fault`."""
@@ -384,7 +384,7 @@ class Trainer:
         if step < fault:
             raise RunError(
                 f"the gradient is not finite: first at step {step}, from {layer} to the input; "
-                f"{KEPT}"
+                f"{ADVICE}"
             )
 
     def _new_meter(self) -> Meter:
