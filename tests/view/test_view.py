@@ -110,13 +110,13 @@ def test_it_shows_each_networks_predictions_and_stages(page):
 def test_the_maps_are_those_of_the_command_maps(teacher_run, tmp_path):
     from attention_transfer.apply.maps import map_columns
     from attention_transfer.report.pictures import heat_address, overlay
-    from attention_transfer.view.look import Viewer
+    from attention_transfer.view.viewer import Viewer
 
     file = tmp_path / "image.png"
     file.write_bytes(encoded_image())
     _, [(_, (predicted,), maps)], _ = map_columns([str(teacher_run)], str(file), 1, "sum", 2.0)
     viewer = Viewer((str(teacher_run),), "sum", 2.0, trust_code=False)
-    views = viewer.look(file.read_bytes())["networks"][0]
+    views = viewer.describe(file.read_bytes())["networks"][0]
     assert views["predictions"][0]["class"] == predicted
     pixels = np.asarray(Image.open(io.BytesIO(encoded_image())).resize((42, 32), Image.BILINEAR))
     picture = Image.fromarray(pixels[:, 5:37]).resize((224, 224), Image.BICUBIC)

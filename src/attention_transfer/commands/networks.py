@@ -179,7 +179,7 @@ def view(arguments: dict[str, Any]) -> None:
         if error.name != "aiohttp":
             raise
         raise UserError("view needs aiohttp: pip install 'attention-transfer[view]'") from error
-    from ..view.look import Viewer
+    from ..view.viewer import Viewer
 
     with open_socket(options.host, options.port) as listening:
         viewer = Viewer(options.networks, options.kind, options.p, options.trust_code)

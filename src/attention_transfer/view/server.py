@@ -18,7 +18,7 @@ from typing import Any
 from aiohttp import web
 
 from ..errors import UserError
-from .look import Viewer
+from .viewer import Viewer
 
 MAX_BYTES = 20_000_000
 WAITING = 8  # images in memory, with the one in process; each holds up to MAX_BYTES
@@ -138,7 +138,7 @@ def _look_handler(viewer: Viewer) -> Handler:
         try:
             encoded = await _read(request)
             async with turn:  # one image at a time
-                views = await asyncio.to_thread(viewer.look, encoded)
+                views = await asyncio.to_thread(viewer.describe, encoded)
         except UserError as error:
             raise web.HTTPUnprocessableEntity(text=str(error)) from error
         finally:

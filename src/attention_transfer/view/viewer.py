@@ -56,7 +56,7 @@ class Viewer:
             raise UserError(f"{name} has no feature maps to show")
         return Viewed(name, network, model, layers)
 
-    def look(self, encoded: bytes) -> dict[str, Any]:
+    def describe(self, encoded: bytes) -> dict[str, Any]:
         """The image as a picture, and each network's predictions and pictures of its stages.
 
         Raises:
@@ -65,7 +65,7 @@ class Viewer:
         pixels = self._decode(encoded)
         x = as_input(torch.from_numpy(pixels).permute(2, 0, 1)[None])
         picture = _at_picture_size(pixels)
-        networks = [self._look(viewed, x, picture) for viewed in self.viewed]
+        networks = [self._describe(viewed, x, picture) for viewed in self.viewed]
         return {"image": image_address(picture), "networks": networks}
 
     def _decode(self, encoded: bytes) -> np.ndarray:
@@ -91,7 +91,7 @@ class Viewer:
             )
         return pixels
 
-    def _look(self, viewed: Viewed, x: Tensor, picture: np.ndarray) -> dict[str, Any]:
+    def _describe(self, viewed: Viewed, x: Tensor, picture: np.ndarray) -> dict[str, Any]:
         logits, maps = stage_maps(viewed.model, viewed.layers, x, self.kind, self.p)
         stages = []
         for layer, attention in zip(viewed.layers, maps, strict=True):
