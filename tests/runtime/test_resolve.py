@@ -109,7 +109,7 @@ def test_a_network_that_puts_out_no_logits(tmp_path):
     (tmp_path / "net.py").write_text(
         "from torch import nn\ndef make():\n    return nn.Conv2d(3, 4, 3)\n"
     )
-    with pytest.raises(UserError, match=r"returns \(\d+, 4, 30, 30\): expected logits \(N, 10\)"):
+    with pytest.raises(UserError, match=r"returns .* \(\d+, 4, 30, 30\): expected logits"):
         assemble(small(model=f"{tmp_path / 'net.py'}:make"))
 
 
