@@ -134,7 +134,9 @@ def close(result: Tensor, expected: Any, *inputs: Tensor, slack: float = 1.0) ->
 
 def finite_gradient(loss: Tensor, of: Tensor) -> None:
     (gradient,) = torch.autograd.grad(loss.sum(), of)
-    assert gradient.isfinite().all()
+    assert not gradient.isnan().any()
+    # The norm is at least 1e-12, so the gradient of tiny values may be beyond the largest float16.
+    assert of.dtype == torch.float16 or gradient.isfinite().all()
 
 
 sizes = st.integers(0, 5) | st.integers(1, 5)

@@ -309,6 +309,16 @@ class TestAuthors:
         ):
             load_network(str(out), ["cat", "dog", "fox"], (0, 0, 0), (1, 1, 1))
 
+    def test_null_in_the_metrics_is_left_out(self, tmp_path):
+        rows = [
+            {"epoch": 1, "train_loss": None, "val_accuracy": 0.5, "parts": None, "weights": None}
+        ]
+        run = make_run(tmp_path / "run", rows=rows)
+        export_run(run, "authors", out := tmp_path / "theirs")
+        (line,) = (out / "log.txt").read_text().splitlines()
+        epoch = json.loads(line.removeprefix("json_stats: "))
+        assert epoch["test_acc"] == 50 and "train_loss" not in epoch
+
     def test_the_files_are_as_their_script_writes_them(self, run, tmp_path):
         export_run(run, "authors", out := tmp_path / "theirs")
         lines = [

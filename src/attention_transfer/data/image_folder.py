@@ -63,8 +63,8 @@ def class_folders(path: Path, split: str) -> list[str]:
     folder = path / split
     if not folder.is_dir():
         raise UserError(
-            f"{path} has no folder {split}/: expected train/ and val/ with a folder for each class;"
-            " add it, or check the path"
+            f"folder:{path} has no folder {split}/: expected train/ and val/ with a folder for "
+            "each class; add it, or check the path"
         )
     entries = list(folder.iterdir())
     names = sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
