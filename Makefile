@@ -23,7 +23,7 @@ demo: $(READY)  ## the whole story on built-in data, 17 minutes on a 2-core CPU
 test: $(READY)  ## all tests; more of them run where ../shared is present
 	$(BIN)/python -m pytest -q -n 2
 
-fuzz: $(READY)  ## every fuzzer at 100,000 examples, for days; FUZZ=2000 for an hour
+fuzz: $(READY)  ## every fuzzer at 100,000 examples, ten hours; FUZZ=2000 for 12 minutes
 	ATTENTION_TRANSFER_FUZZ=$(FUZZ) $(BIN)/python -m pytest -q -n 2 $(FUZZERS)
 
 chaos: $(READY)  ## kill small runs at every change of a file and at random, about an hour
