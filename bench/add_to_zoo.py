@@ -65,8 +65,8 @@ def _write(source: RunFolder, entry: RunFolder, summary: dict[str, Any], half: b
     if half:
         network.module.half()
     model = network.name.removesuffix(":pretrained")
-    description = model, network.classes, network.preprocess, network.image_size
-    save_student(entry.student_file, network.module, *description)
+    about = network.metadata() | {"model": model}
+    save_student(entry.student_file, network.module, about)
     size = entry.student_file.stat().st_size
     if size > LARGEST:
         raise UserError(

@@ -217,7 +217,9 @@ class RunFolder:
         return read_json(self.summary_file, Summary)
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The rows of finished epochs, oldest first; a last line cut short by a crash is left out.
+        """The rows of finished epochs, oldest first, without keys that are null.
+
+        A last line cut short by a crash is left out.
 
         Raises:
             UserError: for any other line that is damaged; the message names it.
@@ -234,7 +236,8 @@ class RunFolder:
                 if number == len(lines):
                     break
                 raise
-            rows.append(validated(value, MetricsRow, source))
+            row = validated(value, MetricsRow, source)
+            rows.append({key: item for key, item in row.items() if item is not None})
         return rows
 
     def write_metrics(self, rows: list[dict[str, Any]]) -> None:

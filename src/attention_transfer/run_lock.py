@@ -62,7 +62,7 @@ class RunLock:
             self._stream.write(json.dumps(owner_record).encode())
             self._stream.flush()
         except OSError:  # such as a full disk
-            self.__exit__()
+            self._release()
             raise
 
     def check(self) -> None:
@@ -74,6 +74,9 @@ class RunLock:
             )
 
     def __exit__(self, *error: object) -> None:
+        self._release()
+
+    def _release(self) -> None:
         """Removes the lock, and the folders that `__enter__` created if they are empty."""
         if self._stream is None:
             return

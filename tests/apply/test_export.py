@@ -15,7 +15,7 @@ from attention_transfer.apply import graph
 from attention_transfer.apply.export import FORMATS, export_run
 from attention_transfer.apply.graph import ONNX_PACKAGES
 from attention_transfer.models.authors import load_authors_run
-from attention_transfer.models.network import load_trained, save_student
+from attention_transfer.models.network import load_trained, metadata, save_student
 from attention_transfer.models.start import load_network
 from attention_transfer.models.trained import Preprocess
 from attention_transfer.models.weights import load_weights
@@ -61,7 +61,8 @@ def make_run(folder, model="wrn-10-2", rows=ROWS):
     module = at.create_model(model, len(CLASSES))
     with torch.no_grad():
         module(torch.randn(8, 3, 32, 32))
-    save_student(run.student_file, module, model, CLASSES, Preprocess(MEAN, STD), (24, 24))
+    about = metadata(model, CLASSES, Preprocess(MEAN, STD), (24, 24))
+    save_student(run.student_file, module, about)
     return run.path
 
 

@@ -18,7 +18,7 @@ from torchvision.transforms.functional import to_tensor
 import attention_transfer as at
 from attention_transfer.apply.loading import loading_code
 from attention_transfer.apply.model_card import public_name
-from attention_transfer.models.network import Network, save_student
+from attention_transfer.models.network import Network, metadata, save_student
 from attention_transfer.models.trained import Preprocess
 from attention_transfer.run_folder import RunFolder, write_json
 
@@ -61,8 +61,8 @@ def make_run(folder, model, size=32, summary=SUMMARY):
     run.write_metrics([{"epoch": 7}])
     write_json(run.summary_file, summary)
     module = at.create_model(model, len(CLASSES))
-    preprocess = Preprocess(MEAN, STD)
-    save_student(run.student_file, module, model, CLASSES, preprocess, (size, size))
+    about = metadata(model, CLASSES, Preprocess(MEAN, STD), (size, size))
+    save_student(run.student_file, module, about)
     return run.path
 
 

@@ -13,7 +13,7 @@ from torch import nn
 
 import attention_transfer as at
 from attention_transfer.models.create import create_model
-from attention_transfer.models.network import load_student, save_student
+from attention_transfer.models.network import load_student, metadata, save_student
 from attention_transfer.models.start import load_network
 from attention_transfer.models.trained import Preprocess
 from attention_transfer.models.weights import load_weights
@@ -21,6 +21,7 @@ from attention_transfer.run_folder import RunFolder
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 CLASSES = ["cat", "dog", "emu"]
+ABOUT = metadata("wrn-10-1", CLASSES, Preprocess(MEAN, STD), (16, 16))
 
 
 def parameters(model: nn.Module) -> int:
@@ -279,7 +280,7 @@ def run(tmp_path: Path) -> RunFolder:
     torch.manual_seed(3)
     module = create_model("wrn-10-1", 3)
     module(torch.randn(8, 3, 8, 8))  # running statistics of their own
-    save_student(folder.student_file, module, "wrn-10-1", CLASSES, Preprocess(MEAN, STD), (16, 16))
+    save_student(folder.student_file, module, ABOUT)
     folder.module = module
     return folder
 
@@ -323,14 +324,7 @@ class TestStudent:
         before = run.student_file.read_bytes()
         monkeypatch.setattr("os.replace", lambda *a: (_ for _ in ()).throw(OSError("disk")))
         with pytest.raises(OSError, match="disk"):
-            save_student(
-                run.student_file,
-                create_model("wrn-10-1", 3),
-                "wrn-10-1",
-                CLASSES,
-                Preprocess(MEAN, STD),
-                (16, 16),
-            )
+            save_student(run.student_file, create_model("wrn-10-1", 3), ABOUT)
         assert run.student_file.read_bytes() == before
         assert [f.name for f in run.path.iterdir() if "partial" in f.name] == []
 

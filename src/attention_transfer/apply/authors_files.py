@@ -102,14 +102,14 @@ def _options(module: WideResNet, config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _epoch(row: Mapping[str, Any]) -> dict[str, Any]:
     """An epoch's numbers under the authors' names, with α and β in that epoch."""
-    weights, parts = row.get("weights") or {}, row.get("parts") or {}
+    weights = row.get("weights", {})
     # With several methods the key of β is at.beta; with one method, AT or another, it is beta.
-    beta = weights.get("beta", 0) if "at" in parts else 0
+    beta = weights.get("beta", 0) if "at" in row.get("parts", {}) else 0
     epoch = {"alpha": weights.get("alpha", 0), "epoch": row.get("epoch", 0)}
     if not any(key.startswith("beta[") or ".beta[" in key for key in weights):
         # Their log has one β, but "auto" has one for each pair.
         epoch["beta"] = weights.get("at.beta", beta)
     for theirs, ours, factor in AUTHORS_METRICS:
-        if row.get(ours) is not None:
+        if ours in row:
             epoch[theirs] = factor * row[ours]
     return epoch

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError, check_choice, plural
-from ..models.network import load_trained, metadata, save_student
+from ..models.network import load_trained, save_student
 from ..outputs import check_new_folder, check_output
 from .authors_files import save_authors
 from .graph import OPSET, attention_layers, save_onnx, save_pt2
@@ -88,8 +88,7 @@ def export_run(
     else:
         check_output("--out", out, form, force)
     network = load_trained(run, trust_code)
-    description = network.name, network.classes, network.preprocess, network.image_size
-    about = metadata(*description)
+    about = network.metadata()
     layers = []
     if with_attention:
         layers = attention_layers(network)
@@ -101,5 +100,5 @@ def export_run(
     elif form == "pt2":
         save_pt2(network, about, out, layers)
     else:
-        save_student(out, network.module, *description)
+        save_student(out, network.module, about)
     return ""

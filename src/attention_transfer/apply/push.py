@@ -11,7 +11,7 @@ from typing import Any
 
 from ..data.transforms import val_resize
 from ..errors import RunError, UserError, first_line
-from ..models.network import Network, load_trained, metadata, save_student
+from ..models.network import Network, load_trained, save_student
 from ..outputs import check_new_folder
 from ..run_folder import RunFolder
 from .graph import save_pt2
@@ -72,16 +72,15 @@ def write_folder(network: Network, run: Path, repo: str, folder: Path) -> list[s
         UserError: if a network that is neither timm's nor torchvision's cannot be traced.
     """
     config, summary = RunFolder(run).config(), RunFolder(run).summary() or {}
-    name = public_name(network.name)
-    description = name, network.classes, network.preprocess, network.image_size
+    about = network.metadata() | {"model": public_name(network.name)}
     folder.mkdir(parents=True, exist_ok=True)
-    save_student(folder / WEIGHTS, network.module, *description)
+    save_student(folder / WEIGHTS, network.module, about)
     match library(network):
         case "timm":
             described = json.dumps(_timm_config(network, config), indent=2)
             (folder / "config.json").write_text(described)
         case None:
-            save_pt2(network, metadata(*description), folder / GRAPH, layers=[])
+            save_pt2(network, about, folder / GRAPH, layers=[])
     (folder / CARD).write_text(model_card(network, repo, config, summary), encoding="utf-8")
     return sorted(file.name for file in folder.iterdir())
 

@@ -19,7 +19,6 @@ from ..data.dataset import Images
 from ..data.open import open_data
 from ..data.stream import default_workers
 from ..errors import UserError, first_line
-from ..models.network import metadata
 from ..outputs import check_output
 from ..quiet import quiet
 from ..run_folder import replacing
@@ -63,7 +62,7 @@ def export_int8(
     layers = []
     if with_attention:
         layers = attention_layers(network)
-    about = metadata(network.name, network.classes, network.preprocess, network.image_size)
+    about = network.metadata()
     with tempfile.TemporaryDirectory() as folder:
         exact = Path(folder) / "fp32.onnx"
         save_onnx(network, about, exact, layers)

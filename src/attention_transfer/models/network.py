@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,10 @@ class Network:
         """The size (H, W) to which a trained network resizes images."""
         assert self.preprocess.size is not None, "a trained network knows its size"
         return self.preprocess.size
+
+    def metadata(self) -> dict[str, Any]:
+        """The metadata of a trained network."""
+        return metadata(self.name, self.classes, self.preprocess, self.image_size)
 
     def matches_classes(self, classes: Sequence[str]) -> bool:
         """Whether these are the network's classes; without names, whether it has as many."""
@@ -123,23 +127,15 @@ def _runs_on(module: nn.Module, size: tuple[int, int]) -> bool:
     return True
 
 
-def save_student(
-    file: Path,
-    module: nn.Module,
-    name: str,
-    classes: Sequence[str],
-    preprocess: Preprocess,
-    image_size: Sequence[int],
-) -> None:
-    """Writes weights and metadata as safetensors, atomically."""
+def save_student(file: Path, module: nn.Module, about: Mapping[str, Any]) -> None:
+    """Writes weights and their `metadata` as safetensors, atomically."""
     from safetensors.torch import save
 
-    about = json.dumps(metadata(name, classes, preprocess, image_size))
     # safetensors refuses tensors that share memory, and strided ones (channels last).
     state = {k: v.detach().cpu().contiguous().clone() for k, v in module.state_dict().items()}
     with replacing(file) as partial:
         # `save_file` of safetensors would create a file that only its owner can read.
-        partial.write_bytes(save(state, metadata={METADATA_KEY: about}))
+        partial.write_bytes(save(state, metadata={METADATA_KEY: json.dumps(about)}))
 
 
 def metadata(

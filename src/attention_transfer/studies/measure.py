@@ -20,7 +20,7 @@ from ..data.dataset import Dataset
 from ..data.open import count_images
 from ..launch import Task
 from ..models.create import create_model
-from ..models.network import fixed_size, save_student
+from ..models.network import fixed_size, metadata, save_student
 from ..models.trained import Preprocess
 from ..run_folder import RunFolder, read_json, write_json
 from ..runtime.process import make_fabric, set_up_process, thread_count
@@ -123,7 +123,8 @@ def write_untrained_run(folder: RunFolder, model: str, data: Dataset) -> None:
     preprocess = Preprocess(data.mean, data.std, fixed_size(module))
     size = preprocess.size or data.image_size
     folder.write_config({"command": "train", "model": model})
-    save_student(folder.student_file, module, model, data.classes, preprocess, size)
+    about = metadata(model, data.classes, preprocess, size)
+    save_student(folder.student_file, module, about)
 
 
 def _measure(recipe: Recipe, folder: RunFolder) -> Speed:

@@ -19,12 +19,10 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#0
 @contextmanager
 def figure(file: Path, columns: int = 1, width: float = 5.5, height: float = 3.8) -> Iterator[Any]:
     """Yields a row of axes; the figure is written to `file` (.png) at the end."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     with chart_style():
         drawing = Figure(figsize=(width * columns, height), facecolor="white")
-        FigureCanvasAgg(drawing)
         yield drawing.subplots(1, columns, squeeze=False, sharey=columns > 1)[0]
         with replacing(file) as partial:
             drawing.savefig(partial, format="png", dpi=150, transparent=False)

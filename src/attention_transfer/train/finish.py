@@ -15,7 +15,7 @@ from ..apply.maps import attention_in_box, layer_names, save_maps
 from ..data.dataset import Dataset
 from ..errors import RunError, UserError, plural
 from ..map_options import MapOptions
-from ..models.network import Network, save_student
+from ..models.network import Network, metadata, save_student
 from ..run_folder import RunFolder, run_path, write_json
 from ..runtime.resolve import RuntimeConfig
 from ..store.store import TeacherStore
@@ -37,7 +37,8 @@ def finish(
     device = next(components.transfer.parameters()).device
     student = components.inference(runtime).to(device).eval()
     size = preprocess.size or data.image_size
-    save_student(folder.student_file, student.module, recipe.model, data.classes, preprocess, size)
+    about = metadata(recipe.model, data.classes, preprocess, size)
+    save_student(folder.student_file, student.module, about)
     teacher = teacher_logits = teacher_summary = None
     if components.teacher is not None:
         module, transform = components.teacher.module, components.teacher.preprocess
