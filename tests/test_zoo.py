@@ -32,6 +32,8 @@ def zoo(teacher_run: Path, tmp_path: Path, monkeypatch, quick_runs) -> Path:
 
 def test_an_entry_is_a_run_with_a_card_and_no_places_of_this_machine(zoo, teacher_run):
     assert zoo_names() == ["zoo:tiny"]
+    with pytest.raises(at.UserError, match="the package has no model 'zoo:': expected one of zoo"):
+        at.create_model("zoo:", 10)
     files = contents(zoo / "tiny")
     assert files.keys() == {
         "README.md", "config.yaml", "environment.json", "student.safetensors", "summary.json",

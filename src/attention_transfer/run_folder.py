@@ -136,7 +136,7 @@ def run_path(name: str | os.PathLike[str]) -> Path:
     names = zoo_names()
     if str(name) not in names:
         raise UserError(
-            f"no network {str(name)!r} comes with the package: expected one of "
+            f"the package has no model {str(name)!r}: expected one of "
             f"{', '.join(names) or 'none yet'}{nearest(str(name), names)}"
         )
     return ZOO_FOLDER / str(name).removeprefix(ZOO)

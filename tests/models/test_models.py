@@ -313,6 +313,11 @@ class TestStudent:
         with pytest.raises(ValueError, match="damaged"):
             load_student(run.path)
 
+    def test_an_unknown_model(self, run):
+        save_student(run.student_file, run.module, ABOUT | {"model": "0"})
+        with pytest.raises(ValueError, match="student.safetensors: unknown model '0'"):
+            load_student(run.path)
+
     def test_a_file_of_another_program(self, run):
         from safetensors.torch import save_file
 

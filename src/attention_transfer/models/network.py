@@ -220,7 +220,10 @@ def load_run_network(folder: str | Path, trust_code: bool = False) -> Network:
         _check_zoo(run)
     architecture = name.removesuffix(":pretrained")
     check_trusted(run.student_file, architecture, trust_code)
-    module = create_model(architecture, len(classes))
+    try:
+        module = create_model(architecture, len(classes))
+    except UserError as error:
+        raise UserError(f"{run.student_file}: {error}") from error
     load_weights(module, run.student_file)
     preprocess = Preprocess(about["mean"], about["std"], tuple(about["image_size"]))
     return Network(module.eval(), name, classes, preprocess, run_fingerprint(folder), str(folder))

@@ -48,9 +48,9 @@ def write_report(runs: list[LoadedRun], out: Path, title: str | None = None) -> 
 def check_page_file(out: Path) -> None:
     """Raises `UserError` unless `out` has the extension .html."""
     if Path(out).is_dir():
-        raise UserError(f"{out} is a folder: name the HTML file to write")
+        raise UserError(f"--out {out} is a folder: name the HTML file to write")
     if Path(out).suffix.lower() not in (".html", ".htm") and not is_special(Path(out)):
-        raise UserError(f"{out} is not a page: expected a file ending in .html")
+        raise UserError(f"--out {out}: expected an HTML page, a file ending in .html")
 
 
 def _render(rows: list[SettingRow], title: str | None) -> str:
