@@ -16,6 +16,7 @@ import types
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
+from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BeforeValidator, Field, StrictBool, TypeAdapter, ValidationError
@@ -100,6 +101,7 @@ Int = Annotated[int, BeforeValidator(_refuse_float), Field(lt=INT_LIMIT)]
 Float = Annotated[float, BeforeValidator(_refuse_bool)]
 Bool = StrictBool
 Numbers = Annotated[tuple[Float, ...], BeforeValidator(comma_separated)]
+DEEPEST = 256  # Python creates the folders of a path recursively
 
 AUTO = "auto"  # a value that the package computes
 
@@ -198,6 +200,10 @@ def from_mapping(cls: type[T], values: Mapping[str, Any]) -> T:
             )
         if isinstance(values[key], str) and "\0" in values[key]:
             raise UserError(f"{key} is {values[key]!r}: expected text without the character NUL")
+        if specs[key].kind is Path and len(Path(str(values[key])).parents) > DEEPEST:
+            raise UserError(
+                f"{key} is {shown(str(values[key]))}: expected a path of at most {DEEPEST} folders"
+            )
     try:
         return typing.cast(T, _adapter(cls).validate_python(dict(values)))  # type: ignore[arg-type]
     except ValidationError as error:
