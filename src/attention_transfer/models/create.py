@@ -165,7 +165,8 @@ def _create_timm(name: str, num_classes: int, pretrained: bool) -> nn.Module:
     import timm
 
     if not timm.is_model(name):
-        raise UserError(f"timm has no model {name!r}{nearest(name, timm.list_models())}")
+        hint = nearest(name, timm.list_models())
+        raise UserError(f"unknown model 'timm/{name}': timm has no {name!r}{hint}")
     if not pretrained:
         return timm.create_model(name, num_classes=num_classes)
     if not timm.is_model_pretrained(name):
@@ -181,7 +182,10 @@ def _create_torchvision(name: str, num_classes: int, pretrained: bool) -> nn.Mod
 
     names = models.list_models(module=models)
     if name not in names:
-        raise UserError(f"torchvision has no classification model {name!r}{nearest(name, names)}")
+        hint = nearest(name, names)
+        raise UserError(
+            f"unknown model 'torchvision/{name}': torchvision has no classifier {name!r}{hint}"
+        )
     if not pretrained:
         options = {}
         if name in AUXILIARY_HEADS:
