@@ -25,7 +25,9 @@ from torch import Tensor, nn
 from toys import CLASSES, Net, make
 
 import attention_transfer as at
+from attention_transfer.map_options import LossOptions
 from attention_transfer.methods.registry import METHODS
+from attention_transfer.options import option_specs
 
 COUNT = int(os.environ.get("ATTENTION_TRANSFER_FUZZ", "0"))
 fuzz = settings(
@@ -39,9 +41,11 @@ fuzz = settings(
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 LARGEST = {torch.float64: 1e307}  # others are taken in float32
 FAULTS = ("nan", "inf", "int", "complex", "bool", "meta", "sparse", "nested", "no tensor")
+# Hypothesis also tries words of the source, such as `caffe`.
+CHOICES = {choice for spec in option_specs(LossOptions).values() for choice in spec.choices}
 JUNK = st.one_of(
     st.none(),
-    st.text(string.printable, max_size=5),
+    st.text(string.printable, max_size=5).filter(lambda text: text not in CHOICES),
     st.floats(max_value=-1e-9),
     st.sampled_from([math.nan, len, {}, [], [1.0], object(), torch.ones(2), b"sum", (1, 2)]),
 )
