@@ -14,6 +14,8 @@ from small_runs import FACTORY, FLAGS, rows, write_factory
 import attention_transfer as at
 from attention_transfer.apply.maps import map_columns
 from attention_transfer.apply.speed import measure_speeds
+from attention_transfer.models.network import file_fingerprint
+from attention_transfer.run_folder import write_json
 
 EXECUTED = "from pathlib import Path\nPath(__file__).with_name('executed').touch()\n"
 
@@ -40,6 +42,8 @@ def rename(run: Path, name: str) -> None:
     (run.parent / "executed").unlink(missing_ok=True)
     about["model"] = name
     save_file(weights, file, {"attention_transfer": json.dumps(about)})
+    summary = json.loads((run / "summary.json").read_text())
+    write_json(run / "summary.json", summary | {"sha256": file_fingerprint(file)})
     config = (run / "config.yaml").read_text()
     (run / "config.yaml").write_text(config.replace("model: wrn-10-1", f"model: {name}"))
 

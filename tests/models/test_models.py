@@ -13,11 +13,11 @@ from torch import nn
 
 import attention_transfer as at
 from attention_transfer.models.create import create_model
-from attention_transfer.models.network import load_student, metadata, save_student
+from attention_transfer.models.network import load_student, metadata, run_fingerprint, save_student
 from attention_transfer.models.start import load_network
 from attention_transfer.models.trained import Preprocess
 from attention_transfer.models.weights import load_weights
-from attention_transfer.run_folder import RunFolder
+from attention_transfer.run_folder import RunFolder, write_json
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 CLASSES = ["cat", "dog", "emu"]
@@ -311,6 +311,13 @@ class TestStudent:
     def test_damaged(self, run):
         run.student_file.write_bytes(run.student_file.read_bytes()[:50])
         with pytest.raises(ValueError, match="damaged"):
+            load_student(run.path)
+
+    def test_other_weights_than_the_summary_describes(self, run):
+        write_json(run.summary_file, {"sha256": run_fingerprint(run.path)})
+        load_student(run.path)
+        save_student(run.student_file, run.module, ABOUT | {"classes": ["a", "b", "c"]})
+        with pytest.raises(ValueError, match="student.safetensors was damaged or replaced"):
             load_student(run.path)
 
     def test_an_unknown_model(self, run):

@@ -8,6 +8,8 @@ import shutil
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from small_runs import (
     FLAGS,
     STEPS_PER_EPOCH,
@@ -238,3 +240,21 @@ def test_memory_exhausted_while_images_are_read(command, tmp_path, monkeypatch):
     assert "memory is exhausted while images are read: use a smaller --batch-size" in said.err
     assert "the state is saved: run the command again to continue" in said.err
     assert "at step 2 of" in command(TRAIN).out
+
+
+def test_a_teacher_whose_maps_overflow(teacher_run, command, tmp_path):
+    """Distillation of logits needs no map: the run ends, its report lacks them."""
+    teacher = tmp_path / "teacher"
+    shutil.copytree(teacher_run, teacher)
+    (teacher / "summary.json").unlink()  # it has the hash of the weights
+    file = teacher / "student.safetensors"
+    with safe_open(file, framework="pt") as content:
+        about = content.metadata()
+    weights = load_file(file)
+    weights["conv0.weight"] *= 1e21
+    save_file(weights, file, about)
+    said = carry_out(distilled(teacher, "kd"), tmp_path / "run")
+    assert "warning: the report has no attention maps: group0: features" in said
+    assert (tmp_path / "run" / "summary.json").is_file()
+    answer = command(f"maps {teacher} --images digits --out maps.png")
+    assert answer.status == 2 and f"{teacher}: group0: features: |A|^p overflows" in answer.err

@@ -34,12 +34,22 @@ Column = tuple[str, list[str] | None, dict[str, np.ndarray]]
 def stage_maps(
     network: InferenceModel, layers: list[str], x: Tensor, kind: str = "sum", p: float = 2.0
 ) -> tuple[Tensor, list[Tensor]]:
-    """Logits (N, K) of images x, and the normalised attention map (N, h, w) of each layer."""
+    """Logits (N, K) of images x, and the normalised attention map (N, h, w) of each layer.
+
+    Raises:
+        UserError: for features that are too large; the message names the layer.
+    """
     attention = kind == "attention"
     with evaluating(network), tap(network.module, layers, attention=attention) as tapped:
         with torch.autocast(x.device.type, torch.bfloat16, enabled=network.bf16):
             logits, features = tapped(network.preprocess(x))
-        return logits.float(), [map_on_grid(f, kind, p) for f in features.values()]
+        maps = []
+        for layer, f in features.items():
+            try:
+                maps.append(map_on_grid(f, kind, p))
+            except UserError as error:
+                raise UserError(f"{layer}: {error}") from error
+        return logits.float(), maps
 
 
 def map_on_grid(features: Tensor, kind: str = "sum", p: float = 2.0) -> Tensor:
@@ -203,7 +213,10 @@ def _column(
         layers, map_kind = _attention_or_sum(model, layers, x)
         if map_kind == "sum":
             notes.append(f"{name} has no attention layers: its maps are of kind sum")
-    logits, maps = stage_maps(model, layers, x, map_kind, p)
+    try:
+        logits, maps = stage_maps(model, layers, x, map_kind, p)
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from error
     by_stage = {layer: m.numpy() for layer, m in zip(layers, maps, strict=True)}
     if kind == "gradient":
         by_stage["input gradient"] = gradient_map(model, x).numpy()

@@ -15,7 +15,7 @@ from torch import nn
 from ..arguments import check_path
 from ..authors_log import MODEL_FILE, is_authors_run
 from ..errors import UserError, first_few, first_line
-from ..run_folder import ZOO, RunFolder, parse_json, replacing
+from ..run_folder import RunFolder, parse_json, replacing
 from ..run_schema import Metadata, validated
 from ..trust import check_trusted
 from .authors import load_authors_run
@@ -216,26 +216,26 @@ def load_run_network(folder: str | Path, trust_code: bool = False) -> Network:
         )
     name, classes = about["model"], tuple(about["classes"])
     # The file holds the weights, so the pretrained ones need not be downloaded.
-    if str(folder).startswith(ZOO):
-        _check_zoo(run)
     architecture = name.removesuffix(":pretrained")
     check_trusted(run.student_file, architecture, trust_code)
+    fingerprint = file_fingerprint(run.student_file)
+    _check_weights(run, fingerprint)
     try:
         module = create_model(architecture, len(classes))
     except UserError as error:
         raise UserError(f"{run.student_file}: {error}") from error
     load_weights(module, run.student_file)
     preprocess = Preprocess(about["mean"], about["std"], tuple(about["image_size"]))
-    return Network(module.eval(), name, classes, preprocess, run_fingerprint(folder), str(folder))
+    return Network(module.eval(), name, classes, preprocess, fingerprint, str(folder))
 
 
-def _check_zoo(run: RunFolder) -> None:
-    """Raises `UserError` if weights of the package differ from the hash in their summary.json."""
+def _check_weights(run: RunFolder, fingerprint: str) -> None:
+    """Raises `UserError` if summary.json, where it has a hash, has that of other weights."""
     recorded = (run.summary() or {}).get("sha256")
-    if recorded != file_fingerprint(run.student_file):
+    if recorded not in (None, fingerprint):
         raise UserError(
-            f"{run.student_file} is not the file that its summary.json describes: "
-            "install the package again"
+            f"{run.student_file} was damaged or replaced: its SHA-256 is not that in summary.json; "
+            "restore the file, or train again"
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from ..apply.maps import attention_in_box, layer_names, save_maps
 from ..data.dataset import Dataset
 from ..errors import RunError, UserError, plural
 from ..map_options import MapOptions
-from ..models.network import Network, metadata, save_student
+from ..models.network import Network, file_fingerprint, metadata, save_student
 from ..run_folder import RunFolder, run_path, write_json
 from ..runtime.resolve import RuntimeConfig
 from ..store.store import TeacherStore
@@ -31,6 +31,7 @@ def finish(
     components: RunComponents,
     runtime: RuntimeConfig,
     rows: Sequence[dict[str, Any]],
+    say: Callable[[str], None],
 ) -> dict[str, Any]:
     """Writes the network, its maps, predictions and summary.json; returns the summary."""
     data, preprocess = components.data, components.student.preprocess
@@ -49,10 +50,14 @@ def finish(
             _record_numbers(components.teacher_store.store, teacher_summary)
     elif components.teacher_store is not None:
         teacher_summary = _summarize_store(components.teacher_store.store)
-    layers = layer_names(student, data.val)
-    if layers:
-        kinds = _shown_kind(recipe), _shown_kind(recipe.of_teacher)
-        save_maps(folder.maps_file, student, layers, data.val, data.shown, teacher, kinds)
+    attention: dict[str, Any] | None = None
+    try:
+        attention = _save_maps(recipe, folder, data, student, teacher)
+        if teacher_summary is not None and teacher is not None:
+            layers = layer_names(teacher, data.val)
+            teacher_summary["attention"] = attention_in_box(teacher, layers, data.val)
+    except UserError as error:
+        say(f"warning: the report has no attention maps: {error}")
     # The saved predictions are those of the exported weights, in float32.
     logits = _logits(InferenceModel(student.module, preprocess, "fp32").eval(), data)
     save_predictions(folder.predictions_file, data.val, logits, teacher_logits)
@@ -74,12 +79,32 @@ def finish(
         "skipped_images": data.unreadable_count(),
         **profile(student, data.image_size),
         "teacher": teacher_summary,
-        "attention": attention_in_box(student, layers, data.val),
+        "attention": attention,
+        "sha256": file_fingerprint(folder.student_file),
     }
     folder.previous_checkpoint_file.unlink(missing_ok=True)  # a finished run does not continue
     # Written last, because it marks the run as finished.
     write_json(folder.summary_file, summary)
     return summary
+
+
+def _save_maps(
+    recipe: Recipe,
+    folder: RunFolder,
+    data: Dataset,
+    student: InferenceModel,
+    teacher: InferenceModel | None,
+) -> dict[str, Any] | None:
+    """Writes the maps for the report; returns how well the student's agree with the boxes.
+
+    Raises:
+        UserError: if a map cannot be computed because the features are too large.
+    """
+    layers = layer_names(student, data.val)
+    if layers:
+        kinds = _shown_kind(recipe), _shown_kind(recipe.of_teacher)
+        save_maps(folder.maps_file, student, layers, data.val, data.shown, teacher, kinds)
+    return attention_in_box(student, layers, data.val)
 
 
 def _shown_kind(options: MapOptions) -> str:
@@ -113,7 +138,6 @@ def _summarize_teacher(
         **profile(network, data.image_size),
         "val_accuracy": metrics["accuracy"],
         "val_loss": metrics["loss"],
-        "attention": attention_in_box(network, layer_names(network, data.val), data.val),
     }
 
 

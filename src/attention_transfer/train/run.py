@@ -122,7 +122,7 @@ def _train(
         if (count := components.data.unreadable_count() - components.data.skipped) > 0:
             progress.say(f"warning: {count} unreadable images were left out during training")
         folder.lock.check()
-        summary = finish(recipe, folder, components, runtime, rows)
+        summary = finish(recipe, folder, components, runtime, rows, progress.say)
         folder.lock.check()
         if draw_maps is not None:
             logs.show_maps(rows[-1]["step"], lambda file: draw_maps(folder, file))
