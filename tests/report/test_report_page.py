@@ -301,7 +301,7 @@ def test_other_extensions_are_refused(tmp_path, runs):
     for name in ("z.txt", "z", "z.jpg"):
         with pytest.raises(UserError, match="expected a figure, a file ending in .png, .svg, .pdf"):
             save_maps_figure([column], np.zeros((2, 32, 32, 3), np.uint8), tmp_path / name)
-    with pytest.raises(UserError, match="expected a file ending in .html"):
+    with pytest.raises(UserError, match="expected an HTML page, a file ending in .html"):
         write_report(runs, tmp_path / "r.pdf")
     assert [*tmp_path.iterdir()] == []
 

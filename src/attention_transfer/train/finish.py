@@ -54,8 +54,7 @@ def finish(
     try:
         attention = _save_maps(recipe, folder, data, student, teacher)
         if teacher_summary is not None and teacher is not None:
-            layers = layer_names(teacher, data.val)
-            teacher_summary["attention"] = attention_in_box(teacher, layers, data.val)
+            teacher_summary["attention"] = _attention_in_box(teacher, data)
     except UserError as error:
         say(f"warning: the report has no attention maps: {error}")
     # The saved predictions are those of the exported weights, in float32.
@@ -104,7 +103,11 @@ def _save_maps(
     if layers:
         kinds = _shown_kind(recipe), _shown_kind(recipe.of_teacher)
         save_maps(folder.maps_file, student, layers, data.val, data.shown, teacher, kinds)
-    return attention_in_box(student, layers, data.val)
+    return _attention_in_box(student, data)
+
+
+def _attention_in_box(network: InferenceModel, data: Dataset) -> dict[str, Any] | None:
+    return attention_in_box(network, layer_names(network, data.val), data.val)
 
 
 def _shown_kind(options: MapOptions) -> str:
