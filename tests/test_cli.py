@@ -183,6 +183,7 @@ def test_version(command):
         ("compare . --device cpu", ["--device does nothing without --speed"]),
         ("compare . --title Mine", ["--title does nothing without --out"]),
         (f"compare . --json {'a/' * 300}b", ["json is ", "expected a path of at most 256 folders"]),
+        ("compare . --json \ud800", ["json is '\\ud800'", "expected valid Unicode text"]),
         ("compare . --out ' '", ["--out ", "expected an HTML page"]),
         ("study cost --batch-size 0 --out s", ["batch_size is 0"]),
         ("stages wrn-16-l", ["did you mean", "wrn-16-1"]),

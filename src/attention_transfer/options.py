@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import os
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping
@@ -198,17 +199,27 @@ def from_mapping(cls: type[T], values: Mapping[str, Any]) -> T:
             raise UserError(
                 f"unknown option {key!r}{nearest(key, specs)} (options: {', '.join(specs)})"
             )
-        if isinstance(values[key], str) and "\0" in values[key]:
-            raise UserError(f"{key} is {values[key]!r}: expected text without the character NUL")
-        if specs[key].kind is Path and len(Path(str(values[key])).parents) > DEEPEST:
-            raise UserError(
-                f"{key} is {shown(str(values[key]))}: expected a path of at most {DEEPEST} folders"
-            )
+        if isinstance(values[key], str | Path):
+            _check_text(specs[key], str(values[key]))
     try:
         return typing.cast(T, _adapter(cls).validate_python(dict(values)))  # type: ignore[arg-type]
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         raise UserError(_explain(specs[str(first["loc"][0])], values)) from None
+
+
+def _check_text(spec: OptionSpec, text: str) -> None:
+    """Refuses what no file can be named, before anything is computed."""
+    if "\0" in text:
+        raise UserError(f"{spec.key} is {text!r}: expected text without the character NUL")
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError:
+        raise UserError(f"{spec.key} is {text!r}: expected valid Unicode text") from None
+    if spec.kind is Path and len(Path(text).parents) > DEEPEST:
+        raise UserError(
+            f"{spec.key} is {shown(text)}: expected a path of at most {DEEPEST} folders"
+        )
 
 
 def _explain(spec: OptionSpec, values: Mapping[str, Any]) -> str:
