@@ -209,7 +209,7 @@ def from_mapping(cls: type[T], values: Mapping[str, Any]) -> T:
 
 
 def _check_text(spec: OptionSpec, text: str) -> None:
-    """Refuses what no file can be named, before anything is computed."""
+    """Raises `UserError` for text that cannot name a file, before anything is computed."""
     if "\0" in text:
         raise UserError(f"{spec.key} is {text!r}: expected text without the character NUL")
     try:

@@ -50,13 +50,13 @@ def finish(
             _record_numbers(components.teacher_store.store, teacher_summary)
     elif components.teacher_store is not None:
         teacher_summary = _summarize_store(components.teacher_store.store)
-    attention: dict[str, Any] | None = None
+    attention = teacher_attention = None
     try:
-        attention = _save_maps(recipe, folder, data, student, teacher)
-        if teacher_summary is not None and teacher is not None:
-            teacher_summary["attention"] = _attention_in_box(teacher, data)
+        attention, teacher_attention = _save_maps(recipe, folder, data, student, teacher)
     except UserError as error:
         say(f"warning: the report has no attention maps: {error}")
+    if teacher_summary is not None:
+        teacher_summary["attention"] = teacher_attention
     # The saved predictions are those of the exported weights, in float32.
     logits = _logits(InferenceModel(student.module, preprocess, "fp32").eval(), data)
     save_predictions(folder.predictions_file, data.val, logits, teacher_logits)
@@ -93,8 +93,11 @@ def _save_maps(
     data: Dataset,
     student: InferenceModel,
     teacher: InferenceModel | None,
-) -> dict[str, Any] | None:
-    """Writes the maps for the report; returns how well the student's agree with the boxes.
+) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+    """Writes the maps for the report.
+
+    Returns:
+        How well the attention of student and teacher agrees with the boxes, where there are any.
 
     Raises:
         UserError: if a map cannot be computed because the features are too large.
@@ -103,11 +106,10 @@ def _save_maps(
     if layers:
         kinds = _shown_kind(recipe), _shown_kind(recipe.of_teacher)
         save_maps(folder.maps_file, student, layers, data.val, data.shown, teacher, kinds)
-    return _attention_in_box(student, data)
-
-
-def _attention_in_box(network: InferenceModel, data: Dataset) -> dict[str, Any] | None:
-    return attention_in_box(network, layer_names(network, data.val), data.val)
+    in_box = attention_in_box(student, layers, data.val)
+    if teacher is None:
+        return in_box, None
+    return in_box, attention_in_box(teacher, layer_names(teacher, data.val), data.val)
 
 
 def _shown_kind(options: MapOptions) -> str:
