@@ -216,6 +216,8 @@ def _check_text(spec: OptionSpec, text: str) -> None:
         os.fsencode(text)
     except UnicodeEncodeError:
         raise UserError(f"{spec.key} is {text!r}: expected valid Unicode text") from None
+    if text.isspace() or (spec.kind is Path and not text):
+        raise UserError(f"{spec.key} is {text!r}: expected text that is not blank")
     if spec.kind is Path and len(Path(text).parents) > DEEPEST:
         raise UserError(
             f"{spec.key} is {shown(text)}: expected a path of at most {DEEPEST} folders"

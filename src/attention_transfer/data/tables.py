@@ -51,7 +51,8 @@ def open_parquet(
         if others:
             state = f"holds {others[0].relative_to(path)} but no train-*.parquet"
         raise UserError(
-            f"{path} {state}: expected Hugging Face's layout; rename the files, or check the path"
+            f"parquet:{path} {state}: expected Hugging Face's layout; rename the files, or check "
+            "the path"
         )
     splits = {name: split_files(folder, name) for name in ("train", *VAL_SPLITS)}
     first = splits["train"][0]
