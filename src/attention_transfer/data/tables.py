@@ -30,8 +30,7 @@ from .spec import visible_files
 # `test` is last, because its labels are often not published.
 VAL_SPLITS = ("validation", "val", "test")
 HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)
-# Several times CIFAR-10, so that it opens without a copy and without importing `datasets` (1 to
-# 2 s).
+# Several times CIFAR-10, so that it opens without a copy and without importing `datasets`.
 IN_MEMORY_BYTES = 512 << 20
 
 
@@ -273,7 +272,7 @@ class TableReader(Reader):
         return int(self._starts[-1])
 
     def encoded(self, i: int) -> Encoded:
-        # Read from the table: a `datasets.Dataset` takes twice as long to format a row.
+        # Read from the table: a `datasets.Dataset` takes longer to format a row.
         value = self._table.column(self._column)[i].as_py()
         path = None
         if isinstance(value, dict):

@@ -19,8 +19,8 @@ from .auto import PairedBetaMethod
 from .base import Pairs, StepInputs, StudentLayers, TeacherLayers, schedule_factor
 
 # β per step of training. A β above HEAVY_BETA · steps (under `authors`, mean over the schedule) was
-# too large in our runs (1000 in 280 to 370 steps, constant or linear to zero); GOOD_BETA · steps
-# worked well (100 in these runs).
+# too large in short runs (results/defaults.md: 1000 in 280 to 370 steps); GOOD_BETA · steps worked
+# well (100 in these runs).
 HEAVY_BETA = 0.5
 GOOD_BETA = 0.25
 

@@ -34,8 +34,8 @@ def raw_map(features: Tensor, kind: str, p: float, axis: str) -> Tensor:
 class PowerSum(torch.autograd.Function):
     """Σ |A|^p in at least float32; the summed dimensions are kept as 1."""
 
-    # `setup_context` would cost 15 µs a call. Only `torch.func` needs it, and there the formulas of
-    # `maps` are used.
+    # `setup_context` would slow each call down. Only `torch.func` needs it, and there the formulas
+    # of `maps` are used.
     @staticmethod
     def forward(ctx: Any, features: Tensor, p: float, axis: str) -> Tensor:
         ctx.p, ctx.dims = p, summed_dims(features, axis)

@@ -1,10 +1,12 @@
 """CPU kernels of the activation loss: Σ |A|^p, Y = Q / ‖Q‖₂ and their gradients.
 
-PyTorch's operations write |A|^p to memory (in bfloat16 also a float32 copy of A) and read it back:
-2 to 8 times the traffic. To normalise a map, they read or write it about ten times. `kernels.cpp`
-is compiled on first use, with `CXX` or g++, and kept in attention-transfer/ops of the cache. Each
-function returns None if there is no compiler, and for tensors that are not dense float32 or
-bfloat16; the caller then uses its formulas.
+PyTorch's operations write |A|^p to memory (in bfloat16 also a float32 copy of A) and read it back,
+and read or write a map several times to normalise it. The kernels read the features once
+(results/bench.md has the times).
+
+`kernels.cpp` is compiled on first use, with `CXX` or g++, and kept in attention-transfer/ops of the
+cache. Each function returns None if there is no compiler, and for tensors that are not dense
+float32 or bfloat16; the caller then uses its formulas.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ from .rows import SettingRow
 if TYPE_CHECKING:
     import numpy as np
 
-# Characters of all pictures in a page, whose limit is 5 MB.
+# Characters of all pictures in a page (docs/report.md).
 BUDGET = 3_500_000
 # The groups of images in their order, the most interesting ones first, with their titles.
 GROUPS = {

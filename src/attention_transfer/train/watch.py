@@ -15,7 +15,7 @@ from ..methods.base import Method
 from ..transfer import Transfer
 from .gradient_watch import GradientWatch
 
-# Ratios of the gradient of transfer to that of the labels (results/defaults.md).
+# Ratios of the gradient of transfer to that of the labels; outside of them, a warning is due.
 TOO_STRONG, TOO_WEAK = 5.0, 0.02
 IMAGES = 32  # the gradients are measured on this many images at the end of an epoch
 EPOCHS = 3  # a warning needs the same fault in this many epochs in a row
