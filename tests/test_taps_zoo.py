@@ -227,6 +227,19 @@ def test_swin_as_timm_gives_it(size):
             torch.testing.assert_close(output, intermediate(model, x, k))
 
 
+@pytest.mark.parametrize(
+    ("name", "size"), [("test_convnext", 96), ("pvt_v2_b0", 128), ("edgenext_xx_small", 96)]
+)
+def test_a_cube_of_timms_that_is_channels_first_outside(name, size):
+    """Convolutions, and linear layers over channels that are last for them only."""
+    model = timm.create_model(name, num_classes=3).eval()
+    x = torch.randn(2, 3, size, size)
+    with torch.no_grad():
+        features = at.tap(model, ["stages.0"])(x)[1]["stages.0"]
+        assert features.shape[1] == features.shape[2] == features.shape[3]
+        torch.testing.assert_close(features, intermediate(model, x, 0))
+
+
 def test_torchvisions_swin():
     """Its stages put out (N, h, w, C); at 96 pixels the first is a cube."""
     options = {

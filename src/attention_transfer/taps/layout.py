@@ -58,22 +58,20 @@ class Hints:
     def channels_last(self) -> bool:
         """Whether an output with C = h = w, whose shape is ambiguous, has its channels last.
 
-        The last inner layer with known axes decides. Swin's stages end in a linear layer.
-        ConvNeXt's blocks have linear layers as well, but permute back to channels first.
+        timm's networks state it. In torchvision's, the last `Permute` decides. Otherwise a layer
+        with convolutions returns channels first, even if linear layers inside it take channels last
+        (ConvNeXt, DaViT, EdgeNeXt, PVTv2); a layer with linear layers only returns channels last.
         """
         if self.axes is not None:
             return self.axes == "NHWC"
         modules = list(self.module.modules())
-        if any(isinstance(inner, nn.modules.batchnorm._BatchNorm) for inner in modules):
+        permutes = [inner for inner in modules if type(inner).__name__ == "Permute"]
+        if permutes:
+            return tuple(getattr(permutes[-1], "dims", ())) == (0, 2, 3, 1)
+        channels_first = nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase
+        if any(isinstance(inner, channels_first) for inner in modules):
             return False
-        for inner in reversed(modules):
-            if isinstance(inner, (nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase)):
-                return False
-            if type(inner) in (nn.Linear, nn.LayerNorm):
-                return True
-            if type(inner).__name__ == "Permute":  # torchvision's
-                return tuple(getattr(inner, "dims", ())) == (0, 2, 3, 1)
-        return False
+        return any(type(inner) in (nn.Linear, nn.LayerNorm) for inner in modules)
 
 
 def read_hints(model: nn.Module, layer: str) -> Hints:
@@ -119,6 +117,7 @@ def _output_axes(module: nn.Module) -> str | None:
 def _reorder_tokens(path: list[nn.Module], layer: str) -> Callable[[Tensor], Tensor] | None:
     """timm's Hiera orders its tokens by windows; its `reroll` restores the order for a block."""
     block = re.search(r"(?:^|\.)blocks\.(\d+)$", layer)
+    # The path ends with the network, its list `blocks` and the block.
     if block is None or not hasattr(path[-3], "reroll"):
         return None
     reroll: Any = path[-3].reroll
