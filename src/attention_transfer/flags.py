@@ -56,6 +56,7 @@ class Parser(argparse.ArgumentParser):
         group = self.add_argument_group("help")
         group.add_argument("-h", "--help", action="help", help="Show this help.")
         self.usage = self._short_usage()
+        # In `compare A --speed B`, `parse_args` would refuse B.
         given, unknown = self.parse_known_intermixed_args(args)
         if unknown:
             flags = [flag for action in self._actions for flag in action.option_strings]

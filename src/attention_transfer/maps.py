@@ -162,6 +162,7 @@ def make_options(cls: type[Options], *values: Any) -> Options:
     # Dynamo cannot trace pydantic. An unknown string raises where it is used.
     options = cls(*values)
     for key in ("p", "norm"):
+        # Not `< 1`, which is false for NaN.
         if not getattr(options, key, 1.0) >= 1:
             raise UserError(f"{key} is {getattr(options, key)!r}: expected a number ≥ 1")
     return options
@@ -258,6 +259,7 @@ def normalize_map(q: Tensor) -> Tensor:
     q, bound = q / scale, EPS / scale
     squared = q.square().sum(1, keepdim=True)
     above = squared > bound.square()
+    # The inner `where` keeps zeros from the root, whose infinite derivative would give NaN.
     return q / torch.where(above, torch.where(above, squared, 1.0).sqrt(), bound)
 
 

@@ -230,6 +230,7 @@ def _explain(spec: OptionSpec, values: Mapping[str, Any]) -> str:
     value = values[spec.key]
     hint = nearest(str(value), spec.choices)
     shown = _shown(value)
+    # 2^63 has 19 digits.
     if spec.kind is int and len(shown) > 18:
         hint = ", below 2^63"
     return f"{spec.key} is {shown}: expected {spec.expected}{hint}"

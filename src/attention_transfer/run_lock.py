@@ -39,6 +39,7 @@ class RunLock:
         self._made_folders = [folder for folder in folders if not folder.exists()]
         self.folder.mkdir(parents=True, exist_ok=True)
         while self._stream is None:
+            # Not truncated yet: it may hold the record of the lock's owner.
             stream = open(self.file, "a+b")
             if not _lock(stream):
                 owner = _read_owner(stream)
@@ -80,6 +81,7 @@ class RunLock:
         """Removes the lock, and the folders that `__enter__` created if they are empty."""
         if self._stream is None:
             return
+        # Before the lock is released: later, the file could be the next owner's.
         if _is_file_of(self._stream, self.file):
             self.file.unlink()
         _open_locks.discard(self._stream)

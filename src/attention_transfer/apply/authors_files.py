@@ -84,6 +84,7 @@ def _options(module: WideResNet, config: Mapping[str, Any]) -> dict[str, Any]:
     data = str(config.get("data"))
     datasets = {"cifar10": "CIFAR10", "cifar100": "CIFAR100"}
     milestones = list(config.get("milestones", ()))
+    # A WRN has 6n + 4 layers, with n blocks in each group, and 64 × width features.
     return {
         "depth": 6 * len(module.group0) + 4,
         "width": module.fc.in_features // 64,

@@ -146,6 +146,7 @@ def _check_outputs(name: str, file: Path, graph: torch.export.ExportedProgram) -
     shape = session.get_inputs()[0].shape[1:]
     generator = torch.Generator().manual_seed(0)
     largest = 0.0
+    # Other batch sizes than that of the example, to check that the batch size is free.
     for count in (1, 3):
         images = torch.rand(count, *shape, generator=generator)
         with torch.no_grad():
@@ -154,6 +155,7 @@ def _check_outputs(name: str, file: Path, graph: torch.export.ExportedProgram) -
             session.run(None, {"images": images.numpy()}), expected, strict=True
         ):
             difference = float((torch.from_numpy(theirs) - ours).abs().max())
+            # `not <=` instead of `>`, so that NaN is refused as well.
             if not difference <= TOLERANCE * max(1.0, float(ours.abs().max())):
                 raise RunError(
                     f"{name} gives other outputs in onnxruntime than in PyTorch: they differ by "

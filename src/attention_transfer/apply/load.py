@@ -36,6 +36,7 @@ def inference_model(network: Network, device: str, precision: str = "auto") -> I
     if network.folder is not None:
         recorded = RunFolder(network.folder).environment().get("auto") or {}
     options = from_mapping(RuntimeOptions, {"device": device, "precision": precision})
+    # As if a run continued: `auto` then means these values.
     earlier = {"precision": recorded.get("precision", "fp32"), "compile": False}
     runtime = resolve_runtime(options, earlier=earlier)
     model = InferenceModel(network.module, network.preprocess, runtime.precision)

@@ -116,6 +116,7 @@ def _input(network: Network) -> str:
 
 def _numbers(network: Network, config: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
     final, teacher = summary.get("final") or {}, summary.get("teacher") or {}
+    # The uploaded weights are float32, even if training and validation ran in bfloat16.
     accuracy = final.get("val_accuracy_fp32") or final.get("val_accuracy")
     parameters = sum(p.numel() for p in network.module.parameters())
     rows = [

@@ -93,6 +93,7 @@ def measure_runs(
     second = CompileCase("on", options, work, earlier=first)
     cases = {"off": off, "on first": first, "on second": second, "auto": auto}
     measures: dict[str, Measure] = {"authors": lambda: measure_authors(options, device), **cases}
+    # No warm-up: the start of each process and its compilation are part of the time.
     rows = interleave(measures, options.rounds, warm_up=False)
     off_row = rows[1]
     for row in rows:

@@ -32,6 +32,7 @@ def trial_step(transfer: Transfer, device: torch.device) -> Iterator[None]:
 def unchanged(transfer: Transfer) -> Iterator[None]:
     """Restores modes, buffers (such as BN's statistics) and the transfer's own state."""
     modules = list(transfer.modules())
+    # The teacher is not among the modules of a Transfer.
     if transfer.teacher is not None:
         modules += transfer.teacher.modules()
     modes = [module.training for module in modules]
@@ -48,6 +49,7 @@ def unchanged(transfer: Transfer) -> Iterator[None]:
         for module, mode in zip(modules, modes, strict=True):
             module.training = mode
         for module, name, buffer, value in buffers:
+            # A user's network may have replaced the buffer by another tensor.
             module._buffers[name] = buffer
             # Unchanged buffers are not written to: the caller's autograd graph may need them.
             if not torch.equal(buffer, value):

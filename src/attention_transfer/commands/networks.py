@@ -181,6 +181,7 @@ def view(arguments: dict[str, Any]) -> None:
         raise UserError("view needs aiohttp: pip install 'attention-transfer[view]'") from error
     from ..view.viewer import Viewer
 
+    # Opened first, so that a port in use is reported before the networks are loaded.
     with open_socket(options.host, options.port) as listening:
         viewer = Viewer(options.networks, options.kind, options.p, options.trust_code)
         host, port = listening.getsockname()[:2]
@@ -188,6 +189,7 @@ def view(arguments: dict[str, Any]) -> None:
             host = f"[{host}]"
         print(f"http://{host}:{port}/ shows {plural(len(viewer.viewed), 'network')}", flush=True)
         serve(viewer, listening)
+    # `serve` returns after Ctrl-C or SIGTERM, with which every command ends with status 130.
     raise KeyboardInterrupt("the page is closed")
 
 

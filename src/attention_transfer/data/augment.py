@@ -70,4 +70,5 @@ def reflected_positions(length: int, padding: int) -> Tensor:
     """Source positions (2 * padding + 1, length) of a crop at each offset; no edge is repeated."""
     position = torch.arange(2 * padding + 1)[:, None] + torch.arange(length) - padding
     last = length - 1
+    # The inner absolute value reflects at 0, the outer one at `last`.
     return last - (last - position.abs()).abs()

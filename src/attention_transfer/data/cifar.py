@@ -77,6 +77,7 @@ def _download(kind: str, root: Path) -> None:
         print(f"downloading {kind} into {root}", file=sys.stderr)
     # torchvision draws a progress bar on standard error, and verifies an existing download.
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        # The archive also contains the test images.
         _torchvision_class(kind, BASE_FOLDER[kind])(root=str(root), train=True, download=True)
 
 

@@ -12,7 +12,7 @@ from .images import Triple
 from .source import Images as Images
 from .stream import StreamSet
 
-STATISTICS_IMAGES = 1024
+STATISTICS_IMAGES = 1024  # of streamed data, because the statistics of all would decode all
 SHOWN_IMAGES = 32  # whose attention maps a run stores
 
 

@@ -55,7 +55,7 @@ def decode_into(
             try:
                 sizes[i] = decode_center(out[i], read(i), short_side)
             except MemoryError:
-                raise
+                raise  # a full memory does not mean that the image is bad
             except Exception as error:
                 # Pillow raises many kinds of exceptions on damaged input: OSError, SyntaxError, …
                 if on_bad_image != "skip":
@@ -248,6 +248,7 @@ def available_memory() -> int | None:
     with contextlib.suppress(OSError, ValueError):
         # The first file describes the whole machine; a container is limited by its control group.
         used = int((CONTROL_GROUP / "memory.current").read_text()) - _cached_bytes(CONTROL_GROUP)
+        # Without a limit the file contains the word max, which raises the ValueError.
         limits.append(int((CONTROL_GROUP / "memory.max").read_text()) - used)
     if not limits and hasattr(os, "sysconf"):
         with contextlib.suppress(OSError, ValueError):

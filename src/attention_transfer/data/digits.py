@@ -43,6 +43,7 @@ def source_digits() -> tuple[NDArray[np.float32], Tensor]:
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
+    # The pixels of scikit-learn's digits go from 0 to 16.
     small = torch.from_numpy(bunch.images / 16.0)[:, None]
     large = torch.nn.functional.interpolate(
         small, size=(DIGIT, DIGIT), mode="bilinear", align_corners=False
@@ -87,6 +88,7 @@ def make_scenes(
     scenes += NOISE * rng.standard_normal(scenes.shape, dtype=np.float32)
     grey = (scenes.clip(0, 1) * 255 + 0.5).astype(np.uint8)
     images = torch.from_numpy(grey)[..., None].expand(-1, -1, -1, 3).contiguous()
+    # A corner is y, x; a box is x0, y0, x1, y1.
     boxes = _ink_boxes(digits)[source] + np.tile(corner[:, ::-1], 2)
     return images, torch.from_numpy(targets), torch.from_numpy(boxes)
 

@@ -46,6 +46,7 @@ def fingerprint(images: Images, size: int) -> str:
     files are hashed, and the beginnings of 64 files.
     """
     digest = sha256()
+    # The images are hashed before they are resized, so their later size is hashed as well.
     header = [len(images), images.classes, size]
     beginning = (json.dumps(header).encode(), images.labels.numpy().tobytes())
     for part in chain(beginning, _parts(images)):
@@ -73,5 +74,6 @@ def _beginning(reader: Reader, i: int) -> bytes:
             with open(encoded, "rb") as file:
                 return file.read(SAMPLE_BYTES)
     except (OSError, ValueError):  # ValueError: an invalid path
+        # No error: an unreadable image is reported, or skipped, when it is decoded.
         return b""
     return (encoded or b"")[:SAMPLE_BYTES]

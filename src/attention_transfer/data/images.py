@@ -75,6 +75,7 @@ class ImageSet:
     def to(self, device: torch.device | str) -> ImageSet:
         """The same set with its tensors on `device`."""
         boxes = None if self.boxes is None else self.boxes.to(device)
+        # `rows` stays on the CPU, because a store looks them up in its files.
         images, labels = self.images.to(device), self.labels.to(device)
         return replace(self, images=images, labels=labels, boxes=boxes)
 

@@ -110,6 +110,7 @@ class EpochPlanner:
         """`dy`, `dx`, `flip` and `noise` of an `EpochPlan`, each (count,)."""
         dy = torch.randint(0, 2 * self._padding + 1, (count,), generator=generator)
         dx = torch.randint(0, 2 * self._padding + 1, (count,), generator=generator)
+        # Drawn even if no image is flipped, so that `noise` does not depend on --flip.
         flip = torch.rand(count, generator=generator) < (0.5 if self._flip else 0.0)
         noise = torch.randint(0, 1 << 31, (count,), generator=generator)
         return dy, dx, flip, noise

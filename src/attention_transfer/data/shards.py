@@ -27,7 +27,7 @@ from .spec import expanded, nearest_path, visible_files
 
 EXPECTED = "expected a folder with train-*.tar, or a pattern like shards/{train,val}-{000..099}.tar"
 MOST_SHARDS = 100_000
-MOST_BRACES = 20
+MOST_BRACES = 20  # `_expanded` calls itself for each brace
 BRACE = re.compile(r"\{([^{}]*)\}")
 # At most 18 digits: no shard has a longer number, and `int` refuses very long ones.
 NUMBERS = re.compile(r"(\d{1,18})\.\.(\d{1,18})")
@@ -58,6 +58,7 @@ def find_shards(place: str) -> tuple[list[Path], list[Path]]:
         )
     if not train:
         raise UserError(f"wds:{place} matches no shard: {EXPECTED}; check it")
+    # The name of one shard may match both patterns, such as train-test.tar.
     return train, [shard for shard in val if shard not in train]
 
 
@@ -149,6 +150,7 @@ def _glob(pattern: str) -> list[str]:
 def _download(url: str) -> Path:
     """The shard at `url`, downloaded into the cache folder if needed."""
     base, _, name = url.rpartition("/")
+    # Shards at different addresses often have the same name.
     folder = cache_folder("wds") / sha256(base.encode()).hexdigest()[:16]
     file = folder / name.partition("?")[0]
     # Quotes spaces and non-ASCII letters, but not what is quoted already.

@@ -195,7 +195,9 @@ class Stream(EpochPlanner):
         batch = next(self._batches)
         self._next = (plan, step + 1)
         if step + 1 == len(plan):
+            # Ends the workers now: validation starts workers of its own.
             self._batches = None
+        # After `_next` is set: `teach` catches this error and takes the next step.
         self.images.record_bad(batch)
         index = torch.from_numpy(batch.index)
         labels = self.images.labels[index]
@@ -327,6 +329,7 @@ def _load(
     try:
         yield from loader
     except RuntimeError as error:
+        # PyTorch raises a plain RuntimeError for a dead worker: DataLoader worker (pid …) exited …
         if "worker" not in str(error):
             raise
         raise RunError(

@@ -101,6 +101,7 @@ def _open_splits(
 ) -> Source:
     train, val = read(train_name), None
     check_guess(*train, columns)
+    # A data set of the hub may have only a test split, which is then the training split.
     present = [name for name in VAL_SPLITS if splits.get(name) and name != train_name]
     if options.val_split is None and present:
         val = read(present[0])

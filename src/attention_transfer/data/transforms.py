@@ -76,6 +76,7 @@ class PadCrop:
 
     def __call__(self, out: NDArray[np.uint8], encoded: Encoded, draw: AugmentDraw) -> None:
         center = np.empty_like(out)
+        # Decoded by Pillow, as resident images are, so that both have the same pixels.
         decode_center(center, encoded)
         columns = self._positions[draw.dx]
         if draw.flip:
@@ -101,6 +102,7 @@ class RandomResizedCrop:
         image = decode(encoded)
         # torchvision draws from torch's global generator.
         with torch.random.fork_rng([]):
+            # `torch.manual_seed` would also seed the GPUs, which `fork_rng([])` does not restore.
             torch.default_generator.manual_seed(draw.noise)
             box = self._crop.make_params([image.permute(2, 0, 1)])
             # A contiguous crop, channels last in memory, takes torchvision's faster resize, which
@@ -137,6 +139,7 @@ def _decode_jpeg(data: bytes) -> Tensor | None:
     """
     from torchvision.io import ImageReadMode, decode_jpeg
 
+    # A copy, because `torch.frombuffer` warns about bytes, which are read-only.
     encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
     try:
         return decode_jpeg(encoded, mode=ImageReadMode.RGB).permute(1, 2, 0)

@@ -176,6 +176,7 @@ class AttentionTransferTask(TrainingTask):
         for method in self.transfer.methods:
             share = share * method.cross_entropy_share(self.progress)
         task_loss = self.criterion(out.logits, target)
+        # `criterion` replaces the cross-entropy of `Transfer`.
         terms = {f"{name}_loss": term for name, term in out.parts.items() if name != "ce"}
         loss = self.task_loss_weight * share * task_loss
         for term in terms.values():

@@ -120,6 +120,7 @@ class ActivationTransfer(PairedBetaMethod):
         """The distance of the teacher's maps from their mean over the images, unbiased."""
         y = maps.paired_maps(student, teacher, self.options)[1].double()
         options = self.options
+        # The spread is a mean of ½‖·‖², the convention `caffe`, which does not depend on M.
         if options.convention == "authors":
             options = replace(options, convention="caffe")
         distance = float(maps.map_distance(y, y.mean(0).expand_as(y), options))

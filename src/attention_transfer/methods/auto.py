@@ -79,6 +79,7 @@ class PairedBetaMethod(BetaMethod):
             if spread < CONSTANT:
                 self.left_out[j] = f"the teacher's {self.what} is the same for every image"
             elif any(trained) and not trained[j]:
+                # `preflight` reports a student that is frozen as a whole.
                 self.left_out[j] = f"no weight that is trained changes the student's {self.what}"
         used = [spread for j, spread in enumerate(spreads) if j not in self.left_out]
         if not used:

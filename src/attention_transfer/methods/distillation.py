@@ -83,6 +83,7 @@ class KnowledgeDistillation(Method):
 
     def forward(self, step: StepInputs) -> Tensor:
         assert step.student_logits is not None
+        # `Transfer` does not check them: other methods accept any output of the teacher.
         teacher_logits = check_logits(step.teacher_logits, "the teacher")
         return softened_divergence(step.student_logits, teacher_logits, self.temperature)
 

@@ -126,6 +126,7 @@ def _build(params: Mapping[str, Tensor], file: Path) -> tuple[WideResNet | Autho
         model = AuthorsResNet(blocks, features // 8, classes, folded="conv0.bias" in params)
     else:
         # At least the smallest network, so that the error can list the missing tensors.
+        # A group has (depth − 4) / 6 blocks, and the head reads 64 · width features.
         depth, width = 6 * max(1, blocks[0]) + 4, max(1, features // 64)
         name = f"wrn-{depth}-{width}"
         model = WideResNet(depth, width, classes)

@@ -86,6 +86,7 @@ def _load_teacher_run(
         )
     network = load_trained(folder, trust_code)
     network.check_classes(classes, f"the {role} {folder}")
+    # The authors' files only number the classes.
     return replace(network, classes=tuple(classes))
 
 

@@ -251,6 +251,7 @@ def _describe_image(
         "name": f"image {number}",
         "label": label,
         "box": _box_in_percent(box, pixels.shape),
+        # The share of a uniform map.
         "chance": share_in_box(pixels[..., 0] * 0 + 1, box, pixels.shape),
         "seen": seen,
     }

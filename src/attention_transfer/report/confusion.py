@@ -71,6 +71,7 @@ def _compare(row: SettingRow) -> ConfusionComparison | None:
         spoiled += int((was_right & ~is_right).sum())
         before = before + _counts(student.labels, answers, len(classes))
         after = after + _counts(student.labels, student.answers, len(classes))
+    # The same for both, which have the same labels; 1 avoids 0/0 for a class without images.
     images = np.maximum(after.sum(1, keepdims=True), 1)
     before, after = 100 * before / images, 100 * after / images
     matrix = []

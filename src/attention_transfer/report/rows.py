@@ -69,6 +69,7 @@ class SettingRow:
         if all(accuracy is None for accuracy in accuracies):
             return None
         for i, run in enumerate(self.runs):
+            # A run in float32 measures its weights once, as val_accuracy.
             if get_nested(run.environment, "auto", "precision") == "fp32":
                 accuracies[i] = run.result("final", "val_accuracy")
         return Spread.of(map(error_percent, accuracies))

@@ -69,6 +69,7 @@ def _panel_data(axes: Axes, panel: Panel, rows: list[SettingRow]) -> dict[str, A
 def _svg(figure: Figure, name: str) -> str:
     """The figure as SVG markup for a page: unique ids, the page's colours, no fixed size."""
     buffer = io.StringIO()
+    # Without a date, the same runs give the same page.
     no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     figure.savefig(buffer, format="svg", metadata=no_metadata)
     # An inline SVG needs no XML declaration, and the page sets its size.

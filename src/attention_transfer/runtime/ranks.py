@@ -110,6 +110,7 @@ def join(options: RuntimeOptions) -> None:
         UserError, RunError: if a process does not join in time.
     """
     global _watch
+    # The runs of one command, such as those of --seeds, meet once.
     if options.devices * options.nodes == 1 or _watch is not None:
         return
     served = None
@@ -117,6 +118,7 @@ def join(options: RuntimeOptions) -> None:
         served = _start_children(options.devices, options.nodes)
     if parent := os.environ.get(PARENT_KEY):
         end_with_parent(int(parent))
+    # `_start_children` has set the variables that a launcher sets.
     launch = find_launch()
     assert launch is not None
     try:

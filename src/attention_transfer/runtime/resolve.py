@@ -78,6 +78,7 @@ def resolve_runtime(
         compiled = earlier.get("compile", False)
         if "compile" not in earlier:
             compiled = compilable and _pays_to_compile(device, training_flops)
+    # Another number of threads may change the last bits of a continued run.
     threads = earlier.get("threads") or torch.get_num_threads()
     return RuntimeConfig(device, precision, compiled, threads, graphs)
 
@@ -86,6 +87,7 @@ def fast_bf16(device: str) -> bool:
     """Whether the hardware multiplies bfloat16 faster than float32."""
     if device == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
+    # `bool()` is False, the answer if PyTorch lacks this private function.
     has_avx512_bf16 = getattr(torch.cpu, "_is_avx512_bf16_supported", bool)
     return device == "cpu" and (_has_amx() or has_avx512_bf16())
 

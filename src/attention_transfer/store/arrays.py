@@ -97,7 +97,7 @@ class StoredArray:
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Keeps other processes from writing to the store during the block."""
-    import fcntl
+    import fcntl  # Windows has none: a store can be read there, not filled
 
     with _open_to_write(folder / ".lock", os.O_CREAT) as file:
         fcntl.flock(file, fcntl.LOCK_EX)  # released when the file is closed

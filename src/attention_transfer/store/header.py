@@ -129,6 +129,7 @@ class Header:
 
     def key(self) -> str:
         """A short name; two headers with the same key can share a store."""
+        # Without the arrays, because runs add those that they need to a shared store.
         identity = [
             *(self.version, self.teacher.fingerprint, self.images.fingerprint, self.images.count),
             *(self.images.size, self.views, self.dtype, self.top_k),

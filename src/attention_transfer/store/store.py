@@ -79,6 +79,7 @@ class TeacherStore:
                 complete = present.with_arrays(header.arrays)
                 for entry in complete.arrays[len(present.arrays) :]:
                     StoredArray.create(path, entry)
+                # The header comes last, so that it names only arrays that exist.
                 write_header(path, complete)
         except OSError as error:
             raise UserError(
@@ -118,6 +119,7 @@ class TeacherStore:
         for name in names:
             if name not in present:
                 raise self._has_no(name)
+        # Not the constructor, which would read and check the files again.
         selected = TeacherStore.__new__(TeacherStore)
         selected.__dict__.update(self.__dict__)
         logits = [entry.name for entry in self.header.arrays if entry.layer is None]
@@ -315,6 +317,7 @@ class TeacherStore:
             raise RunError("the teacher's logits are not finite")
         if self.header.top_k is not None:
             values[LOGITS], values[CLASSES] = top_k.encode(logits, self.header.top_k)
+        # Larger logits would be infinite in float16.
         largest = float(np.finfo(self.header.dtype).max)
         values[LOGITS] = values[LOGITS].clamp(-largest, largest)
         rows = []
@@ -364,6 +367,7 @@ def _check_new(folder: Path) -> None:
     if folder.is_file():
         raise UserError(f"{folder} is a file: a store is a folder, choose another place")
     # Hidden files do not count: a killed process leaves partial ones.
+    # Arrays do not count: they are written before store.json.
     if folder.is_dir() and any(
         path.name[0] != "." and path.suffix != ".npy" for path in folder.iterdir()
     ):

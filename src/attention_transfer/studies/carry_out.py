@@ -72,6 +72,7 @@ class RunsProgress(Progress):
         self._running: dict[Path, tuple[Task, TaskID]] = {}
         self._ended: list[Path] = []
         self._count = len(tasks)
+        # Set before `Progress.__init__`, which already calls `get_renderables`.
         self._all_runs: TaskID | None = None
         super().__init__(
             TextColumn("{task.description}", markup=False),

@@ -23,6 +23,7 @@ CLASSES = 10
 
 def step_flops(recipe: Recipe, teacher: str, method: str) -> float:
     """FLOPs per image of a step's forward and backward pass, including the teacher's forward."""
+    # Weights and schedules add no FLOPs, and the recipe's may not fit `method`.
     methods = create_methods(replace(recipe, method=method, beta=None, decay=None))
     torch.manual_seed(0)
     student = create_model(recipe.model, CLASSES)

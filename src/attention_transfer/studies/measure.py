@@ -138,6 +138,7 @@ def _measure(recipe: Recipe, folder: RunFolder) -> Speed:
     steps = trainer.steps_per_epoch
     _train(trainer, plan, range(min(WARM_UP_STEPS, steps)))
     start = time.perf_counter()
+    # A small --limit-train may leave fewer steps than STEPS.
     _train(trainer, plan, [k % steps for k in range(STEPS)])
     step = (time.perf_counter() - start) / STEPS
     components.transfer.eval()

@@ -38,6 +38,7 @@ def named_specs(value: Any) -> Any:
         return value
     if not re.match(r"[A-Za-z]\w*=", value):
         return {"": value}
+    # Not at every comma: a spec may contain some, as in {train,val}.
     pairs = [part.partition("=") for part in re.split(r",(?=[A-Za-z]\w*=)", value)]
     return {name: spec for name, _, spec in pairs}
 

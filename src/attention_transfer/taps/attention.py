@@ -67,6 +67,7 @@ class AttentionWatch(TorchFunctionMode):
         read = _READERS.get(func) if self.running else None
         if read is not None:
             for layer in self.running:
+                # Not read yet, because only the last call in a layer counts.
                 self.running[layer] = partial(read, *args, **kwargs)
         return func(*args, **kwargs)
 

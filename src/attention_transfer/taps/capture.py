@@ -229,6 +229,7 @@ class Tap:
         self.layers = tuple(dict.fromkeys(layers))
         self.attention = check_switch("attention", attention)
         self._state = _CaptureState(_Copies(), has_class_token(model))
+        # A module that is registered under two names can be tapped by either.
         modules = dict(model.named_modules(remove_duplicate=False))
         for layer in self.layers:
             if layer not in modules:
@@ -284,6 +285,7 @@ class Tap:
             with evaluating(self.model):
                 self._run(example)
             copies.layers.update(state.changed())
+            # Without a version counter (inference mode), writes to an output are not detected.
             copies.layers.update(layer for layer in self.layers if layer not in state.versions)
             copies.complete = True
             # A frozen model is not trained.
@@ -344,6 +346,7 @@ class Tap:
             layout = find_layout(features[layer].shape, state.image, self._hints[layer])
             if layout is not None:
                 features[layer] = layout.features(features[layer])
+        # The state would keep the features and their graph in memory until the next call.
         state.features.clear()
         return output, features
 

@@ -184,6 +184,7 @@ def _units(call: Call, size: Size, seen: set[Size | None]) -> Iterator[Call]:
     `size` is the resolution before the call, `seen` are the resolutions of all units before it.
     """
     for child in call.children:
+        # A copy of `seen`, because these units do not count if the child itself is one.
         units = list(_units(child, size, set(seen)))
         if child.size is not None and (not child.children or _is_unit(child, units, size, seen)):
             units = [child]

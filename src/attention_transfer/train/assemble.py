@@ -157,6 +157,7 @@ def make_trainer(
     loader = make_loader(recipe, fabric, components.data.train)
     network: nn.Module = components.inference(runtime)
     transfer = components.transfer.to(fabric.device)
+    # The average of the weights is not part of the transfer.
     components.trained.to(fabric.device)
     if runtime.compile:
         # The compiler's limit of recompilations counts the earlier runs of this process as well.

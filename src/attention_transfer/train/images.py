@@ -39,6 +39,7 @@ def open_images(
     if stream == "auto" and streamed is False:
         stream = "off"
     elif stream == "auto" and (streamed or augment == "imagenet"):
+        # A random resized crop needs the whole image, and memory holds one size of it.
         stream = "on"
     on_gpu = machine.device in ("auto", "cuda") and torch.cuda.is_available()
     processes = machine.devices * jobs

@@ -75,6 +75,7 @@ def run(
         return summary
     with ExitStack() as stack:
         stack.enter_context(explain_interrupt(folder))
+        # Before `join`, so that a locked folder starts no other process.
         if ranks.global_rank() == 0:
             stack.enter_context(folder.lock)
         ranks.join(recipe)

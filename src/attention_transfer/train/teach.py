@@ -155,6 +155,7 @@ def _make_teacher(
     """Images (B, 3, H, W) in [0, 1] -> logits and the features of the store's layers."""
     module = network.module.to(memory_format=torch.channels_last).eval()
     inputs, attention = network.preprocess(example), store.reads_attention
+    # Before the move to the device, because the example is on the CPU.
     tap = Tap(module, store.layers, inputs, attention=attention)
     module.to(fabric.device)
     preprocess = network.preprocess.to(fabric.device)

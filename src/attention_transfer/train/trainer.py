@@ -121,6 +121,7 @@ class Trainer:
         """
         if self.folder.has_checkpoint:
             self._continue()
+        # A killed run may have saved an epoch without logging it.
         self.log(self.rows)
         with signal_handlers(self.stop, signal.SIGINT, signal.SIGTERM), self.progress:
             while not self.rows or self.rows[-1]["step"] < self.total_steps:
@@ -141,6 +142,7 @@ class Trainer:
             with self.rescue.training(self.step, self.meter):
                 self.train_step(batch, plan.view)
             self.progress.update(self.step, self.batch_size, self.meter)
+            # After the last step, the end of the epoch saves the state.
             if step + 1 < last and self._shall_stop():
                 self._save_in_mid_epoch()
                 # Wait for rank 0 to write: torchrun kills all ranks when one has ended.
@@ -182,6 +184,7 @@ class Trainer:
             with self.fabric.no_backward_sync(self.transfer, enabled=i < count):
                 self._backward(TrainingBatch(*micro_batch), view, progress, len(y))
         self.rescue.changes_weights = True
+        # Before clipping, which would spread a NaN to the gradients of all layers.
         self.gradients.update()
         self.update(self.wrapped_optimizer.step, self.step)
         self.wrapped_optimizer.zero_grad()

@@ -111,6 +111,7 @@ def _check_origin(request: web.Request, own_hosts: set[str]) -> None:
         raise web.HTTPForbidden(text="this page is served under its own address only")
     origin = request.headers.get("Origin", f"http://{host}")
     site = request.headers.get("Sec-Fetch-Site", "same-origin")
+    # A browser sends `none` if the user typed the address.
     if origin != f"http://{host}" or site not in ("same-origin", "none"):
         raise web.HTTPForbidden(text="requests from other pages are refused")
 
