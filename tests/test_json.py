@@ -66,6 +66,15 @@ def test_stages(numbers):
     assert "pairs" not in numbers("stages wrn-10-1")
 
 
+def test_stages_beside_a_run_of_the_authors(numbers, tmp_path):
+    """The run has its own size, so the other network keeps that of small images."""
+    from authors_files import write_run, wrn_params
+
+    write_run(tmp_path / "theirs", wrn_params(10, 1))
+    found = numbers(f"stages wrn-16-1 {tmp_path / 'theirs'}")
+    assert [network["image_size"] for network in found["networks"]] == [[32, 32], [32, 32]]
+
+
 def test_zoo(numbers):
     assert isinstance(numbers("zoo")["networks"], list)
 

@@ -148,8 +148,9 @@ def _fill_views(values: dict[str, Any]) -> None:
     if isinstance(teacher, str) and stores.is_store(teacher):
         values["views"] = stores.store_defaults(teacher)["views"]
         return
-    given = {key: values[key] for key in ("epochs",) if key in values}
-    epochs = from_mapping(TrainingOptions, given).epochs
+    epochs = TrainingOptions().epochs
+    if "epochs" in values:
+        epochs = from_mapping(TrainingOptions, {"epochs": values["epochs"]}).epochs
     values["views"] = math.ceil(epochs / EPOCHS_PER_VIEW)
 
 

@@ -121,7 +121,7 @@ class Transfer(nn.Module):
         self._gradient_methods = [m for m in methods if m.needs_gradient]
         self._checked_first_batch = not self._gradient_methods
         if example is not None:
-            _, teacher_features = self.features(example, example_teacher)
+            teacher_features = self._teacher_features(example, example_teacher)
             # With a graph, because a method may check which features depend on trained weights.
             with evaluating(self.student), torch.enable_grad():
                 student_features = self._read_student(example)[1]
@@ -297,15 +297,20 @@ class Transfer(nn.Module):
         `teacher` they are those of other images.
         """
         with evaluating(self.student):
-            if teacher is None and self.store is not None:
-                teacher = self.store.sample(len(x))
-            elif teacher is None:
-                # The method of the class, as the instance's may be compiled for another batch size.
-                teacher = Transfer.run_teacher(self, x)
-            return self._read_student(x)[1], list(teacher.with_features(self._map_names).features)
+            return self._read_student(x)[1], self._teacher_features(x, teacher)
+
+    def _teacher_features(
+        self, x: Tensor, teacher: TeacherOutput | None
+    ) -> list[Tensor | StoredMap]:
+        if teacher is None and self.store is not None:
+            teacher = self.store.sample(len(x))
+        elif teacher is None:
+            # The method of the class, as the instance's may be compiled for another batch size.
+            teacher = Transfer.run_teacher(self, x)
+        return list(teacher.with_features(self._map_names).features)
 
     def close(self) -> None:
-        """Removes the hooks from the student; they are also removed with this object."""
+        """Removes the hooks from both networks; they are also removed with this object."""
         for tap in (self._student_tap, self._teacher_tap):
             if tap is not None:
                 tap.close()

@@ -29,7 +29,12 @@ SUMMARY = {
     "method": "at+kd",
     "data": "folder:/home/ann/photos",
     "flops": 1234567.0,
-    "final": {"val_accuracy": 0.9, "val_accuracy_fp32": 0.875},
+    "final": {
+        "val_accuracy": 0.9,
+        "val_top5": 0.98,
+        "val_accuracy_fp32": 0.875,
+        "val_top5_fp32": 0.96,
+    },
     "teacher": {"model": "timm/resnet18", "val_accuracy": 0.95, "parameters": 11000000.0},
 }
 CONFIG = {"command": "distill", "teacher": "/home/ann/teacher", "method": "at+kd", "epochs": 7}
@@ -126,6 +131,7 @@ def test_the_card(command, tmp_path):
     assert "timm/resnet10t, 3 classes, trained on folder:photos" in card
     assert "with the teacher timm/resnet18 (method at+kd)" in card
     assert "| error | 12.50 % | 5.00 % |" in card
+    assert "| top-5 error | 4.00 % | – |" in card
     assert "| FLOPs of one image | 1,234,567 | – |" in card
     assert "epochs 7" in card and "## Licence\n\nTo be filled in" in card
     assert "ann/teacher" not in card and "/home" not in card

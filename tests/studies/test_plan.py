@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from attention_transfer.errors import UserError
+from attention_transfer.studies.options import named_specs
 from attention_transfer.studies.plan import make_plan
 from attention_transfer.studies.table_file import chosen_rows, parse_table, read_table
 
@@ -78,6 +79,12 @@ def test_methods_without_a_teacher_get_none(tmp_path):
     assert by_method["symmetry"].teacher is None
     assert by_method["min-l2"].teacher is None
     assert by_method["gradient"].teacher is not None
+
+
+def test_specs_by_name_may_name_columns():
+    given = "cub=parquet:a#image=photo,label=breed,scenes=wds:{x,y}.tar"
+    expected = {"cub": "parquet:a#image=photo,label=breed", "scenes": "wds:{x,y}.tar"}
+    assert named_specs(given) == expected
 
 
 def test_data_of_ones_own_is_asked_for_by_name(tmp_path):

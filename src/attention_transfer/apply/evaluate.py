@@ -80,8 +80,7 @@ def run_and_data(
     options: dict[str, Any]
     if spec is not None:
         # Other data is resized to the network's size; the run's own data keeps the run's size.
-        size = network.preprocess.size
-        options = {"data": spec, "image_size": size[0] if size else None}
+        options = {"data": spec, "image_size": network.image_size[0]}
     elif "data" in config:
         options = {key: config.get(key) for key in ("data", "image_size", "limit_val", "val_split")}
     else:

@@ -99,7 +99,7 @@ def _what(network: Network, config: Mapping[str, Any], summary: Mapping[str, Any
 
 
 def _input(network: Network) -> str:
-    height, width = network.preprocess.size or (0, 0)
+    height, width = network.image_size
     mean, std = (
         ", ".join(f"{value:.4g}" for value in values.flatten().tolist())
         for values in (network.preprocess.mean, network.preprocess.std)
@@ -114,15 +114,23 @@ def _input(network: Network) -> str:
     )
 
 
+def _of_weights(final: Mapping[str, Any], key: str) -> float | None:
+    """The metric of the uploaded float32 weights; a run in float32 has no second measurement."""
+    exported: float | None = final.get(f"{key}_fp32")
+    return final.get(key) if exported is None else exported
+
+
 def _numbers(network: Network, config: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
     final, teacher = summary.get("final") or {}, summary.get("teacher") or {}
-    # The uploaded weights are float32, even if training and validation ran in bfloat16.
-    accuracy = final.get("val_accuracy_fp32") or final.get("val_accuracy")
     parameters = sum(p.numel() for p in network.module.parameters())
     rows = [
         ("network", _text(network.name), _text(teacher.get("model") or "–")),
-        ("error", _percent(accuracy), _percent(teacher.get("val_accuracy"))),
-        ("top-5 error", _percent(final.get("val_top5")), "–"),
+        (
+            "error",
+            _percent(_of_weights(final, "val_accuracy")),
+            _percent(teacher.get("val_accuracy")),
+        ),
+        ("top-5 error", _percent(_of_weights(final, "val_top5")), "–"),
         ("parameters", _count(parameters), _count(teacher.get("parameters"))),
         ("FLOPs of one image", _count(summary.get("flops")), _count(teacher.get("flops"))),
     ]

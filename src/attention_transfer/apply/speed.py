@@ -38,7 +38,7 @@ def measure_speeds(
             continue  # the run is unfinished
         network = load_trained(folder, trust_code)
         model = inference_model(network, device)
-        size = network.preprocess.size or (224, 224)
+        size = network.image_size
         parameters = sum(p.numel() for p in model.module.parameters())
         keys[folder] = (network.name, parameters, size, model.precision)
         if keys[folder] not in networks:

@@ -11,9 +11,8 @@ from rich.table import Column, Table
 
 from ..models.network import Network, fixed_size
 from ..models.start import run_once
-from ..run_folder import RunFolder
 from ..taps import Stage, explain, match_stages, stages, unpaired_stages
-from .load import SMALL_MODELS, load_by_name
+from .load import DEFAULT_SIDE, SMALL_MODELS, load_by_name
 
 Facts = dict[str, Any]
 
@@ -27,12 +26,13 @@ def list_stages(
         UserError: for a name that is neither a run nor a model, and for a network without stages.
     """
     names = [model] if teacher is None else [model, teacher]
-    small = all(name.startswith(SMALL_MODELS) or RunFolder(name).exists for name in names)
+    loaded = [load_by_name(name, trust_code) for name in names]
+    own_sizes = [network.preprocess.size or fixed_size(network.module) for network in loaded]
+    free = [name for name, size in zip(names, own_sizes, strict=True) if size is None]
+    small = all(name.startswith(SMALL_MODELS) for name in free)
+    side = image_size or (32 if small else DEFAULT_SIDE)
     networks, stages_of_all = [], []
-    for name in names:
-        network = load_by_name(name, trust_code)
-        own_size = network.preprocess.size or fixed_size(network.module)
-        side = image_size or (32 if small else 224)
+    for name, network, own_size in zip(names, loaded, own_sizes, strict=True):
         size = own_size or (side, side)
         stages_of_all.append(_stages_of(name, network, size))
         networks.append(

@@ -28,12 +28,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..apply.inference import as_input
 from ..data.augment import Augment
+from ..data.decode import available_cores
 from ..data.image_folder import find_images
 from ..data.images import ImageSet
 from ..data.open import open_data
 from ..data.options import AugmentOptions
 from ..data.reader import FileReader
-from ..data.stream import Stream, StreamSet, available_cores
+from ..data.stream import Stream, StreamSet
 from ..data.transforms import make_transform
 from ..errors import UserError
 from ..models.trained import Preprocess

@@ -85,9 +85,8 @@ def _torchvision_class(kind: str, base_folder: str) -> Any:
     """torchvision's data set class, reading from `base_folder`."""
     from torchvision import datasets
 
-    # torchvision takes the folder only as an attribute of the class.
-
     original = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[kind]
+    # torchvision takes the folder only as an attribute of the class.
     return type(original.__name__, (original,), {"base_folder": base_folder})
 
 

@@ -64,7 +64,7 @@ def decode_into(
                     ) from error
 
     # Threads suffice, because Pillow decodes and resizes without the interpreter lock.
-    pool = ThreadPoolExecutor(max_workers=os.cpu_count())
+    pool = ThreadPoolExecutor(max_workers=available_cores())
     try:
         for _ in pool.map(work, range(0, len(out), _CHUNK)):
             pass
@@ -254,3 +254,10 @@ def available_memory() -> int | None:
         with contextlib.suppress(OSError, ValueError):
             limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     return min(limits, default=None)
+
+
+def available_cores() -> int:
+    """The cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

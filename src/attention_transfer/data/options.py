@@ -18,6 +18,7 @@ DATA_SPECS = (
     "wds:PATTERN",
     "hub:OWNER/NAME",
 )
+COLUMNS = ("image", "label")  # that a spec may name: parquet:PATH#image=COLUMN,label=COLUMN
 # Larger values are typing errors: an image of 0.8 GB, a thousand processes.
 MOST_PIXELS = 1 << 14
 MOST_WORKERS = 1 << 10

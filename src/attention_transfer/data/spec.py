@@ -8,8 +8,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from ..errors import UserError, nearest
-
-COLUMNS = ("image", "label")
+from .options import COLUMNS
 
 
 def existing_folder(spec: str, place: str, expected: str) -> Path:

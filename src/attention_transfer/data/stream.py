@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
 from collections.abc import Iterator, Sequence
@@ -16,7 +15,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import RunError, first_line, plural
-from .decode import UnreadableImageError, decode_into, fit_boxes, unreadable_message
+from .decode import (
+    UnreadableImageError,
+    available_cores,
+    decode_into,
+    fit_boxes,
+    unreadable_message,
+)
 from .images import ImageSet
 from .plan import EpochPlan, EpochPlanner, TrainingBatch, check_step
 from .reader import Reader
@@ -234,13 +239,6 @@ class Stream(EpochPlanner):
         columns = [plan.dy, plan.dx, plan.flip, plan.noise]
         draws = list(zip(*(column[positions].tolist() for column in columns), strict=True))
         return BatchRequest(index.numpy(), plan.rows[positions].numpy(), draws)
-
-
-def available_cores() -> int:
-    """The cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def default_workers(on_cpu: bool, processes: int = 1) -> int:

@@ -157,7 +157,7 @@ class AttentionTransferTask(TrainingTask):
         """The state of the methods: adapters, and the β of "auto"."""
         if ema:
             return {}
-        return {"methods": nn.Module.state_dict(self.transfer.get_submodule("methods"))}
+        return {"methods": self.transfer.get_submodule("methods").state_dict()}
 
     def load_task_state(
         self,

@@ -78,8 +78,8 @@ def _svg(figure: Figure, name: str) -> str:
     head = f'<svg viewBox="0 0 {width:g} {height:g}" aria-hidden="true" focusable="false">'
     # Several marks belong to one row, but ids must be unique.
     content = re.sub(r'\bid="row-(\d+)"', r'data-row="\1"', content)
-    # Every figure has a `figure_1`, but ids must be unique in a page.
     content = content.replace("xlink:href", "href")
+    # Every figure has a `figure_1`, but ids must be unique in a page.
     content = re.sub(r'(\bid="|\bhref="#|url\(#)', rf"\g<1>{name}-", content)
     for variable, colour in PAGE_COLOURS.items():
         content = content.replace(colour, f"var(--{variable})")

@@ -55,7 +55,7 @@ def _row(student: LoadedRun, facts: dict[str, Any], key: str) -> SettingRow:
     if own is not None:
         run.config, run.metrics = own.config | {"command": own.command}, own.metrics
     run.config = run.config | {"model": name}
-    run.summary = {key: facts.get(key) for key in MEASURED}
+    run.summary = {name: facts.get(name) for name in MEASURED}
     run.summary["final"] = {"val_accuracy": facts["val_accuracy"]}
     row = SettingRow([run], role="teacher", is_implied=True)
     row.label = f"{row.model} teacher"

@@ -38,13 +38,15 @@ class CudaGraphs:
         Raises:
             UserError: if the compiler left parts of the step without a CUDA graph.
         """
+        if self._checked:
+            return
+        self._checked = True
         skips = _cudagraph_skips() - self._skips_before
-        if skips and not self._checked:
+        if skips:
             raise UserError(
                 f"--compile graphs: {skips} compiled parts of a step cannot be CUDA graphs "
                 "(TORCH_LOGS=cudagraphs shows why): choose --compile on"
             )
-        self._checked = True
 
 
 def _cudagraph_skips() -> int:

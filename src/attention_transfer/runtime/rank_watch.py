@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from torch.distributed import Store
@@ -115,7 +115,7 @@ class RankWatch:
             if self.rank == 0:
                 self._send(asdict(failure))
             if failure.died and self._is_lowest_alive_on_node(failure.rank):
-                failure = Failure(**(asdict(failure) | {"reported_here": True}))
+                failure = replace(failure, reported_here=True)
             self.failure = failure
         self._failed.set()
         time.sleep(LEAVE_SECONDS)

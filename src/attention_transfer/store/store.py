@@ -139,11 +139,13 @@ class TeacherStore:
 
     def filled(self, rows: Tensor, view: int = 0) -> Tensor:
         """For each image, whether `read` has all outputs: bool (B,)."""
-        index = self._index(rows, view)
+        return torch.from_numpy(self._filled(self._index(rows, view), view))
+
+    def _filled(self, index: NDArray[np.int64], view: int) -> NDArray[np.bool_]:
         filled = np.ones(len(index), np.bool_)
         for array in self._arrays:
             filled &= array.filled(view, index)
-        return torch.from_numpy(filled)
+        return filled
 
     def has_all(self, rows: Tensor, views: Sequence[int]) -> bool:
         """Whether `read` has all outputs for these images in several views."""
@@ -165,13 +167,23 @@ class TeacherStore:
         Raises:
             UserError: for numbers that are out of range, and for images without outputs.
         """
-        index, filled = self._index(rows, view), self.filled(rows, view).numpy()
-        if not filled.all():
-            missing = index[~filled]
+        output = self.read_if_filled(rows, view, device)
+        if output is None:
+            index = self._index(rows, view)
+            missing = index[~self._filled(index, view)]
             raise UserError(
                 f"{self.folder} has no row {missing[0]} of view {view} ({len(missing)} of "
                 f"{len(index)} are missing): fill it (attention-transfer teach), or add them"
             )
+        return output
+
+    def read_if_filled(
+        self, rows: Tensor, view: int = 0, device: torch.device | str = "cpu"
+    ) -> TeacherOutput | None:
+        """As `read`, but None if an output is missing."""
+        index = self._index(rows, view)
+        if not self._filled(index, view).all():
+            return None
         return self._output(*self._gather(index, view), device)
 
     def add(

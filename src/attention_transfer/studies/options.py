@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator
 
+from ..data.options import COLUMNS
 from ..options import Bool, Int, comma_separated, option
 from ..outputs import Force, JsonFile
 
@@ -38,8 +39,10 @@ def named_specs(value: Any) -> Any:
         return value
     if not re.match(r"[A-Za-z]\w*=", value):
         return {"": value}
-    # Not at every comma: a spec may contain some, as in {train,val}.
-    pairs = [part.partition("=") for part in re.split(r",(?=[A-Za-z]\w*=)", value)]
+    # Not at every comma: a spec may contain some, as in {train,val} and #image=photo,label=breed.
+    columns = "|".join(COLUMNS)
+    parts = re.split(rf",(?!(?:{columns})=)(?=[A-Za-z]\w*=)", value)
+    pairs = [part.partition("=") for part in parts]
     return {name: spec for name, _, spec in pairs}
 
 

@@ -20,7 +20,8 @@ from ..run_folder import RunFolder
 from ..train.options import TrainingOptions
 from .table_file import TEACHER, Row, Table
 
-# Options that are not part of the digest in a run's folder name: seeds and other runs.
+# Options that the name of a run's folder has itself, and other runs: the digest has those relative
+# to the root.
 NOT_IN_DIGEST = ("seed", "teacher", "student_weights", "model", "method")
 
 

@@ -158,12 +158,11 @@ class TextTable:
     labels: int = 1
 
     def markdown(self) -> str:
-        lines = [self.headers, ["---"] * len(self.headers), *self.rows]
         texts = []
-        for line in lines:
+        for line in (self.headers, *self.rows):
             cells = " | ".join(cell.replace("|", "\\|") for cell in line)
             texts.append(f"| {cells} |".replace("|  |", "| |"))
-        texts[1] = "|" + "---|" * len(self.headers)
+        texts.insert(1, "|" + "---|" * len(self.headers))
         return "\n".join(texts)
 
     def for_terminal(self, title: str) -> Any:

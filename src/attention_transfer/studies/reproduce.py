@@ -121,13 +121,13 @@ def hours(seconds: float) -> str:
     return f"{seconds / 3600:.1f} hours"
 
 
-def table_data(plan: Plan, small: Mapping[str, Any], **head: Any) -> TableData:
+def table_data(plan: Plan, small: Mapping[str, Any]) -> TableData:
     """The results of a plan's finished runs, by cell."""
     title = plan.title
     if small:
         changes = ", ".join(f"{key.replace('_', '-')} {value}" for key, value in small.items())
         title += f" (made small: {changes})"
-    described = {"title": title, "metrics": list(plan.metrics), "source": plan.source} | head
+    described = {"title": title, "metrics": list(plan.metrics), "source": plan.source}
     return TableData(described, [_cell(plan, entry) for entry in plan.entries])
 
 

@@ -93,7 +93,7 @@ def mechanisms_table(options: StudyOptions, changes: dict[str, Any]) -> Table:
         *("at", "gradient", "symmetry", "min-l2", "full", "kd"),
         *("at+kd", "at+gradient", "at+symmetry"),
     )
-    flops = {m: step_flops(base, teacher, m) for m in ("none", "at", *methods)}
+    flops = {m: step_flops(base, teacher, m) for m in dict.fromkeys(("none", "at", *methods))}
     settings: Settings = {}
     for method in ("none", *methods):
         budget = max(1, round(epochs * flops["at"] / flops[method]))

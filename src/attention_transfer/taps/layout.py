@@ -229,9 +229,13 @@ def feature_map(
     )
 
 
+def is_per_image(tensor: Tensor, batch: int | None) -> bool:
+    """Whether the tensor may hold one value per image: Swin folds windows into the batch."""
+    return tensor.is_floating_point() and (batch is None or tensor.shape[:1] == (batch,))
+
+
 def _is_feature_map(tensor: Tensor, image: Size | None, batch: int | None, hints: Hints) -> bool:
-    # Swin folds windows into the batch, some attention layers fold heads: not maps of an image.
-    if not tensor.is_floating_point() or (batch is not None and tensor.shape[:1] != (batch,)):
+    if not is_per_image(tensor, batch):
         return False
     layout = find_layout(tensor.shape, image, hints)
     if layout is None or layout.grid == (1, 1):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from .capture import call_uncompiled, evaluating
-from .layout import Size, feature_map, find_layout, read_hints
+from .layout import Size, feature_map, find_layout, is_per_image, read_hints
 
 NORMS = (
     nn.modules.batchnorm._NormBase,
@@ -112,8 +112,7 @@ def _set_shape(call: Call, model: nn.Module, output: Any, image: Size, batch: in
         features = feature_map(output, call.name, image, batch, hints)
     except UserError:
         return
-    # Swin folds windows into the batch, some attention layers fold heads: not maps of an image.
-    if features.shape[0] != batch or not features.is_floating_point():
+    if not is_per_image(features, batch):
         return
     layout = find_layout(features.shape, image, hints)
     if layout is not None:

@@ -48,7 +48,7 @@ def fill(
             padded = index[torch.arange(-(-len(index) // size) * size) % len(index)]
             plan = loader.view_plan(view, padded, size)
             for step in range(len(plan)):
-                progress.advance(task, size)
+                progress.advance(task, min(size, len(index) - step * size))
                 try:
                     x, _, rows = loader.batch(plan, step)
                 except NoReadableImageError:

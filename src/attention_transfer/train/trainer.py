@@ -296,7 +296,7 @@ class Trainer:
     def _backward(
         self, micro_batch: TrainingBatch, view: int | None, progress: Tensor, batch_size: int
     ) -> None:
-        """Adds the gradient of a micro-batch; `batch_size` is the size of the whole batch."""
+        """Adds the gradient of a micro-batch; `batch_size` is that of this process's share."""
         x, y, rows = micro_batch
         if self.graphs is not None:
             self.graphs.begin()
