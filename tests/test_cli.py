@@ -185,6 +185,7 @@ def test_version(command):
         (f"compare . --json {'a/' * 300}b", ["json is ", "expected a path of at most 256 folders"]),
         ("compare . --json \ud800", ["json is '\\ud800'", "expected valid Unicode text"]),
         ("compare . --out ' '", ["out is ' '", "expected text that is not blank"]),
+        ("compare ' ' --title Mine", ["runs is ' '", "expected text that is not blank"]),
         ("evaluate ' '", ["network is ' '", "expected text that is not blank"]),
         ("study cost --batch-size 0 --out s", ["batch_size is 0"]),
         ("stages wrn-16-l", ["did you mean", "wrn-16-1"]),

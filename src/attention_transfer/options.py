@@ -199,8 +199,10 @@ def from_mapping(cls: type[T], values: Mapping[str, Any]) -> T:
             raise UserError(
                 f"unknown option {key!r}{nearest(key, specs)} (options: {', '.join(specs)})"
             )
-        if isinstance(values[key], str | Path):
-            _check_text(specs[key], str(values[key]))
+        value = values[key]
+        for text in value if isinstance(value, (tuple, list)) else (value,):
+            if isinstance(text, str | Path):
+                _check_text(specs[key], str(text))
     try:
         return typing.cast(T, _adapter(cls).validate_python(dict(values)))  # type: ignore[arg-type]
     except ValidationError as error:
