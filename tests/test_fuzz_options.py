@@ -124,6 +124,7 @@ def test_any_command_line(place, line):
     names = [name, *words, *option_names(name)]
     # A word may stand in the message without its middle, its blanks or its odd characters.
     parts = {part[:12] for word in names for part in word.replace("=", " ").split()}
+    parts |= {str(Path(part))[:12] for part in parts}  # `timm/` is the folder `timm`
     if any(word.endswith("=") or not word for word in words):
         parts |= {"''", "."}  # an empty path is this folder
     parts |= {repr(word)[1:-1] for word in words if word}
