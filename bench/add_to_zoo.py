@@ -104,8 +104,11 @@ def _places(source: RunFolder, summary: dict[str, Any]) -> dict[str, str]:
 def _without_places(value: Any, places: dict[str, str]) -> Any:
     """`value` with these paths replaced; of any other absolute path, the last part is kept."""
     text = json.dumps(value, ensure_ascii=False)
-    for place in sorted(places, key=len, reverse=True):
-        text = text.replace(json.dumps(place, ensure_ascii=False)[1:-1], places[place])
+    if places:
+        names = {json.dumps(place, ensure_ascii=False)[1:-1]: places[place] for place in places}
+        longest_first = "|".join(map(re.escape, sorted(names, key=len, reverse=True)))
+        # A whole path, or the folders at the start of one: not runs/at within runs/at+kd.
+        text = re.sub(rf'(?<=["=])({longest_first})(?=["/])', lambda m: names[m[1]], text)
     return json.loads(re.sub(r'"/[^"]*/([^"/]+)"', r'"\1"', text))
 
 
@@ -140,7 +143,7 @@ def model_card(name: str, summary: dict[str, Any], entry: RunFolder, about: str)
         f"| SHA-256 | `{summary['sha256']}` |",
         "",
         f"The recipe is in config.yaml (batch {config.get('batch_size')}, "
-        f"rate {config.get('lr')}, {config.get('schedule')}). It was the only run.",
+        f"rate {config.get('lr')}, {config.get('schedule')}).",
     ]
     return "\n".join(lines) + "\n"
 

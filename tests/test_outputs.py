@@ -129,6 +129,36 @@ def test_a_folder_is_no_output(tmp_path, monkeypatch, name):
             check_output("--json", Path(name), "json", force)
 
 
+def test_text_that_only_begins_like_json(tmp_path):
+    (tmp_path / "settings.toml").write_text("[build-system]\nrequires = []\n")
+    with pytest.raises(UserError, match="exists and is no json file"):
+        check_output("--json", tmp_path / "settings.toml", "json", False)
+
+
+def test_what_is_below_a_folder_that_is_read_is_kept(tmp_path):
+    (tmp_path / "cat").mkdir()
+    (tmp_path / "cat" / "a.png").write_bytes(PNG)
+    with pytest.raises(UserError, match="is also read"):
+        check_output("--out", tmp_path / "cat" / "a.png", "png", False, [tmp_path])
+
+
+def test_a_file_in_a_store_is_kept(tmp_path):
+    for name in ("store.json", "logits.npy"):
+        (tmp_path / name).write_text("{}")
+        with pytest.raises(UserError, match=f"{name} is in a store"):
+            check_output("--json", tmp_path / name, "json", False)
+
+
+@pytest.mark.parametrize("name", ["summary.json", "student.safetensors", "seed-1/summary.json"])
+def test_the_run_that_a_command_will_write_is_kept(tmp_path, name):
+    out = tmp_path / "out"
+    with pytest.raises(UserError, match="is the run's own"):
+        check_output("--json", out / name, "json", False, out=out)
+    with pytest.raises(UserError, match="is a folder"):
+        check_output("--json", out, "json", False, out=out)
+    check_output("--json", out / "numbers.json", "json", False, out=out)
+
+
 def test_a_file_in_the_place_of_a_folder(tmp_path):
     (tmp_path / "mine").write_text("mine")
     with pytest.raises(UserError, match=r"mine is a file, not a folder"):

@@ -54,6 +54,13 @@ def test_too_few_seeds_have_no_test():
     assert (estimate.value, estimate.p) == (-2.0, None)
 
 
+def test_equal_differences_have_no_test():
+    """0.4 each time; as floats they differ in the last bits."""
+    estimate = paired_difference({0: 25.7, 1: 25.1}, {0: 26.1, 1: 25.5})
+    assert estimate.value == pytest.approx(-0.4)
+    assert (estimate.low, estimate.p, estimate.n) == (None, None, 2)
+
+
 def test_rank_correlation():
     x = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]
     estimate = rank_correlation(x, [v**3 for v in x])

@@ -115,6 +115,13 @@ def test_a_flag_in_place_of_the_runs_network(command, received):
     assert not Path("executed").exists()
 
 
+def test_a_missing_file_makes_a_run_no_recipe(command, received):
+    (received / "environment.json").unlink()
+    said = command(f"distill --config received/config.yaml {FLAGS} --max-steps 1 --out out")
+    assert said.status == 2 and "--trust-code" in said.err
+    assert not Path("executed").exists()
+
+
 def test_no_file_gives_the_users_word(command, received):
     with open("received/config.yaml", "a") as config:
         config.write("trust_code: true\n")

@@ -219,14 +219,19 @@ def _work(task: Task, jobs: int, threads: int, parent: int, pipe: Connection) ->
     except KeyboardInterrupt:
         pass  # the state is saved
     except Exception as raised:
-        if os.environ.get("ATTENTION_TRANSFER_TRACEBACK"):
-            raise
-        error = RunError(
-            f"{type(raised).__name__}: {first_line(raised)[:1000]} "
-            "(ATTENTION_TRANSFER_TRACEBACK=1 shows where)"
-        )
+        error = RunError(describe_unknown(raised))
     with suppress(BrokenPipeError):  # the parent may have ended
         pipe.send(error)
+
+
+def describe_unknown(error: Exception) -> str:
+    """One line on an error that is not ours. ATTENTION_TRANSFER_TRACEBACK=1 raises it instead."""
+    if os.environ.get("ATTENTION_TRANSFER_TRACEBACK"):
+        raise error
+    return (
+        f"{type(error).__name__}: {first_line(error)[:1000]} "
+        "(ATTENTION_TRANSFER_TRACEBACK=1 shows where)"
+    )
 
 
 class _LabelledStdout:

@@ -5,6 +5,7 @@ The check comes before the work. `run_folder.replacing` then writes the file ato
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,7 +24,6 @@ Force = Annotated[
 
 # The first bytes of a file of each kind. An ONNX model begins with the number of its format.
 BEGINNINGS: dict[str, tuple[bytes, ...]] = {
-    "json": (b"{", b"["),
     "html": (b"<!doctype html", b"<html"),
     "png": (b"\x89PNG\r\n\x1a\n",),
     "svg": (b"<?xml", b"<svg"),
@@ -34,10 +34,15 @@ BEGINNINGS: dict[str, tuple[bytes, ...]] = {
 LONGEST_BEGINNING = 64
 
 
-def check_json(file: Path | None, force: bool, inputs: Iterable[Path] = ()) -> None:
-    """Raises `UserError` if --json must not write `file`. Call it before the work."""
+def check_json(
+    file: Path | None, force: bool, inputs: Iterable[Path] = (), out: Path | None = None
+) -> None:
+    """Raises `UserError` if --json must not write `file`. Call it before the work.
+
+    `out` is the folder of runs, or the store, that the command will write.
+    """
     if file is not None:
-        check_output("--json", file, "json", force, inputs)
+        check_output("--json", file, "json", force, inputs, out)
 
 
 def write_numbers(file: Path | None, numbers: Any) -> None:
@@ -47,7 +52,12 @@ def write_numbers(file: Path | None, numbers: Any) -> None:
 
 
 def check_output(
-    flag: str, path: Path, kind: str, force: bool, inputs: Iterable[Path] = ()
+    flag: str,
+    path: Path,
+    kind: str,
+    force: bool,
+    inputs: Iterable[Path] = (),
+    out: Path | None = None,
 ) -> None:
     """Raises `UserError` if `path` must not be written: a folder, or a file that should be kept.
 
@@ -56,10 +66,12 @@ def check_output(
 
     Args:
         flag: the user's name for the output, such as --json.
-        kind: a key of `BEGINNINGS`, or safetensors.
+        kind: a key of `BEGINNINGS`, json or safetensors.
+        inputs: files, and folders with all that is in them.
+        out: a folder of runs, or a store, that the command will write.
     """
     output = f"{flag} {path}"
-    if path.is_dir() or not path.name:
+    if path.is_dir() or not path.name or (out is not None and path.resolve() == out.resolve()):
         raise UserError(f"{output} is a folder: name the file to write")
     if is_special(path):
         return
@@ -70,11 +82,13 @@ def check_output(
     if force:
         return
     advice = "choose another file, or add --force to replace it"
-    if _is_of_a_run(target):
+    if _is_of_a_run(target, None if out is None else out.resolve()):
         raise UserError(f"{output} is the run's own: {advice}")
+    if _is_of_a_store(target):
+        raise UserError(f"{output} is in a store: {advice}")
     if not target.exists():
         return
-    if target in {file.resolve() for file in inputs}:
+    if {target, *target.parents} & {file.resolve() for file in inputs}:
         raise UserError(f"{output} is also read: {advice}")
     if not _begins_as(target, kind):
         raise UserError(f"{output} exists and is no {kind} file: {advice}")
@@ -93,13 +107,14 @@ def check_new_folder(flag: str, path: Path, why: str = "") -> None:
             raise UserError(f"{flag} {path}: {parent} is a file: {advice}")
 
 
-def _is_of_a_run(file: Path) -> bool:
-    """Whether training writes this file into a run folder that exists."""
+def _is_of_a_run(file: Path, out: Path | None) -> bool:
+    """Whether training writes this file into a run folder: one that exists, or one of `out`."""
     for folder in file.parents:
-        if not folder.is_dir():
+        planned = out is not None and out in (folder, folder.parent)
+        if not folder.is_dir() and not planned:
             continue
         run = RunFolder(folder)
-        if not run.exists and not is_authors_run(folder):
+        if not run.exists and not is_authors_run(folder) and not planned:
             continue
         # All paths among the attributes, except the folder itself, are files of the run.
         own = [path for path in vars(run).values() if isinstance(path, Path) and path != folder]
@@ -109,12 +124,27 @@ def _is_of_a_run(file: Path) -> bool:
     return False
 
 
+def _is_of_a_store(file: Path) -> bool:
+    header = file.parent / "store.json"
+    return header.is_file() and (file == header or file.suffix == ".npy")
+
+
 def _begins_as(file: Path, kind: str) -> bool:
     """Whether a file is empty, or has the first bytes of a kind."""
     with open(file, "rb") as stream:
         begins = stream.read(LONGEST_BEGINNING)
     if not begins:
         return True
+    if kind == "json":
+        return _is_json(file)
     if kind == "safetensors":
         return begins[8:9] == b"{"  # after the length of its header
     return begins.lstrip().lower().startswith(tuple(b.lower() for b in BEGINNINGS[kind]))
+
+
+def _is_json(file: Path) -> bool:
+    try:
+        json.loads(file.read_bytes())
+    except (ValueError, RecursionError):
+        return False
+    return True

@@ -321,7 +321,12 @@ def read_yaml_mapping(path: Path) -> dict[str, Any]:
 def is_run_config(file: Path) -> bool:
     """Whether a recipe file is the config.yaml that a run wrote."""
     run = RunFolder(file.resolve().parent)
-    return file.resolve() == run.config_file and run.environment_file.is_file()
+    others = (
+        *(run.environment_file, run.summary_file, run.metrics_file, run.student_file),
+        *(run.checkpoint_file, run.previous_checkpoint_file),
+    )
+    # All of them, so that a run cannot pass for a recipe after somebody removed a file.
+    return file.resolve() == run.config_file and any(other.is_file() for other in others)
 
 
 def find_runs(paths: list[str | os.PathLike[str]]) -> list[RunFolder]:

@@ -13,6 +13,7 @@ from typing import Any
 
 CONFIDENCE = 0.95
 RESAMPLES = 9999
+ROUNDING = 1e-9  # differences of percentages that are closer are equal
 RANK_RESAMPLES = 1999  # fewer, because each ranks the values in Python
 
 
@@ -97,7 +98,7 @@ def paired_difference(
         return None
     differences = [results[seed] - baseline[seed] for seed in seeds]
     mean = statistics.fmean(differences)
-    if len(seeds) < 2 or len(set(differences)) < 2:
+    if max(differences) - min(differences) < ROUNDING:  # also for a single seed
         return Estimate(mean, n=len(seeds))
     from scipy.stats import ttest_rel
 

@@ -1,6 +1,7 @@
 import io
 import json
 import multiprocessing
+import os
 import pickle
 import socket
 
@@ -133,6 +134,18 @@ def test_images_that_are_named_by_their_path(write, picture):
         picture(seed=50 + i).save(root / f"{i}.png")
     data = open_data(f"parquet:{root}")
     assert np.array_equal(data.train.images[2].numpy(), np.asarray(picture(seed=52)))
+
+
+@pytest.mark.parametrize("path", ["{outside}", "../outside.png", "pipe.png"])
+def test_a_table_names_no_file_outside_its_folder(write, picture, path):
+    root = write("val-0.parquet")
+    outside = root.parent / "outside.png"
+    picture(seed=1).save(outside)
+    os.mkfifo(root / "pipe.png")
+    image = {"bytes": None, "path": path.format(outside=outside)}
+    write("train-0.parquet", image=[image] * 4)
+    with pytest.raises(UserError, match=r"train-0.parquet, row 0"):
+        open_data(f"parquet:{root}")
 
 
 def test_the_column_called_label_wins_over_other_numbers(write):

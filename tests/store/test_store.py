@@ -19,6 +19,7 @@ from attention_transfer.errors import UserError
 from attention_transfer.map_options import MapOptions
 from attention_transfer.store import arrays
 from attention_transfer.store.create import create_store
+from attention_transfer.store.header import VIEW_KEYS, store_defaults
 from attention_transfer.store.store import TeacherStore
 
 IMAGES, VIEWS = 10, 2
@@ -192,6 +193,23 @@ def test_a_folder_that_is_no_store(tmp_path):
     with pytest.raises(at.UserError, match="is a file"):
         create(tmp_path / "notes.txt")
     assert contents(tmp_path) == {"notes.txt": b"mine"}
+
+
+def test_somebodys_arrays_are_no_store(tmp_path):
+    np.save(tmp_path / "logits.npy", np.arange(3))
+    before = contents(tmp_path)
+    with pytest.raises(at.UserError, match="exists and holds no store"):
+        create(tmp_path)
+    assert contents(tmp_path) == before
+
+
+def test_other_keys_among_the_views_are_no_options(store):
+    header = json.loads((store.folder / "store.json").read_text())
+    header["views"] |= {"student_weights": "evil", "trust_code": True, "epochs": 1}
+    (store.folder / "store.json").write_text(json.dumps(header))
+    assert store_defaults(str(store.folder)).keys() <= {
+        *VIEW_KEYS, *("data", "store_dtype", "top_k", "image_size"),
+    }  # fmt: skip
 
 
 def test_a_damaged_store(store):

@@ -116,6 +116,20 @@ def test_pretrained_weights_come_from_the_library_or_from_a_run(tmp_path):
             assert task.recipe.student_weights in map(str, task.after)
 
 
+def test_another_number_of_views_is_another_store(tmp_path):
+    def stores(**changes) -> set[str]:
+        plan = plan_of("table1", tmp_path, ["wrn-16-2:wrn-16-1"], seeds=2, **changes)
+        return {task.recipe.store for task in plan.tasks.values()} - {None}
+
+    four, eight = stores(views=4), stores(views=8)
+    assert len(four) == len(eight) == 1
+    assert four != eight
+    # A part of the same images has another teacher here, but its store could be the same one.
+    part, smaller = stores(views=4, limit_train=100), stores(views=4, image_size=16)
+    names = [Path(*store).name for store in (four, part, smaller)]
+    assert names[0] == names[1] != names[2]
+
+
 def test_with_views_the_students_of_a_teacher_share_a_store(tmp_path):
     plan = plan_of("table1", tmp_path, ["wrn-16-2:wrn-16-1"], seeds=1, views=4)
     by_method = {task.recipe.method: task.recipe for task in plan.tasks.values() if task.after}

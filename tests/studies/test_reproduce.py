@@ -68,9 +68,9 @@ def test_the_whole_table_and_again(command: Command, tmp_path, monkeypatch):
     assert f"5 runs in {tmp_path / 'out'}; {len(before)} finished" in said.out
     assert {folder: contents(folder) for folder in before} == files
     assert len(finished(tmp_path / "out")) == 5
-    stem = "mine-epochs=1-limit_train=64"
+    stem = "mine-seeds=2-epochs=1-limit_train=64"
     page = (tmp_path / "out" / f"{stem}.md").read_text()
-    assert "Tiny table (made small: epochs 1, limit-train 64)" in page
+    assert "Tiny table (with seeds 2, epochs 1, limit-train 64)" in page
     assert "50†" in page and "| 40 |" in page
     lines = [json.loads(x) for x in (tmp_path / "out" / f"{stem}.jsonl").read_text().splitlines()]
     assert lines[0]["title"] in page
@@ -93,6 +93,37 @@ def test_a_dry_run_starts_nothing(command: Command, tmp_path):
     assert "MB of disk" in said.out
     assert not finished(tmp_path)
     assert [file.name for file in (tmp_path / "out").iterdir()] == ["measured.json"]
+
+
+@pytest.mark.usefixtures("table")
+def test_the_title_and_the_files_say_what_is_different(command: Command, tmp_path, monkeypatch):
+    monkeypatch.setattr("attention_transfer.studies.reproduce.carry_out_plan", lambda *_: True)
+    runs = "--seeds 1 --rows wrn-10-2:wrn-10-1 --data cifar10:nowhere"
+    assert command(f"reproduce mine.yaml --out out {runs}").status == 0
+    (page,) = (tmp_path / "out").glob("*.md")
+    assert page.stem == "mine-rows=wrn-10-2-wrn-10-1-seeds=1-data=cifar10"
+    assert "(with rows wrn-10-2:wrn-10-1, seeds 1, data cifar10)" in page.read_text()
+    assert command("reproduce mine.yaml --out whole --data digits").status == 0
+    assert (tmp_path / "whole" / "mine.md").exists()
+
+
+def test_an_unknown_error_of_a_run_is_named_and_the_others_go_on(
+    command: Command, tmp_path, table, monkeypatch
+):
+    from attention_transfer.studies import carry_out
+
+    run = carry_out.run_and_report
+
+    def fail_once(recipe, folder, console):
+        if recipe.method == "kd":
+            raise ValueError("no kernel image")
+        run(recipe, folder, console)
+
+    monkeypatch.setattr(carry_out, "run_and_report", fail_once)
+    said = command(f"{LINE} --seeds 1")
+    assert said.status == 1
+    assert "ValueError: no kernel image" in said.err
+    assert len(finished(tmp_path / "out")) == 2
 
 
 def test_a_failed_run_is_named_and_the_others_go_on(command: Command, tmp_path, table):

@@ -84,6 +84,24 @@ def test_the_teacher_of_the_same_network_has_another_seed(tmp_path):
     assert recipes["weaker", "teacher"].limit_train == recipes["weaker", "AT"].limit_train
 
 
+def test_beta_is_auto_whatever_the_recipe_says(tmp_path):
+    """cifar10-paper and cifar10-gradient ask for the published β."""
+    for study, recipe in (
+        ("same-architecture", "cifar10-paper"), ("localisation", "cifar10-paper"),
+        ("few-labels", "cifar10-paper"), ("mechanisms", "cifar10-gradient"),
+    ):  # fmt: skip
+        recipes = recipes_of(study, tmp_path, {"epochs": 12}, recipe=recipe, data="digits")
+        betas = {r.method: r.beta for r in recipes.values() if "at" in r.method.split("+")}
+        assert len(betas) > 1
+        assert {b["at"] if isinstance(b, dict) else b for b in betas.values()} == {"auto"}, betas
+
+
+def test_a_stronger_teacher_is_stronger(command: Command):
+    said = command("study same-architecture --student wrn-40-2")
+    assert said.status == 2
+    assert "with --student wrn-40-2, expected --teacher" in said.err
+
+
 def test_localisation_has_networks_of_many_strengths(tmp_path):
     recipes = recipes_of("localisation", tmp_path)
     assert len(recipes) >= 10
@@ -125,11 +143,16 @@ def test_correlations_are_those_of_the_runs():
                  "in_box": share + 0.1 * shift * seed, "pointing": 50.0 + (seed % 2)}
             )  # fmt: skip
         cells.append(Cell("", setting, runs))
+    teacher = {"seed": 0, "epochs": 2, "error": 5.0, "in_box": 60.0, "pointing": 60.0}
+    cells.append(Cell("", "teacher", [teacher]))
     data = TableData({}, cells)
-    assert set(runs_by_method(data)) == {"student alone", "AT"}
+    assert set(runs_by_method(data)) == {"student alone", "AT", "teacher"}
     notes = localisation_notes(data)
     assert any(note.startswith("Rank correlation of accuracy and attention inside the box, all "
                                "networks: 1.00") for note in notes)  # fmt: skip
+    # The teacher is another network, trained on other images: it is no student of that length.
+    after = [note for note in notes if "Rank" in note and "after 2 epochs: " in note]
+    assert after and all(note.endswith("n = 8") for note in after)
     assert any("AT after 2 epochs" in note and "+11.5 points" in note for note in notes)
 
 

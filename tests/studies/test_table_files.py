@@ -98,6 +98,11 @@ def test_an_unknown_table_names_the_nearest():
             {"rows": [{"student": "a", "published": {"DK": 1.0}}]},
             "unknown setting of mine, row None:a, 'DK'",
         ),
+        ({"options": {"method": "at"}}, "options has method: expected it in settings"),
+        ({"settings": {"KD": {"teacher": "zoo:x"}}}, "KD has teacher: expected it in rows"),
+        ({"settings": {"KD": {"trust-code": True}}}, "expected it as the flag --trust-code"),
+        ({"teacher_options": {"trust_code": True}}, "expected it as the flag --trust-code"),
+        ({"rows": [{"student": "a"}, {"student": "a"}]}, "two rows are None:a"),
     ],
 )
 def test_errors_in_a_file_name_the_place(change, words):

@@ -223,6 +223,26 @@ def test_a_checkpoint_of_another_network(tmp_path):
         carry_out(small(), tmp_path / "run")
 
 
+def test_a_checkpoint_of_another_seed(tmp_path):
+    interrupt(small(), tmp_path / "run", 1)
+    interrupt(small(seed=5), tmp_path / "other", 1)
+    shutil.copy(tmp_path / "other" / "checkpoint.pt", tmp_path / "run")
+    with pytest.raises(RunError, match=r"checkpoint\.pt does not fit this run \(it is of seed 5\)"):
+        carry_out(small(), tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [({"step": 10**9}, "its step is"), ({"rng": None}, "NoneType"), ({"step": "x"}, "str")],
+)
+def test_a_checkpoint_with_other_values(tmp_path, change, words):
+    interrupt(small(), tmp_path / "run", 1)
+    file = tmp_path / "run" / "checkpoint.pt"
+    torch.save(torch.load(file, weights_only=True) | change, file)
+    with pytest.raises(RunError, match=rf"checkpoint\.pt does not fit this run \(.*{words}"):
+        carry_out(small(), tmp_path / "run")
+
+
 @pytest.mark.parametrize("damage", [os.unlink, cut_short, fill_with_zeros])
 def test_lost_metrics_come_from_the_checkpoint(teacher_run, tmp_path, damage):
     run = tmp_path / "run"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from .. import bench as benches
@@ -28,7 +29,7 @@ def reproduce(arguments: dict[str, Any]) -> None:
     """Run the experiments of a table of the paper, and print the results beside the paper's."""
     changes = {key: arguments.pop(key) for key in PASSED_ON if key in arguments}
     options = from_mapping(ReproduceOptions, arguments)
-    check_json(options.json, options.force)
+    check_json(options.json, options.force, [Path(options.table)], options.out)
     from ..studies.reproduce import reproduce
 
     reproduce(options, changes, make_console())
@@ -38,7 +39,7 @@ def study(arguments: dict[str, Any]) -> None:
     """Study a question of the paper's reviewers: runs, a table with intervals, and a plot."""
     changes = {key: arguments.pop(key) for key in PASSED_ON if key in arguments}
     options = from_mapping(StudyOptions, arguments)
-    check_json(options.json, options.force)
+    check_json(options.json, options.force, out=options.out)
     from ..studies.study import run_study
 
     run_study(options, arguments, changes, make_console())

@@ -141,8 +141,8 @@ def maps(arguments: dict[str, Any]) -> None:
 
     check_figure_file(options.out)
     kind = options.out.suffix.lower().removeprefix(".")
-    images = Path(options.images)
-    inputs = image_files(images) if images.exists() else []
+    images, folder = Path(options.images), options.images.partition(":")[2]
+    inputs = image_files(images) if images.exists() else [Path(folder)] if folder else []
     check_output("--out", options.out, kind, options.force, inputs)
     pictures, columns, notes = map_columns(
         list(options.networks),

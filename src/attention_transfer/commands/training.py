@@ -29,7 +29,8 @@ def _launch(command: str, arguments: dict[str, Any]) -> None:
     keys = option_specs(LaunchOptions).keys() & arguments.keys()
     launch = from_mapping(LaunchOptions, {key: arguments.pop(key) for key in keys})
     recipe = recipe_from_flags(command, launch.recipe, launch.config, arguments)
-    check_json(launch.json, launch.force)
+    inputs = [] if launch.config is None else [launch.config]
+    check_json(launch.json, launch.force, inputs, launch.out)
     from ..launch import run_seeds
     from ..next_steps import next_steps
     from ..runtime.ranks import global_rank
@@ -47,7 +48,7 @@ def teach(arguments: dict[str, Any]) -> None:
     If it was stopped, the same command continues.
     """
     options = teach_options(arguments)
-    check_json(options.json, options.force)
+    check_json(options.json, options.force, out=options.out)
     from ..runtime.process import deterministic_algorithms
     from ..train.teach import teach as fill
 
@@ -71,7 +72,7 @@ class DemoOptions:
 def demo(arguments: dict[str, Any]) -> None:
     """Train a teacher and students on built-in data and compare them, in minutes on a CPU."""
     options = from_mapping(DemoOptions, arguments)
-    check_json(options.json, options.force)
+    check_json(options.json, options.force, out=options.out)
     from ..demo import run_demo
     from ..report import comparison_numbers
 

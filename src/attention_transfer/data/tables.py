@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import UserError, first_line
+from ..run_folder import is_special
 from .columns import EXPECTED, Columns, check_columns, check_guess, find_columns
 from .decode import Encoded
 from .labels import Labels, class_names
@@ -87,7 +88,7 @@ def open_hub(
         table = splits[name].data
         files = [Path(f"hub:{place}") / name]
         labels = _as_labels([table.column(columns.label)], columns, files)
-        return TableReader(table, columns.image, files, [table.num_rows]), labels
+        return TableReader(table, columns.image, files, [table.num_rows], contained=False), labels
 
     return _open_splits(splits, read, columns, options, train)
 
@@ -259,14 +260,23 @@ def _download(name: str, configuration: str | None) -> dict[str, Any]:
 
 
 class TableReader(Reader):
-    """Images in a column of an Arrow table, whose rows come from `files`, `counts` rows each."""
+    """Images in a column of an Arrow table, whose rows come from `files`, `counts` rows each.
+
+    A row may name an image file instead of holding an image. If `contained`, that file must lie in
+    the folder of the row's own file or below it.
+    """
 
     def __init__(
-        self, table: Any, column: str, files: Sequence[Path], counts: Sequence[int]
+        self,
+        table: Any,
+        column: str,
+        files: Sequence[Path],
+        counts: Sequence[int],
+        contained: bool = True,
     ) -> None:
         # A table memory-mapped by `datasets` is pickled as the path of its file.
         self._table, self._column = table, column
-        self._files = tuple(files)
+        self._files, self._contained = tuple(files), contained
         self._starts = np.cumsum([0, *counts])
 
     def __len__(self) -> int:
@@ -281,9 +291,18 @@ class TableReader(Reader):
         if isinstance(value, bytes):
             return value
         if value is None and path and isinstance(path, str):
-            # Relative to the parquet file; the library makes the paths of the hub absolute.
-            return self._origin(i)[0].parent / path
+            return self._linked(i, path)
         return None  # the metadata may declare any column as images
+
+    def _linked(self, i: int, path: str) -> Path | None:
+        """The image file that row `i` names, relative to the table's file."""
+        file = self._origin(i)[0]
+        if not self._contained:  # the library makes the paths of the hub absolute
+            return file.parent / path
+        linked = (file.parent / path).resolve()
+        if not linked.is_relative_to(file.parent.resolve()) or is_special(linked):
+            return None  # a table names no other file of the machine, and no pipe
+        return linked
 
     def _origin(self, i: int) -> tuple[Path, int]:
         """The file of image `i` and its row in that file."""

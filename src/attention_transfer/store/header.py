@@ -56,6 +56,9 @@ class ImagesRecord:
     size: tuple[int, int] | None = None
 
 
+VIEW_KEYS = ("views", "augment", "flip", "crop_padding", "crop_scale", "crop_ratio")
+
+
 @dataclass(frozen=True)
 class ArrayEntry:
     """An array (V, N, ...): a row for each image of each view."""
@@ -206,9 +209,8 @@ def is_store(path: str | Path | None) -> bool:
 
 def view_options(options: Any) -> Views:
     """The number of views, and the augmentation options that their crops and flips depend on."""
-    keys = ["views", "augment", "flip"]
-    keys += ["crop_padding"] if options.augment == "crop" else ["crop_scale", "crop_ratio"]
-    return {key: _plain(getattr(options, key)) for key in keys}
+    unused = ("crop_scale", "crop_ratio") if options.augment == "crop" else ("crop_padding",)
+    return {key: _plain(getattr(options, key)) for key in VIEW_KEYS if key not in unused}
 
 
 def store_defaults(teacher: str | None) -> dict[str, Any]:
@@ -216,7 +218,9 @@ def store_defaults(teacher: str | None) -> dict[str, Any]:
     if not is_store(teacher):
         return {}
     header = read_header(Path(str(teacher)))
-    defaults: dict[str, Any] = {"data": header.images.spec, **header.views}
+    # No other key of the file becomes an option of the run.
+    views = {key: value for key, value in header.views.items() if key in VIEW_KEYS}
+    defaults: dict[str, Any] = {"data": header.images.spec, **views}
     defaults |= {"store_dtype": header.dtype, "top_k": header.top_k}
     if header.images.size is not None:
         defaults["image_size"] = header.images.size[0]

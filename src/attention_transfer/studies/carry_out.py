@@ -11,7 +11,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 
 from ..console import make_console
 from ..errors import RunError, UserError
-from ..launch import Task, run_and_report, run_tasks
+from ..launch import Task, describe_unknown, run_and_report, run_tasks
 from ..train.finish import describe_summary
 
 
@@ -55,6 +55,8 @@ def _run_here(task: Task) -> Exception | None:
             run_and_report(task.recipe, task.folder, console)
         except (UserError, RunError) as error:
             return type(error)(f"{task.folder}: {error}")
+        except Exception as error:  # one run must not end the others
+            return RunError(f"{task.folder}: {describe_unknown(error)}")
     return None
 
 

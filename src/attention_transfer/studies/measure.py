@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import tempfile
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ class Speed:
     parameters: int
 
 
-class MeasuredSpeeds(RootModel[dict[str, dict[str, float]]]):
+class MeasuredSpeeds(RootModel[dict[str, Speed]]):
     """The file of `run_seconds`."""
 
 
@@ -76,15 +77,17 @@ def run_seconds(
         if key not in kept:
             kept[key] = vars(measure(recipe, teacher, threads))
             write_json(file, kept)
-        speed = Speed(**kept[key])
+        speed = Speed(*(kept[key][field.name] for field in fields(Speed)))
         data = json.dumps([recipe.data, recipe.limit_train, recipe.limit_val, recipe.val_split])
         if data not in counts:
             counts[data] = count_images(recipe, seed=0)
         train, val = counts[data]
-        steps = max(1, train // recipe.batch_size) * recipe.epochs
+        steps_per_epoch = max(1, train // recipe.batch_size)
+        steps = steps_per_epoch * recipe.epochs
         if recipe.max_steps is not None:
             steps = min(steps, recipe.max_steps)
-        total = steps * speed.step + recipe.epochs * val * speed.val_image + EXTRA_SECONDS
+        validations = math.ceil(steps / steps_per_epoch)  # one an epoch
+        total = steps * speed.step + validations * val * speed.val_image + EXTRA_SECONDS
         seconds[task.folder.path] = total, speed
     return seconds
 

@@ -46,6 +46,7 @@ def named_specs(value: Any) -> Any:
     return {name: spec for name, _, spec in pairs}
 
 
+SEEDS = 5  # of the paper's tables
 Names = Annotated[tuple[str, ...], BeforeValidator(comma_separated)]
 
 
@@ -79,7 +80,7 @@ class ReproduceOptions(PlanOptions):
             default_text="all",
         ),
     ] = ()
-    seeds: Annotated[Int, option("Number of seeds of each setting, from 0.", ge=1)] = 5
+    seeds: Annotated[Int, option("Number of seeds of each setting, from 0.", ge=1)] = SEEDS
     data: Annotated[
         dict[str, str] | None,
         BeforeValidator(named_specs),

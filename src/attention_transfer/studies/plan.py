@@ -17,6 +17,7 @@ from ..methods.base import can_learn_from_store
 from ..methods.registry import create_methods, needs_teacher
 from ..options import from_mapping, option_specs
 from ..run_folder import RunFolder
+from ..store.header import view_options
 from ..train.options import TrainingOptions
 from .table_file import TEACHER, Row, Table
 
@@ -79,10 +80,23 @@ def run_name(recipe: Recipe, root: Path) -> str:
         if place is not None:
             # Relative to the root, so that the digest does not depend on the root.
             options[key] = str(place).removeprefix(f"{root}/")
-    text = json.dumps(options, sort_keys=True, default=str)
-    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
     model = re.sub(r"[^\w.+-]+", "-", recipe.model)
-    return f"{model}/{recipe.method}-{digest}/seed-{recipe.seed}"
+    return f"{model}/{recipe.method}-{_digest(options)}/seed-{recipe.seed}"
+
+
+def store_name(recipe: Recipe) -> str:
+    """`4-views-3f2a91c4`: the options that runs must have in common to share a teacher's store.
+
+    A store has room for all images of the data, so runs on a part of them share it, too.
+    """
+    keys = ("data", "image_size", "store_dtype", "top_k")
+    options = view_options(recipe) | {key: getattr(recipe, key) for key in keys}
+    return f"{recipe.views}-views-{_digest(options)}"
+
+
+def _digest(options: Mapping[str, Any]) -> str:
+    text = json.dumps(options, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def make_plan(
@@ -199,8 +213,8 @@ class _Planner:
             and recipe.views is not None
             and can_learn_from_store(create_methods(recipe))
         ):
-            # One store for all runs with this teacher.
-            place = teacher.path.relative_to(self.plan.root / "runs")
+            # One store for all runs with this teacher, these images and these views.
+            place = teacher.path.relative_to(self.plan.root / "runs") / store_name(recipe)
             recipe = replace(recipe, store=str(self.plan.root / "stores" / place))
         return recipe, after
 

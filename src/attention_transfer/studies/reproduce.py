@@ -13,12 +13,13 @@ from ..outputs import write_numbers
 from ..report.formats import model_name
 from ..trust import check_trusted
 from .carry_out import carry_out
+from .changed import Changes, changes_of_table
 from .measure import Speed, run_seconds
-from .options import SMALLER, PlanOptions, ReproduceOptions
+from .options import PlanOptions, ReproduceOptions
 from .plan import Entry, Plan, make_plan
 from .publish import publish
 from .render import REPRODUCTION
-from .summaries import Cell, TableData, merge_lines, summarize
+from .summaries import Cell, Line, TableData, merge_lines, summarize
 from .table_file import TEACHER, Row, chosen_rows, read_table
 
 # A checkpoint holds weights and momentum, student.safetensors the weights: 4 bytes each.
@@ -44,10 +45,10 @@ def reproduce(options: ReproduceOptions, changes: Mapping[str, Any], console: Co
     plan = make_plan(table, rows, options.seeds, options.out, options.data, changes)
     if not carry_out_plan(plan, options, console):
         return
-    small = {key: changes[key] for key in SMALLER if key in changes}
-    data = table_data(plan, small)
-    name = "-".join([Path(options.table).stem, *(f"{k}={v}" for k, v in small.items())])
-    publish(data, REPRODUCTION, options.out / name, console, options.json)
+    changed = changes_of_table(table, options, changes)
+    data = table_data(plan, changed)
+    stem = options.out / changed.stem(Path(options.table).stem)
+    publish(data, REPRODUCTION, stem, console, options.json)
     check_complete(plan)
 
 
@@ -80,6 +81,7 @@ def plan_numbers(
     for task in plan.unfinished:
         kind = f"{model_name(task.recipe.model)} {task.recipe.method}".removesuffix(" none")
         kinds.setdefault(kind, []).append(measured[task.folder.path][0])
+    stores = {task.recipe.store for task in plan.unfinished} - {None}
     size = sum(RUN_BYTES + BYTES_A_PARAMETER * speed.parameters for _, speed in measured.values())
     return {
         "title": plan.title,
@@ -94,6 +96,7 @@ def plan_numbers(
         "jobs": jobs,
         "seconds": sum(seconds for seconds, _ in measured.values()) / jobs,
         "bytes": size,
+        "stores": len(stores),
     }
 
 
@@ -112,6 +115,8 @@ def describe_plan(plan: Mapping[str, Any]) -> list[str]:
             f"from a few eager steps of each kind (continued runs counted in full); "
             f"{plan['bytes'] / 1e6:,.0f} MB of disk"
         )
+        if plan["stores"]:
+            lines[-1] += f" and {plural(plan['stores'], 'store')} of teachers' outputs"
     return lines
 
 
@@ -121,14 +126,22 @@ def hours(seconds: float) -> str:
     return f"{seconds / 3600:.1f} hours"
 
 
-def table_data(plan: Plan, small: Mapping[str, Any]) -> TableData:
-    """The results of a plan's finished runs, by cell."""
-    title = plan.title
-    if small:
-        changes = ", ".join(f"{key.replace('_', '-')} {value}" for key, value in small.items())
-        title += f" (made small: {changes})"
-    described = {"title": title, "metrics": list(plan.metrics), "source": plan.source}
-    return TableData(described, [_cell(plan, entry) for entry in plan.entries])
+def table_data(plan: Plan, changed: Changes) -> TableData:
+    """The results of a plan's finished runs, by cell.
+
+    Args:
+        changed: options with which the table is another one, for its title.
+    """
+    described: Line = {
+        "title": changed.title(plan.title),
+        "metrics": list(plan.metrics),
+        "source": plan.source,
+    }
+    cells = [_cell(plan, entry) for entry in plan.entries]
+    precisions = {run["precision"] for cell in cells for run in cell.runs} - {None}
+    if len(precisions) > 1:
+        described["notes"] = [f"Some runs are in {' and some in '.join(sorted(precisions))}."]
+    return TableData(described, cells)
 
 
 def _cell(plan: Plan, entry: Entry) -> Cell:

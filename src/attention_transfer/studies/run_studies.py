@@ -39,6 +39,17 @@ def method_name(method: str) -> str:
     return METHOD_NAMES.get(method, method)
 
 
+def method_keys(method: str) -> dict[str, Any]:
+    """The method with its β, whatever β the recipe has: `auto` for AT."""
+    parts = method.split("+")
+    beta: dict[str, Any] = {name: GRADIENT_BETA for name in parts if name in GRADIENT_METHODS}
+    if "at" in parts:
+        beta["at"] = "auto"
+    if not beta:
+        return {"method": method}
+    return {"method": method, "beta": "auto" if [*beta] == ["at"] else beta}
+
+
 def beta_table(options: StudyOptions, changes: dict[str, Any]) -> Table:
     """Settings for every convention, decay and β."""
     settings: Settings = {"student alone": {"method": "none"}}
@@ -50,7 +61,7 @@ def beta_table(options: StudyOptions, changes: dict[str, Any]) -> Table:
             for beta in values:
                 keys = {"beta": beta, "convention": convention, "decay": decay}
                 settings[beta_name(convention, decay, beta)] = {"method": "at"} | keys
-    settings["auto"] = {"method": "at", "beta": "auto"}
+    settings["auto"] = method_keys("at")
     return _table("β of attention transfer", options, settings)
 
 
@@ -75,7 +86,7 @@ def few_labels_table(options: StudyOptions, changes: dict[str, Any]) -> Table:
         count = max(1, round(images * percent / 100))
         budget = {"limit_train": count, "epochs": round(epochs * (100 / percent) ** STRETCH)}
         settings = {
-            method_name(method): {"method": method} | budget
+            method_name(method): method_keys(method) | budget
             for method in ("none", *(options.methods or ("at", "kd", "at+kd")))
         }
         rows.append({"name": f"{percent:g} %", "settings": settings})
@@ -97,11 +108,7 @@ def mechanisms_table(options: StudyOptions, changes: dict[str, Any]) -> Table:
     settings: Settings = {}
     for method in ("none", *methods):
         budget = max(1, round(epochs * flops["at"] / flops[method]))
-        names = [name for name in method.split("+") if name in GRADIENT_METHODS]
-        keys: dict[str, Any] = {"method": method, "epochs": budget}
-        if names:
-            keys["beta"] = dict.fromkeys(names, GRADIENT_BETA)
-        settings[method_name(method)] = keys
+        settings[method_name(method)] = method_keys(method) | {"epochs": budget}
     row = {"student": base.model, "teacher": teacher}
     title = "Mechanisms at equal compute"
     return _table(title, options, settings, [row], recipe_options=run_length | {"lr": base.lr})
@@ -110,11 +117,16 @@ def mechanisms_table(options: StudyOptions, changes: dict[str, Any]) -> Table:
 def same_architecture_table(options: StudyOptions, changes: dict[str, Any]) -> Table:
     """Teachers that are weaker than, the same as, and stronger than their student."""
     student = options.student or STUDENT
-    teachers = {"weaker": "wrn-10-1", "same": student, "stronger": TEACHER}
+    teachers = {"weaker": "wrn-10-1", "same": STUDENT, "stronger": TEACHER}
+    if student != STUDENT and not options.teacher:
+        raise UserError(
+            f"study same-architecture has a weaker and a stronger teacher for {STUDENT} only: "
+            f"with --student {student}, expected --teacher, the other network to compare with"
+        )
     if options.teacher:
         teachers = {"same": student, "other": options.teacher}
     settings: Settings = {
-        method_name(method): {"method": method}
+        method_name(method): method_keys(method)
         for method in ("none", *(options.methods or ("at", "kd", "at+kd")))
     }
     # All teachers train on the student's images, so that they differ only in their architecture.
@@ -141,7 +153,7 @@ def localisation_table(options: StudyOptions, changes: dict[str, Any]) -> Table:
     for method in ("none", *(options.methods or ("at", "kd", "at+kd"))):
         for length in dict.fromkeys(lengths):
             name = f"{method_name(method)}, {length} epochs"
-            settings[name] = {"method": method, "epochs": length}
+            settings[name] = method_keys(method) | {"epochs": length}
     return _table("Attention and the object", options, settings, recipe_options=run_length)
 
 

@@ -11,7 +11,8 @@ from rich.console import Console
 from ..errors import UserError, check_choice
 from ..report.formats import signed
 from ..stats import Estimate, paired_difference, rank_correlation
-from .options import SMALLER, STUDIES, StudyOptions
+from .changed import changes_of_study
+from .options import STUDIES, StudyOptions
 from .plan import make_plan
 from .plots import (
     save_bars_figure,
@@ -77,14 +78,14 @@ def run_study(
             raise UserError(f"--{flag} is given, but study cost trains nothing: leave it out")
         run_cost(options, changes, console)
         return
-    small = {key: changes[key] for key in SMALLER if key in changes}
+    changed = changes_of_study(options, given, changes)
     table = TABLES[name](options, changes)
     plan = make_plan(table, table.rows, options.seeds, options.out, {}, changes)
     if not carry_out_plan(plan, options, console):
         return
-    data = table_data(plan, small)
-    data.head["notes"] = study_notes(name, data)
-    stem = options.out / "-".join([f"study-{name}", *(f"{k}={v}" for k, v in small.items())])
+    data = table_data(plan, changed)
+    data.head["notes"] = [*study_notes(name, data), *data.head.get("notes", [])]
+    stem = options.out / changed.stem(f"study-{name}")
     columns = COLUMNS.get(name, STUDY)
     publish(data, columns, stem, console, options.json)
     picture = stem.with_name(f"{stem.name}.png")
@@ -153,7 +154,7 @@ def localisation_notes(data: TableData) -> list[str]:
     groups = runs_by_method(data)
     every_run = [run for runs in groups.values() for run in runs]
     by_length: dict[str, list[Line]] = {}
-    for run in every_run:
+    for run in (run for name, runs in groups.items() if name != TEACHER for run in runs):
         by_length.setdefault(f"after {run['epochs']} epochs", []).append(run)
     notes = [
         "Networks of one method or one length are not independent of each other, so the intervals "

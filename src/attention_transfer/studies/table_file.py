@@ -14,6 +14,13 @@ from ..errors import UserError, check_choice, nearest
 from .options import TABLES
 
 TEACHER = "teacher"  # the setting that is the teacher itself
+# Recipe keys that are set by rows, by --seeds and by a person.
+SET_ELSEWHERE = {
+    "model": "in rows, as student",
+    "teacher": "in rows",
+    "seed": "as --seeds",
+    "trust_code": "as the flag --trust-code, which no file may set",
+}
 
 
 class Pretraining(BaseModel, extra="forbid", frozen=True):
@@ -98,11 +105,38 @@ def parse_table(values: Mapping[str, Any], name: str) -> Table:
         place = ".".join(map(str, first["loc"]))
         hint = nearest(str(first["loc"][-1]), Table.model_fields | Row.model_fields)
         raise UserError(f"{name}: {place}: {first['msg']}{hint}") from None
+    _check_keys(table, name)
+    _check_rows(table, name)
     for row in table.rows:
         settings = [*(row.settings or table.settings), TEACHER]
         for setting in (*row.published, *row.confirmed):
             check_choice(f"setting of {name}, row {row.key},", setting, settings)
     return table
+
+
+def _check_keys(table: Table, name: str) -> None:
+    """Refuses recipe keys in places where the plan replaces them."""
+    places = {"options": table.options, "teacher_options": table.teacher_options}
+    settings = dict(table.settings)
+    for row in table.rows:
+        places |= {f"options of {row.key}": row.options}
+        places |= {f"teacher_options of {row.key}": row.teacher_options}
+        settings |= {f"{key} of {row.key}": keys for key, keys in (row.settings or {}).items()}
+    for place, keys in (*places.items(), *settings.items()):
+        elsewhere = SET_ELSEWHERE | ({"method": "in settings"} if place in places else {})
+        for key in keys:
+            where = elsewhere.get(key.replace("-", "_"))
+            if where is not None:
+                raise UserError(f"{name}: {place} has {key}: expected it {where}")
+
+
+def _check_rows(table: Table, name: str) -> None:
+    """Refuses rows that a reader of the table could not tell apart."""
+    seen = set()
+    for row in table.rows:
+        if (row.name, row.pair) in seen:
+            raise UserError(f"{name}: two rows are {row.key}: expected a name of its own for each")
+        seen.add((row.name, row.pair))
 
 
 def chosen_rows(table: Table, names: Sequence[str]) -> list[Row]:

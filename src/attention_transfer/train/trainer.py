@@ -221,6 +221,7 @@ class Trainer:
             "step": self.step,
             "seconds": self.seconds,
             "lr": self.lr,
+            "seed": self.options.seed,
             "rng": torch.get_rng_state(),
             "cuda_rng": cuda_rng,
             "rows": self.rows,
@@ -239,6 +240,10 @@ class Trainer:
         self.lr = state.get("lr", self.lr)  # absent from early checkpoints
         self._add_unreadable(state.get("unreadable", []))
         torch.set_rng_state(state["rng"].cpu())
+        if not 0 <= self.step <= self.total_steps:
+            raise ValueError(f"its step is {self.step} of {self.total_steps}")
+        if state.get("seed", self.options.seed) != self.options.seed:  # absent from earlier ones
+            raise ValueError(f"it is of seed {state['seed']}")
         if state["cuda_rng"] is not None:
             torch.cuda.set_rng_state(state["cuda_rng"].cpu())
         if "rows" in state:
@@ -258,7 +263,7 @@ class Trainer:
         state, file = load_checkpoint(folder, self.fabric.device, say)
         try:
             self.load_state_dict(state)
-        except (KeyError, RuntimeError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise RunError(
                 f"{file} does not fit this run ({first_line(error)}): "
                 "restore the run's own file, or remove the run folder to start anew"
