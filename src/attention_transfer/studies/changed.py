@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..config import layered_recipe, named_recipe
+from ..config import named_recipe
+from ..data.options import DataOptions
 from .options import SEEDS, SMALLER, ReproduceOptions, StudyOptions
 from .table_file import Table
 
@@ -54,9 +55,10 @@ def changes_of_table(
     if options.seeds < SEEDS:
         changed["seeds"] = options.seeds
     spec = (options.data or {}).get("")
-    if spec is not None and not table.data_names and table.recipe is not None:
-        own = layered_recipe(named_recipe(table.recipe), table.options).data
-        if _kind(spec) != _kind(own):
+    if spec is not None and not table.data_names:
+        recipe = {} if table.recipe is None else named_recipe(table.recipe)
+        own = (recipe | table.options).get("data", DataOptions().data)
+        if _kind(spec) != _kind(str(own)):
             changed["data"] = _kind(spec)
     return Changes(changed | {key: changes[key] for key in SMALLER if key in changes})
 
