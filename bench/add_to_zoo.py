@@ -95,9 +95,11 @@ def _places(source: RunFolder, summary: dict[str, Any]) -> dict[str, str]:
             kind if kind.startswith("cifar") else f"{kind}:{Path(place).name}"
         )
     teacher = summary.get("teacher") or {}
-    for name in (config.get("teacher"), teacher.get("folder")):
-        if name:
-            places[str(name)] = str(teacher.get("model"))
+    own = str(config.get("teacher"))
+    model = own if own.startswith(ZOO) else str(teacher.get("model"))
+    for name in (own, teacher.get("folder")):
+        if teacher and name:
+            places[str(name)] = model
     return places
 
 

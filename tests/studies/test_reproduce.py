@@ -10,6 +10,8 @@ import pytest
 import yaml
 from small_runs import Command, contents, stop_after, write_factory
 
+from attention_transfer.run_lock import RunLock
+
 TABLE = {
     "title": "Tiny table",
     "source": "nobody",
@@ -83,6 +85,14 @@ def test_the_whole_table_and_again(command: Command, tmp_path, monkeypatch):
 
     said = command(f"{LINE} --seeds 2")
     assert "5 finished, 0 to continue, 0 to do" in said.out
+
+
+@pytest.mark.usefixtures("table")
+def test_a_second_command_in_the_folder_is_refused(command: Command, tmp_path):
+    with RunLock(tmp_path / "out"):
+        said = command(f"{LINE} --dry-run --seeds 1")
+    assert said.status == 2
+    assert f"{tmp_path / 'out'} is being written by process" in said.err
 
 
 @pytest.mark.usefixtures("table")

@@ -63,7 +63,10 @@ def is_plain(tensor: torch.Tensor) -> bool:
     """Whether the values of a tensor can be copied into a layer."""
     if tensor.is_quantized or tensor.is_complex() or tensor.is_meta:
         return False
-    return tensor.layout == torch.strided
+    if tensor.layout != torch.strided:
+        return False
+    # A tensor that repeats one number may be larger than the memory of the machine.
+    return tensor.untyped_storage().nbytes() >= tensor.numel() * tensor.element_size()
 
 
 def _refused_types(file: Path, error: pickle.UnpicklingError) -> list[str]:

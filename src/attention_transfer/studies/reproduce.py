@@ -11,6 +11,7 @@ from rich.console import Console
 from ..errors import RunError, plural
 from ..outputs import write_numbers
 from ..report.formats import model_name
+from ..run_lock import RunLock
 from ..trust import check_trusted
 from .carry_out import carry_out
 from .changed import Changes, changes_of_table
@@ -53,7 +54,16 @@ def reproduce(options: ReproduceOptions, changes: Mapping[str, Any], console: Co
 
 
 def carry_out_plan(plan: Plan, options: PlanOptions, console: Console) -> bool:
-    """Prints the plan and carries it out; False after a dry run."""
+    """Prints the plan and carries it out; False after a dry run.
+
+    Raises:
+        UserError: if another process carries out a plan in the same folder.
+    """
+    with RunLock(plan.root):
+        return _carry_out_locked(plan, options, console)
+
+
+def _carry_out_locked(plan: Plan, options: PlanOptions, console: Console) -> bool:
     recipes = {str(path): task.recipe for path, task in plan.tasks.items()}
     measured: dict[Path, tuple[float, Speed]] = {}
     if plan.unfinished:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..errors import UserError
 from ..run_folder import RunFolder, replacing
 from ..stats import Spread
 
@@ -75,6 +76,9 @@ def summarize(folder: RunFolder) -> Line | None:
     if summary is None:
         return None
     config, environment = folder.config(), folder.environment()
+    missing = [key for key in ("final", "seed", "seconds") if key not in summary]
+    if missing:
+        raise UserError(f"{folder.summary_file} is damaged: it lacks {', '.join(missing)}")
     final = summary["final"]
     line: Line = {
         "seed": summary["seed"],
