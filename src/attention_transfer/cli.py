@@ -11,7 +11,15 @@ from typing import NoReturn
 
 from . import __version__
 from .commands import COMMANDS
-from .errors import RankError, RunError, UserError, first_line, is_out_of_memory, nearest
+from .errors import (
+    RankError,
+    RunError,
+    UserError,
+    describe_unknown,
+    first_line,
+    is_out_of_memory,
+    nearest,
+)
 from .examples import EXAMPLES
 from .flags import Parser, add_options
 from .train.signals import interrupt, signal_handlers
@@ -64,16 +72,14 @@ def main(args: list[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except Exception as error:
-        if os.environ.get("ATTENTION_TRANSFER_TRACEBACK"):
-            raise
+        unknown = describe_unknown(error)
         if isinstance(error, OSError) and error.errno in PATH_ERRORS and error.filename:
             _leave(f"{os.fsdecode(error.filename)}: {error.strerror}", 2)
         if is_out_of_memory(error):
             _leave(
                 f"out of memory ({first_line(error)}): choose smaller batches or images", 1, True
             )
-        message = f"{type(error).__name__}: {first_line(error)}"
-        _leave(f"{message} (ATTENTION_TRANSFER_TRACEBACK=1 shows where)", 1, on_every_rank=True)
+        _leave(unknown, 1, on_every_rank=True)
 
 
 def _leave(message: str, status: int, on_every_rank: bool = False) -> NoReturn:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import reprlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -93,6 +94,16 @@ def first_line(error: BaseException) -> str:
     if not lines:
         return type(error).__name__
     return lines[0]
+
+
+def describe_unknown(error: Exception) -> str:
+    """One line on an error that is not ours. ATTENTION_TRANSFER_TRACEBACK=1 raises it instead."""
+    if os.environ.get("ATTENTION_TRANSFER_TRACEBACK"):
+        raise error
+    return (
+        f"{type(error).__name__}: {first_line(error)[:1000]} "
+        "(ATTENTION_TRANSFER_TRACEBACK=1 shows where)"
+    )
 
 
 def first_few(names: Sequence[str], count: int = 3) -> str:

@@ -20,7 +20,7 @@ from rich.console import Console
 from .config import Recipe
 from .console import make_console
 from .data.open import prepare_data
-from .errors import RunError, UserError, first_line
+from .errors import RunError, UserError, describe_unknown
 from .report import read_run, save_run_maps, write_report
 from .run_folder import RunFolder
 from .runtime.process import end_with_parent
@@ -222,16 +222,6 @@ def _work(task: Task, jobs: int, threads: int, parent: int, pipe: Connection) ->
         error = RunError(describe_unknown(raised))
     with suppress(BrokenPipeError):  # the parent may have ended
         pipe.send(error)
-
-
-def describe_unknown(error: Exception) -> str:
-    """One line on an error that is not ours. ATTENTION_TRANSFER_TRACEBACK=1 raises it instead."""
-    if os.environ.get("ATTENTION_TRANSFER_TRACEBACK"):
-        raise error
-    return (
-        f"{type(error).__name__}: {first_line(error)[:1000]} "
-        "(ATTENTION_TRANSFER_TRACEBACK=1 shows where)"
-    )
 
 
 class _LabelledStdout:

@@ -116,9 +116,7 @@ def _is_of_a_run(file: Path, out: Path | None) -> bool:
         run = RunFolder(folder)
         if not run.exists and not is_authors_run(folder) and not planned:
             continue
-        # All paths among the attributes, except the folder itself, are files of the run.
-        own = [path for path in vars(run).values() if isinstance(path, Path) and path != folder]
-        own += [folder / MODEL_FILE, folder / LOG_FILE]
+        own = [*run.files, folder / MODEL_FILE, folder / LOG_FILE]
         if file in own or folder / "logs" in file.parents:
             return True
     return False

@@ -172,6 +172,11 @@ class RunFolder:
         return self.config_file.is_file()
 
     @property
+    def files(self) -> list[Path]:
+        """The files that training writes: all paths among the attributes but the folder itself."""
+        return [p for p in vars(self).values() if isinstance(p, Path) and p != self.path]
+
+    @property
     def finished(self) -> bool:
         return self.summary_file.is_file()
 
@@ -321,12 +326,8 @@ def read_yaml_mapping(path: Path) -> dict[str, Any]:
 def is_run_config(file: Path) -> bool:
     """Whether a recipe file is the config.yaml that a run wrote."""
     run = RunFolder(file.resolve().parent)
-    others = (
-        *(run.environment_file, run.summary_file, run.metrics_file, run.student_file),
-        *(run.checkpoint_file, run.previous_checkpoint_file),
-    )
-    # All of them, so that a run cannot pass for a recipe after somebody removed a file.
-    return file.resolve() == run.config_file and any(other.is_file() for other in others)
+    # Any other file of a run, so that a run cannot pass for a recipe after somebody removed one.
+    return file.resolve() == run.config_file and sum(own.is_file() for own in run.files) > 1
 
 
 def find_runs(paths: list[str | os.PathLike[str]]) -> list[RunFolder]:

@@ -141,8 +141,10 @@ def maps(arguments: dict[str, Any]) -> None:
 
     check_figure_file(options.out)
     kind = options.out.suffix.lower().removeprefix(".")
-    images, folder = Path(options.images), options.images.partition(":")[2]
-    inputs = image_files(images) if images.exists() else [Path(folder)] if folder else []
+    images, spec_path = Path(options.images), options.images.partition(":")[2]
+    inputs = [Path(spec_path)] if spec_path else []
+    if images.exists():
+        inputs = image_files(images)
     check_output("--out", options.out, kind, options.force, inputs)
     pictures, columns, notes = map_columns(
         list(options.networks),

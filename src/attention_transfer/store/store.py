@@ -378,11 +378,11 @@ def _check_new(folder: Path) -> None:
     """Raises `UserError` for a folder with other content."""
     if folder.is_file():
         raise UserError(f"{folder} is a file: a store is a folder, choose another place")
-    if folder.is_dir() and not all(_is_of_a_store(path) for path in folder.iterdir()):
+    if folder.is_dir() and not all(_may_be_of_a_store(path) for path in folder.iterdir()):
         raise UserError(f"{folder} exists and holds no store: choose another place (--store)")
 
 
-def _is_of_a_store(path: Path) -> bool:
+def _may_be_of_a_store(path: Path) -> bool:
     """Whether a file may be of a store without its header, which is written last."""
     # Hidden files do not count: a killed process leaves partial ones.
     if path.name[0] == "." or path.name.endswith(".filled.npy"):

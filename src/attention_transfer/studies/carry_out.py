@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from ..console import make_console
-from ..errors import RunError, UserError
-from ..launch import Task, describe_unknown, run_and_report, run_tasks
+from ..errors import RunError, UserError, describe_unknown
+from ..launch import Task, run_and_report, run_tasks
 from ..train.finish import describe_summary
 
 

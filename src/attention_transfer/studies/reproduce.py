@@ -60,26 +60,22 @@ def carry_out_plan(plan: Plan, options: PlanOptions, console: Console) -> bool:
         UserError: if another process carries out a plan in the same folder.
     """
     with RunLock(plan.root):
-        return _carry_out_locked(plan, options, console)
-
-
-def _carry_out_locked(plan: Plan, options: PlanOptions, console: Console) -> bool:
-    recipes = {str(path): task.recipe for path, task in plan.tasks.items()}
-    measured: dict[Path, tuple[float, Speed]] = {}
-    if plan.unfinished:
-        with console.status("measuring a few steps of each kind of run"):
-            measured = run_seconds(
-                plan.unfinished, recipes, options.jobs, plan.root / "measured.json"
-            )
-    numbers = plan_numbers(plan, measured, options.jobs)
-    for line in describe_plan(numbers):
-        console.out(line)
-    if options.dry_run:
-        write_numbers(options.json, numbers)
-        return False
-    seconds = {path: estimate for path, (estimate, _) in measured.items()}
-    plan.errors = carry_out(plan.unfinished, seconds, options.jobs, console)
-    return True
+        recipes = {str(path): task.recipe for path, task in plan.tasks.items()}
+        measured: dict[Path, tuple[float, Speed]] = {}
+        if plan.unfinished:
+            with console.status("measuring a few steps of each kind of run"):
+                measured = run_seconds(
+                    plan.unfinished, recipes, options.jobs, plan.root / "measured.json"
+                )
+        numbers = plan_numbers(plan, measured, options.jobs)
+        for line in describe_plan(numbers):
+            console.out(line)
+        if options.dry_run:
+            write_numbers(options.json, numbers)
+            return False
+        seconds = {path: estimate for path, (estimate, _) in measured.items()}
+        plan.errors = carry_out(plan.unfinished, seconds, options.jobs, console)
+        return True
 
 
 def plan_numbers(
