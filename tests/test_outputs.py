@@ -10,12 +10,15 @@ import sys
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from small_runs import contents
 
 from attention_transfer.errors import UserError
 from attention_transfer.outputs import check_output
-from attention_transfer.run_folder import write_json
+from attention_transfer.report import check_report
+from attention_transfer.run_folder import remove_partial_files, replacing, write_json
 
 PNG = b"\x89PNG\r\n\x1a\n"
 JPEG = b"\xff\xd8\xff\xe0"
@@ -104,7 +107,6 @@ def test_a_file_of_another_kind_is_kept(tmp_path):
         ("svg", b"<?xml version"),
         ("pdf", b"%PDF-1.4"),
         ("safetensors", b"\x10\0\0\0\0\0\0\0{"),
-        ("pt2", b"PK\x03\x04"),
         ("onnx", b"\x08\x0a"),
         ("onnx", b""),
     ],
@@ -127,6 +129,49 @@ def test_a_folder_is_no_output(tmp_path, monkeypatch, name):
     for force in (False, True):
         with pytest.raises(UserError, match="is a folder: name the file to write"):
             check_output("--json", Path(name), "json", force)
+
+
+def test_only_an_exported_program_is_replaced_by_one(tmp_path):
+    """A NumPy archive and a document are ZIP archives, too."""
+    file = tmp_path / "mine.pt2"
+    np.savez(tmp_path / "mine.npz", x=np.ones(3))
+    (tmp_path / "mine.npz").rename(file)
+    with pytest.raises(UserError, match="exists and is no pt2 file"):
+        check_output("--out", file, "pt2", force=False)
+    program = torch.export.export(torch.nn.Linear(2, 2), (torch.ones(1, 2),))
+    torch.export.save(program, file)
+    check_output("--out", file, "pt2", force=False)
+
+
+def test_two_processes_do_not_share_a_partial_file(tmp_path, monkeypatch):
+    with replacing(tmp_path / "a.json") as first:
+        monkeypatch.setattr(os, "getpid", lambda: 1)
+        with replacing(tmp_path / "a.json") as second:
+            first.write_text("first")
+            second.write_text("second")
+        assert (tmp_path / "a.json").read_text() == "second"
+    assert (tmp_path / "a.json").read_text() == "first"
+    assert [file.name for file in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path):
+    (tmp_path / ".a.json.17.partial").write_text("half")
+    (tmp_path / "mine.partial").write_text("mine")
+    remove_partial_files(tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == ["mine.partial"]
+
+
+@pytest.mark.parametrize("line", ["train --model wrn-10-1 --seeds 2 --out out", "demo --out out"])
+def test_somebodys_page_is_no_report(command, tmp_path, line):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "report.html").write_text("<!doctype html><title>Mine</title>")
+    said = command(line)
+    assert said.status == 2 and "report.html exists, and is no report of this tool" in said.err
+    assert contents(tmp_path / "out").keys() == {"report.html"}
+
+
+def test_a_report_is_replaced(student_run):
+    check_report(student_run / "report.html", force=False)
 
 
 def test_text_that_only_begins_like_json(tmp_path):

@@ -6,8 +6,9 @@ The check comes before the work. `run_folder.replacing` then writes the file ato
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Iterable
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Annotated, Any
 
 from .authors_log import LOG_FILE, MODEL_FILE, is_authors_run
@@ -29,7 +30,6 @@ BEGINNINGS: dict[str, tuple[bytes, ...]] = {
     "svg": (b"<?xml", b"<svg"),
     "pdf": (b"%PDF",),
     "onnx": (b"\x08",),
-    "pt2": (b"PK",),
 }
 LONGEST_BEGINNING = 64
 
@@ -66,7 +66,7 @@ def check_output(
 
     Args:
         flag: the user's name for the output, such as --json.
-        kind: a key of `BEGINNINGS`, json or safetensors.
+        kind: a key of `BEGINNINGS`, json, pt2 or safetensors.
         inputs: files, and folders with all that is in them.
         out: a folder of runs, or a store, that the command will write.
     """
@@ -137,7 +137,19 @@ def _begins_as(file: Path, kind: str) -> bool:
         return _is_json(file)
     if kind == "safetensors":
         return begins[8:9] == b"{"  # after the length of its header
+    if kind == "pt2":
+        return _is_exported(file)
     return begins.lstrip().lower().startswith(tuple(b.lower() for b in BEGINNINGS[kind]))
+
+
+def _is_exported(file: Path) -> bool:
+    """Whether a file is an exported program: a ZIP archive with an entry that says so."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            names = archive.namelist()
+    except (zipfile.BadZipFile, ValueError):
+        return False
+    return any(PurePath(name).name == "archive_format" for name in names)
 
 
 def _is_json(file: Path) -> bool:

@@ -56,8 +56,9 @@ def replacing(path: Path) -> Iterator[Path]:
     target = path.resolve()
     target.parent.mkdir(parents=True, exist_ok=True)
     # In the same folder, because a rename cannot cross file systems. Hidden, because a killed
-    # process leaves it, and the checks for an empty folder skip hidden files.
-    partial = target.with_name(f".{target.name}.partial")
+    # process leaves it, and the checks for an empty folder skip hidden files. With the process's
+    # number, so that two processes that write the same file do not mix their contents.
+    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
         yield partial
         os.replace(partial, target)
@@ -72,6 +73,12 @@ def replacing(path: Path) -> Iterator[Path]:
         ) from error
     finally:
         partial.unlink(missing_ok=True)
+
+
+def remove_partial_files(folder: Path) -> None:
+    """Removes what killed processes left of `replacing`. Call it while no other process writes."""
+    for partial in folder.glob(".*.partial"):
+        partial.unlink()
 
 
 def is_special(path: Path) -> bool:

@@ -64,7 +64,7 @@ class Auto(Record):
     device: str | None = None
     precision: Literal["fp32", "bf16"] | None = None
     compile: bool = False
-    threads: Annotated[int, Field(ge=1, le=1 << 16)] | None = None
+    threads: Annotated[int, Field(ge=1, le=1 << 10)] | None = None
     graphs: bool = False
 
 

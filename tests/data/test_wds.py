@@ -155,6 +155,17 @@ def test_a_damaged_shard_is_named_or_read_as_far_as_it_goes(shard, keep):
     )
 
 
+def test_a_member_with_an_impossible_size(shard):
+    file = shard("train-0.tar") / "train-0.tar"
+    content = bytearray(file.read_bytes())
+    member = tarfile.TarInfo("huge.jpg")
+    member.size = 1 << 62
+    content[:512] = member.tobuf(tarfile.GNU_FORMAT)
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=r"train-0\.tar \(its member huge\.jpg is cut off\)"):
+        open_data(f"wds:{file.parent}")
+
+
 @pytest.mark.parametrize(
     ("place", "message"),
     [

@@ -236,6 +236,36 @@ def test_a_damaged_store(store):
         TeacherStore(folder)
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"views": {"views": 0}}, "views is 0"),
+        ({"views": {}}, "views is None"),
+        ({"images": {"count": 11}}, r"logits has the shape \(2, 10, 5\), expected \(2, 11, 5\)"),
+        ({"teacher": {"classes": ["a"]}}, r"logits has the shape .*, expected \(2, 10, 1\)"),
+        ({"top_k": 5}, "top_k is 5, expected less than its 5 classes"),
+        ({"top_k": 2}, "expected logits, logits.classes and maps"),
+        ({"arrays": []}, "its arrays are"),
+    ],
+)
+def test_a_header_that_contradicts_itself(store, change, words):
+    header = json.loads((store.folder / "store.json").read_text())
+    for key, value in change.items():
+        header[key] = header[key] | value if isinstance(value, dict) and value else value
+    (store.folder / "store.json").write_text(json.dumps(header))
+    with pytest.raises(UserError, match=rf"store\.json is damaged: .*{words}"):
+        TeacherStore(store.folder)
+
+
+def test_classes_that_the_teacher_does_not_have(tmp_path):
+    store = create(tmp_path / "store", top_k=2)
+    store.add(ROWS, 0, *say())
+    assert store.read(ROWS, 0).logits.shape == (4, CLASSES)
+    np.lib.format.open_memmap(tmp_path / "store" / "logits.classes.npy", "r+")[0, 1] = CLASSES
+    with pytest.raises(UserError, match=r"logits\.classes\.npy is damaged: it has classes beyond"):
+        store.read(ROWS, 0)
+
+
 @pytest.mark.parametrize("bytes_left", [0, 100])
 def test_a_full_disk(store, monkeypatch, bytes_left):
     """Nothing that is there is lost, nothing half-written counts, and training gets its values."""
@@ -336,7 +366,7 @@ def test_another_code_is_another_teacher(tmp_path):
     """The weights may be the same."""
     from attention_transfer.models.network import Network
     from attention_transfer.models.trained import Preprocess
-    from attention_transfer.store.create import teacher_record
+    from attention_transfer.store.fingerprint import teacher_record
 
     file, preprocess = tmp_path / "net.py", Preprocess((0.5,) * 3, (0.2,) * 3)
     network = Network(teacher(), f"{file}:make", ("a", "b"), preprocess)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import yaml
 from small_runs import Command, contents, stop_after, write_factory
 
+from attention_transfer import cli
 from attention_transfer.run_lock import RunLock
 
 TABLE = {
@@ -45,6 +47,70 @@ def table(tmp_path: Path) -> Path:
 
 def finished(folder: Path) -> set[Path]:
     return {file.parent for file in folder.rglob("summary.json")}
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory) -> Path:
+    """A folder with the table and its finished runs."""
+    folder = tmp_path_factory.mktemp("done")
+    (folder / "mine.yaml").write_text(yaml.safe_dump(TABLE, sort_keys=False))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        cli.main(f"{LINE} --seeds 2".split())
+    return folder
+
+
+@pytest.fixture
+def again(done: Path, tmp_path: Path) -> Path:
+    """A copy of the folder at another place."""
+    shutil.copytree(done, tmp_path, dirs_exist_ok=True)
+    return tmp_path
+
+
+def runs(folder: Path) -> list[Path]:
+    """The runs of the method kd, by seed."""
+    return sorted(folder.glob("out/runs/wrn-10-1/kd-*/seed-*"))
+
+
+def test_a_moved_folder_goes_on(command: Command, again: Path):
+    unfinished = runs(again)[1]
+    for name in ("summary.json", "report.html"):
+        (unfinished / name).unlink()
+    said = command(f"{LINE} --seeds 2")
+    assert said.status == 0, said.err
+    assert "4 finished, 1 to continue, 0 to do" in said.out
+
+
+def test_a_run_that_was_copied_from_another_is_refused(command: Command, again: Path):
+    first, second = runs(again)
+    shutil.copy(first / "summary.json", second)
+    said = command(f"{LINE} --seeds 2")
+    assert said.status == 2 and f"{second}/student.safetensors was damaged" in said.err
+    shutil.rmtree(second)
+    shutil.copytree(first, second)
+    said = command(f"{LINE} --seeds 2")
+    assert said.status == 2 and "seed is 0 in that run, 1 in this command" in said.err
+
+
+def test_images_that_changed_between_runs_are_noted(command: Command, again: Path):
+    file = runs(again)[0] / "environment.json"
+    environment = json.loads(file.read_text())
+    environment["data"]["fingerprint"] = "other"
+    file.write_text(json.dumps(environment))
+    assert "The images changed between runs" in command(f"{LINE} --seeds 2").out
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".md", ".txt"])
+def test_somebodys_file_is_no_table(command: Command, again: Path, suffix):
+    for file in again.glob("out/mine-*"):
+        file.unlink()
+    mine = again / "out" / f"mine-seeds=2-epochs=1-limit_train=64{suffix}"
+    mine.write_text("mine")
+    said = command(f"{LINE} --seeds 2")
+    assert said.status == 2 and f"{mine.name} exists, and no table of this tool" in said.err
+    assert mine.read_text() == "mine"
+    assert command(f"{LINE} --seeds 2 --force").status == 0
+    assert mine.read_text() != "mine"
 
 
 @pytest.mark.usefixtures("table")

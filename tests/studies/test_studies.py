@@ -16,7 +16,8 @@ from attention_transfer.studies.cost import split_pair
 from attention_transfer.studies.options import StudyOptions
 from attention_transfer.studies.plan import make_plan
 from attention_transfer.studies.run_studies import TABLES
-from attention_transfer.studies.study import beta_curves, localisation_notes, runs_by_method
+from attention_transfer.studies.study import beta_curves
+from attention_transfer.studies.study_notes import localisation_notes, runs_by_method
 from attention_transfer.studies.summaries import Cell, TableData
 
 SMALL = "--limit-train 64 --limit-val 60 --batch-size 32 --device cpu --compile off --epochs 1"

@@ -336,7 +336,7 @@ def test_a_folder_with_other_things_is_refused(tmp_path, name):
     assert contents(tmp_path / "run") == {name: b"mine"}
 
 
-@pytest.mark.parametrize("inside", [[], [".checkpoint.pt.partial"]])
+@pytest.mark.parametrize("inside", [[], [".checkpoint.pt.7.partial"]])
 def test_an_empty_folder_is_taken(tmp_path, inside):
     (tmp_path / "run").mkdir()
     for name in inside:

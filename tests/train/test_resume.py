@@ -9,7 +9,7 @@ from small_runs import distilled, small
 
 from attention_transfer.errors import UserError
 from attention_transfer.run_folder import RunFolder, write_json
-from attention_transfer.train.resume import check_folder
+from attention_transfer.train.resume import check_folder, teacher_fingerprint
 from attention_transfer.train.run import run
 
 
@@ -51,6 +51,23 @@ def test_another_value_is_another_run(folder, other):
     recipe = distilled("t", **{"model": "net.py:make", "data": "folder:cats"} | other)
     with pytest.raises(UserError, match="holds a different run"):
         check_folder(run_folder, recipe)
+
+
+def test_a_teacher_that_was_moved_is_the_same(folder, teacher_run, tmp_path):
+    run_folder = folder(distilled("gone"))
+    write_json(run_folder.environment_file, {"teacher": teacher_fingerprint(str(teacher_run))})
+    check_folder(run_folder, distilled(str(teacher_run)))
+    write_json(run_folder.environment_file, {"teacher": "other weights"})
+    with pytest.raises(UserError, match="teacher is 'gone' in that run"):
+        check_folder(run_folder, distilled(str(teacher_run)))
+
+
+def test_a_config_that_a_person_wrote_is_kept(folder):
+    run_folder = folder(small())
+    check_folder(run_folder, small())  # as after a kill before the second file was written
+    run_folder.write_config({"command": "train", "model": "wrn-10-1"})
+    with pytest.raises(UserError, match="run has a config.yaml, but no run wrote it"):
+        check_folder(run_folder, small())
 
 
 def test_the_terms_keep_the_order_of_the_run(folder):

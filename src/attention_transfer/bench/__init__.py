@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError, check_choice
 from ..options import from_mapping
-from .options import DEFAULTS, NAMES, BenchCommandOptions, BenchOptions
+from .options import DEFAULTS, NAMES, UNREAD, BenchCommandOptions, BenchOptions
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -38,8 +38,14 @@ def bench_options(name: str, given: Mapping[str, Any]) -> BenchOptions:
     """The checked options of a bench: what the user gave over the defaults of this bench."""
     check_choice("bench", name, NAMES)
     given = {key: value for key, value in given.items() if value is not None}
-    if "data" in given and name != "data":
-        raise UserError(f"--data is an option of bench data: bench {name} has none, leave it out")
+    for key in given:
+        if name in UNREAD.get(key, ()):
+            flag = key.replace("_", "-")
+            readers = ", ".join(bench for bench in NAMES if bench not in UNREAD[key])
+            raise UserError(
+                f"--{flag} is given, but bench {name} does not read it: leave it out "
+                f"(benches that read it: {readers})"
+            )
     options = from_mapping(BenchOptions, DEFAULTS.get(name, {}) | given)
     if name in ("epoch", "data", "compile") and options.images < options.batch_size:
         raise UserError(

@@ -60,6 +60,16 @@ class BenchOptions:
     ] = None
 
 
+# The benches that do not read an option.
+UNREAD: dict[str, tuple[str, ...]] = {
+    "student": ("loss", "data"),
+    "teacher": ("loss", "data"),
+    "steps": ("epoch",),
+    "images": ("step", "loss", "teacher", "gradient"),
+    "precision": ("loss", "data"),
+    "compile": ("data", "compile"),
+    "data": tuple(name for name in NAMES if name != "data"),
+}
 # Where the defaults of a bench differ from those of `step`.
 DEFAULTS: dict[str, dict[str, Any]] = {
     "gradient": {"student": "nin-thin-no-bn", "teacher": "nin-wide-no-bn"},

@@ -33,8 +33,11 @@ def _launch(command: str, arguments: dict[str, Any]) -> None:
     check_json(launch.json, launch.force, inputs, launch.out)
     from ..launch import run_seeds
     from ..next_steps import next_steps
+    from ..report import check_report
     from ..runtime.ranks import global_rank
 
+    if launch.seeds > 1:
+        check_report(launch.out / "report.html", launch.force)
     folders = run_seeds(recipe, launch.out, launch.seeds, make_console(), launch.jobs)
     if global_rank() == 0 and all(folder.finished for folder in folders):
         for line in next_steps(launch.out, folders):
@@ -74,8 +77,9 @@ def demo(arguments: dict[str, Any]) -> None:
     options = from_mapping(DemoOptions, arguments)
     check_json(options.json, options.force, out=options.out)
     from ..demo import run_demo
-    from ..report import comparison_numbers
+    from ..report import check_report, comparison_numbers
 
+    check_report(options.out / "report.html", options.force)
     rows = run_demo(options.out, options.seeds, make_console())
     if options.json is not None:
         write_numbers(options.json, comparison_numbers(rows))

@@ -137,6 +137,7 @@ def _read_shard(number: int, shard: Path) -> Iterator[Sample | str]:
 def _grouped_members(shard: Path) -> Iterator[tuple[str, list[tuple[int, int]], dict[str, bytes]]]:
     """Name, images as (offset, length) in bytes, and label files by extension of each sample."""
     # "r:" refuses compressed files, in which offsets are useless.
+    shard_bytes = shard.stat().st_size
     with tarfile.open(shard, "r:") as tar:
         name: str | None = None
         images: list[tuple[int, int]] = []
@@ -156,6 +157,9 @@ def _grouped_members(shard: Path) -> Iterator[tuple[str, list[tuple[int, int]], 
                 if name is not None:
                     yield name, images, labels
                 name, images, labels = folder + slash + stem, [], {}
+            # A damaged size could be far more than fits into memory.
+            if member.offset_data + member.size > shard_bytes:
+                raise tarfile.ReadError(f"its member {member.name} is cut off")
             if f".{extension.rpartition('.')[2]}" in EXTENSIONS:
                 images.append((member.offset_data, member.size))
             elif extension in ("cls", "json"):

@@ -219,7 +219,7 @@ def load_run_network(folder: str | Path, trust_code: bool = False) -> Network:
     architecture = name.removesuffix(":pretrained")
     check_trusted(run.student_file, architecture, trust_code)
     fingerprint = file_fingerprint(run.student_file)
-    _check_weights(run, fingerprint)
+    check_weights(run, fingerprint)
     try:
         module = create_model(architecture, len(classes))
     except UserError as error:
@@ -229,7 +229,7 @@ def load_run_network(folder: str | Path, trust_code: bool = False) -> Network:
     return Network(module.eval(), name, classes, preprocess, fingerprint, str(folder))
 
 
-def _check_weights(run: RunFolder, fingerprint: str) -> None:
+def check_weights(run: RunFolder, fingerprint: str | None) -> None:
     """Raises `UserError` if summary.json, where it has a hash, has that of other weights."""
     recorded = (run.summary() or {}).get("sha256")
     if recorded not in (None, fingerprint):

@@ -4,7 +4,7 @@
 # imports this package long before it writes its report.
 from .charts import convergence_figure
 from .grouping import group_runs
-from .html import check_page_file, write_report
+from .html import check_page_file, check_report, write_report
 from .json_numbers import comparison_numbers
 from .load_run import LoadedRun
 from .map_figure import MapColumn, check_figure_file, maps_figure, save_maps_figure

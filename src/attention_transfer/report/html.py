@@ -28,6 +28,9 @@ from .table import columns
 from .teachers import with_teachers
 
 FOLDER = Path(__file__).parent
+# The template ends the title with this, by which `check_report` knows a report.
+SIGNATURE = "· attention transfer</title>"
+SIGNATURE_WITHIN = 1 << 16  # bytes
 
 
 def write_report(runs: list[LoadedRun], out: Path, title: str | None = None) -> None:
@@ -51,6 +54,22 @@ def check_page_file(out: Path) -> None:
         raise UserError(f"--out {out} is a folder: name the HTML file to write")
     if Path(out).suffix.lower() not in (".html", ".htm") and not is_special(Path(out)):
         raise UserError(f"--out {out}: expected an HTML page, a file ending in .html")
+
+
+def check_report(file: Path, force: bool) -> None:
+    """Raises `UserError` if `file`, whose name the user did not choose, is no report of this tool.
+
+    With `force` any file may be replaced.
+    """
+    if force or not file.is_file():
+        return
+    with open(file, "rb") as stream:
+        beginning = stream.read(SIGNATURE_WITHIN)
+    if SIGNATURE.encode() not in beginning:
+        raise UserError(
+            f"{file} exists, and is no report of this tool: choose another --out, or add --force "
+            "to replace it"
+        )
 
 
 def _render(rows: list[SettingRow], title: str | None) -> str:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -17,10 +16,18 @@ from ..maps import make_options
 from ..numerics import check_logits
 from ..taps import evaluating, tap, try_stages
 from ..teacher import Transform, split_transform
-from ..trust import executed_file
-from .fingerprint import network_fingerprint, with_code
-from .header import ArrayEntry, Header, ImagesRecord, StageRecord, TeacherRecord, Views
-from .store import CLASSES, LOGITS, TeacherStore, normalized_map
+from .fingerprint import network_fingerprint
+from .header import (
+    CLASSES,
+    LOGITS,
+    ArrayEntry,
+    Header,
+    ImagesRecord,
+    StageRecord,
+    TeacherRecord,
+    Views,
+)
+from .store import TeacherStore, normalized_map
 
 Dtype = Literal["float16", "float32"]
 
@@ -161,19 +168,3 @@ def _map_entries(
         shape = (*rows, *normalized_map(feature, options).shape[1:])
         entries.append(ArrayEntry(options.map_name(layer), shape, dtype, layer, options))
     return entries
-
-
-def teacher_record(network: Any, precision: str | None = None) -> TeacherRecord:
-    """The record of a `models.network.Network`."""
-    fingerprint = network_fingerprint(network.module, network.preprocess)
-    if (code := executed_file(network.name)) is not None:
-        fingerprint = with_code(fingerprint, code)
-    return TeacherRecord(
-        network.name,
-        fingerprint,
-        network.classes,
-        network.has_class_names,
-        str(Path(network.folder).resolve()) if network.folder else None,
-        network.fingerprint,
-        precision,
-    )

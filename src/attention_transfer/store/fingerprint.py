@@ -1,12 +1,33 @@
-"""The fingerprint of a network: its weights and its preprocessing."""
+"""What identifies the teacher of a store: its weights and its preprocessing."""
 
 from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
+
+from ..run_folder import run_path
+from ..trust import executed_file
+from .header import TeacherRecord
+
+
+def teacher_record(network: Any, precision: str | None = None) -> TeacherRecord:
+    """The record of a `models.network.Network`."""
+    fingerprint = network_fingerprint(network.module, network.preprocess)
+    if (code := executed_file(network.name)) is not None:
+        fingerprint = with_code(fingerprint, code)
+    return TeacherRecord(
+        network.name,
+        fingerprint,
+        network.classes,
+        network.has_class_names,
+        str(run_path(network.folder).resolve()) if network.folder else None,
+        network.fingerprint,
+        precision,
+    )
 
 
 def network_fingerprint(network: nn.Module, preprocess: object = None) -> str:

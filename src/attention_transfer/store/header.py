@@ -9,13 +9,13 @@ import math
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import quote
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from ..cache import cache_folder
-from ..errors import UserError
+from ..errors import UserError, shown
 from ..map_options import MapOptions
 from ..options import option_specs
 from ..run_folder import write_json
@@ -23,8 +23,10 @@ from .options import StoreOptions
 
 FILE = "store.json"
 VERSION = 1
+LOGITS, CLASSES = "logits", "logits.classes"  # the second only with `top_k`
 ITEM_BYTES = {"float16": 2, "float32": 4, "int32": 4}
 Views = dict[str, Any]
+Size = Annotated[int, Field(ge=1, lt=1 << 48)]
 
 
 @dataclass(frozen=True)
@@ -52,8 +54,8 @@ class ImagesRecord:
 
     spec: str
     fingerprint: str
-    count: int
-    size: tuple[int, int] | None = None
+    count: Size
+    size: tuple[Size, Size] | None = None
 
 
 VIEW_KEYS = ("views", "augment", "flip", "crop_padding", "crop_scale", "crop_ratio")
@@ -64,7 +66,7 @@ class ArrayEntry:
     """An array (V, N, ...): a row for each image of each view."""
 
     name: str
-    shape: tuple[int, ...]
+    shape: tuple[Size, ...]
     dtype: Literal["float16", "float32", "int32"]
     layer: str | None = None  # of a map
     options: MapOptions | None = None  # of a map
@@ -93,7 +95,7 @@ class StageRecord:
     """A stage of the teacher, with the fields of `taps.Stage`."""
 
     name: str
-    shape: tuple[int, ...]
+    shape: tuple[Size, ...]
     stride: float
     depth: int
 
@@ -106,7 +108,7 @@ class Header:
     images: ImagesRecord
     views: Views  # the number of views, and the augmentation options
     dtype: Literal["float16", "float32"]
-    top_k: int | None
+    top_k: Size | None
     stages: tuple[StageRecord, ...]
     arrays: tuple[ArrayEntry, ...]
     version: int = VERSION
@@ -190,11 +192,41 @@ def read_header(folder: Path) -> Header:
     try:
         content = json.loads(file.read_bytes())
         version = content["version"]
-        if version == VERSION:
-            return _adapter().validate_python(content)
-    except (ValueError, KeyError, TypeError, ValidationError):
+        header = _adapter().validate_python(content) if version == VERSION else None
+    except (ValueError, KeyError, TypeError, RecursionError, ValidationError):
         raise UserError(f"{file} is damaged: remove the store and fill it again") from None
-    raise UserError(f"{file} has version {version}: this version of the package reads {VERSION}")
+    if header is None:
+        raise UserError(
+            f"{file} has version {shown(version)}: this version of the package reads {VERSION}"
+        )
+    problem = _inconsistency(header)
+    if problem is not None:
+        raise UserError(f"{file} is damaged: {problem}; remove the store and fill it again")
+    return header
+
+
+def _inconsistency(header: Header) -> str | None:
+    """What contradicts itself in a header, such as arrays for another number of images."""
+    views, count = header.views.get("views"), header.images.count
+    if not isinstance(views, int) or views < 1:
+        return f"views is {shown(views)}, expected a whole number ≥ 1"
+    classes = len(header.teacher.classes)
+    logits = {LOGITS: (classes,)}
+    if header.top_k is not None:
+        logits = {LOGITS: (header.top_k + 1,), CLASSES: (header.top_k,)}
+        if header.top_k >= classes:
+            return f"top_k is {header.top_k}, expected less than its {classes} classes"
+    names = [entry.name for entry in header.arrays]
+    if len(set(names)) < len(names) or not logits.keys() <= set(names):
+        return f"its arrays are {', '.join(names)}, expected {', '.join(logits)} and maps"
+    for entry in header.arrays:
+        expected = (views, count, *logits.get(entry.name, entry.shape[2:]))
+        if entry.shape != expected or len(expected) < 3:
+            return f"{entry.name} has the shape {entry.shape}, expected {expected}"
+        is_map = entry.layer is not None and entry.options is not None
+        if is_map == (entry.name in logits) or (entry.dtype == "int32") != (entry.name == CLASSES):
+            return f"{entry.name} is neither a map nor of the logits"
+    return None
 
 
 def write_header(folder: Path, header: Header) -> None:
@@ -205,6 +237,23 @@ def write_header(folder: Path, header: Header) -> None:
 def is_store(path: str | Path | None) -> bool:
     """Whether `path` is the folder of a store."""
     return path is not None and (Path(path) / FILE).is_file()
+
+
+def check_new(folder: Path) -> None:
+    """Raises `UserError` for a folder with other content than a store's."""
+    if folder.is_file():
+        raise UserError(f"{folder} is a file: a store is a folder, choose another place")
+    if folder.is_dir() and not all(_may_be_of_a_store(path) for path in folder.iterdir()):
+        raise UserError(f"{folder} exists and holds no store: choose another place (--store)")
+
+
+def _may_be_of_a_store(path: Path) -> bool:
+    """Whether a file may be of a store without its header, which is written last."""
+    # Hidden files do not count: a killed process leaves partial ones.
+    if path.name[0] == "." or path.name.endswith(".filled.npy"):
+        return True
+    # An array is written after its marks; an array without marks is somebody's own.
+    return path.suffix == ".npy" and path.with_suffix(".filled.npy").exists()
 
 
 def view_options(options: Any) -> Views:

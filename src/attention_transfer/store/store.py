@@ -19,13 +19,12 @@ from ..errors import RunError, UserError
 from ..map_options import MapOptions
 from ..maps import as_grid, attention_map
 from ..numerics import at_least_float32, check_logits
+from ..run_folder import remove_partial_files
 from ..taps import Stage
 from ..teacher import TeacherOutput
 from . import top_k
 from .arrays import Rows, StoredArray, Values, locked
-from .header import Header, is_store, read_header, write_header
-
-LOGITS, CLASSES = "logits", "logits.classes"
+from .header import CLASSES, LOGITS, Header, check_new, is_store, read_header, write_header
 
 
 class TeacherStore:
@@ -67,10 +66,11 @@ class TeacherStore:
             if present.with_arrays(header.arrays) == present:
                 return cls(path)  # a complete store may be read-only
         else:
-            _check_new(path)
+            check_new(path)
         try:
             path.mkdir(parents=True, exist_ok=True)
             with locked(path):
+                remove_partial_files(path)
                 # Another process may have created it in the meantime.
                 present = replace(header, arrays=())
                 if is_store(path):
@@ -303,6 +303,11 @@ class TeacherStore:
             start, ends[dtype] = ends[dtype], ends[dtype] + math.prod(shape)
             part = flat[dtype][start : ends[dtype]].reshape(shape)
             array.take(view, index, part)
+            if array.entry.name == CLASSES and not _in_range(part, self.classes):
+                raise UserError(
+                    f"{self.folder / array.entry.file} is damaged: it has classes beyond the "
+                    f"{self.classes} of the teacher; remove the store and fill it again"
+                )
             parts.append(part)
         return parts, flat
 
@@ -365,6 +370,10 @@ def normalized_map(features: Tensor, options: MapOptions) -> Tensor:
     return values
 
 
+def _in_range(classes: Values, count: int) -> bool:
+    return bool(classes.min() >= 0 and classes.max() < count)
+
+
 def _to_device(values: NDArray[Any], device: torch.device | str) -> Tensor:
     """The values as a tensor on `device`: float32 or int64."""
     tensor = torch.from_numpy(values)
@@ -372,23 +381,6 @@ def _to_device(values: NDArray[Any], device: torch.device | str) -> Tensor:
         tensor = tensor.pin_memory()
     tensor = tensor.to(device, non_blocking=True)
     return tensor.float() if tensor.is_floating_point() else tensor.long()
-
-
-def _check_new(folder: Path) -> None:
-    """Raises `UserError` for a folder with other content."""
-    if folder.is_file():
-        raise UserError(f"{folder} is a file: a store is a folder, choose another place")
-    if folder.is_dir() and not all(_may_be_of_a_store(path) for path in folder.iterdir()):
-        raise UserError(f"{folder} exists and holds no store: choose another place (--store)")
-
-
-def _may_be_of_a_store(path: Path) -> bool:
-    """Whether a file may be of a store without its header, which is written last."""
-    # Hidden files do not count: a killed process leaves partial ones.
-    if path.name[0] == "." or path.name.endswith(".filled.npy"):
-        return True
-    # An array is written after its marks; an array without marks is somebody's own.
-    return path.suffix == ".npy" and path.with_suffix(".filled.npy").exists()
 
 
 def _reopen(folder: Path, names: list[str]) -> TeacherStore:

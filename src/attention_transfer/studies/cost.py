@@ -27,6 +27,7 @@ from ..train.options import TrainingOptions
 from .compute import saved_mib
 from .options import StudyOptions
 from .plots import save_cost_figure
+from .publish import check_table_files, table_files
 from .render import TextTable
 
 PAIRS = (
@@ -52,6 +53,8 @@ def run_cost(options: StudyOptions, changes: Mapping[str, Any], console: Console
     runtime = resolve_runtime(from_mapping(RuntimeOptions, device))
     size = {"batch_size": changes.get("batch_size", BATCH)}
     batch = from_mapping(TrainingOptions, size).batch_size
+    stem = options.out / "study-cost"
+    check_table_files(stem, options.force)
     lines: list[Line] = []
     notes: list[str] = []
     pairs = list(options.pairs or PAIRS)
@@ -65,7 +68,6 @@ def run_cost(options: StudyOptions, changes: Mapping[str, Any], console: Console
     if options.dry_run:
         write_numbers(options.json, {"pairs": pairs, "rounds": ROUNDS})
         return
-    stem = options.out / "study-cost"
     machine = environment(runtime)
     title = f"Costs, batches of {batch}, on {machine_name(machine)}"
     tables = [cost_table(lines), ratio_table(lines)]
@@ -74,16 +76,16 @@ def run_cost(options: StudyOptions, changes: Mapping[str, Any], console: Console
     for note in notes:
         console.out(note)
     head = {"title": title, "environment": machine, "notes": notes}
-    with replacing(stem.with_suffix(".jsonl")) as partial:
+    lines_file, _, page_file, picture = table_files(stem)
+    with replacing(lines_file) as partial:
         partial.write_text("".join(json.dumps(line) + "\n" for line in [head, *lines]))
-    with replacing(stem.with_suffix(".md")) as partial:
+    with replacing(page_file) as partial:
         remarks = "".join(f"- {note}\n" for note in notes)
         text = "\n\n".join([f"# {title}", tables[0].markdown(), RATIOS, tables[1].markdown()])
         partial.write_text(f"{text}\n\n{remarks}")
     write_numbers(options.json, head | {"rows": lines})
-    save_cost_figure(lines, stem.with_suffix(".png"))
-    files = ", ".join(str(stem.with_suffix(suffix)) for suffix in (".md", ".jsonl", ".png"))
-    console.out(f"written: {files}")
+    save_cost_figure(lines, picture)
+    console.out(f"written: {page_file}, {lines_file}, {picture}")
 
 
 def split_pair(pair: str) -> tuple[str, str]:

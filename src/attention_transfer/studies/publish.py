@@ -10,11 +10,30 @@ from typing import Any
 from rich.console import Console
 
 from ..console import make_console
+from ..errors import UserError
 from ..outputs import write_numbers
 from ..run_folder import replacing
 from ..stats import bootstrap_interval
 from .render import Context, against_alone, markdown_page, notes, text_table
-from .summaries import Cell, TableData, write_table_data
+from .summaries import Cell, TableData, is_table_data, write_table_data
+
+
+def table_files(stem: Path) -> list[Path]:
+    """The files of a table: JSON lines, text, Markdown, and a study's plot."""
+    return [stem.with_name(stem.name + suffix) for suffix in (".jsonl", ".txt", ".md", ".png")]
+
+
+def check_table_files(stem: Path, force: bool) -> None:
+    """Raises `UserError` if a table would replace files that no table wrote.
+
+    The JSON lines are written first, so a folder with files of a table has them.
+    """
+    files = [file for file in table_files(stem) if file.exists()]
+    if files and not force and not is_table_data(table_files(stem)[0]):
+        raise UserError(
+            f"{files[0]} exists, and no table of this tool: choose another --out, or add --force "
+            "to replace it"
+        )
 
 
 def publish(
@@ -30,17 +49,16 @@ def publish(
     console.print(text)
     for note in notes(data):
         console.out(note)
-    files = [stem.with_name(stem.name + suffix) for suffix in (".txt", ".md", ".jsonl")]
-    with replacing(files[0]) as partial, open(partial, "w") as stream:
+    lines_file, text_file, page_file, _ = table_files(stem)
+    write_table_data(lines_file, data)
+    with replacing(text_file) as partial, open(partial, "w") as stream:
         page = make_console(stream, width=160)
         page.print(text)
         for note in notes(data):
             page.out(note)
-    with replacing(files[1]) as partial:
+    with replacing(page_file) as partial:
         partial.write_text(markdown_page(data, columns))
-    write_table_data(files[2], data)
-    names = ", ".join(str(file) for file in files)
-    console.out(f"written: {names}")
+    console.out(f"written: {text_file}, {page_file}, {lines_file}")
     # Its bootstrap intervals take time, so they are computed only on request.
     if json_file is not None:
         write_numbers(json_file, table_numbers(data))

@@ -11,17 +11,18 @@ from rich.console import Console
 from ..errors import RunError, plural
 from ..outputs import write_numbers
 from ..report.formats import model_name
+from ..run_folder import remove_partial_files
 from ..run_lock import RunLock
 from ..trust import check_trusted
-from .carry_out import carry_out
-from .changed import Changes, changes_of_table
+from .carry_out import carry_out, check_runs
+from .changed import changes_of_table
 from .measure import Speed, run_seconds
 from .options import PlanOptions, ReproduceOptions
-from .plan import Entry, Plan, make_plan
-from .publish import publish
+from .plan import Plan, make_plan
+from .publish import check_table_files, publish
 from .render import REPRODUCTION
-from .summaries import Cell, Line, TableData, merge_lines, summarize
-from .table_file import TEACHER, Row, chosen_rows, read_table
+from .results import table_data
+from .table_file import chosen_rows, read_table
 
 # A checkpoint holds weights and momentum, student.safetensors the weights: 4 bytes each.
 BYTES_A_PARAMETER = 12
@@ -44,11 +45,12 @@ def reproduce(options: ReproduceOptions, changes: Mapping[str, Any], console: Co
         for network in filter(None, (row.student, row.teacher)):
             check_trusted(options.table, network, bool(changes.get("trust_code")))
     plan = make_plan(table, rows, options.seeds, options.out, options.data, changes)
+    changed = changes_of_table(table, options, changes)
+    stem = options.out / changed.stem(Path(options.table).stem)
+    check_table_files(stem, options.force)
     if not carry_out_plan(plan, options, console):
         return
-    changed = changes_of_table(table, options, changes)
     data = table_data(plan, changed)
-    stem = options.out / changed.stem(Path(options.table).stem)
     publish(data, REPRODUCTION, stem, console, options.json)
     check_complete(plan)
 
@@ -60,6 +62,8 @@ def carry_out_plan(plan: Plan, options: PlanOptions, console: Console) -> bool:
         UserError: if another process carries out a plan in the same folder.
     """
     with RunLock(plan.root):
+        remove_partial_files(plan.root)
+        check_runs(plan.tasks.values())
         recipes = {str(path): task.recipe for path, task in plan.tasks.items()}
         measured: dict[Path, tuple[float, Speed]] = {}
         if plan.unfinished:
@@ -130,52 +134,6 @@ def hours(seconds: float) -> str:
     if seconds < 3600:
         return plural(max(1, round(seconds / 60)), "minute")
     return f"{seconds / 3600:.1f} hours"
-
-
-def table_data(plan: Plan, changed: Changes) -> TableData:
-    """The results of a plan's finished runs, by cell.
-
-    Args:
-        changed: options with which the table is another one, for its title.
-    """
-    described: Line = {
-        "title": changed.title(plan.title),
-        "metrics": list(plan.metrics),
-        "source": plan.source,
-    }
-    cells = [_cell(plan, entry) for entry in plan.entries]
-    precisions = {run["precision"] for cell in cells for run in cell.runs} - {None}
-    if len(precisions) > 1:
-        described["notes"] = [f"Some runs are in {' and some in '.join(sorted(precisions))}."]
-    return TableData(described, cells)
-
-
-def _cell(plan: Plan, entry: Entry) -> Cell:
-    folders = {folder.path: folder for folder in entry.folders}
-    if entry.setting == TEACHER:
-        # If the teacher is another row's student alone, all its seeds are used.
-        (path,) = folders
-        for other in plan.entries:
-            paths = [folder.path for folder in other.folders]
-            if path in paths:
-                folders |= {folder.path: folder for folder in other.folders}
-    lines = merge_lines(summarize(folder) for folder in folders.values())
-    return Cell(
-        row_title(entry.row),
-        entry.setting,
-        lines,
-        entry.published,
-        entry.confirmed,
-        planned=len(folders),
-    )
-
-
-def row_title(row: Row) -> str:
-    """`WRN-16-2 → WRN-16-1`, after the row's name if it has one."""
-    title = model_name(row.student)
-    if row.teacher is not None:
-        title = f"{model_name(row.teacher)} → {title}"
-    return f"{row.name}: {title}" if row.name else title
 
 
 def check_complete(plan: Plan) -> None:

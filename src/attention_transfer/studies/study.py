@@ -9,8 +9,6 @@ from typing import Any
 from rich.console import Console
 
 from ..errors import UserError, check_choice
-from ..report.formats import signed
-from ..stats import Estimate, paired_difference, rank_correlation
 from .changed import changes_of_study
 from .options import STUDIES, StudyOptions
 from .plan import make_plan
@@ -20,11 +18,13 @@ from .plots import (
     save_curves_figure,
     save_scatter_figure,
 )
-from .publish import publish
+from .publish import check_table_files, publish, table_files
 from .render import STUDY
-from .reproduce import carry_out_plan, check_complete, table_data
+from .reproduce import carry_out_plan, check_complete
+from .results import table_data
 from .run_studies import BETAS, DECAYS, TABLES, beta_name
-from .summaries import Cell, Line, TableData
+from .study_notes import MEASURES, runs_by_method, study_notes
+from .summaries import Cell, TableData
 from .table_file import TEACHER
 
 COLUMNS = {
@@ -41,10 +41,6 @@ READ_BY = {
     "pairs": ("cost",),
     **dict.fromkeys(("student", "teacher", "recipe", "data"), tuple(TABLES)),
     **dict.fromkeys(("seeds", "jobs"), tuple(TABLES)),
-}
-MEASURES = {
-    "in_box": "attention inside the box, %",
-    "pointing": "pointing game, %",
 }
 
 
@@ -81,14 +77,15 @@ def run_study(
     changed = changes_of_study(options, given, changes)
     table = TABLES[name](options, changes)
     plan = make_plan(table, table.rows, options.seeds, options.out, {}, changes)
+    stem = options.out / changed.stem(f"study-{name}")
+    check_table_files(stem, options.force)
     if not carry_out_plan(plan, options, console):
         return
     data = table_data(plan, changed)
     data.head["notes"] = [*study_notes(name, data), *data.head.get("notes", [])]
-    stem = options.out / changed.stem(f"study-{name}")
     columns = COLUMNS.get(name, STUDY)
     publish(data, columns, stem, console, options.json)
-    picture = stem.with_name(f"{stem.name}.png")
+    *_, picture = table_files(stem)
     draw(name, data, picture)
     console.out(f"plot: {picture}")
     check_complete(plan)
@@ -126,63 +123,3 @@ def share_curves(data: TableData) -> dict[str, dict[float, Cell]]:
             share = float(cell.row.partition(" %")[0])
             curves.setdefault(cell.setting, {})[share] = cell
     return curves
-
-
-def runs_by_method(data: TableData) -> dict[str, list[Line]]:
-    """The runs with boxes of study `localisation`, by method."""
-    groups: dict[str, list[Line]] = {}
-    for cell in data.cells:
-        runs = [run for run in cell.runs if all(key in run for key in MEASURES)]
-        groups.setdefault(cell.setting.partition(",")[0], []).extend(runs)
-    return {name: runs for name, runs in groups.items() if runs}
-
-
-def study_notes(name: str, data: TableData) -> list[str]:
-    """Notes on the table for its readers."""
-    notes = ["95 % intervals: bootstrap for a mean, paired t-test for a difference."]
-    if name == "mechanisms":
-        notes.append("Each setting has as many epochs as the FLOPs of AT allow.")
-    if name == "few-labels":
-        notes.append("Fewer labels get more epochs, by the root of the factor.")
-    if name == "localisation":
-        notes += localisation_notes(data)
-    return notes
-
-
-def localisation_notes(data: TableData) -> list[str]:
-    """Rank correlations of accuracy with attention in the box, and the change by AT."""
-    groups = runs_by_method(data)
-    every_run = [run for runs in groups.values() for run in runs]
-    by_length: dict[str, list[Line]] = {}
-    for run in (run for name, runs in groups.items() if name != TEACHER for run in runs):
-        by_length.setdefault(f"after {run['epochs']} epochs", []).append(run)
-    notes = [
-        "Networks of one method or one length are not independent of each other, so the intervals "
-        "of the correlations are too narrow."
-    ]
-    for key, label in MEASURES.items():
-        for name, runs in {"all networks": every_run, **groups, **by_length}.items():
-            accuracy = [100 - run["error"] for run in runs]
-            estimate = rank_correlation(accuracy, [run[key] for run in runs])
-            if estimate is not None:
-                text = f"Rank correlation of accuracy and {label.removesuffix(', %')}, {name}: "
-                notes.append(text + described(estimate, ".2f"))
-    alone = {c.setting.partition(", ")[2]: c for c in data.cells if c.setting.startswith("student")}
-    for cell in data.cells:
-        method, _, length = cell.setting.partition(", ")
-        if length in alone and cell is not alone[length]:
-            estimate = paired_difference(cell.values("in_box"), alone[length].values("in_box"))
-            if estimate is not None:
-                text = f"{method} after {length}, attention inside the box against alone: "
-                notes.append(f"{text}{signed(estimate.value, 1)} points{_interval(estimate)}")
-    return notes
-
-
-def described(estimate: Estimate, form: str) -> str:
-    return f"{estimate.value:{form}}{_interval(estimate)}, p = {estimate.p:.2g}, n = {estimate.n}"
-
-
-def _interval(estimate: Estimate) -> str:
-    if estimate.low is None or estimate.high is None:
-        return ""
-    return f" ({signed(estimate.low, 2)} to {signed(estimate.high, 2)})"

@@ -118,6 +118,16 @@ def _error_percent(accuracy: float) -> float:
     return round(100 * (1 - accuracy), 4)
 
 
+def is_table_data(file: Path) -> bool:
+    """Whether `write_table_data` wrote a file."""
+    try:
+        with open(file, encoding="utf-8") as stream:
+            head = json.loads(stream.readline())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(head, dict) and "title" in head
+
+
 def write_table_data(file: Path, table: TableData) -> None:
     lines = [table.head]
     for cell in table.cells:

@@ -18,7 +18,8 @@ from ..methods.base import Method, can_learn_from_store
 from ..methods.check import maps_to_read
 from ..models.network import Network, check_classes
 from ..models.start import load_network
-from ..store.create import plan_store, teacher_record
+from ..store.create import plan_store
+from ..store.fingerprint import teacher_record
 from ..store.header import ImagesRecord, default_folder, is_store, view_options
 from ..store.options import StoreOptions
 from ..store.store import TeacherStore

@@ -43,6 +43,7 @@ def check_folder(folder: RunFolder, recipe: Recipe) -> Recipe:
     if not folder.exists:
         _check_new(folder)
         return recipe
+    _check_written_by_run(folder, recipe)
     recipe = _keep_old_beta(folder, recipe)
     record = folder.environment()
     precision = (record.get("auto") or {}).get("precision")
@@ -56,13 +57,23 @@ def check_folder(folder: RunFolder, recipe: Recipe) -> Recipe:
         raise UserError(
             f"{folder} holds a run with {how} images: leave --stream out, or choose another --out"
         )
-    differences = _differences(recipe, folder.config())
+    differences = _differences(recipe, folder.config(), record.get("teacher"))
     if differences:
         raise UserError(
             f"{folder} holds a different run ({'; '.join(differences[:4])}): "
             "choose another --out, or remove it"
         )
     return replace(recipe, method=folder.config().get("method", recipe.method))
+
+
+def _check_written_by_run(folder: RunFolder, recipe: Recipe) -> None:
+    """Raises `UserError` for a config.yaml that a person wrote: the run would replace it."""
+    # A run writes config.yaml first, with every option.
+    alone = not any(file.is_file() for file in folder.files if file != folder.config_file)
+    if alone and not recipe.to_dict().keys() <= folder.config().keys():
+        raise UserError(
+            f"--out {folder} has a config.yaml, but no run wrote it: choose a new folder"
+        )
 
 
 def _keep_old_beta(folder: RunFolder, recipe: Recipe) -> Recipe:
@@ -75,15 +86,24 @@ def _keep_old_beta(folder: RunFolder, recipe: Recipe) -> Recipe:
     return recipe
 
 
-def _differences(recipe: Recipe, config: dict[str, Any]) -> list[str]:
-    """The options that change numbers and differ from those of a run folder."""
+def _differences(recipe: Recipe, config: dict[str, Any], teacher: str | None) -> list[str]:
+    """The options that change numbers and differ from those of a run folder.
+
+    `teacher` is the fingerprint of its teacher, which may have been moved.
+    """
     # Older runs lack newer options; the defaults of these are how the older runs were trained.
     existing = type(recipe)().to_dict() | config
     return [
         f"{key} is {existing.get(key)!r} in that run, {value!r} in this command"
         for key, value in recipe.identity().items()
         if not _same_value(key, existing.get(key), value)
+        and not (key == "teacher" and value and _is_moved_teacher(value, teacher))
     ]
+
+
+def _is_moved_teacher(path: str, fingerprint: str | None) -> bool:
+    """Whether the folder at `path` holds the teacher of this fingerprint."""
+    return fingerprint is not None and teacher_fingerprint(path) == fingerprint
 
 
 def _same_value(key: str, there: Any, here: Any) -> bool:

@@ -11,7 +11,7 @@ from warnings import catch_warnings, simplefilter
 
 from rich.console import Console
 
-from ..run_folder import RunFolder, write_json
+from ..run_folder import RunFolder, remove_partial_files, write_json
 from ..runtime import ranks
 from ..runtime.environment import environment
 from ..runtime.process import (
@@ -78,6 +78,7 @@ def run(
         # Before `join`, so that a locked folder starts no other process.
         if ranks.global_rank() == 0:
             stack.enter_context(folder.lock)
+            remove_partial_files(folder.path)
         ranks.join(recipe)
         stack.enter_context(ranks.propagate_failures())
         stack.enter_context(deterministic_algorithms(recipe.deterministic))

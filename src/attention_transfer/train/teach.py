@@ -23,7 +23,8 @@ from ..models.start import check_network, load_network
 from ..runtime import ranks
 from ..runtime.process import make_fabric, set_up_process
 from ..runtime.resolve import RuntimeConfig, count_flops, resolve_runtime
-from ..store.create import plan_store, teacher_record
+from ..store.create import plan_store
+from ..store.fingerprint import teacher_record
 from ..store.header import Header, is_store, view_options
 from ..store.options import TeachOptions
 from ..store.store import TeacherStore
