@@ -224,6 +224,7 @@ def test_a_damaged_store(store):
 
     refused("two.sum2.npy", before["two.sum2.npy"][:-1], r"two\.sum2\.npy: it is cut short")
     refused("two.sum2.npy", b"", r"two\.sum2\.npy: it is cut short")
+    refused("two.sum2.npy", before["two.sum2.npy"].replace(b"'fortran", b"#fortran"), "damaged")
     refused("logits.filled.npy", before["logits.filled.npy"][:-1], "it is cut short")
     refused("one.sum2.npy", before["two.sum2.npy"], r"is float16 \(2, 10, 4, 4\): expected")
     refused("store.json", before["store.json"][:-9], r"store\.json is damaged")
@@ -375,6 +376,15 @@ def test_another_code_is_another_teacher(tmp_path):
         file.write_text(code)
         prints.append(teacher_record(network).fingerprint)
     assert prints[0] == prints[2] != prints[1]
+
+
+def test_the_folder_of_a_teacher_in_the_package():
+    from attention_transfer.models.network import load_run_network
+    from attention_transfer.run_folder import ZOO_FOLDER
+    from attention_transfer.store.fingerprint import teacher_record
+
+    record = teacher_record(load_run_network("zoo:wrn-16-1-cifar10"))
+    assert record.folder == str(ZOO_FOLDER.resolve() / "wrn-16-1-cifar10")
 
 
 def test_two_preprocessings_are_refused(tmp_path):

@@ -102,6 +102,7 @@ def test_an_unknown_table_names_the_nearest():
         ({"settings": {"KD": {"teacher": "zoo:x"}}}, "KD has teacher: expected it in rows"),
         ({"settings": {"KD": {"trust-code": True}}}, "expected it as the flag --trust-code"),
         ({"teacher_options": {"trust_code": True}}, "expected it as the flag --trust-code"),
+        ({"settings": {"KD": {"method": False}}}, "KD has method False: expected methods"),
         ({"rows": [{"student": "a"}, {"student": "a"}]}, "two rows are None:a"),
     ],
 )

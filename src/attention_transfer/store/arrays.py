@@ -51,7 +51,7 @@ class StoredArray:
         path = self.folder / name
         try:
             array = np.lib.format.open_memmap(path, mode="r")
-        except (OSError, ValueError) as error:
+        except Exception as error:  # NumPy raises several kinds for a damaged header
             reason = "it is missing" if not path.exists() else "it is cut short or damaged"
             raise UserError(f"{path}: {reason}; remove the store and fill it again") from error
         if array.shape != shape or array.dtype != np.dtype(dtype):

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ValidationError
 
 from ..config import read_recipe
-from ..errors import UserError, check_choice, nearest
+from ..errors import UserError, check_choice, nearest, shown
 from .options import TABLES
 
 TEACHER = "teacher"  # the setting that is the teacher itself
@@ -128,6 +128,11 @@ def _check_keys(table: Table, name: str) -> None:
             where = elsewhere.get(key.replace("-", "_"))
             if where is not None:
                 raise UserError(f"{name}: {place} has {key}: expected it {where}")
+        method = keys.get("method")
+        if not isinstance(method, str | None):  # `method: no` is false in YAML
+            raise UserError(
+                f"{name}: {place} has method {shown(method)}: expected methods like at+kd"
+            )
 
 
 def _check_rows(table: Table, name: str) -> None:
