@@ -84,7 +84,7 @@ def test_any_checkpoint(place, kind, seed, value, both):
     if both:
         shutil.copy("run/checkpoint.pt", "run/checkpoint-previous.pt")
     before = contents(place)
-    known = ("checkpoint.pt", "run", "loss", "gradient")
+    known = ("checkpoint.pt", "run", "loss", "gradient", "the weights are not finite")
     line = "distill --config recipe.yaml --out run"
     check_command(line.split(), lambda error: any(word in error for word in known))
     changed = changed_files(before, contents(place))
