@@ -174,7 +174,7 @@ def test_version(command):
         ),
         ("demo --seeds 0", ["seeds is 0"]),
         ("bench step --compile graphs", ["compile is 'graphs': expected one of on, off"]),
-        ("bench step --data photos", ["--data is an option of bench data"]),
+        ("bench step --data photos", ["--data is given, but bench step does not read it"]),
         ("demo --out mine.txt", ["mine.txt is a file"]),
         ("evaluate nowhere", ["nowhere does not exist"]),
         ("evaluate .", ["not a run folder"]),

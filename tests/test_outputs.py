@@ -155,10 +155,13 @@ def test_two_processes_do_not_share_a_partial_file(tmp_path, monkeypatch):
 
 
 def test_what_a_killed_process_left_is_removed(tmp_path):
-    (tmp_path / ".a.json.17.partial").write_text("half")
-    (tmp_path / "mine.partial").write_text("mine")
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    own = f".b.json.{os.getpid()}.partial"
+    for name in (f".a.json.{ended.pid}.partial", ".a.json.partial", own, "mine.partial"):
+        (tmp_path / name).write_text("half")
     remove_partial_files(tmp_path)
-    assert [file.name for file in tmp_path.iterdir()] == ["mine.partial"]
+    assert {file.name for file in tmp_path.iterdir()} == {own, "mine.partial"}
 
 
 @pytest.mark.parametrize("line", ["train --model wrn-10-1 --seeds 2 --out out", "demo --out out"])

@@ -76,9 +76,23 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def remove_partial_files(folder: Path) -> None:
-    """Removes what killed processes left of `replacing`. Call it while no other process writes."""
+    """Removes what killed processes of this machine left of `replacing`."""
     for partial in folder.glob(".*.partial"):
-        partial.unlink()
+        *_, process, _ = partial.name.split(".")
+        if not process.isdigit() or not _is_running(int(process)):
+            partial.unlink(missing_ok=True)
+
+
+def _is_running(process: int) -> bool:
+    if sys.platform == "win32":
+        return True  # unknown: there, `os.kill` ends a process
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # another user's process
+        return True
+    return True
 
 
 def is_special(path: Path) -> bool:

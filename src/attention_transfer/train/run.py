@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -70,6 +70,8 @@ def run(
             resume.check_teacher(folder, resume.teacher_fingerprint(recipe.teacher))
         if local_rank() == 0:
             folder.lock.remove_abandoned()
+            with suppress(OSError):  # the folder may be read-only
+                remove_partial_files(folder.path)
             text = f"{folder} is finished: {describe_summary(folder, summary)}; nothing to do"
             console.out(text)
         return summary
