@@ -243,6 +243,35 @@ def test_a_checkpoint_with_other_values(tmp_path, change, words):
         carry_out(small(), tmp_path / "run")
 
 
+@pytest.mark.parametrize(
+    ("place", "value", "words"),
+    [
+        ("scheduler last_epoch", None, "its scheduler.last_epoch is 'None'"),
+        ("scheduler last_epoch", 10**9, "its scheduler is at step 1000000000"),
+        ("scheduler _last_lr", [], r"its scheduler._last_lr is '\[\]'"),
+        ("optimizer param_groups 0 nesterov", None, "group 0.nesterov is 'None'"),
+        ("optimizer param_groups 0 lr", float("nan"), "group 0.lr is 'nan'"),
+        ("optimizer param_groups 0 lr", 10**400, "group 0.lr is '1000"),
+        ("optimizer state 3 momentum_buffer", None, "the momentum_buffer of a parameter does not"),
+        ("optimizer state 3 momentum_buffer", torch.zeros(7), "the momentum_buffer of a parameter"),
+        ("optimizer state 3", {}, "parameters lack entries"),
+        ("meter images", "many", "its number of images is 'many'"),
+        ("meter sums", torch.zeros(1), "its sums are of other terms"),
+    ],
+)
+def test_a_checkpoint_with_impossible_values(tmp_path, place, value, words):
+    interrupt(small(), tmp_path / "run", 1)
+    file = tmp_path / "run" / "checkpoint.pt"
+    state = entry = torch.load(file, weights_only=True)
+    *keys, last = (int(key) if key.isdigit() else key for key in place.split())
+    for key in keys:
+        entry = entry[key]
+    entry[last] = value
+    torch.save(state, file)
+    with pytest.raises(RunError, match=rf"checkpoint\.pt does not fit this run \(.*{words}"):
+        carry_out(small(), tmp_path / "run")
+
+
 @pytest.mark.parametrize("damage", [os.unlink, cut_short, fill_with_zeros])
 def test_lost_metrics_come_from_the_checkpoint(teacher_run, tmp_path, damage):
     run = tmp_path / "run"

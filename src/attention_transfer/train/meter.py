@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from lightning.fabric import Fabric
 from torch import Tensor
 
+from .state_checks import check_same_kind
+
 
 class Meter:
     """Sums over the images of an epoch: cross-entropy, correct answers, and each term of the loss.
@@ -109,6 +111,9 @@ class Meter:
         return {"sums": self._all_sums(fabric), "images": images}
 
     def load_state_dict(self, state: dict[str, Any], fabric: Fabric) -> None:
+        check_same_kind(state["images"], self.images, "its number of images")
+        if state["sums"].shape != self.sums.shape:
+            raise ValueError("its sums are of other terms")
         if fabric.is_global_zero:  # the other ranks start at zero: the saved sums are over all
             self.sums.copy_(state["sums"])
             self.images = state["images"]

@@ -31,6 +31,7 @@ from .progress import ProgressBar
 from .regularize import training_mode
 from .rescue import Rescue
 from .signals import Interrupted, StopRequest, signal_handlers
+from .state_checks import load_optimizer, load_scheduler
 from .watch import Watch
 
 if TYPE_CHECKING:
@@ -230,18 +231,18 @@ class Trainer:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continues from `state`."""
+        self.step, self.seconds = state["step"], state["seconds"]
+        if not 0 <= self.step <= self.total_steps:
+            raise ValueError(f"its step is {self.step} of {self.total_steps}")
         self.module.load_state_dict(state["transfer"])
         if self.average is not None:
             self.average.load_state_dict(state["average"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scheduler.load_state_dict(state["scheduler"])
+        load_optimizer(self.optimizer, state["optimizer"])
+        load_scheduler(self.scheduler, state["scheduler"], self.step)
         self.meter.load_state_dict(state["meter"], self.fabric)
-        self.step, self.seconds = state["step"], state["seconds"]
         self.lr = state.get("lr", self.lr)  # absent from early checkpoints
         self._add_unreadable(state.get("unreadable", []))
         torch.set_rng_state(state["rng"].cpu())
-        if not 0 <= self.step <= self.total_steps:
-            raise ValueError(f"its step is {self.step} of {self.total_steps}")
         if state.get("seed", self.options.seed) != self.options.seed:  # absent from earlier ones
             raise ValueError(f"it is of seed {state['seed']}")
         if state["cuda_rng"] is not None:
