@@ -7,7 +7,7 @@ FUZZ ?= 100000
 FUZZERS = $(shell find tests -name 'test_fuzz_*.py')
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fuzz chaos memory lint types docs bench results clean
+.PHONY: help demo test fuzz chaos memory audit lint types docs bench results clean
 
 help:  ## list these targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-7s %s\n", $$1, $$2}'
@@ -31,6 +31,10 @@ chaos: $(READY)  ## kill small runs at every change of a file and at random, abo
 
 memory: $(READY)  ## 10,000 steps and 1,000 transfers: whether memory stays flat, some minutes
 	PYTHONPATH=tests $(BIN)/python tests/memory.py
+
+audit: $(READY)  ## known vulnerabilities of the installed packages, from PyPI (network)
+	$(BIN)/python -m pip install --quiet pip-audit
+	$(BIN)/pip-audit --skip-editable
 
 lint: $(READY)  ## formatting, style and types
 	$(BIN)/ruff check .

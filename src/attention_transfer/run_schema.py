@@ -99,6 +99,23 @@ class MetricsRow(Record):
     seconds: float | None = None
 
 
+class SavedRow(MetricsRow):
+    """A row of the metrics in a checkpoint."""
+
+    step: Count
+
+
+class CheckpointNumbers(Record):
+    """checkpoint.pt, without its tensors. Early checkpoints have `step` and `seconds` only."""
+
+    step: Count
+    seconds: float
+    lr: float = 0.0
+    seed: Count = 0
+    rows: list[SavedRow] = []
+    unreadable: list[Count] = []
+
+
 class InBox(Record):
     """The share of attention inside the objects' boxes, by stage."""
 

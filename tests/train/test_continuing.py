@@ -233,7 +233,15 @@ def test_a_checkpoint_of_another_seed(tmp_path):
 
 @pytest.mark.parametrize(
     ("change", "words"),
-    [({"step": 10**9}, "its step is"), ({"rng": None}, "NoneType"), ({"step": "x"}, "str")],
+    [
+        ({"step": 10**9}, "its step is"),
+        ({"rng": None}, "NoneType"),
+        ({"step": "x"}, "step is 'x'"),
+        ({"seconds": None}, "seconds is None"),
+        ({"rows": [{"epoch": 1}]}, r"rows\.0\.step"),
+        ({"rows": "none"}, "rows is 'none'"),
+        ({"unreadable": [-1]}, r"unreadable\.0 is -1"),
+    ],
 )
 def test_a_checkpoint_with_other_values(tmp_path, change, words):
     interrupt(small(), tmp_path / "run", 1)
@@ -254,6 +262,7 @@ def test_a_checkpoint_with_other_values(tmp_path, change, words):
         ("optimizer param_groups 0 lr", 10**400, "group 0.lr is '1000"),
         ("optimizer state 3 momentum_buffer", None, "the momentum_buffer of a parameter does not"),
         ("optimizer state 3 momentum_buffer", torch.zeros(7), "the momentum_buffer of a parameter"),
+        ("optimizer param_groups 0", torch.ones(2, 2), "too many indices"),
         ("optimizer state 3", {}, "parameters lack entries"),
         ("meter images", "many", "its number of images is 'many'"),
         ("meter sums", torch.zeros(1), "its sums are of other terms"),

@@ -1,4 +1,4 @@
-"""Loads the optimizer's and the scheduler's state of a checkpoint, and checks it.
+"""Checks the state in a checkpoint, and loads that of the optimizer and the scheduler.
 
 torch itself loads any values, and an impossible one would end a later step with torch's own error.
 """
@@ -14,10 +14,22 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from ..run_schema import CheckpointNumbers, validated
+
 NUMBERS = (int, float)
 LARGEST = sys.float_info.max
 # The entries of a scheduler's state that change while training.
 POSITION = ("last_epoch", "_step_count", "_last_lr")
+
+
+def check_numbers(state: dict[str, Any]) -> None:
+    """Checks the entries of a checkpoint that hold no tensors.
+
+    Raises:
+        UserError: naming the entry.
+    """
+    numbers = {key: state[key] for key in CheckpointNumbers.model_fields if key in state}
+    validated(numbers, CheckpointNumbers, "it")
 
 
 def check_same_kind(value: Any, like: Any, name: str) -> None:
@@ -58,6 +70,9 @@ def load_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
     for number, (group, options) in enumerate(zip(optimizer.param_groups, before, strict=True)):
         options.pop("params")
         check_same_kind(group, options, f"its parameter group {number}")
+        missing = options.keys() - group.keys()  # torch has added the options of newer versions
+        if missing:
+            raise ValueError(f"its parameter group {number} lacks {min(missing)}")
     entries = set()
     for parameter, values in optimizer.state.items():
         entries.add(frozenset(values))

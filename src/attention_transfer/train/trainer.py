@@ -31,7 +31,7 @@ from .progress import ProgressBar
 from .regularize import training_mode
 from .rescue import Rescue
 from .signals import Interrupted, StopRequest, signal_handlers
-from .state_checks import load_optimizer, load_scheduler
+from .state_checks import check_numbers, load_optimizer, load_scheduler
 from .watch import Watch
 
 if TYPE_CHECKING:
@@ -231,8 +231,9 @@ class Trainer:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continues from `state`."""
+        check_numbers(state)
         self.step, self.seconds = state["step"], state["seconds"]
-        if not 0 <= self.step <= self.total_steps:
+        if self.step > self.total_steps:
             raise ValueError(f"its step is {self.step} of {self.total_steps}")
         self.module.load_state_dict(state["transfer"])
         if self.average is not None:
@@ -264,7 +265,7 @@ class Trainer:
         state, file = load_checkpoint(folder, self.fabric.device, say)
         try:
             self.load_state_dict(state)
-        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             raise RunError(
                 f"{file} does not fit this run ({first_line(error)}): "
                 "restore the run's own file, or remove the run folder to start anew"
