@@ -78,8 +78,8 @@ def replacing(path: Path) -> Iterator[Path]:
 def remove_partial_files(folder: Path) -> None:
     """Removes what killed processes of this machine left of `replacing`."""
     for partial in folder.glob(".*.partial"):
-        *_, process, _ = partial.name.split(".")
-        if not process.isdigit() or not _is_running(int(process)):
+        name = re.fullmatch(r"\..+\.([0-9]+)\.partial", partial.name)
+        if name is not None and not _is_running(int(name[1])):
             partial.unlink(missing_ok=True)
 
 
