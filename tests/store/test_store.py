@@ -258,6 +258,15 @@ def test_a_header_that_contradicts_itself(store, change, words):
         TeacherStore(store.folder)
 
 
+def test_a_map_of_another_layer_than_its_name_says(store):
+    header = json.loads((store.folder / "store.json").read_text())
+    (entry,) = (entry for entry in header["arrays"] if entry["layer"] == "two")
+    entry["layer"] = "three"
+    (store.folder / "store.json").write_text(json.dumps(header))
+    with pytest.raises(UserError, match=r"two\.sum2 has the layer and options of three\.sum2"):
+        TeacherStore(store.folder)
+
+
 def test_classes_that_the_teacher_does_not_have(tmp_path):
     store = create(tmp_path / "store", top_k=2)
     store.add(ROWS, 0, *say())

@@ -226,6 +226,10 @@ def _inconsistency(header: Header) -> str | None:
         is_map = entry.layer is not None and entry.options is not None
         if is_map == (entry.name in logits) or (entry.dtype == "int32") != (entry.name == CLASSES):
             return f"{entry.name} is neither a map nor of the logits"
+        if entry.layer is not None and entry.options is not None:
+            name = entry.options.map_name(entry.layer)
+            if entry.name != name:
+                return f"{entry.name} has the layer and options of {name}"
     return None
 
 
