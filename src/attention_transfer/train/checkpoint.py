@@ -50,15 +50,18 @@ def save_checkpoint(folder: RunFolder, state: dict[str, Any]) -> None:
 
 
 def load_checkpoint(
-    folder: RunFolder, device: torch.device, say: Callable[[str], None]
-) -> tuple[dict[str, Any], Path]:
-    """The state in checkpoint.pt, its tensors on `device`, and the file that was read.
+    folder: RunFolder,
+    device: torch.device,
+    load: Callable[[dict[str, Any]], None],
+    say: Callable[[str], None],
+) -> Path:
+    """Calls `load` with the state in checkpoint.pt, its tensors on `device`; returns the file.
 
     If checkpoint.pt is damaged or missing, the previous checkpoint is read. `say` prints a warning
     about a damaged file.
 
     Raises:
-        RunError: if neither can be read.
+        RunError: if neither can be read, or the state is not of this run.
     """
     problems = []
     for file in (folder.checkpoint_file, folder.previous_checkpoint_file):
@@ -71,7 +74,14 @@ def load_checkpoint(
             continue
         if problems:
             say(f"warning: {problems[0]}: continuing from the checkpoint before it")
-        return state, file
+        try:
+            load(state)
+        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            raise RunError(
+                f"{file} does not fit this run ({first_line(error)}): "
+                "restore the run's own file, or remove the run folder to start anew"
+            ) from error
+        return file
     raise RunError(f"{'; '.join(problems)}: remove the run folder to start anew")
 
 

@@ -22,14 +22,18 @@ LARGEST = sys.float_info.max
 POSITION = ("last_epoch", "_step_count", "_last_lr")
 
 
-def check_numbers(state: dict[str, Any]) -> None:
-    """Checks the entries of a checkpoint that hold no tensors.
+def load_optimization(optimizer: Optimizer, scheduler: LRScheduler, state: dict[str, Any]) -> None:
+    """Loads the state of the optimizer and the scheduler from a checkpoint.
+
+    Also checks the entries of the checkpoint that hold no tensors.
 
     Raises:
-        UserError: naming the entry.
+        ValueError: for an impossible value, naming it.
     """
     numbers = {key: state[key] for key in CheckpointNumbers.model_fields if key in state}
     validated(numbers, CheckpointNumbers, "it")
+    _load_optimizer(optimizer, state["optimizer"])
+    _load_scheduler(scheduler, state["scheduler"], state["step"])
 
 
 def check_same_kind(value: Any, like: Any, name: str) -> None:
@@ -59,12 +63,7 @@ def check_same_kind(value: Any, like: Any, name: str) -> None:
         check_same_kind(value[key], entry, f"{name}.{key}")
 
 
-def load_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
-    """Loads the optimizer's state from a checkpoint.
-
-    Raises:
-        ValueError: for an impossible value, naming the option or the entry.
-    """
+def _load_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
     before = [dict(group) for group in optimizer.param_groups]
     optimizer.load_state_dict(state)
     for number, (group, options) in enumerate(zip(optimizer.param_groups, before, strict=True)):
@@ -83,14 +82,8 @@ def load_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
         raise ValueError("parameters lack entries of the optimizer's state")
 
 
-def load_scheduler(scheduler: LRScheduler, state: dict[str, Any], step: int) -> None:
-    """Loads the scheduler's position from a checkpoint written after `step` steps.
-
-    The other entries of its state follow from the recipe.
-
-    Raises:
-        ValueError: for an impossible value, naming it.
-    """
+def _load_scheduler(scheduler: LRScheduler, state: dict[str, Any], step: int) -> None:
+    # Only its position: the other entries of its state follow from the recipe.
     position = {key: state[key] for key in POSITION}
     check_same_kind(position, scheduler.state_dict(), "its scheduler")
     # The scheduler does not follow the last step of a run.

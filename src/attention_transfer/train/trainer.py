@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..apply.inference import as_input
 from ..data.plan import TrainingBatch
-from ..errors import RunError, first_line
+from ..errors import RunError
 from ..run_folder import RunFolder
 from ..runtime.cuda_graphs import CudaGraphs
 from ..runtime.ranks import gather, highest
@@ -31,7 +31,7 @@ from .progress import ProgressBar
 from .regularize import training_mode
 from .rescue import Rescue
 from .signals import Interrupted, StopRequest, signal_handlers
-from .state_checks import check_numbers, load_optimizer, load_scheduler
+from .state_checks import load_optimization
 from .watch import Watch
 
 if TYPE_CHECKING:
@@ -231,15 +231,13 @@ class Trainer:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continues from `state`."""
-        check_numbers(state)
         self.step, self.seconds = state["step"], state["seconds"]
         if self.step > self.total_steps:
             raise ValueError(f"its step is {self.step} of {self.total_steps}")
+        load_optimization(self.optimizer, self.scheduler, state)
         self.module.load_state_dict(state["transfer"])
         if self.average is not None:
             self.average.load_state_dict(state["average"])
-        load_optimizer(self.optimizer, state["optimizer"])
-        load_scheduler(self.scheduler, state["scheduler"], self.step)
         self.meter.load_state_dict(state["meter"], self.fabric)
         self.lr = state.get("lr", self.lr)  # absent from early checkpoints
         self._add_unreadable(state.get("unreadable", []))
@@ -262,14 +260,7 @@ class Trainer:
     def _continue(self) -> None:
         """Loads the checkpoint or the previous one, and repairs damaged files."""
         folder, say = self.folder, self.progress.say
-        state, file = load_checkpoint(folder, self.fabric.device, say)
-        try:
-            self.load_state_dict(state)
-        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-            raise RunError(
-                f"{file} does not fit this run ({first_line(error)}): "
-                "restore the run's own file, or remove the run folder to start anew"
-            ) from error
+        file = load_checkpoint(folder, self.fabric.device, self.load_state_dict, say)
         self.fabric.barrier()  # every rank has read the file that rank 0 may rename
         if self.fabric.is_global_zero:
             if file != folder.checkpoint_file:
