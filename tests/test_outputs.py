@@ -157,12 +157,16 @@ def test_two_processes_do_not_share_a_partial_file(tmp_path, monkeypatch):
 def test_what_a_killed_process_left_is_removed(tmp_path):
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
-    own = f".b.json.{os.getpid()}.partial"
-    kept = {own, "mine.partial", ".mine.partial", ".mine.².partial"}
-    for name in (f".a.json.{ended.pid}.partial", *kept):
+    with replacing(tmp_path / "b.json") as partial:
+        partial.write_text("{}")
+        own = partial.name
+    host = own.split(".")[3].partition("-")[0]
+    other_host = f".a.json.{'0' * 8}-{ended.pid}.partial"
+    kept = {own, other_host, "mine.partial", ".mine.partial", f".mine.{host}-².partial"}
+    for name in (f".a.json.{host}-{ended.pid}.partial", *kept):
         (tmp_path / name).write_text("half")
     remove_partial_files(tmp_path)
-    assert {file.name for file in tmp_path.iterdir()} == kept
+    assert {file.name for file in tmp_path.iterdir()} == {*kept, "b.json"}
 
 
 @pytest.mark.parametrize("line", ["train --model wrn-10-1 --seeds 2 --out out", "demo --out out"])

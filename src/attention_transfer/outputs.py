@@ -128,7 +128,7 @@ def _is_of_a_store(file: Path) -> bool:
 
 
 def _begins_as(file: Path, kind: str) -> bool:
-    """Whether a file is empty, or has the first bytes of a kind."""
+    """Whether a file is empty, or of a kind by its first bytes or its structure."""
     with open(file, "rb") as stream:
         begins = stream.read(LONGEST_BEGINNING)
     if not begins:
@@ -147,7 +147,7 @@ def _is_exported(file: Path) -> bool:
     try:
         with zipfile.ZipFile(file) as archive:
             names = archive.namelist()
-    except (zipfile.BadZipFile, ValueError):
+    except (zipfile.BadZipFile, ValueError, NotImplementedError):  # of a damaged archive
         return False
     return any(PurePath(name).name == "archive_format" for name in names)
 

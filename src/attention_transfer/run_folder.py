@@ -19,9 +19,11 @@ import errno
 import json
 import os
 import re
+import socket
 import stat
 import sys
 import tempfile
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -56,9 +58,9 @@ def replacing(path: Path) -> Iterator[Path]:
     target = path.resolve()
     target.parent.mkdir(parents=True, exist_ok=True)
     # In the same folder, because a rename cannot cross file systems. Hidden, because a killed
-    # process leaves it, and the checks for an empty folder skip hidden files. With the process's
-    # number, so that two processes that write the same file do not mix their contents.
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    # process leaves it, and the checks for an empty folder skip hidden files. With the host and the
+    # process's number, so that two processes that write the same file do not mix their contents.
+    partial = target.with_name(f".{target.name}.{_host()}-{os.getpid()}.partial")
     try:
         yield partial
         os.replace(partial, target)
@@ -76,11 +78,16 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def remove_partial_files(folder: Path) -> None:
-    """Removes what killed processes of this machine left of `replacing`."""
+    """Removes what killed processes of this host left of `replacing`."""
     for partial in folder.glob(".*.partial"):
-        name = re.fullmatch(r"\..+\.([0-9]+)\.partial", partial.name)
-        if name is not None and not _is_running(int(name[1])):
+        name = re.fullmatch(rf"\..+\.{_host()}-([0-9]+)\.partial", partial.name)
+        if name is not None and partial.is_file() and not _is_running(int(name[1])):
             partial.unlink(missing_ok=True)
+
+
+def _host() -> str:
+    """Eight characters for this host; a container has its own name."""
+    return f"{zlib.crc32(socket.gethostname().encode()):08x}"
 
 
 def _is_running(process: int) -> bool:
@@ -348,7 +355,9 @@ def is_run_config(file: Path) -> bool:
     """Whether a recipe file is the config.yaml that a run wrote."""
     run = RunFolder(file.resolve().parent)
     # Any other file of a run, so that a run cannot pass for a recipe after somebody removed one.
-    return file.resolve() == run.config_file and sum(own.is_file() for own in run.files) > 1
+    # `compare` writes a report.html, too.
+    others = [own for own in run.files if own not in (run.config_file, run.report_file)]
+    return file.resolve() == run.config_file and any(own.is_file() for own in others)
 
 
 def find_runs(paths: list[str | os.PathLike[str]]) -> list[RunFolder]:

@@ -92,6 +92,37 @@ def test_a_run_that_was_copied_from_another_is_refused(command: Command, again: 
     assert said.status == 2 and "seed is 0 in that run, 1 in this command" in said.err
 
 
+def test_the_weights_of_finished_runs_may_be_deleted(command: Command, again: Path):
+    for file in again.glob("out/runs/wrn-10-1/*/*/student.safetensors"):
+        file.unlink()
+    said = command(f"{LINE} --seeds 2")
+    assert said.status == 0 and "5 finished" in said.out
+
+
+def test_finished_runs_may_differ_in_how_they_ran(command: Command, again: Path):
+    said = command(f"{LINE} --seeds 2 --stream on --precision bf16 --dry-run")
+    assert said.status == 0 and "5 finished" in said.out
+
+
+def test_a_summary_alone_is_no_run(command: Command, again: Path):
+    first, second = runs(again)
+    shutil.rmtree(second)
+    second.mkdir()
+    shutil.copy(first / "summary.json", second)
+    said = command(f"{LINE} --seeds 2")
+    assert said.status == 2 and f"{second} has a summary.json and no config.yaml" in said.err
+
+
+def test_a_damaged_unfinished_run_stops_no_other(command: Command, again: Path):
+    unfinished = runs(again)[1]
+    (unfinished / "summary.json").unlink()
+    (unfinished / "config.yaml").write_text("")
+    shutil.rmtree(runs(again)[0])
+    said = command(f"{LINE} --seeds 2")
+    assert said.status == 1 and "KD" in said.out
+    assert (runs(again)[0] / "summary.json").exists()
+
+
 def test_images_that_changed_between_runs_are_noted(command: Command, again: Path):
     file = runs(again)[0] / "environment.json"
     environment = json.loads(file.read_text())
@@ -105,12 +136,12 @@ def test_somebodys_file_is_no_table(command: Command, again: Path, suffix):
     for file in again.glob("out/mine-*"):
         file.unlink()
     mine = again / "out" / f"mine-seeds=2-epochs=1-limit_train=64{suffix}"
-    mine.write_text("mine")
+    mine.write_text('{"title": "mine"}')
     said = command(f"{LINE} --seeds 2")
     assert said.status == 2 and f"{mine.name} exists, and no table of this tool" in said.err
-    assert mine.read_text() == "mine"
+    assert mine.read_text() == '{"title": "mine"}'
     assert command(f"{LINE} --seeds 2 --force").status == 0
-    assert mine.read_text() != "mine"
+    assert mine.read_text() != '{"title": "mine"}'
 
 
 @pytest.mark.usefixtures("table")

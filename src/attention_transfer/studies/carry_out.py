@@ -12,23 +12,15 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from ..console import make_console
 from ..errors import RunError, UserError, describe_unknown
 from ..launch import Task, run_and_report, run_tasks
-from ..models.network import check_weights, run_fingerprint
 from ..train.finish import describe_summary
-from ..train.resume import check_folder, check_teacher, teacher_fingerprint
+from ..train.resume import check_finished
 
 
 def check_runs(tasks: Iterable[Task]) -> None:
-    """Raises `UserError` if the folder of a task has another run, or a damaged one."""
+    """Raises `UserError` if the finished run of a task is another one. Others check themselves."""
     for task in tasks:
-        if not task.folder.exists:
-            continue
-        check_folder(task.folder, task.recipe)
-        if not task.folder.finished:
-            continue
-        # A summary.json that was copied from another run has the hash of other weights.
-        check_weights(task.folder, run_fingerprint(task.folder.path))
-        if task.recipe.teacher is not None:
-            check_teacher(task.folder, teacher_fingerprint(task.recipe.teacher))
+        if task.folder.finished:
+            check_finished(task.folder, task.recipe)
 
 
 def carry_out(

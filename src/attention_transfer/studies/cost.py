@@ -54,7 +54,8 @@ def run_cost(options: StudyOptions, changes: Mapping[str, Any], console: Console
     size = {"batch_size": changes.get("batch_size", BATCH)}
     batch = from_mapping(TrainingOptions, size).batch_size
     stem = options.out / "study-cost"
-    check_table_files(stem, options.force)
+    lines_file, _, page_file, picture = table_files(stem)
+    check_table_files([lines_file, page_file, picture], options.force)
     lines: list[Line] = []
     notes: list[str] = []
     pairs = list(options.pairs or PAIRS)
@@ -76,7 +77,6 @@ def run_cost(options: StudyOptions, changes: Mapping[str, Any], console: Console
     for note in notes:
         console.out(note)
     head = {"title": title, "environment": machine, "notes": notes}
-    lines_file, _, page_file, picture = table_files(stem)
     with replacing(lines_file) as partial:
         partial.write_text("".join(json.dumps(line) + "\n" for line in [head, *lines]))
     with replacing(page_file) as partial:

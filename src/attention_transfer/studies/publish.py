@@ -23,16 +23,20 @@ def table_files(stem: Path) -> list[Path]:
     return [stem.with_name(stem.name + suffix) for suffix in (".jsonl", ".txt", ".md", ".png")]
 
 
-def check_table_files(stem: Path, force: bool) -> None:
+def check_table_files(files: list[Path], force: bool) -> None:
     """Raises `UserError` if a table would replace files that no table wrote.
 
-    The JSON lines are written first, so a folder with files of a table has them.
+    Args:
+        files: what is written, the JSON lines first: a folder with files of a table has them.
     """
-    files = [file for file in table_files(stem) if file.exists()]
-    if files and not force and not is_table_data(table_files(stem)[0]):
+    existing = [file for file in files if file.exists()]
+    for file in existing:
+        if not file.is_file():
+            raise UserError(f"{file} is no file: choose another --out")
+    if existing and not force and not is_table_data(files[0]):
         raise UserError(
-            f"{files[0]} exists, and no table of this tool: choose another --out, or add --force "
-            "to replace it"
+            f"{existing[0]} exists, and no table of this tool: choose another --out, or add "
+            "--force to replace it"
         )
 
 

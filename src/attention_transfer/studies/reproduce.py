@@ -19,7 +19,7 @@ from .changed import changes_of_table
 from .measure import Speed, run_seconds
 from .options import PlanOptions, ReproduceOptions
 from .plan import Plan, make_plan
-from .publish import check_table_files, publish
+from .publish import check_table_files, publish, table_files
 from .render import REPRODUCTION
 from .results import table_data
 from .table_file import chosen_rows, read_table
@@ -47,7 +47,8 @@ def reproduce(options: ReproduceOptions, changes: Mapping[str, Any], console: Co
     plan = make_plan(table, rows, options.seeds, options.out, options.data, changes)
     changed = changes_of_table(table, options, changes)
     stem = options.out / changed.stem(Path(options.table).stem)
-    check_table_files(stem, options.force)
+    lines_file, text_file, page_file, _ = table_files(stem)
+    check_table_files([lines_file, text_file, page_file], options.force)
     if not carry_out_plan(plan, options, console):
         return
     data = table_data(plan, changed)

@@ -39,11 +39,15 @@ def _images_changed(plan: Plan) -> bool:
     records: dict[str, Any] = {}
     for task in plan.tasks.values():
         record = task.folder.environment().get("data")
-        # Older runs have no record. The size of the images may depend on the network.
-        if task.folder.finished and record is not None:
-            key = f"{task.recipe.data} {task.recipe.image_size} {task.recipe.model}"
-            if records.setdefault(key, record) != record:
-                return True
+        if not task.folder.finished or record is None:  # older runs have no record
+            continue
+        key = f"{task.recipe.data} {task.recipe.image_size}"
+        if task.recipe.image_size is None:  # the size then depends on the network
+            key += f" {task.recipe.model}"
+        first = records.setdefault(key, record)
+        known = [name for name in first if None not in (first[name], record.get(name))]
+        if any(first[name] != record[name] for name in known):
+            return True
     return False
 
 

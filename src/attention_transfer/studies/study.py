@@ -78,7 +78,7 @@ def run_study(
     table = TABLES[name](options, changes)
     plan = make_plan(table, table.rows, options.seeds, options.out, {}, changes)
     stem = options.out / changed.stem(f"study-{name}")
-    check_table_files(stem, options.force)
+    check_table_files(table_files(stem), options.force)
     if not carry_out_plan(plan, options, console):
         return
     data = table_data(plan, changed)

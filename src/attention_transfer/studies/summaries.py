@@ -118,14 +118,20 @@ def _error_percent(accuracy: float) -> float:
     return round(100 * (1 - accuracy), 4)
 
 
+# The first line of a table's JSON lines has one of these beside its title.
+TABLE_KEYS = {"metrics", "environment"}
+
+
 def is_table_data(file: Path) -> bool:
-    """Whether `write_table_data` wrote a file."""
+    """Whether a file is the JSON lines of a table or of `study cost`."""
+    if not file.is_file():
+        return False
     try:
         with open(file, encoding="utf-8") as stream:
             head = json.loads(stream.readline())
     except (OSError, ValueError, RecursionError):
         return False
-    return isinstance(head, dict) and "title" in head
+    return isinstance(head, dict) and "title" in head and bool(head.keys() & TABLE_KEYS)
 
 
 def write_table_data(file: Path, table: TableData) -> None:

@@ -13,7 +13,7 @@ from ..data.dataset import Dataset
 from ..data.decode import UnreadableImageError
 from ..errors import UserError
 from ..methods.registry import method_names
-from ..models.network import run_fingerprint
+from ..models.network import check_weights, run_fingerprint
 from ..options import AUTO
 from ..run_folder import RunFolder, write_json
 from ..store.header import is_store, read_header
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from ..config import Recipe
 
 
+# The options that name other runs of `reproduce`.
+MOVED_OPTIONS = ("teacher", "student_weights")
 PATH_OPTIONS = ("model", "teacher", "teacher_weights", "student_weights", "data")
 # The message for each fingerprint of a `DataRecord` that has changed.
 FINGERPRINTS = {
@@ -57,19 +59,43 @@ def check_folder(folder: RunFolder, recipe: Recipe) -> Recipe:
         raise UserError(
             f"{folder} holds a run with {how} images: leave --stream out, or choose another --out"
         )
-    differences = _differences(recipe, folder.config(), record.get("teacher"))
+    _check_same(folder, recipe)
+    return replace(recipe, method=folder.config().get("method", recipe.method))
+
+
+def check_finished(folder: RunFolder, recipe: Recipe) -> None:
+    """Checks that the finished run in `folder` is that of `recipe`, with its own weights.
+
+    Its weights may have been deleted. Options of how it ran, such as --stream, may differ.
+
+    Raises:
+        UserError: for another recipe, teacher or weights than the run's.
+    """
+    if not folder.exists:
+        raise UserError(f"{folder} has a summary.json and no config.yaml: remove the folder")
+    _check_same(folder, _keep_old_beta(folder, recipe))
+    # A summary.json that was copied from another run has the hash of other weights.
+    if folder.student_file.is_file():
+        check_weights(folder, run_fingerprint(folder.path))
+    if recipe.teacher is not None:
+        check_teacher(folder, teacher_fingerprint(recipe.teacher))
+
+
+def _check_same(folder: RunFolder, recipe: Recipe) -> None:
+    """Raises `UserError` if the run in `folder` has another recipe."""
+    differences = _differences(recipe, folder.config(), folder.environment().get("teacher"))
     if differences:
         raise UserError(
             f"{folder} holds a different run ({'; '.join(differences[:4])}): "
             "choose another --out, or remove it"
         )
-    return replace(recipe, method=folder.config().get("method", recipe.method))
 
 
 def _check_written_by_run(folder: RunFolder, recipe: Recipe) -> None:
     """Raises `UserError` for a config.yaml that a person wrote: the run would replace it."""
     # A run writes config.yaml first, with every option.
-    alone = not any(file.is_file() for file in folder.files if file != folder.config_file)
+    others = (folder.environment_file, folder.checkpoint_file, folder.summary_file)
+    alone = not any(file.is_file() for file in others)
     if alone and not recipe.to_dict().keys() <= folder.config().keys():
         raise UserError(
             f"--out {folder} has a config.yaml, but no run wrote it: choose a new folder"
@@ -98,7 +124,15 @@ def _differences(recipe: Recipe, config: dict[str, Any], teacher: str | None) ->
         for key, value in recipe.identity().items()
         if not _same_value(key, existing.get(key), value)
         and not (key == "teacher" and value and _is_moved_teacher(value, teacher))
+        and not (key in MOVED_OPTIONS and _is_moved_run(existing.get(key), value))
     ]
+
+
+def _is_moved_run(there: Any, here: Any) -> bool:
+    """Whether a run of `reproduce` is now at `here`; its last three folders say what it is."""
+    if not isinstance(there, str) or not isinstance(here, str) or os.path.exists(there):
+        return False
+    return Path(there).parts[-3:] == Path(here).parts[-3:] and RunFolder(here).exists
 
 
 def _is_moved_teacher(path: str, fingerprint: str | None) -> bool:

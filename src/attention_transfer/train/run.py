@@ -66,8 +66,7 @@ def run(
     recipe = resume.check_folder(folder, recipe)
     loggers = check_loggers(recipe)
     if (summary := folder.summary()) is not None:
-        if recipe.teacher is not None:
-            resume.check_teacher(folder, resume.teacher_fingerprint(recipe.teacher))
+        resume.check_finished(folder, recipe)
         if local_rank() == 0:
             folder.lock.remove_abandoned()
             with suppress(OSError):  # the folder may be read-only
