@@ -138,6 +138,11 @@ def test_only_an_exported_program_is_replaced_by_one(tmp_path):
     (tmp_path / "mine.npz").rename(file)
     with pytest.raises(UserError, match="exists and is no pt2 file"):
         check_output("--out", file, "pt2", force=False)
+    content = bytearray(file.read_bytes())
+    content[content.index(b"PK\x01\x02") + 6] = 255  # the version of ZIP that reads it
+    file.write_bytes(content)
+    with pytest.raises(UserError, match="exists and is no pt2 file"):
+        check_output("--out", file, "pt2", force=False)
     program = torch.export.export(torch.nn.Linear(2, 2), (torch.ones(1, 2),))
     torch.export.save(program, file)
     check_output("--out", file, "pt2", force=False)

@@ -68,6 +68,21 @@ def test_a_config_that_a_person_wrote_is_kept(folder):
     run_folder.write_config({"command": "train", "model": "wrn-10-1"})
     with pytest.raises(UserError, match="run has a config.yaml, but no run wrote it"):
         check_folder(run_folder, small())
+    run_folder.student_file.write_bytes(b"somebody's")
+    with pytest.raises(UserError, match="run has a config.yaml, but no run wrote it"):
+        check_folder(run_folder, small())
+
+
+def test_a_pretraining_run_that_was_moved_is_the_same(folder, tmp_path):
+    before, after = (tmp_path / place / "wrn-10-1" / "none-1" / "seed-0" for place in "ab")
+    for path in (before, after):
+        RunFolder(path).write_config(small().to_dict())
+    run_folder = folder(small(student_weights=str(before)))
+    write_json(run_folder.environment_file, {})
+    with pytest.raises(UserError, match="student_weights is"):
+        check_folder(run_folder, small(student_weights=str(after)))
+    shutil.rmtree(before)
+    check_folder(run_folder, small(student_weights=str(after)))
 
 
 def test_the_terms_keep_the_order_of_the_run(folder):
