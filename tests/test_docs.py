@@ -111,13 +111,10 @@ def test_the_pages_give_the_numbers_of_the_demos_own_page():
     assert after == f"{float(errors['AT'].split()[0]):.1f}"
 
 
-def test_the_pages_of_the_methods_give_the_measured_costs():
+def test_the_page_of_the_methods_gives_the_measured_costs():
     measured = (ROOT / "results" / "gradient.md").read_text().partition("\n## ")[0]
     overview = (ROOT / "docs" / "methods" / "README.md").read_text()
     for method in METHODS:
         row = rf"^\| {method} \|.* \| ([\d.]+) \| (\d+) \|$"
         (time, memory) = re.findall(row, measured, re.MULTILINE)[0]
         assert f"\n| `{method}` | {time} | {memory} |\n" in overview
-        page = (ROOT / "docs" / "methods" / f"{method}.md").read_text()
-        cost = " ".join(page.split())
-        assert f"takes {time} × the time" in cost and f"peaks at {memory} MiB" in cost, method

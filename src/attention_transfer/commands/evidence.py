@@ -53,8 +53,12 @@ def _bench_groups() -> dict[str, list[OptionSpec]]:
 def _groups_of_many_runs(options: type, default_text: str) -> dict[str, list[OptionSpec]]:
     """The options of the command, and those of the recipe that apply to every run."""
     recipe = option_specs(Recipe)
-    passed_on = [replace(recipe[key], default_text=default_text) for key in PASSED_ON]
-    return {"options": [*option_specs(options).values()], "options of every run": passed_on}
+    set_by_tables = [key for key in PASSED_ON if key != "trust_code"]
+    passed_on = [replace(recipe[key], default_text=default_text) for key in set_by_tables]
+    return {
+        "options": [*option_specs(options).values()],
+        "options of every run": [*passed_on, recipe["trust_code"]],
+    }
 
 
 EVIDENCE = {

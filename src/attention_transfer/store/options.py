@@ -79,6 +79,14 @@ class TeachOptions(RuntimeOptions, PrecisionOptions, MapOptions, AugmentOptions,
         BeforeValidator(comma_separated),
         option("Layers whose maps are kept, such as group1,group2.", default_text="all stages"),
     ] = None
+    views: Annotated[
+        Int | None,
+        option(
+            "Number of fixed augmented views of each image, such as 4.",
+            ge=1,
+            default_text="required",
+        ),
+    ] = None
     batch_size: Annotated[Int, option("Images per batch, in each process.", ge=1)] = 128
     dry_run: Annotated[Bool, option("Print the size of the store, and write nothing.")] = False
     json: JsonFile = None
@@ -112,6 +120,8 @@ def teach_groups() -> dict[str, list[OptionSpec]]:
             *option_specs(MapOptions).values(),
         ],
         "data": [spec for key, spec in option_specs(DataOptions).items() if key not in left_out],
-        "augmentation": [*option_specs(AugmentOptions).values()],
+        "augmentation": [
+            spec for key, spec in option_specs(AugmentOptions).items() if key != "views"
+        ],
         "this machine": [*option_specs(RuntimeOptions).values()],
     }

@@ -138,7 +138,7 @@ COLUMNS: dict[str, tuple[str, Writer]] = {
     "difference": ("difference", _difference),
     "against alone": ("against alone (95 %)", _against_alone),
     "p": ("p", _p_value),
-    "minutes": ("minutes a run", number_writer("minutes", ".1f")),
+    "minutes": ("minutes per run", number_writer("minutes", ".1f")),
     "in box": ("in the box, %", number_writer("in_box", ".1f")),
     "pointing": ("pointing game, %", number_writer("pointing", ".1f")),
     "teacher error": ("teacher's error %", number_writer("teacher_error", ".2f")),
