@@ -43,7 +43,11 @@ def read_table_data(file: Path) -> TableData:
         UserError: for a file that cannot be read or holds something else.
     """
     try:
-        lines = [json.loads(line) for line in file.read_text().splitlines() if line.strip()]
+        lines = [
+            json.loads(line)
+            for line in file.read_text(encoding="utf-8").splitlines()
+            if line.strip()
+        ]
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read {file}: {error}") from error
     if not lines or "title" not in lines[0] or not all("setting" in line for line in lines[1:]):

@@ -97,6 +97,17 @@ class Task:
         return all(folder.finished for folder in self.after)
 
 
+def attempt(task: Task, console: Console, jobs: int = 1) -> Exception | None:
+    """Carries out a run; returns its error, which names the folder, or None."""
+    try:
+        run_and_report(task.recipe, task.folder, console, jobs)
+    except (UserError, RunError) as error:
+        return type(error)(f"{task.folder}: {error}")
+    except Exception as error:  # one run must not end the others
+        return RunError(f"{task.folder}: {describe_unknown(error)}")
+    return None
+
+
 @dataclass
 class Job:
     """A run in its own process. (An executor of concurrent.futures would end all of its processes
@@ -113,15 +124,15 @@ class Job:
 
     def result(self) -> Exception | None:
         """Waits for the end of the run; returns its error, or None (also for a stopped run)."""
+        error: Exception | None
         try:
-            error: Exception | None = self.pipe.recv()
+            error = self.pipe.recv()
         except EOFError:
             self.process.join()
-            error = RunError(f"its process ended with status {self.process.exitcode}")
+            status = self.process.exitcode
+            error = RunError(f"{self.task.folder}: its process ended with status {status}")
         self.process.join()
-        if error is None:
-            return None
-        return type(error)(f"{self.task.folder}: {error}")
+        return error
 
 
 def submit(task: Task, jobs: int, threads: int) -> Job:
@@ -205,21 +216,13 @@ def _work(task: Task, jobs: int, threads: int, parent: int, pipe: Connection) ->
     stdout: Any = _LabelledStdout(task.folder.path.name)
     if task.log is not None:
         task.log.parent.mkdir(parents=True, exist_ok=True)
-        stdout = open(task.log, "a", buffering=1)  # noqa: SIM115  # the process ends with the run
+        # Not closed: the process ends with the run.
+        stdout = open(task.log, "a", buffering=1, encoding="utf-8")  # noqa: SIM115
     error: Exception | None = None
-    try:
+    with suppress(KeyboardInterrupt):  # the state is saved
         signal.signal(signal.SIGTERM, interrupt)
         end_with_parent(parent)
-        console = make_console(stdout)
-        run_and_report(task.recipe, task.folder, console, jobs)
-    except (UserError, RunError) as raised:
-        # An error of the base class, because not every subclass can be pickled.
-        kind = UserError if isinstance(raised, UserError) else RunError
-        error = kind(str(raised))
-    except KeyboardInterrupt:
-        pass  # the state is saved
-    except Exception as raised:
-        error = RunError(describe_unknown(raised))
+        error = attempt(task, make_console(stdout), jobs)
     with suppress(BrokenPipeError):  # the parent may have ended
         pipe.send(error)
 

@@ -231,11 +231,11 @@ def _explain(spec: OptionSpec, values: Mapping[str, Any]) -> str:
         return f"{spec.flags[0]} is required: {spec.help}"
     value = values[spec.key]
     hint = nearest(str(value), spec.choices)
-    shown = _shown(value)
+    text = _shown(value)
     # 2^63 has 19 digits.
-    if spec.kind is int and len(shown) > 18:
+    if spec.kind is int and len(text) > 18:
         hint = ", below 2^63"
-    return f"{spec.key} is {shown}: expected {spec.expected}{hint}"
+    return f"{spec.key} is {text}: expected {spec.expected}{hint}"
 
 
 def _shown(value: Any) -> str:

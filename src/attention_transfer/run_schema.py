@@ -50,6 +50,8 @@ class Config(BaseModel):
     lr_decay: float | None = None
     milestones: list[int] | None = None
     temperature: float | None = None
+    devices: Count | None = None
+    nodes: Count | None = None
 
 
 class Record(BaseModel):
@@ -73,7 +75,6 @@ class Environment(Record):
 
     versions: dict[str, Any] | None = None
     hardware: dict[str, Any] | None = None
-    command: Any = None
     auto: Auto | None = None
     teacher: str | None = None
     streamed: bool | None = None
@@ -121,6 +122,7 @@ class InBox(Record):
 
     stages: list[str] | None = None
     in_box: list[float | None] | None = None
+    pointing: list[float | None] | None = None
     box_area: float | None = None
     images: Count | None = None
 

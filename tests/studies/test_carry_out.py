@@ -59,3 +59,14 @@ def test_without_a_terminal_it_is_a_line_for_each_start_and_end(tasks):
         "wrn-10-1/none-1/seed-0: 25.00 % error, loss 1.000 after 2 epochs, 1.0 min at 100 images/s",
         "run 2 of 3: wrn-10-1/none-1/seed-1",
     ]
+
+
+def test_runs_are_numbered_by_their_start_also_after_a_failure(tasks):
+    stream = io.StringIO()
+    console = Console(file=stream, width=120)
+    with RunsProgress(console, tasks, {task.folder.path: 100.0 for task in tasks}) as view:
+        for task in tasks:
+            view.watch(task, True)
+            view.watch(task, False)
+    lines = stream.getvalue().splitlines()
+    assert lines == [f"run {k + 1} of 3: wrn-10-1/none-1/seed-{k}" for k in range(3)]

@@ -113,6 +113,13 @@ def test_a_summary_alone_is_no_run(command: Command, again: Path):
     assert said.status == 2 and f"{second} has a summary.json and no config.yaml" in said.err
 
 
+def test_a_summary_without_a_number_of_the_table_is_named(command: Command, again: Path):
+    file = runs(again)[1] / "summary.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"flops": None}))
+    said = command(f"{LINE} --seeds 2")
+    assert said.status == 2 and f"{file} is damaged: it lacks flops" in said.err
+
+
 def test_a_damaged_unfinished_run_stops_no_other(command: Command, again: Path):
     unfinished = runs(again)[1]
     (unfinished / "summary.json").unlink()
@@ -217,16 +224,16 @@ def test_the_title_and_the_files_say_what_is_different(command: Command, tmp_pat
 def test_an_unknown_error_of_a_run_is_named_and_the_others_go_on(
     command: Command, tmp_path, table, monkeypatch
 ):
-    from attention_transfer.studies import carry_out
+    from attention_transfer import launch
 
-    run = carry_out.run_and_report
+    run = launch.run_and_report
 
-    def fail_once(recipe, folder, console):
+    def fail_once(recipe, folder, console, jobs):
         if recipe.method == "kd":
             raise ValueError("no kernel image")
-        run(recipe, folder, console)
+        run(recipe, folder, console, jobs)
 
-    monkeypatch.setattr(carry_out, "run_and_report", fail_once)
+    monkeypatch.setattr(launch, "run_and_report", fail_once)
     said = command(f"{LINE} --seeds 1")
     assert said.status == 1
     assert "ValueError: no kernel image" in said.err

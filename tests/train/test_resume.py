@@ -9,7 +9,7 @@ from small_runs import distilled, small
 
 from attention_transfer.errors import UserError
 from attention_transfer.run_folder import RunFolder, write_json
-from attention_transfer.train.resume import check_folder, teacher_fingerprint
+from attention_transfer.train.resume import check_folder, describe_processes, teacher_fingerprint
 from attention_transfer.train.run import run
 
 
@@ -51,6 +51,12 @@ def test_another_value_is_another_run(folder, other):
     recipe = distilled("t", **{"model": "net.py:make", "data": "folder:cats"} | other)
     with pytest.raises(UserError, match="holds a different run"):
         check_folder(run_folder, recipe)
+
+
+def test_a_null_number_of_processes_is_one(folder):
+    run_folder = folder(small())
+    run_folder.config_file.write_text("devices: null")
+    assert describe_processes(run_folder, small()) is None
 
 
 def test_a_teacher_that_was_moved_is_the_same(folder, teacher_run, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -69,6 +70,14 @@ def test_the_predictions_are_those_of_the_exported_weights(student_run, teacher_
     assert (stored["labels"] == data.labels.numpy()).all()
     assert [*stored["classes"]] == [str(digit) for digit in range(10)]
     assert stored["labels"].dtype == np.uint8
+
+
+@pytest.mark.parametrize("summary", ["{}", '{"final": null}'])
+def test_a_teacher_without_a_recorded_accuracy(teacher_run, tmp_path, summary):
+    teacher = shutil.copytree(teacher_run, tmp_path / "teacher")
+    (teacher / "summary.json").write_text(summary)
+    carry_out(distilled(teacher, epochs=1), tmp_path / "run")
+    assert names(tmp_path / "run") == FILES
 
 
 def test_the_files_of_train(teacher_run):

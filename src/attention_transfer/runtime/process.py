@@ -116,7 +116,7 @@ def compile_transfer(transfer: Transfer, runtime: RuntimeConfig) -> None:
 
 
 def local_rank() -> int:
-    """The rank of this process on its node, before and after Fabric has started the others."""
+    """The rank of this process on its node; 0 until the processes have been started."""
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 

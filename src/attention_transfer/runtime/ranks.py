@@ -128,9 +128,9 @@ def join(options: RuntimeOptions) -> None:
         store = dist.PrefixStore(prefix, served or _open_store(launch))
         names = _meet(store, launch)
         _watch = RankWatch(store, launch.rank, names, MEET_SECONDS)
+    except RunError:
+        raise
     except (RuntimeError, OSError) as error:
-        if isinstance(error, RunError):
-            raise
         raise RunError(f"the processes did not meet: {first_line(error)}") from error
 
 
@@ -164,7 +164,7 @@ def propagate_failures() -> Iterator[None]:
 
 def highest(value: int) -> int:
     """The highest value of all ranks; all of them must call this."""
-    if not _is_distributed():
+    if not dist.is_initialized():
         return value
     box = torch.tensor([int(value)])
     dist.all_reduce(box, dist.ReduceOp.MAX, _host_group())
@@ -173,15 +173,11 @@ def highest(value: int) -> int:
 
 def gather(value: Any) -> list[Any]:
     """The value of each rank; all of them must call this."""
-    if not _is_distributed():
+    if not dist.is_initialized():
         return [value]
     values = [None] * dist.get_world_size()
     dist.all_gather_object(values, value, _host_group())
     return values
-
-
-def _is_distributed() -> bool:
-    return dist.is_available() and dist.is_initialized()
 
 
 @cache

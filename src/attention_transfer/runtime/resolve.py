@@ -63,9 +63,12 @@ def resolve_runtime(
     """
     earlier = earlier or {}
     device: str = options.device
+    available = _available_devices()
     if device == "auto":
-        device = earlier.get("device") or _best_device()
-    _check_available(device)
+        device = earlier.get("device") or available[0]
+    if device not in available:
+        names = ", ".join(available)
+        raise UserError(f"--device {device}: not available on this machine; available: {names}")
     precision: str = options.precision
     if precision == "auto":
         precision = earlier.get("precision") or ("bf16" if fast_bf16(device) else "fp32")
@@ -101,21 +104,14 @@ def count_flops(module: nn.Module, x: Tensor) -> int:
     return int(counter.get_total_flops())
 
 
-def _best_device() -> str:
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
-
-
-def _check_available(device: str) -> None:
-    available = ["cpu"]
-    if torch.cuda.is_available():
-        available.append("cuda")
+def _available_devices() -> list[str]:
+    """The devices of this machine, the fastest first."""
+    devices = ["cpu"]
     if torch.backends.mps.is_available():
-        available.append("mps")
-    if device not in available:
-        names = ", ".join(available)
-        raise UserError(f"--device {device}: not available on this machine; available: {names}")
+        devices.insert(0, "mps")
+    if torch.cuda.is_available():
+        devices.insert(0, "cuda")
+    return devices
 
 
 def _has_amx() -> bool:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import quote
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter
 
 from ..cache import cache_folder
 from ..errors import UserError, shown
@@ -144,7 +144,7 @@ class Header:
 
     def check_same(self, folder: Path, wanted: Header) -> None:
         """Raises `UserError` unless the store in `folder` has the teacher and views of `wanted`."""
-        advice = "choose another --store"
+        advice = "choose another folder (--store; for teach --out)"
         if self.teacher.fingerprint != wanted.teacher.fingerprint:
             raise UserError(
                 f"{folder} is the store of another teacher: {self.teacher.name} with other weights "
@@ -162,11 +162,10 @@ class Header:
 
     def check_images(self, folder: Path, images: ImagesRecord) -> None:
         """Raises `UserError` if the store has other images."""
-        stored = self.images
-        same = (stored.fingerprint, stored.count) == (images.fingerprint, images.count)
-        if not same or stored.size != images.size:
+        if replace(self.images, spec=images.spec) != images:
             raise UserError(
-                f"{folder} is a store of other images: {_describe(stored)}, not {_describe(images)}"
+                f"{folder} is a store of other images: "
+                f"{_describe(self.images)}, not {_describe(images)}"
             )
 
     def check_view_option(self, folder: Path, key: str, value: Any) -> None:
@@ -193,7 +192,7 @@ def read_header(folder: Path) -> Header:
         content = json.loads(file.read_bytes())
         version = content["version"]
         header = _adapter().validate_python(content) if version == VERSION else None
-    except (ValueError, KeyError, TypeError, RecursionError, ValidationError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise UserError(f"{file} is damaged: remove the store and fill it again") from None
     if header is None:
         raise UserError(
@@ -248,7 +247,9 @@ def check_new(folder: Path) -> None:
     if folder.is_file():
         raise UserError(f"{folder} is a file: a store is a folder, choose another place")
     if folder.is_dir() and not all(_may_be_of_a_store(path) for path in folder.iterdir()):
-        raise UserError(f"{folder} exists and holds no store: choose another place (--store)")
+        raise UserError(
+            f"{folder} exists and holds no store: choose another folder (--store; for teach --out)"
+        )
 
 
 def _may_be_of_a_store(path: Path) -> bool:

@@ -83,7 +83,8 @@ class TeacherStore:
                 write_header(path, complete)
         except OSError as error:
             raise UserError(
-                f"cannot write the store {path} ({error.strerror}): choose another place (--store)"
+                f"cannot write the store {path} ({error.strerror}): "
+                "choose another folder (--store; for teach --out)"
             ) from error
         return cls(path)
 

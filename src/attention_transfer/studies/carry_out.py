@@ -10,8 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from ..console import make_console
-from ..errors import RunError, UserError, describe_unknown
-from ..launch import Task, run_and_report, run_tasks
+from ..launch import Task, attempt, run_tasks
 from ..train.finish import describe_summary
 from ..train.resume import check_finished
 
@@ -57,15 +56,8 @@ def _run_here(task: Task) -> Exception | None:
     """Carries out a run in this process; its output goes into its log."""
     assert task.log is not None, "a planned run has a log"
     task.log.parent.mkdir(parents=True, exist_ok=True)
-    with open(task.log, "a", buffering=1) as log:
-        console = make_console(log)
-        try:
-            run_and_report(task.recipe, task.folder, console)
-        except (UserError, RunError) as error:
-            return type(error)(f"{task.folder}: {error}")
-        except Exception as error:  # one run must not end the others
-            return RunError(f"{task.folder}: {describe_unknown(error)}")
-    return None
+    with open(task.log, "a", buffering=1, encoding="utf-8") as log:
+        return attempt(task, make_console(log))
 
 
 def task_name(task: Task) -> str:
@@ -80,6 +72,7 @@ class RunsProgress(Progress):
     def __init__(self, console: Console, tasks: Sequence[Task], seconds: Mapping[Path, float]):
         self._seconds = {task.folder.path: seconds[task.folder.path] for task in tasks}
         self._running: dict[Path, tuple[Task, TaskID]] = {}
+        self._started = 0
         self._ended: list[Path] = []
         self._count = len(tasks)
         # Set before `Progress.__init__`, which already calls `get_renderables`.
@@ -112,9 +105,9 @@ class RunsProgress(Progress):
         if is_running:
             line = self.add_task(f"  {task_name(task)}", total=1.0, state="")
             self._running[folder.path] = task, line
+            self._started += 1
             if self.disable:
-                number = len(self._ended) + len(self._running)
-                self.say(f"run {number} of {self._count}: {task_name(task)}")
+                self.say(f"run {self._started} of {self._count}: {task_name(task)}")
             return
         _, line = self._running.pop(folder.path)
         self.remove_task(line)

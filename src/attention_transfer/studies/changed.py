@@ -1,4 +1,4 @@
-"""The options with which a table is another one than by default, for its title and file names."""
+"""The options that make a table differ from its default, for its title and file names."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .options import SEEDS, SMALLER, ReproduceOptions, StudyOptions
 from .table_file import Table
 
 LONGEST = 150  # characters of a file's name
-# Options with which a study is another one, beside those of its runs.
+# Options that make a study a different one, besides those of its runs.
 STUDY_OPTIONS = ("recipe", "data", "student", "teacher", "methods", "values", "conventions")
 
 
@@ -44,7 +44,7 @@ class Changes:
 def changes_of_table(
     table: Table, options: ReproduceOptions, changes: Mapping[str, Any]
 ) -> Changes:
-    """The options with which a table is another table than the paper's.
+    """The options that make a table differ from the paper's.
 
     Args:
         changes: recipe keys that override those of the table.
@@ -66,7 +66,7 @@ def changes_of_table(
 def changes_of_study(
     options: StudyOptions, given: Mapping[str, Any], changes: Mapping[str, Any]
 ) -> Changes:
-    """The options with which a study is another one than by default.
+    """The options that make a study differ from its default.
 
     Args:
         given: the options that the user gave.

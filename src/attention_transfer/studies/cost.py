@@ -82,7 +82,7 @@ def run_cost(options: StudyOptions, changes: Mapping[str, Any], console: Console
     with replacing(page_file) as partial:
         remarks = "".join(f"- {note}\n" for note in notes)
         text = "\n\n".join([f"# {title}", tables[0].markdown(), RATIOS, tables[1].markdown()])
-        partial.write_text(f"{text}\n\n{remarks}")
+        partial.write_text(f"{text}\n\n{remarks}", encoding="utf-8")
     write_numbers(options.json, head | {"rows": lines})
     save_cost_figure(lines, picture)
     console.out(f"written: {page_file}, {lines_file}, {picture}")

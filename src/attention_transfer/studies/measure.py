@@ -7,7 +7,7 @@ import math
 import tempfile
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +77,7 @@ def run_seconds(
         if key not in kept:
             kept[key] = vars(measure(recipe, teacher, threads))
             write_json(file, kept)
-        speed = Speed(*(kept[key][field.name] for field in fields(Speed)))
+        speed = Speed(**kept[key])
         data = json.dumps([recipe.data, recipe.limit_train, recipe.limit_val, recipe.val_split])
         if data not in counts:
             counts[data] = count_images(recipe, seed=0)
@@ -138,11 +138,9 @@ def _measure(recipe: Recipe, folder: RunFolder) -> Speed:
     trainer = make_trainer(recipe, folder, fabric, components, runtime, progress)
     training_mode(components.transfer, recipe.freeze_bn)
     plan = trainer.loader.epoch(recipe.seed, 0, trainer.batch_size)
-    steps = trainer.steps_per_epoch
-    _train(trainer, plan, range(min(WARM_UP_STEPS, steps)))
+    _train(trainer, plan, WARM_UP_STEPS)
     start = time.perf_counter()
-    # A small --limit-train may leave fewer steps than STEPS.
-    _train(trainer, plan, [k % steps for k in range(STEPS)])
+    _train(trainer, plan, STEPS)
     step = (time.perf_counter() - start) / STEPS
     components.transfer.eval()
     start = time.perf_counter()
@@ -153,8 +151,9 @@ def _measure(recipe: Recipe, folder: RunFolder) -> Speed:
     return Speed(step, val_image, parameters)
 
 
-def _train(trainer: Trainer, plan: Any, steps: Iterable[int]) -> None:
-    for step in steps:
-        batch = trainer.loader.batch(plan, step)
+def _train(trainer: Trainer, plan: Any, steps: int) -> None:
+    for k in range(steps):
+        # A small --limit-train may leave fewer steps in an epoch.
+        batch = trainer.loader.batch(plan, k % trainer.steps_per_epoch)
         trainer.train_step(batch._replace(images=as_input(batch.images)), plan.view)
     synchronize(trainer.fabric.device)

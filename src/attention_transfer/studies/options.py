@@ -28,9 +28,7 @@ PASSED_ON = (
     *("views", "stream", "workers", "device", "precision", "compile", "trust_code"),
 )
 # Those with which a table is no longer comparable with the paper's.
-SMALLER = (
-    *("epochs", "max_steps", "limit_train", "limit_val", "image_size", "batch_size", "views"),
-)
+SMALLER = ("epochs", "max_steps", "limit_train", "limit_val", "image_size", "batch_size", "views")
 
 
 def named_specs(value: Any) -> Any:

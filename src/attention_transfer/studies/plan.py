@@ -21,8 +21,8 @@ from ..store.header import view_options
 from ..train.options import TrainingOptions
 from .table_file import TEACHER, Row, Table
 
-# Options that the name of a run's folder has itself, and other runs: the digest has those relative
-# to the root.
+# Not in the digest as they are: the folder's name has model, method and seed, and other runs are
+# added relative to the root.
 NOT_IN_DIGEST = ("seed", "teacher", "student_weights", "model", "method")
 
 

@@ -14,6 +14,7 @@ from .summaries import Cell, TableData
 
 # The colours of lines, distinguishable for the colour-blind (Okabe and Ito, 2008).
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+LEVELS = {"student alone": "--", "teacher": ":", "auto": "-"}
 
 
 @contextmanager
@@ -74,9 +75,6 @@ def save_beta_figure(
             axes.set_xlabel("β")
         panels[0].set_ylabel("error, %")
         panels[-1].legend(frameon=False)
-
-
-LEVELS = {"student alone": "--", "teacher": ":", "auto": "-"}
 
 
 def save_curves_figure(curves: Mapping[str, Mapping[float, Cell]], label: str, file: Path) -> None:

@@ -55,13 +55,13 @@ def publish(
         console.out(note)
     lines_file, text_file, page_file, _ = table_files(stem)
     write_table_data(lines_file, data)
-    with replacing(text_file) as partial, open(partial, "w") as stream:
+    with replacing(text_file) as partial, open(partial, "w", encoding="utf-8") as stream:
         page = make_console(stream, width=160)
         page.print(text)
         for note in notes(data):
             page.out(note)
     with replacing(page_file) as partial:
-        partial.write_text(markdown_page(data, columns))
+        partial.write_text(markdown_page(data, columns), encoding="utf-8")
     console.out(f"written: {text_file}, {page_file}, {lines_file}")
     # Its bootstrap intervals take time, so they are computed only on request.
     if json_file is not None:

@@ -12,7 +12,7 @@ from ..stats import Estimate, bootstrap_interval, paired_difference
 from .summaries import Cell, TableData
 
 ALONE = ("student alone", "alone")
-METRIC_NAMES = {"error": "error %", "top5_error": "top-5 error %"}
+METRIC_NAMES = {"error": "error", "top5_error": "top-5 error"}
 UNCONFIRMED = "†"
 UNCONFIRMED_NOTE = f"{UNCONFIRMED} as we read the paper, not checked against a second public text."
 
@@ -191,7 +191,7 @@ def text_table(table: TableData, columns: Sequence[str]) -> TextTable:
                 continue
             header, writer = COLUMNS[name]
             if len(table.metrics) > 1 and name != "seeds":
-                header = f"{METRIC_NAMES[metric].removesuffix(' %')} {header}"
+                header = f"{METRIC_NAMES[metric]} {header}"
             headers.append(header)
             writers.append((writer, Context(table, metric)))
     rows = []
@@ -222,6 +222,5 @@ def notes(table: TableData) -> list[str]:
 
 def markdown_page(table: TableData, columns: Sequence[str]) -> str:
     """The table as a page: title, table, notes."""
-    parts = [f"# {table.title}", text_table(table, columns).markdown()]
-    parts += [f"- {note}" for note in notes(table)]
-    return "\n\n".join(parts[:2]) + "\n\n" + "\n".join(parts[2:]) + "\n"
+    remarks = "\n".join(f"- {note}" for note in notes(table))
+    return f"# {table.title}\n\n{text_table(table, columns).markdown()}\n\n{remarks}\n"

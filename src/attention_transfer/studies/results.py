@@ -15,7 +15,7 @@ def table_data(plan: Plan, changed: Changes) -> TableData:
     """The results of a plan's finished runs, by cell.
 
     Args:
-        changed: options with which the table is another one, for its title.
+        changed: the options that make the table differ from its default, for its title.
     """
     described: Line = {
         "title": changed.title(plan.title),

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from ..config import layered_recipe, named_recipe
+from ..config import Recipe, layered_recipe, named_recipe
 from ..data.open import count_images, has_boxes
 from ..errors import UserError
 from .options import StudyOptions
@@ -164,7 +164,7 @@ def _take(changes: dict[str, Any], *keys: str) -> dict[str, Any]:
 
 def _student_recipe(
     options: StudyOptions, changes: Mapping[str, Any], student: str = STUDENT, **keys: Any
-) -> Any:
+) -> Recipe:
     data = {"data": options.data} if options.data else {}
     if options.recipe:
         keys = {}

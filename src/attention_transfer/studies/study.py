@@ -39,8 +39,7 @@ READ_BY = {
     "values": ("beta", "few-labels", "localisation"),
     "conventions": ("beta",),
     "pairs": ("cost",),
-    **dict.fromkeys(("student", "teacher", "recipe", "data"), tuple(TABLES)),
-    **dict.fromkeys(("seeds", "jobs"), tuple(TABLES)),
+    **dict.fromkeys(("student", "teacher", "recipe", "data", "seeds", "jobs"), tuple(TABLES)),
 }
 
 

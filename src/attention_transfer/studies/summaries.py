@@ -70,16 +70,23 @@ class TableData:
         return None
 
 
+# The numbers of a finished run that a table needs.
+NEEDED = (
+    *("seed", "model", "method", "data", "epochs", "parameters", "flops", "seconds"),
+    *("images_per_second", "val_accuracy", "val_loss", "train_loss"),
+)
+
+
 def summarize(folder: RunFolder) -> Line | None:
     """A finished run as a line, without paths of this machine; None for an unfinished run."""
     summary = folder.summary()
     if summary is None:
         return None
     config, environment = folder.config(), folder.environment()
-    missing = [key for key in ("final", "seed", "seconds") if key not in summary]
+    final = summary.get("final") or {}
+    missing = [key for key in NEEDED if (summary | final).get(key) is None]
     if missing:
         raise UserError(f"{folder.summary_file} is damaged: it lacks {', '.join(missing)}")
-    final = summary["final"]
     line: Line = {
         "seed": summary["seed"],
         "model": summary["model"],
@@ -99,18 +106,19 @@ def summarize(folder: RunFolder) -> Line | None:
         "hardware": environment.get("hardware"),
         "torch": (environment.get("versions") or {}).get("torch"),
     }
-    if "val_top5" in final:
+    if final.get("val_top5") is not None:
         line["top5_error"] = _error_percent(final["val_top5"])
     teacher = summary.get("teacher") or {}
-    if teacher:
-        line["teacher"] = teacher["model"]
+    if teacher.get("val_accuracy") is not None:
+        line["teacher"] = teacher.get("model")
         line["teacher_error"] = _error_percent(teacher["val_accuracy"])
     attention = summary.get("attention") or {}
-    if attention:
-        line["in_box"] = round(100 * attention["in_box"][-1], 2)
+    if attention.get("box_area") is not None:
         line["box_area"] = round(100 * attention["box_area"], 2)
-    if attention.get("pointing"):
-        line["pointing"] = round(100 * attention["pointing"][-1], 2)
+    for key in ("in_box", "pointing"):
+        share = (attention.get(key) or [None])[-1]  # of the last stage
+        if share is not None:
+            line[key] = round(100 * share, 2)
     return line
 
 
@@ -145,7 +153,8 @@ def write_table_data(file: Path, table: TableData) -> None:
             lines.append(place | {"means": cell.means})
         lines += [place | run for run in cell.runs]
     with replacing(file) as partial:
-        partial.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        partial.write_text(text, encoding="utf-8")
 
 
 def merge_lines(runs: Iterable[Line | None]) -> list[Line]:

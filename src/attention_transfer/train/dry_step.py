@@ -67,8 +67,8 @@ def _validation_batches(images: Images) -> Iterator[tuple[Tensor, Tensor]]:
 
 def _recorded_accuracy(teacher: Network | None) -> float | None:
     """The teacher's validation accuracy at the end of its own run, if that is known."""
-    summary = None
-    if teacher is not None and teacher.folder:
-        summary = RunFolder(teacher.folder).summary()
-    final: dict[str, float] = summary["final"] if summary else {}
-    return final.get("val_accuracy")
+    if teacher is None or not teacher.folder:
+        return None
+    summary = RunFolder(teacher.folder).summary() or {}
+    accuracy: float | None = (summary.get("final") or {}).get("val_accuracy")
+    return accuracy

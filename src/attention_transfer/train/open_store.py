@@ -82,7 +82,6 @@ def open_store(
         if options is not None:
             layers = resolve_pairs(pairs, student.module, store.stages(options), x, x)
         store = store.select([t for _, t in layers], options)
-        check_filled(recipe, store, data)
     else:
         if options is not None:
             inputs = x, teacher.preprocess(example)
@@ -90,8 +89,15 @@ def open_store(
         names = [t for _, t in layers]
         store = store_of_run(recipe, recipe, data, teacher, example, names, options)
     outputs = example_outputs(store, recipe, data.train, index, teacher)
-    missing = count_missing(recipe, store, data)
-    return OpenStore(store, layers, outputs, missing, _describe(recipe, store, data, missing))
+    views = views_of(recipe)
+    missing, total = store.count_missing(data.train.rows, views), len(data.train) * len(views)
+    # There are no outputs for images that cannot be read.
+    if teacher is None and (missing == total or (missing and recipe.on_bad_image != "skip")):
+        raise UserError(
+            f"{store.folder} lacks {missing} of the {total} views of images that this run needs: "
+            "fill it with the same command (attention-transfer teach)"
+        )
+    return OpenStore(store, layers, outputs, missing, _describe(store, data, len(views), missing))
 
 
 def views_of(recipe: Recipe) -> range:
@@ -99,11 +105,6 @@ def views_of(recipe: Recipe) -> range:
     assert recipe.views is not None, "a store needs fixed views"
     # Epoch e shows view e mod V, so a run of fewer epochs never reaches the last views.
     return range(min(recipe.views, recipe.epochs))
-
-
-def count_missing(recipe: Recipe, store: TeacherStore, data: Dataset) -> int:
-    """Number of views of images that a run needs and its store lacks."""
-    return store.count_missing(data.train.rows, views_of(recipe))
 
 
 def store_of_run(
@@ -180,24 +181,13 @@ def store_as_teacher(folder: str, data: Dataset) -> TeacherStore:
     return store
 
 
-def check_filled(recipe: Recipe, store: TeacherStore, data: Dataset) -> None:
-    """Raises `UserError` if a store without its teacher lacks outputs that a run needs."""
-    missing, total = count_missing(recipe, store, data), len(data.train) * len(views_of(recipe))
-    # There are no outputs for images that cannot be read.
-    if missing == total or (missing and recipe.on_bad_image != "skip"):
-        raise UserError(
-            f"{store.folder} lacks {missing} of the {total} views of images that this run needs: "
-            "fill it with the same command (attention-transfer teach)"
-        )
-
-
-def _describe(recipe: Recipe, store: TeacherStore, data: Dataset, missing: int) -> str:
+def _describe(store: TeacherStore, data: Dataset, views: int, missing: int) -> str:
     """One line: the folder, the size that this run needs, and the share already computed."""
     header = store.header
-    needed = len(data.train) * len(views_of(recipe))
+    needed = len(data.train) * views
     size = header.bytes * needed / (header.images.count * header.view_count)
     return (
-        f"the teacher's outputs for {len(views_of(recipe))} views of {len(data.train)} images are "
+        f"the teacher's outputs for {views} views of {len(data.train)} images are "
         f"stored in {store.folder} ({size / 1e6:,.1f} MB, {header.dtype}); "
         f"{1 - missing / needed:.0%} are computed already"
     )

@@ -195,9 +195,8 @@ class Update:
             nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)
         groups = self.optimizer.param_groups
         scheduled = [group["lr"] for group in groups]
-        if step < self.warm_up_steps:
-            for group in groups:
-                group["lr"] *= self._warm_up(step)
+        for group in groups:
+            group["lr"] *= self._warm_up(step)
         apply()
         for group, lr in zip(groups, scheduled, strict=True):
             group["lr"] = lr

@@ -128,11 +128,11 @@ def _differences(recipe: Recipe, config: dict[str, Any], teacher: str | None) ->
     ]
 
 
-def _is_moved_run(there: Any, here: Any) -> bool:
-    """Whether a run of `reproduce` is now at `here`; its last three folders say what it is."""
-    if not isinstance(there, str) or not isinstance(here, str) or os.path.exists(there):
+def _is_moved_run(recorded: Any, given: Any) -> bool:
+    """Whether a run of `reproduce` is now at `given`; its last three folders say what it is."""
+    if not isinstance(recorded, str) or not isinstance(given, str) or os.path.exists(recorded):
         return False
-    return Path(there).parts[-3:] == Path(here).parts[-3:] and RunFolder(here).exists
+    return Path(recorded).parts[-3:] == Path(given).parts[-3:] and RunFolder(given).exists
 
 
 def _is_moved_teacher(path: str, fingerprint: str | None) -> bool:
@@ -140,15 +140,15 @@ def _is_moved_teacher(path: str, fingerprint: str | None) -> bool:
     return fingerprint is not None and teacher_fingerprint(path) == fingerprint
 
 
-def _same_value(key: str, there: Any, here: Any) -> bool:
+def _same_value(key: str, recorded: Any, given: Any) -> bool:
     """Whether two values mean the same: `./teacher` is `teacher`, `kd+at` is `at+kd`."""
-    if there == here:
+    if recorded == given:
         return True
-    if not isinstance(there, str) or not isinstance(here, str):
+    if not isinstance(recorded, str) or not isinstance(given, str):
         return False
     if key == "method":
-        return sorted(method_names(there)) == sorted(method_names(here))
-    return key in PATH_OPTIONS and _resolved_path(key, there) == _resolved_path(key, here)
+        return sorted(method_names(recorded)) == sorted(method_names(given))
+    return key in PATH_OPTIONS and _resolved_path(key, recorded) == _resolved_path(key, given)
 
 
 def _resolved_path(key: str, value: str) -> tuple[str, str]:
@@ -235,7 +235,7 @@ def teacher_fingerprint(teacher: str) -> str | None:
 def describe_processes(folder: RunFolder, recipe: Recipe) -> str | None:
     """A warning if the run in `folder` was started on another number of processes."""
     config = folder.config()
-    before = config.get("devices", 1) * config.get("nodes", 1)
+    before = (config.get("devices") or 1) * (config.get("nodes") or 1)
     now = recipe.devices * recipe.nodes
     if not folder.has_checkpoint or before == now:
         return None

@@ -150,7 +150,7 @@ def _record(
     """Writes config.yaml and environment.json; a run that continues updates runtime and data."""
     earlier = folder.environment()
     current = {"auto": asdict(runtime), "data": asdict(components.data.record)}
-    if earlier and folder.exists and folder.has_checkpoint:
+    if earlier and folder.has_checkpoint:
         # Versions and command stay those of the start.
         if earlier | current != earlier:
             write_json(folder.environment_file, earlier | current)

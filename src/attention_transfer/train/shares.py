@@ -35,7 +35,5 @@ def describe_left_out(batch_size: int, processes: int) -> str | None:
 
 def own_share(batch: TrainingBatch, rank: int, processes: int) -> TrainingBatch:
     """The images of one process."""
-    if processes == 1:
-        return batch
     share = slice(rank, shared_images(len(batch.labels), processes), processes)
     return TrainingBatch(*(column[share] for column in batch))

@@ -230,25 +230,25 @@ class Trainer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues from `state`."""
+        """Continues from `state`. Early checkpoints lack lr, seed, rows and unreadable."""
         self.step, self.seconds = state["step"], state["seconds"]
         if self.step > self.total_steps:
             raise ValueError(f"its step is {self.step} of {self.total_steps}")
+        if state.get("seed", self.options.seed) != self.options.seed:
+            raise ValueError(f"it is of seed {state['seed']}")
         load_optimization(self.optimizer, self.scheduler, state)
         self.module.load_state_dict(state["transfer"])
         if self.average is not None:
             self.average.load_state_dict(state["average"])
         self.meter.load_state_dict(state["meter"], self.fabric)
-        self.lr = state.get("lr", self.lr)  # absent from early checkpoints
+        self.lr = state.get("lr", self.lr)
         self._add_unreadable(state.get("unreadable", []))
         torch.set_rng_state(state["rng"].cpu())
-        if state.get("seed", self.options.seed) != self.options.seed:  # absent from earlier ones
-            raise ValueError(f"it is of seed {state['seed']}")
         if state["cuda_rng"] is not None:
             torch.cuda.set_rng_state(state["cuda_rng"].cpu())
         if "rows" in state:
             self.rows = state["rows"]
-        else:  # an early checkpoint
+        else:
             self.rows = [row for row in self.folder.metrics() if row["step"] <= self.step]
 
     def _add_unreadable(self, rows: list[int]) -> None:
@@ -330,7 +330,7 @@ class Trainer:
         return row | {
             "parts": parts,
             # The weights that the last step used.
-            "weights": self.module.weights(min(1.0, (self.step - 1) / self.total_steps)),
+            "weights": self.module.weights((self.step - 1) / self.total_steps),
             "images_per_second": images_per_second,
             "seconds": self.seconds,
         }
