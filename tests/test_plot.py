@@ -132,6 +132,7 @@ def test_maps_are_upsampled_smoothly():
         ({"kind": "mean"}, "unknown kind 'mean': expected one of sum, max, attention, gradient"),
         ({"p": 0}, "p is 0"),
         ({"pictures": torch.rand(1, 3, 16, 16)}, "expected"),
+        ({"pictures": torch.rand(3, 16, 16)}, r"pictures has the shape \(3, 16, 16\)"),
         ({"tile": 0}, "tile is 0: expected a whole number of pixels, at least 8"),
         ({"classes": ["cat"]}, "there are 1 classes for 3 logits"),
     ],
@@ -139,6 +140,12 @@ def test_maps_are_upsampled_smoothly():
 def test_wrong_arguments_of_maps(x, arguments, message):
     with pytest.raises(at.UserError, match=message):
         at.plot.maps(**{"models": Net(), "images": x} | arguments)
+
+
+def test_a_layer_that_is_named_twice_is_drawn_once(x):
+    once, twice = (at.plot.maps(Net(), x, layers=names) for names in (["two"], ["two", "two"]))
+    assert len(once.axes[0].images) == len(twice.axes[0].images)
+    assert once.get_size_inches().tolist() == twice.get_size_inches().tolist()
 
 
 def test_convergence_draws_a_line_for_each_setting(teacher_run, student_run):

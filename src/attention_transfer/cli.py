@@ -118,6 +118,5 @@ def _dispatch(args: list[str]) -> None:
 def _overview() -> str:
     lines = [f"usage: {PROGRAM} [--help] [--version] COMMAND ...", "", SUMMARY, "", "commands:"]
     for name, command in COMMANDS.items():
-        summary = str(command.run.__doc__).splitlines()[0]
-        lines.append(f"  {name:<11} {summary}")
+        lines.append(f"  {name:<11} {command.summary}")
     return "\n".join([*lines, "", f"`{PROGRAM} COMMAND --help` describes a command."])

@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from .apply.inference import InferenceModel
@@ -71,11 +70,9 @@ def maps(
             and for unknown layers.
     """
     check_choice("kind", kind, KINDS)
-    check_floats(images, "images", "(N, C, H, W)")
-    if images.ndim != 4:
-        raise UserError(f"images has the shape {tuple(images.shape)}: expected (N, C, H, W)")
+    check_images(images, "images", "(N, C, H, W)")
     if pictures is not None:
-        check_floats(pictures, "pictures", "(N, 3, H, W)")
+        check_images(pictures, "pictures", "(N, 3, H, W)")
     if not isinstance(tile, int) or tile < SMALLEST_TILE:
         raise UserError(
             f"tile is {shown(tile)}: expected a whole number of pixels, at least {SMALLEST_TILE}"
@@ -90,6 +87,13 @@ def maps(
             chosen = layers.get(name)
         columns.append(_column(name, model, images, chosen, kind, p, classes))
     return maps_figure(columns, _as_pixels(images if pictures is None else pictures), tile)
+
+
+def check_images(images: Tensor, name: str, shape: str) -> None:
+    """Raises `UserError` for anything but floating-point images with four axes."""
+    check_floats(images, name, shape)
+    if images.ndim != 4:
+        raise UserError(f"{name} has the shape {tuple(images.shape)}: expected {shape}")
 
 
 def _column(
@@ -114,10 +118,11 @@ def _column(
     reduction = kind
     if kind == "gradient":
         reduction = "sum"
-    logits, drawn = stage_maps(network, list(layers), x, reduction, p)
+    layers = list(dict.fromkeys(layers))
+    logits, drawn = stage_maps(network, layers, x, reduction, p)
     by_layer = {layer: _as_array(m) for layer, m in zip(layers, drawn, strict=True)}
     if kind == "gradient":
-        with evaluating(module), torch.enable_grad():
+        with evaluating(module):
             gradient = input_gradient(module, x, logits.argmax(1))
         by_layer["input gradient"] = _as_array(gradient.abs().sum(1))
     predictions = None

@@ -57,8 +57,8 @@ class Estimate:
     n: int = 0
 
 
-def bootstrap_interval(values: Sequence[float], statistic: str = "mean") -> Estimate:
-    """`mean` or `median` of the values with its 95 % percentile bootstrap interval.
+def bootstrap_interval(values: Sequence[float]) -> Estimate:
+    """The mean of the values with its 95 % percentile bootstrap interval.
 
     The interval of a few values is too narrow: with three it cannot leave their range.
 
@@ -67,7 +67,7 @@ def bootstrap_interval(values: Sequence[float], statistic: str = "mean") -> Esti
     """
     if not values:
         raise ValueError("no values: expected at least one")
-    value = statistics.median(values) if statistic == "median" else statistics.fmean(values)
+    value = statistics.fmean(values)
     if len(set(values)) < 2:
         return Estimate(value, n=len(values))
     import numpy as np
@@ -75,7 +75,7 @@ def bootstrap_interval(values: Sequence[float], statistic: str = "mean") -> Esti
 
     result = bootstrap(
         (np.asarray(values),),
-        {"mean": np.mean, "median": np.median}[statistic],
+        np.mean,
         n_resamples=RESAMPLES,
         confidence_level=CONFIDENCE,
         method="percentile",

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -33,7 +35,7 @@ def one_by_one(images, plan, step, padding):
 def test_one_gather_equals_image_by_image(height, width, padding, flip):
     images = random_set(70, height, width)
     augment = Augment(images, padding, flip)
-    plan = augment.epoch(seed=3, epoch=2, batch_size=32, drop_last=False)
+    plan = replace(augment.epoch(seed=3, epoch=2, batch_size=32), split=False)
     assert len(plan) == 3 and plan.flip.any() == flip
     for step in range(3):
         x, y, rows = augment.batch(plan, step)
@@ -81,7 +83,7 @@ def test_global_random_state_is_left_alone():
 
 
 @pytest.mark.parametrize(
-    ("count", "batch_size", "drop_last", "sizes"),
+    ("count", "batch_size", "split", "sizes"),
     [
         (10, 4, True, [4, 4]),
         (10, 4, False, [4, 4, 2]),
@@ -90,9 +92,9 @@ def test_global_random_state_is_left_alone():
         (3, 4, False, [3]),
     ],
 )
-def test_batches_of_an_epoch(count, batch_size, drop_last, sizes):
+def test_batches_of_an_epoch(count, batch_size, split, sizes):
     augment = Augment(random_set(count, 4, 4), 1)
-    plan = augment.epoch(0, 0, batch_size, drop_last)
+    plan = replace(augment.epoch(0, 0, batch_size), split=split)
     assert [len(augment.batch(plan, step).rows) for step in range(len(plan))] == sizes
     with pytest.raises(IndexError, match="outside"):
         augment.batch(plan, len(plan))

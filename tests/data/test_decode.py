@@ -1,4 +1,5 @@
 import io
+import warnings
 
 import numpy as np
 import pytest
@@ -24,6 +25,19 @@ def grey(values):
 
 
 RAMP = np.arange(64, dtype=np.uint8).reshape(8, 8) * 4
+
+
+def test_the_filters_of_warnings_stay_as_they_were(picture, monkeypatch):
+    real = decode.orientation
+
+    def orientation(image):
+        warnings.simplefilter("ignore")  # as threads leave it that end in another order
+        return real(image)
+
+    monkeypatch.setattr(decode, "orientation", orientation)
+    before = list(warnings.filters)
+    decoded(encode(picture()))
+    assert warnings.filters == before
 
 
 @pytest.mark.parametrize("kind", ["PNG", "BMP", "PPM", "TIFF"])

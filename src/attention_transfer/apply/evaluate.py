@@ -59,8 +59,7 @@ def evaluate_network(
         options["limit_val"] = limit
     data = open_data(**options, workers=default_workers(on_cpu=device == "cpu"))
     if network is None:
-        classes = data.classes, data.mean, data.std
-        network = load_network(name, *classes, weights, role="network")
+        network = load_network(name, data.classes, data.mean, data.std, weights, role="network")
         check_network(network, as_input(data.val.batch(slice(0, 2))), name)
     network.check_classes(data.classes, name)
     model = inference_model(network, device, precision)

@@ -16,14 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import RunError, UserError, first_line
-from ..models.network import Network
+from ..models.network import METADATA_KEY, Network
 from ..quiet import quiet
 from ..run_folder import replacing
 from ..taps import stages, tap
 from .maps import map_on_grid
 
 METADATA_FILE = "attention_transfer.json"  # inside a pt2 file
-METADATA_KEY = "attention_transfer"  # of an ONNX model
 OPSET = 18  # of ONNX; runtimes know it since 2023
 MAP_PREFIX = "attention."  # of the ONNX outputs that are maps, before the name of the stage
 TOLERANCE = 1e-4  # of ONNX's outputs, relative to the largest one or to 1

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from ..authors_log import is_authors_run
 from ..data.image_folder import EXTENSIONS, find_images
 from ..errors import UserError
 from ..image_statistics import IMAGENET
@@ -53,10 +52,8 @@ def load_by_name(name: str, trust_code: bool = False) -> Network:
     Raises:
         UserError: for a folder that is not a finished run, and for an unknown model.
     """
-    if RunFolder(name).exists or is_authors_run(name):
-        return load_trained(name, trust_code)
     if is_folder_name(name):
-        RunFolder.open(name)  # raises an error that names what is missing
+        return load_trained(name, trust_code)
     if name.endswith(":pretrained"):
         count = pretrained_classes(name) or 1000
         return load_network(name, [str(i) for i in range(count)], *IMAGENET, role="network")

@@ -73,7 +73,6 @@ def loading_code(network: Network, repo: str) -> str:
 def mean_and_std(network: Network) -> tuple[list[float], list[float]]:
     """The normalisation as numbers that a person can read; float32 holds no more digits."""
     mean, std = (
-        [float(f"{value:.7g}") for value in values.flatten().tolist()]
-        for values in (network.preprocess.mean, network.preprocess.std)
+        [float(f"{value:.7g}") for value in values] for values in network.preprocess.statistics
     )
     return mean, std

@@ -101,8 +101,7 @@ def _what(network: Network, config: Mapping[str, Any], summary: Mapping[str, Any
 def _input(network: Network) -> str:
     height, width = network.image_size
     mean, std = (
-        ", ".join(f"{value:.4g}" for value in values.flatten().tolist())
-        for values in (network.preprocess.mean, network.preprocess.std)
+        ", ".join(f"{value:.4g}" for value in values) for values in network.preprocess.statistics
     )
     classes = ", ".join(_text(name) for name in network.classes[:MOST_CLASSES])
     if len(network.classes) > MOST_CLASSES:

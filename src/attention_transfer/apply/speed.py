@@ -77,7 +77,7 @@ def _spread(values: list[float]) -> dict[str, float]:
 
 def _seconds(model: nn.Module, images: Tensor) -> float:
     """Seconds per call: the mean over the calls of one round."""
-    with evaluating(model), torch.no_grad():
+    with evaluating(model):
         calls, start = 0, time.perf_counter()
         while True:
             model(images)
@@ -90,7 +90,7 @@ def _seconds(model: nn.Module, images: Tensor) -> float:
 
 def _peak_mib(model: nn.Module, images: Tensor) -> float | None:
     """MiB of a batch's forward pass beyond weights and images; None if it cannot be measured."""
-    with evaluating(model), torch.no_grad():
+    with evaluating(model):
         model(images)  # the first call allocates workspaces that are kept
         if images.device.type == "cuda":
             torch.cuda.synchronize()

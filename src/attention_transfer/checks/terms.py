@@ -67,7 +67,7 @@ def _check_terms(
             is_zero = bool(value.abs() <= rounding.get(term, 0.0))
             if is_zero and term != "ce":  # with alpha = 1 the cross-entropy has weight 0
                 zero_terms.append(term)
-            term_gradients = gradients(out.parts[term], parameters)
+            term_gradients = gradients(value, parameters)
             if not all(g.isfinite().all() for g in term_gradients):
                 yield Finding("error", f"the gradient of the term {term} is not finite")
             elif parameters and not is_zero and not any(g.any() for g in term_gradients):

@@ -29,7 +29,7 @@ def completion(arguments: dict[str, Any]) -> None:
 
     described = {}
     for name, command in COMMANDS.items():
-        described[name] = (str(command.run.__doc__).splitlines()[0], command.groups())
+        described[name] = (command.summary, command.groups())
     print(completion_script("attention-transfer", options.shell, described))
 
 

@@ -1,15 +1,12 @@
-"""Shared by the commands: the class `Command` and the summaries of runs."""
+"""The class `Command`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..options import OptionSpec, option_specs
-
-if TYPE_CHECKING:
-    from ..run_folder import RunFolder
 
 
 @dataclass(frozen=True)
@@ -20,19 +17,14 @@ class Command:
     options: type | None = None
     grouped_options: Callable[[], dict[str, list[OptionSpec]]] | None = None
 
+    @property
+    def summary(self) -> str:
+        """The first line of the help."""
+        return str(self.run.__doc__).splitlines()[0]
+
     def groups(self) -> dict[str, list[OptionSpec]]:
         """The options by the titles of their groups in the help."""
         if self.grouped_options is not None:
             return self.grouped_options()
         assert self.options is not None, "a command has options"
         return {"options": list(option_specs(self.options).values())}
-
-
-def run_summaries(folders: Sequence[RunFolder]) -> dict[str, Any]:
-    """The summary.json of each finished run, with its folder."""
-    runs = []
-    for folder in folders:
-        summary = folder.summary()
-        if summary is not None:
-            runs.append({"folder": str(folder), **summary})
-    return {"runs": runs}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,9 +11,10 @@ from ..config import recipe_from_flags
 from ..console import make_console
 from ..options import Int, from_mapping, option, option_specs
 from ..outputs import Force, JsonFile, check_json, write_numbers
+from ..run_folder import RunFolder
 from ..store.options import teach_groups, teach_options
 from .launch_options import LaunchOptions, distill_groups, train_groups
-from .shared import Command, run_summaries
+from .shared import Command
 
 
 def train(arguments: dict[str, Any]) -> None:
@@ -42,7 +44,17 @@ def _launch(command: str, arguments: dict[str, Any]) -> None:
     if global_rank() == 0 and all(folder.finished for folder in folders):
         for line in next_steps(launch.out, folders):
             print(line)
-        write_numbers(launch.json, run_summaries(folders))
+        write_numbers(launch.json, _summaries(folders))
+
+
+def _summaries(folders: Sequence[RunFolder]) -> dict[str, Any]:
+    """The summary.json of each finished run, with its folder."""
+    runs = []
+    for folder in folders:
+        summary = folder.summary()
+        if summary is not None:
+            runs.append({"folder": str(folder), **summary})
+    return {"runs": runs}
 
 
 def teach(arguments: dict[str, Any]) -> None:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 MEMORY_SHARE = 0.6
 # The EXIF tag and its value for an upright image.
 ORIENTATION, UPRIGHT = 0x0112, 1
+# Pillow's exceptions for a damaged EXIF block.
+DAMAGED_EXIF = (OSError, ValueError, SyntaxError, TypeError, KeyError, struct.error)
 MEMORY_FILE, CONTROL_GROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
 _CHUNK = 32  # images for each call of a thread
 
@@ -65,12 +67,15 @@ def decode_into(
 
     # Threads suffice, because Pillow decodes and resizes without the interpreter lock.
     pool = ThreadPoolExecutor(max_workers=available_cores())
-    try:
-        for _ in pool.map(work, range(0, len(out), _CHUNK)):
-            pass
-    finally:
-        # After an error, the remaining images are not decoded.
-        pool.shutdown(cancel_futures=True)
+    # `orientation` replaces the warning filters of the whole process. Threads that end in another
+    # order than they began would leave them replaced.
+    with warnings.catch_warnings():
+        try:
+            for _ in pool.map(work, range(0, len(out), _CHUNK)):
+                pass
+        finally:
+            # After an error, the remaining images are not decoded.
+            pool.shutdown(cancel_futures=True)
     return sizes
 
 
@@ -145,9 +150,7 @@ def exif_transposed(image: Image.Image) -> Image.Image:
     if orientation(image) != UPRIGHT:
         # In place, Pillow rotates the pixels first and then rewrites the EXIF block, which may be
         # damaged.
-        with contextlib.suppress(
-            OSError, ValueError, SyntaxError, TypeError, KeyError, struct.error
-        ):
+        with contextlib.suppress(*DAMAGED_EXIF):
             ImageOps.exif_transpose(image, in_place=True)
     return image
 
@@ -158,7 +161,7 @@ def orientation(image: Image.Image) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return image.getexif().get(ORIENTATION, UPRIGHT)
-    except (OSError, ValueError, SyntaxError, TypeError, KeyError, struct.error):
+    except DAMAGED_EXIF:
         # The pixels are still good if the EXIF block is damaged.
         return UPRIGHT
 

@@ -13,7 +13,6 @@ from .reader import Reader
 # Whole numbers, -1 for an image without a label; or words, None for an image without a label.
 Labels = NDArray[np.int64] | list[str | None]
 
-
 # Allowed number of unnamed classes in small data, such as a few images of ImageNet.
 MOST_EMPTY_CLASSES = 1000
 

@@ -103,14 +103,12 @@ def _resident(
 
 def count_images(options: DataOptions, seed: int) -> tuple[int, int]:
     """The numbers of training and validation images, without decoding any."""
-    options = subset(options, DataOptions)
     train, val, _, _ = _select(_open_source(options), options, seed)
     return len(train), len(val)
 
 
 def has_boxes(options: DataOptions) -> bool:
     """Whether the validation images have boxes of objects; decodes no image."""
-    options = subset(options, DataOptions)
     _, val, _, _ = _select(_open_source(options), options, seed=0)
     return val.boxes is not None
 

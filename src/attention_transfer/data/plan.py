@@ -37,14 +37,14 @@ class EpochPlan:
     noise: Tensor  # int64 (N,) on the CPU, seeds the transform of each streamed image
     rows: Tensor  # int64 (N,) on the CPU, the number of each image in its source
     batch_size: int
-    drop_last: bool = True
     view: int | None = None  # the number of the fixed view that the draws belong to
-    split: bool = True  # whether processes split each batch
+    # Whether processes split each batch. A last batch that is smaller is then dropped.
+    split: bool = True
 
     def __len__(self) -> int:
         whole, rest = divmod(len(self.order), self.batch_size)
         # A set smaller than one batch makes one batch.
-        keep_rest = rest and (whole == 0 or not self.drop_last)
+        keep_rest = rest and (whole == 0 or not self.split)
         return whole + bool(keep_rest)
 
     def to(self, device: torch.device) -> EpochPlan:
@@ -74,16 +74,16 @@ class EpochPlanner:
         self.images, self.views = images, views
         self._padding, self._flip, self._plan_device = padding, flip, torch.device(device)
 
-    def epoch(self, seed: int, epoch: int, batch_size: int, drop_last: bool = True) -> EpochPlan:
+    def epoch(self, seed: int, epoch: int, batch_size: int) -> EpochPlan:
         """Plans an epoch."""
         self._check(batch_size, len(self.images))
         generator = make_generator(seed, epoch)
         # Keep the order of these draws: it determines the numbers with which old runs continue.
         order = torch.randperm(len(self.images), generator=generator)
         if self.views is not None:
-            return self._plan_view(epoch % self.views, order, batch_size, drop_last)
+            return self._plan_view(epoch % self.views, order, batch_size)
         draws = self._draw(len(self.images), generator)
-        plan = EpochPlan(order, *draws, self.images.rows[order], batch_size, drop_last)
+        plan = EpochPlan(order, *draws, self.images.rows[order], batch_size)
         return plan.to(self._plan_device)
 
     def view_plan(self, view: int, index: Tensor, batch_size: int) -> EpochPlan:
@@ -93,15 +93,15 @@ class EpochPlanner:
         processes, each plans its own share, such as `index[rank::world]`.
         """
         self._check(batch_size, len(index))
-        plan = self._plan_view(view, index.cpu(), batch_size, drop_last=False)
+        plan = self._plan_view(view, index.cpu(), batch_size)
         return replace(plan, split=False)
 
-    def _plan_view(self, view: int, order: Tensor, batch_size: int, drop_last: bool) -> EpochPlan:
+    def _plan_view(self, view: int, order: Tensor, batch_size: int) -> EpochPlan:
         rows = self.images.rows[order]
         # Drawn for the whole source, so that an image gets the same draws in any subset.
         draws = self._draw(self.images.source_size, make_generator(VIEWS_KEY, view))
         dy, dx, flip, noise = (draw[rows] for draw in draws)
-        plan = EpochPlan(order, dy, dx, flip, noise, rows, batch_size, drop_last, view)
+        plan = EpochPlan(order, dy, dx, flip, noise, rows, batch_size, view)
         return plan.to(self._plan_device)
 
     def _draw(

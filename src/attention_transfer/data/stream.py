@@ -217,13 +217,12 @@ class Stream(EpochPlanner):
         wanted = self.images.workers
         share = -(-batch_size // self.world)
         workers = _limit_workers(wanted, share * self.images.size**2 * 3)
+        note = ""
         if workers < wanted:
             note = (
                 f" (/dev/shm has no room for the batches of {wanted} workers: "
                 "enlarge it, in a container with --shm-size 8g)"
             )
-        else:
-            note = ""
         if not workers:
             return f"images decoded while training, between the steps{note}"
         return f"images decoded while training, by {plural(workers, 'worker')}{note}"

@@ -10,11 +10,10 @@ from pydantic import BeforeValidator
 from ..map_options import LossOptions
 from ..options import Bool, Float, Numbers, by_method, option
 
-FALLS = ("constant", "linear", "cosine", "step")
 # The default method of a run with a teacher.
 TEACHER_METHOD = "at+kd"
+FALLS = ("constant", "linear", "cosine", "step")
 DECAYS = (*FALLS, "warm-up", *(f"warm-up+{fall}" for fall in FALLS[1:]))
-
 
 Beta = Float | Literal["auto"]
 

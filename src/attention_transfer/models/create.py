@@ -85,13 +85,12 @@ def _create_from_zoo(name: str, num_classes: int) -> nn.Module:
     from .weights import load_backbone
 
     trained = load_run_network(name)
-    preprocess = trained.preprocess
     module = trained.module
     if len(trained.classes) != num_classes:
         module = create_model(architecture(name), num_classes)
         load_backbone(module, trained.module.state_dict(), name)
     # timm's attribute, from which the preprocessing of all pretrained networks is read.
-    mean, std = (v.flatten().tolist() for v in (preprocess.mean, preprocess.std))
+    mean, std = trained.preprocess.statistics
     module.pretrained_cfg = {"mean": mean, "std": std}  # type: ignore[assignment]
     return module
 

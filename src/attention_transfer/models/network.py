@@ -142,14 +142,15 @@ def metadata(
     name: str, classes: Sequence[str], preprocess: Preprocess, image_size: Sequence[int]
 ) -> dict[str, Any]:
     """Name, classes and preprocessing of a network as plain values, to store with its weights."""
+    mean, std = preprocess.statistics
     return {
         "model": name,
         "classes": list(classes),
         "input": (
             "images (N, 3, H, W), RGB, in [0, 1], resized to image_size, less mean, divided by std"
         ),
-        "mean": preprocess.mean.flatten().tolist(),
-        "std": preprocess.std.flatten().tolist(),
+        "mean": mean,
+        "std": std,
         "image_size": list(image_size),
     }
 

@@ -149,8 +149,7 @@ def start_network(
         new_head = not run.matches_classes(classes)
         note = load_backbone(module, run.module.state_dict(), source, new_head)
         notes += [f"the student starts from {source}", note]
-        mean, std = (v.flatten().tolist() for v in (run.preprocess.mean, run.preprocess.std))
-        preprocess = Preprocess(mean, std, fixed_size(module))
+        preprocess = Preprocess(*run.preprocess.statistics, fixed_size(module))
     else:
         note = load_backbone(module, read_state_dict(weights, module.state_dict()), weights)
         notes += [f"the student starts from {weights}", note]

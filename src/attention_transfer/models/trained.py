@@ -33,17 +33,19 @@ class Preprocess(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.size is not None and tuple(x.shape[-2:]) != tuple(self.size):
+        if self.size is not None and tuple(x.shape[-2:]) != self.size:
             # In training, x may be bfloat16, for which the CPU has no antialiased kernel.
             x = at_least_float32(x)
             x = F.interpolate(x, self.size, mode="bilinear", align_corners=False, antialias=True)
         return (x - self.mean.to(x.dtype)) / self.std.to(x.dtype)
 
+    @property
+    def statistics(self) -> tuple[list[float], list[float]]:
+        """Mean and standard deviation of each channel."""
+        return self.mean.flatten().tolist(), self.std.flatten().tolist()
+
     def extra_repr(self) -> str:
-        mean, std = (
-            ", ".join(f"{value:.3g}" for value in values.flatten().tolist())
-            for values in (self.mean, self.std)
-        )
+        mean, std = (", ".join(f"{value:.3g}" for value in values) for values in self.statistics)
         resized = "" if self.size is None else f"resized to {self.size[0]}×{self.size[1]}, "
         return f"{resized}mean ({mean}), std ({std})"
 

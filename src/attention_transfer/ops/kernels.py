@@ -94,10 +94,8 @@ def normalize_backward(y: Tensor, r: Tensor, g: Tensor, g_r: Tensor) -> Tensor |
     """∂L/∂Q from the gradients g and g_r of Y and r; None also if a graph is needed."""
     if torch.is_grad_enabled() or not _takes_maps(y):
         return None
-    if not all(_is_dense_storage(t, torch.float32) for t in (r, g, g_r)):
-        return None
-    library = _library()
-    if library is None:
+    is_dense = all(_is_dense_storage(t, torch.float32) for t in (r, g, g_r))
+    if not is_dense or (library := _library()) is None:
         return None
     out, g, g_r = torch.empty_like(y), g.contiguous(), g_r.contiguous()
     pointers = (t.data_ptr() for t in (y, r, g, g_r, out))

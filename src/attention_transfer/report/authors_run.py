@@ -115,11 +115,11 @@ def _parameters(model: str, options: dict[str, Any]) -> int | None:
 
     The log counts the running statistics of batch normalisation with them: two numbers a channel.
     """
-    found = re.fullmatch(r"wrn-(\d+)-(\d+)", model)
+    wrn = re.fullmatch(r"wrn-(\d+)-(\d+)", model)
     logged = finite_number(options.get("n_parameters"))
-    if found is None or logged is None:
+    if wrn is None or logged is None:
         return None
-    depth, width = map(int, found.groups())
+    depth, width = map(int, wrn.groups())
     blocks = (depth - 4) // 6
     channels, normalised = 16, 0
     for outputs in (16 * width, 32 * width, 64 * width):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -59,7 +58,13 @@ def compare_confusions(rows: list[SettingRow]) -> list[ConfusionComparison]:
 def _compare(row: SettingRow) -> ConfusionComparison | None:
     import numpy as np
 
-    pairs = [*_pairs(row)]
+    pairs, reference = _with_baseline(row), "the teacher"
+    if row.baseline is not None and pairs:
+        reference = row.baseline.label
+        if reference.startswith("student alone"):
+            reference = f"the {reference}"
+    else:
+        pairs = _with_teacher(row)
     if not pairs:
         return None
     classes = pairs[0][0].classes
@@ -77,27 +82,16 @@ def _compare(row: SettingRow) -> ConfusionComparison | None:
     matrix = []
     if len(classes) <= LARGEST_MATRIX:
         matrix = (after - before).round(1).tolist()
-    reference = "the teacher"
-    if row.baseline is not None and _with_baseline(row):
-        reference = row.baseline.label
-        if reference.startswith("student alone"):
-            reference = f"the {reference}"
     return ConfusionComparison(
         row, reference, len(pairs[0][0].labels), len(pairs), corrected, spoiled,
         _largest(before, after, classes), classes, matrix,
     )  # fmt: skip
 
 
-def _pairs(row: SettingRow) -> Iterator[tuple[StoredPredictions, np.ndarray]]:
-    """For each seed, the student's predictions and the reference's on the same images."""
-    paired = _with_baseline(row)
-    if paired:
-        yield from paired
-        return
-    for run in row.finished:
-        stored = run.predictions
-        if stored is not None and stored.teacher is not None:
-            yield stored, stored.teacher
+def _with_teacher(row: SettingRow) -> list[tuple[StoredPredictions, np.ndarray]]:
+    """The seeds that stored their teacher's predictions."""
+    stored = [run.predictions for run in row.finished]
+    return [(s, s.teacher) for s in stored if s is not None and s.teacher is not None]
 
 
 def _with_baseline(row: SettingRow) -> list[tuple[StoredPredictions, np.ndarray]]:

@@ -63,7 +63,7 @@ def percent(share: float | None) -> str:
 def model_name(model: str) -> str:
     """`wrn-16-2` -> `WRN-16-2`, `nin-thin` -> `NIN-thin`; other names unchanged."""
     family, dash, size = model.partition("-")
-    if dash and family in ("wrn", "nin", "vgg"):
+    if dash and family in ("wrn", "nin"):
         return f"{family.upper()}-{size}"
     return model
 

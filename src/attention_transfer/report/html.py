@@ -125,7 +125,7 @@ def _environments(rows: list[SettingRow]) -> list[dict[str, Any]]:
         for run in row.runs:
             if not run.environment:
                 continue
-            facts = {k: v for k, v in run.environment.items() if k not in ("command", "argv")}
+            facts = {k: v for k, v in run.environment.items() if k != "command"}
             new = {"facts": facts, "labels": [], "commands": []}
             environment = environments.setdefault(repr(facts), new)
             # The commands of a row's seeds are nearly the same: show the first one.

@@ -9,7 +9,7 @@ from typing import Any
 from .load_run import LoadedRun
 from .rows import SettingRow, teacher_name
 from .summary_text import caveats, sentences
-from .table import COSTS
+from .table import COSTS, SPEEDS
 from .teachers import with_teachers
 
 
@@ -39,7 +39,7 @@ def _row_numbers(row: SettingRow) -> dict[str, Any]:
     numbers["in_box"] = row.in_box()
     for keys, _, _ in COSTS.values():
         numbers["_".join(keys)] = row.median(*keys)
-    for key in ("images_per_second", "latency_ms"):
+    for key, _ in SPEEDS.values():
         measured = {name: row.speed(key, name) for name in ("median", "low", "high")}
         numbers[f"inference_{key}"] = measured if measured["median"] is not None else None
     numbers["inference_peak_mib"] = row.speed("peak_mib")

@@ -51,8 +51,11 @@ COSTS: dict[str, tuple[tuple[str, ...], Callable[[float], str], bool]] = {
 
 # Measured together for a comparison. The speeds in a run's summary.json are not used, because they
 # depend on the load of its machine at that time.
-SPEEDS = {"inference images/s": "images_per_second", "latency ms": "latency_ms", "peak MiB": "",
-          "precision": ""}  # fmt: skip
+SPEEDS: dict[str, tuple[str, Callable[[float], str]]] = {
+    "inference images/s": ("images_per_second", rate),
+    "latency ms": ("latency_ms", significant),
+}
+COST_COLUMNS = {*COSTS, *SPEEDS, "peak MiB", "precision"}
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,7 @@ def columns(rows: list[SettingRow]) -> list[Column]:
     for header, description in DESCRIPTIONS.items():
         if any(header in cells for cells in cells_by_header):
             column = [cells.get(header, Cell()) for cells in cells_by_header]
-            kind: Kind = "cost" if header in COSTS or header in SPEEDS else "result"
+            kind: Kind = "cost" if header in COST_COLUMNS else "result"
             columns.append(Column(header, description, column, kind))
     return columns
 
@@ -168,8 +171,7 @@ def _cost_cells(row: SettingRow) -> dict[str, Cell]:
 def _speed_cells(row: SettingRow) -> dict[str, Cell]:
     """Speeds with their spread, peak memory and precision, by header."""
     cells = {}
-    for header, write in (("inference images/s", rate), ("latency ms", significant)):
-        key = SPEEDS[header]
+    for header, (key, write) in SPEEDS.items():
         middle, low, high = (row.speed(key, name) for name in ("median", "low", "high"))
         if middle is not None and low is not None and high is not None:
             cells[header] = Cell(write(middle), f"{write(low)}–{write(high)}")
@@ -186,7 +188,6 @@ def print_table(rows: list[SettingRow], console: Console) -> None:
 
     Nothing is truncated: a column that does not fit goes into the next table.
     """
-
     rows = with_teachers(rows)
     networks = Column("network", "", [Cell(row.model) for row in rows], "setting")
     tables, waiting = [], [networks, *columns(rows)]

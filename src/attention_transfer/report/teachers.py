@@ -48,14 +48,14 @@ def with_teachers(rows: Sequence[SettingRow]) -> list[SettingRow]:
     return rows
 
 
-def _row(student: LoadedRun, facts: dict[str, Any], key: str) -> SettingRow:
+def _row(student: LoadedRun, facts: dict[str, Any], folder: str) -> SettingRow:
     name = str(facts.get("model") or facts.get("name") or "the")
-    run = LoadedRun(Path(key), {"command": "train", "data": student.config.get("data")})
+    run = LoadedRun(Path(folder), {"command": "train", "data": student.config.get("data")})
     own = _own_run(student, facts)
     if own is not None:
         run.config, run.metrics = own.config | {"command": own.command}, own.metrics
     run.config = run.config | {"model": name}
-    run.summary = {name: facts.get(name) for name in MEASURED}
+    run.summary = {key: facts.get(key) for key in MEASURED}
     run.summary["final"] = {"val_accuracy": facts["val_accuracy"]}
     row = SettingRow([run], role="teacher", is_implied=True)
     row.label = f"{row.model} teacher"

@@ -123,9 +123,7 @@ def make_forms(
 ) -> dict[str, nn.Module]:
     """The network in fp32, in bf16 and exported; adds a note if it cannot be exported."""
     module = network.module.to(device).to(memory_format=torch.channels_last).eval()
-    own = network.preprocess
-    mean, std = (value.flatten().tolist() for value in (own.mean, own.std))
-    preprocess = Preprocess(mean, std, size).to(device)
+    preprocess = Preprocess(*network.preprocess.statistics, size).to(device)
     forms: dict[str, nn.Module] = {"fp32": InferenceModel(module, preprocess, "fp32")}
     if fast_bf16(device):
         forms["bf16"] = InferenceModel(module, preprocess, "bf16")
