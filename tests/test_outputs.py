@@ -174,6 +174,19 @@ def test_what_a_killed_process_left_is_removed(tmp_path):
     assert {file.name for file in tmp_path.iterdir()} == {*kept, "b.json"}
 
 
+def test_the_next_write_of_a_file_removes_what_a_killed_process_left_of_it(tmp_path):
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    with replacing(tmp_path / "a[1].json") as partial:
+        partial.write_text("{}")
+        left = partial.name.replace(f"-{os.getpid()}.", f"-{ended.pid}.")
+    other = left.replace("a[1]", "b")
+    for name in (left, other):
+        (tmp_path / name).write_text("half")
+    write_json(tmp_path / "a[1].json", {})
+    assert {file.name for file in tmp_path.iterdir()} == {other, "a[1].json"}
+
+
 @pytest.mark.parametrize("line", ["train --model wrn-10-1 --seeds 2 --out out", "demo --out out"])
 def test_somebodys_page_is_no_report(command, tmp_path, line):
     (tmp_path / "out").mkdir()

@@ -16,6 +16,7 @@ logs/                the files of `--log`, and the last step of each logger
 from __future__ import annotations
 
 import errno
+import glob
 import json
 import os
 import re
@@ -61,6 +62,7 @@ def replacing(path: Path) -> Iterator[Path]:
     # process leaves it, and the checks for an empty folder skip hidden files. With the host and the
     # process's number, so that two processes that write the same file do not mix their contents.
     partial = target.with_name(f".{target.name}.{_host()}-{os.getpid()}.partial")
+    remove_partial_files(target.parent, target.name)
     try:
         yield partial
         os.replace(partial, target)
@@ -77,9 +79,10 @@ def replacing(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
-def remove_partial_files(folder: Path) -> None:
-    """Removes what killed processes of this host left of `replacing`."""
-    for partial in folder.glob(".*.partial"):
+def remove_partial_files(folder: Path, file_name: str | None = None) -> None:
+    """Removes what killed processes of this host left of `replacing`: of one file, or of all."""
+    pattern = "*" if file_name is None else glob.escape(file_name)
+    for partial in folder.glob(f".{pattern}.*.partial"):
         name = re.fullmatch(rf"\..+\.{_host()}-([0-9]+)\.partial", partial.name)
         if name is not None and partial.is_file() and not _is_running(int(name[1])):
             partial.unlink(missing_ok=True)
