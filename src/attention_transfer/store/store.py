@@ -148,10 +148,6 @@ class TeacherStore:
             filled &= array.filled(view, index)
         return filled
 
-    def has_all(self, rows: Tensor, views: Sequence[int]) -> bool:
-        """Whether `read` has all outputs for these images in several views."""
-        return all(self.has(rows, view) for view in views)
-
     def count_missing(self, rows: Tensor, views: Sequence[int]) -> int:
         """Number of pairs (image, view) for which an output is missing."""
         return sum(int((~self.filled(rows, view)).sum()) for view in views)
