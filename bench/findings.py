@@ -27,7 +27,7 @@ from attention_transfer.data.open import open_data
 from attention_transfer.run_folder import RunFolder
 from attention_transfer.stats import rank_correlation
 from attention_transfer.studies.plots import save_curves_figure, save_scatter_figure
-from attention_transfer.studies.study_notes import MEASURES, described
+from attention_transfer.studies.study_notes import MEASURES, estimate_text
 from attention_transfer.studies.summaries import Cell, Line, TableData, summarize, write_table_data
 
 ROOT = Path(__file__).parents[1]
@@ -140,7 +140,7 @@ def correlation(runs: list[Line], key: str) -> str:
     estimate = rank_correlation([100 - run["error"] for run in runs], [run[key] for run in runs])
     if estimate is None:
         return f"n = {len(runs)}"
-    return described(estimate, ".2f")
+    return estimate_text(estimate)
 
 
 def main() -> None:

@@ -193,7 +193,7 @@ def test_version(command):
         ("maps wrn-10-1 --images nowhere --out m.png", ["nowhere"]),
         ("maps wrn-10-1 --images mine.txt --out m.png", ["mine.txt"]),
         ("maps wrn-10-1 --images . --out m.png", ["no image in ."]),
-        ("maps wrn-10-1 --images digits --limit 0 --out m.png", ["--limit is 0"]),
+        ("maps wrn-10-1 --images digits --limit 0 --out m.png", ["limit is 0"]),
         ("maps wrn-10-1 --images digits --p 0 --out m.png", ["p is 0"]),
         ("maps wrn-10-1 --images digits --kind mean --out m.png", ["'mean'", "sum, max"]),
         ("maps wrn-10-1 --images digits --limit 1 --out mine.txt/m.png", ["mine.txt"]),

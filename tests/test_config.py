@@ -268,12 +268,6 @@ class TestLayers:
         ):
             assert make_recipe(DISTILL, what).identity() != base
 
-    def test_an_option_that_is_gone(self):
-        """Run folders of older versions hold it."""
-        assert make_recipe(DISTILL, {"second_order": "auto"}) == make_recipe(DISTILL)
-        with pytest.raises(UserError, match="second_order is no longer an option"):
-            make_recipe(DISTILL, {"second_order": "func"})
-
 
 class TestMethods:
     def test_defaults(self):
@@ -409,12 +403,17 @@ class TestMethods:
 
 @pytest.mark.parametrize(
     ("method", "option"),
-    [("kd", {"p": 4}), ("at", {"alpha": 0.5}), ("none", {"resize": "features"})],
+    [
+        ("kd", {"p": 4}),
+        ("kd", {"teacher-kind": "attention"}),
+        ("at", {"alpha": 0.5}),
+        ("none", {"resize": "features"}),
+    ],
 )
 def test_an_option_of_a_method_that_is_not_used_is_an_error(method, option):
-    with pytest.raises(
-        UserError, match=f"--{next(iter(option))} is given, but method '{method}' has no"
-    ):
+    flag = next(iter(option))
+    words = f"--{flag} is given, but method '{method}' has no {flag}: leave it out"
+    with pytest.raises(UserError, match=words):
         make_recipe(DISTILL, {"method": method}, option)
 
 

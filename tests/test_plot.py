@@ -76,6 +76,11 @@ def test_several_networks_side_by_side_and_the_input_gradient(x):
     assert len(tiles(figure)) == 2 * (1 + 3 + 2) + 1
 
 
+def test_layers_of_an_unknown_network(x):
+    with pytest.raises(at.UserError, match="layers names the model 'studnet': expected 'student'"):
+        at.plot.maps({"student": Net()}, x, {"studnet": ["one"]})
+
+
 def test_the_network_stays_as_it_was(x):
     model = Net().train()
     before = {name: value.clone() for name, value in model.state_dict().items()}

@@ -101,14 +101,14 @@ def check_path(value: object, name: str) -> None:
         raise UserError(f"{name} is {shown(value)}: expected a path")
 
 
-def check_weight(name: str, value: object) -> float:
+def check_weight(value: object, name: str) -> float:
     """The value, if it is a finite number ≥ 0."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
         raise UserError(f"{name} is {shown(value)}: expected a finite number ≥ 0")
     return float(value)
 
 
-def check_switch(name: str, value: object) -> bool:
+def check_switch(value: object, name: str) -> bool:
     """The value, if it is True or False."""
     if not isinstance(value, int) or value not in (0, 1):
         raise UserError(f"{name} is {shown(value)}: expected True or False")

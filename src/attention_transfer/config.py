@@ -33,9 +33,6 @@ from .train.options import (
 )
 from .trust import check_trusted
 
-# Keys of older recipes and run folders, with the value that corresponds to the present behaviour.
-RETIRED = {"second_order": "auto"}
-
 # With `--views auto`, a run shows each view this many times (results/teach-once.md).
 EPOCHS_PER_VIEW = 3
 
@@ -91,9 +88,6 @@ def make_recipe(*layers: Mapping[str, Any]) -> Recipe:
     values: dict[str, Any] = {}
     for layer in layers:
         values |= {str(key).replace("-", "_"): value for key, value in layer.items()}
-    for key, only in RETIRED.items():
-        if values.pop(key, only) != only:
-            raise UserError(f"{key} is no longer an option: leave it out")
     if values.get("method") is None:
         # Set here, so that the recipe and config.yaml contain the method in effect.
         values["method"] = "none" if values.get("teacher") is None else TEACHER_METHOD
@@ -127,7 +121,7 @@ def recipe_from_flags(
 def _fill_beta(values: dict[str, Any]) -> None:
     """Sets the default β of attention transfer, "auto", if no layer has one.
 
-    Older recipes have `beta: null`, which means 1000, the default of their time.
+    The recipes of the paper have `beta: null`, which means the published weight.
     """
     names = {name.strip() for name in str(values["method"]).split("+")}
     if "at" not in names:

@@ -72,7 +72,7 @@ def pair_features(
                 f"weights is {shown(weights)}: expected a list of {len(student)} numbers, "
                 "one for each pair"
             )
-        factors = [check_weight("weights", weight) for weight in weights]
+        factors = [check_weight(weight, "weights") for weight in weights]
     names = [f"pair {j}" for j in range(len(student))]
     return list(zip(names, student, teacher, factors, strict=True))
 
@@ -98,5 +98,5 @@ def _pair_by_name(
         raise UserError(
             f"weights has {list(weights)}, the features {list(student)}: expected the same keys"
         )
-    factors = {name: check_weight("weights", weight) for name, weight in weights.items()}
+    factors = {name: check_weight(weight, "weights") for name, weight in weights.items()}
     return [(name, student[name], teacher[name], factors[name]) for name in student]

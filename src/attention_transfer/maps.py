@@ -59,7 +59,7 @@ def attention_map(
     """
     options = make_options(MapOptions, kind, p, axis)
     q = _raw_map(validated(features, "features"), options)
-    if check_switch("normalize", normalize):
+    if check_switch(normalize, "normalize"):
         q = normalize_map(q)
     if not torch.compiler.is_compiling():
         check_finite(q, {"features": features}, _overflow("features", options.p))
@@ -222,17 +222,6 @@ def _map_at(features: Tensor, options: LossOptions, size: tuple[int, int] | None
     return normalize_map(_resize_map(q, size, options.resize).flatten(1))
 
 
-def map_positions(student: Tensor, teacher: Tensor | StoredMap, options: LossOptions) -> int:
-    """M of a pair: the number of positions (or channels) at which its maps are compared."""
-    if isinstance(teacher, StoredMap):
-        teacher = teacher.as_features()
-    if options.axis == "channel":
-        return as_grid(student).shape[1]
-    if _grid(student) == _grid(teacher):
-        return math.prod(_grid(student))
-    return math.prod(common_grid(student, teacher, "pair"))
-
-
 def map_distance(student: Tensor, teacher: Tensor, options: LossOptions) -> Tensor:
     """The loss of one pair of normalised maps (N, M) under a convention: a scalar."""
     d = student - teacher
@@ -294,7 +283,7 @@ def convert_beta(beta: float, source: str, target: str, positions: int) -> float
     Raises:
         UserError: for `paper`, an unknown convention, and wrong numbers.
     """
-    beta = check_weight("beta", beta)
+    beta = check_weight(beta, "beta")
     if not isinstance(positions, int) or positions < 1:
         raise UserError(f"positions is {shown(positions)}: expected a whole number ≥ 1")
     for name, convention in (("source", source), ("target", target)):

@@ -79,6 +79,10 @@ def maps(
         )
     if not isinstance(models, Mapping):
         models = {"": models}
+    if isinstance(layers, Mapping) and (unknown := sorted(layers.keys() - models.keys())):
+        raise UserError(
+            f"layers names the model {shown(unknown[0])}: expected {', '.join(map(shown, models))}"
+        )
     columns = []
     for name, model in models.items():
         check_module(model, f"models[{name!r}]")

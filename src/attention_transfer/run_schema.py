@@ -32,7 +32,6 @@ class Config(BaseModel):
 
     command: str | None = None
     model: Name | None = None
-    student: Name | None = None  # the model, in old runs
     teacher: Name | None = None
     method: str | None = None
     data: Name | None = None
@@ -107,14 +106,14 @@ class SavedRow(MetricsRow):
 
 
 class CheckpointNumbers(Record):
-    """checkpoint.pt, without its tensors. Early checkpoints have `step` and `seconds` only."""
+    """checkpoint.pt, without its tensors."""
 
     step: Count
     seconds: float
-    lr: float = 0.0
-    seed: Count = 0
-    rows: list[SavedRow] = []
-    unreadable: list[Count] = []
+    lr: float
+    seed: Count
+    rows: list[SavedRow]
+    unreadable: list[Count]
 
 
 class InBox(Record):

@@ -51,7 +51,7 @@ def input_gradient(model: nn.Module, x: Tensor, y: Tensor, create_graph: bool = 
             model; in eager mode on a CPU also for gradients that are not finite.
     """
     check_module(model, "model")
-    check_switch("create_graph", create_graph)
+    check_switch(create_graph, "create_graph")
     compiled = hasattr(model, "_orig_mod") or model._compiled_call_impl is not None
     if create_graph and compiled and not torch.compiler.is_compiling():
         raise UserError(

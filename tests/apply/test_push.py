@@ -16,7 +16,7 @@ from PIL import Image
 from torchvision.transforms.functional import to_tensor
 
 import attention_transfer as at
-from attention_transfer.apply.loading import loading_code
+from attention_transfer.apply.hub_code import loading_code
 from attention_transfer.apply.model_card import public_name
 from attention_transfer.models.network import Network, metadata, save_student
 from attention_transfer.models.trained import Preprocess

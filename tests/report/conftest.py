@@ -130,7 +130,7 @@ def fabricate(
     folder.write_config({
         "command": command, "model": model, "teacher": source, "method": None if teacher else kind,
         "data": "cifar10:/somewhere/cifar10", "epochs": EPOCHS, "batch_size": 128, "lr": 0.1,
-        "seed": seed, "out": str(folder.path), "beta": 1000.0 if "at" in kind else None,
+        "seed": seed, "beta": 1000.0 if "at" in kind else None,
         "device": "auto",
     } | config)  # fmt: skip
     folder.write_metrics(metrics(error, kind, seed, EPOCHS if finished else 5))

@@ -126,7 +126,7 @@ def test_cost_is_compared_with_the_teacher_of_the_same_run(runs):
 def test_a_run_with_only_a_config_is_unfinished(tmp_path):
     folder = RunFolder(tmp_path / "bare")
     folder.path.mkdir()
-    folder.config_file.write_text("model: wrn-16-1\n")
+    folder.config_file.write_text("command: train\nmodel: wrn-16-1\n")
     run = read_run(folder)
     rows = group_runs([run])
     assert not run.finished

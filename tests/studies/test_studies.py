@@ -11,6 +11,7 @@ from small_runs import Command, write_folder
 
 from attention_transfer.errors import UserError
 from attention_transfer.options import from_mapping
+from attention_transfer.studies.changed import changes_of_study
 from attention_transfer.studies.compute import saved_mib, step_flops
 from attention_transfer.studies.cost import split_pair
 from attention_transfer.studies.options import StudyOptions
@@ -188,11 +189,27 @@ def test_curves_are_drawn(name, tmp_path):
     assert (tmp_path / "plot.png").read_bytes().startswith(PNG)
 
 
+def test_a_smaller_study_has_files_of_its_own():
+    stems = {
+        changes_of_study(
+            from_mapping(StudyOptions, {"study": "beta"} | given), given, changes
+        ).stem("study-beta")
+        for given, changes in (
+            ({}, {}),
+            ({"seeds": 1}, {}),
+            ({"values": "1"}, {}),
+            ({}, {"epochs": 2}),
+        )
+    }
+    assert len(stems) == 4 and "study-beta" in stems
+
+
 def test_cost_measures_every_form(command: Command, tmp_path, monkeypatch):
     monkeypatch.setattr("attention_transfer.apply.speed.ROUND_SECONDS", 0.0)
     said = command("study cost --pairs wrn-10-2:wrn-10-1 --batch-size 2 --device cpu --out out")
     assert (said.status, said.err) == (0, "")
-    lines = (tmp_path / "out" / "study-cost.jsonl").read_text().splitlines()
+    stem = str(tmp_path / "out" / "study-cost-pairs=wrn-10-2-wrn-10-1-batch_size=2")
+    lines = Path(f"{stem}.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines[1:]]
     forms = {(row["role"], row["form"]) for row in rows}
     assert forms >= {(r, f) for r in ("teacher", "student") for f in ("fp32", "exported")}
@@ -201,10 +218,10 @@ def test_cost_measures_every_form(command: Command, tmp_path, monkeypatch):
     )
     for key in ("parameters", "flops", "activation_mib"):
         assert teacher[key] > student[key] > 0
-    page = (tmp_path / "out" / "study-cost.md").read_text()
+    page = Path(f"{stem}.md").read_text()
     ratio = teacher["parameters"] / student["parameters"]
     assert f"| wrn-10-2 → wrn-10-1 | {ratio:.1f} |" in page
-    assert (tmp_path / "out" / "study-cost.png").read_bytes().startswith(PNG)
+    assert Path(f"{stem}.png").read_bytes().startswith(PNG)
 
 
 def test_activations_that_are_kept():

@@ -291,17 +291,6 @@ def test_lost_metrics_come_from_the_checkpoint(teacher_run, tmp_path, damage):
     assert_same_end(run, teacher_run)
 
 
-def test_a_checkpoint_without_its_rows_takes_those_of_the_file(teacher_run, tmp_path):
-    """As early versions wrote it."""
-    file = tmp_path / "run" / "checkpoint.pt"
-    interrupt(small(), tmp_path / "run", STEPS_PER_EPOCH + 1)
-    state = torch.load(file, weights_only=True)
-    del state["rows"]
-    torch.save(state, file)
-    carry_out(small(), tmp_path / "run")
-    assert_same_end(tmp_path / "run", teacher_run)
-
-
 @pytest.mark.skipif(not can_compile("cpu"), reason="Inductor needs a C++ compiler")
 def test_compiled_and_continued(tmp_path):
     teacher = tmp_path / "teacher"
@@ -510,14 +499,3 @@ def test_sigterm_outside_the_training_loop(tmp_path, request, place, kept):
     )  # fmt: skip
     assert (said.returncode, said.stderr) == (130, f"attention-transfer: interrupted: {kept}\n")
     assert (tmp_path / "run").exists() == ("last checkpoint" in kept)
-
-
-def test_a_run_from_before_beta_was_automatic_keeps_its_beta(teacher_run, tmp_path):
-    old = distilled(teacher_run, method="at", beta=None)  # as in its config.yaml: 1000
-    interrupt(old, tmp_path / "run", 3)
-    today = small(command="distill", teacher=str(teacher_run), method="at")
-    assert today.beta == "auto"
-    carry_out(today, tmp_path / "run")
-    assert [row["weights"] for row in rows(tmp_path / "run")] == [{"beta": 1000.0}] * 2
-    with pytest.raises(UserError, match="beta is None in that run, 5"):
-        carry_out(distilled(teacher_run, method="at", beta=5), tmp_path / "run")

@@ -268,8 +268,6 @@ def _title(name: str) -> str:
 
 def _open_images(images: str, limit: int, size: int) -> ImageSet:
     """At most `limit` images of a file, a folder or a data set; files are resized to `size`."""
-    if limit < 1:
-        raise UserError(f"--limit is {limit}: expected at least 1")
     path = Path(images)
     if path.exists():
         files = image_files(path)[:limit]

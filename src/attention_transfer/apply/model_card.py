@@ -10,7 +10,7 @@ from typing import Any
 from .. import __version__
 from ..models.network import Network
 from ..trust import executed_file
-from .loading import library, loading_code
+from .hub_code import library, loading_code
 
 PAPER = "https://arxiv.org/abs/1612.03928"
 # The most important options for a reader of the card.

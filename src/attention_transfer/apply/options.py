@@ -140,7 +140,7 @@ class MapsOptions:
     ]
     images: Annotated[str, option(f"An image, a folder of images, or data: {DATA_NAMES}.")]
     out: Annotated[Path, option("The figure to write: .png, .svg or .pdf.")]
-    limit: Annotated[Int, option("Maximum number of images.")] = 8
+    limit: Annotated[Int, option("Maximum number of images.", ge=1)] = 8
     kind: Annotated[
         Literal["sum", "max", "gradient", "attention"],
         option(

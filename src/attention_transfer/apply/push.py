@@ -15,7 +15,7 @@ from ..models.network import Network, load_trained, save_student
 from ..outputs import check_new_folder
 from ..run_folder import RunFolder
 from .graph import save_pt2
-from .loading import GRAPH, WEIGHTS, library, library_name, mean_and_std
+from .hub_code import GRAPH, WEIGHTS, library, library_name, mean_and_std
 from .model_card import model_card, public_name
 from .options import PushOptions
 

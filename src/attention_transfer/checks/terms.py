@@ -67,10 +67,10 @@ def _check_terms(
             is_zero = bool(value.abs() <= rounding.get(term, 0.0))
             if is_zero and term != "ce":  # with alpha = 1 the cross-entropy has weight 0
                 zero_terms.append(term)
-            term_gradients = gradients(value, parameters)
-            if not all(g.isfinite().all() for g in term_gradients):
+            found = gradients(value, parameters)
+            if not all(g.isfinite().all() for g in found):
                 yield Finding("error", f"the gradient of the term {term} is not finite")
-            elif parameters and not is_zero and not any(g.any() for g in term_gradients):
+            elif parameters and not is_zero and not any(g.any() for g in found):
                 text = f"the term {term} does not depend on the student"
                 yield Finding("error", f"{text}: none of its parameters gets a gradient from it")
     yield from _zero_findings(transfer, zero_terms)

@@ -38,7 +38,6 @@ class LaunchOptions:
         option(
             "Number of seeds to train at the same time, each with its share of the cores.",
             ge=1,
-            aliases=("--at-once",),
         ),
     ] = 1
     json: JsonFile = None

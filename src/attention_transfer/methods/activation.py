@@ -78,7 +78,7 @@ class ActivationTransfer(PairedBetaMethod):
                 raise UserError(
                     f"weights is {shown(weights)}: expected a list with a number for each pair"
                 )
-            self.pair_weights = [check_weight("weights", w) for w in weights]
+            self.pair_weights = [check_weight(w, "weights") for w in weights]
 
     def forward(self, step: StepInputs) -> Tensor:
         terms = maps.pair_losses(
@@ -112,7 +112,7 @@ class ActivationTransfer(PairedBetaMethod):
             return units
         converted = []
         for unit, fs, ft in zip(units, student, teacher, strict=True):
-            positions = maps.map_positions(fs, ft, self.options)
+            positions = maps.paired_maps(fs, ft, self.options)[0].shape[1]
             converted.append(maps.convert_beta(unit, "caffe", convention, positions))
         return converted
 
@@ -136,7 +136,7 @@ class ActivationTransfer(PairedBetaMethod):
         factors = self.pair_betas() or [1.0] * len(pairs)
         for j, ((s, t), fs, ft) in enumerate(zip(pairs, student, teacher, strict=True)):
             beta = self.beta * factors[j]
-            positions = maps.map_positions(fs, ft, self.options)
+            positions = maps.paired_maps(fs, ft, self.options)[0].shape[1]
             betas = []
             for convention in conventions:
                 converted = maps.convert_beta(beta, self.options.convention, convention, positions)

@@ -126,7 +126,7 @@ class BetaMethod(Method):
         self.decay = decay
         # Under "auto" each pair has its own weight, and β is 1.
         self.is_auto = self.has_auto_beta and beta == AUTO
-        self.beta = 1.0 if self.is_auto else check_weight("beta", beta)
+        self.beta = 1.0 if self.is_auto else check_weight(beta, "beta")
 
     def weight(self, progress: TrainingFraction) -> float | Tensor:
         return self.beta * schedule_factor(self.decay, progress)

@@ -30,7 +30,7 @@ def gradient_loss(j_student: Tensor, j_teacher: Tensor, squared: bool = True) ->
         UserError: (a ValueError) for shapes that differ or are empty, and tensors that are not
             floating-point; in eager mode on a CPU also for values that are not finite.
     """
-    loss = gradient_distance(j_student, j_teacher, check_switch("squared", squared))
+    loss = gradient_distance(j_student, j_teacher, check_switch(squared, "squared"))
     check_finite(loss, {"j_student": j_student, "j_teacher": j_teacher}, OVERFLOW)
     return loss
 
@@ -67,7 +67,7 @@ class GradientMethod(BetaMethod):
 
     def __init__(self, beta: float = 1.0, squared: bool = True, decay: str = "constant"):
         super().__init__(beta, decay)
-        self.squared = check_switch("squared", squared)
+        self.squared = check_switch(squared, "squared")
 
     def describe(self, pairs: Pairs, student: StudentLayers, teacher: TeacherLayers) -> list[str]:
         form = "‖·‖²" if self.squared else "‖·‖"

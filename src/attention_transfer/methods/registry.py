@@ -32,7 +32,7 @@ METHODS: dict[str, type[Method]] = {
 }
 # One value, or one for each method: {"at": 1000, "symmetry": 1}; None is the method's default.
 PER_METHOD = ("beta", "decay")
-OLD_BETA = 1000.0
+PUBLISHED_BETA = 1000.0  # the authors', for ImageNet and CIFAR-10
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(MethodOptions)}
 _SHARED = tuple(key for key in _DEFAULTS if key not in (*PER_METHOD, "method", "pairs"))
 
@@ -131,8 +131,8 @@ def _by_method(
     """{method: value} of --beta or --decay; empty if it is not given."""
     value = getattr(options, key)
     if value is None:
-        # Recipes and run folders older than "auto" have None, which meant this number.
-        return {"at": OLD_BETA} if key == "beta" and "at" in parameters else {}
+        # The recipes of the paper have None.
+        return {"at": PUBLISHED_BETA} if key == "beta" and "at" in parameters else {}
     having = [name for name, accepted in parameters.items() if key in accepted]
     if not having:
         raise UserError(_unused(options, key))
@@ -171,4 +171,5 @@ def _unused(options: MethodOptions, key: str) -> str:
     if options.method in (None, "none"):
         # Without a teacher the method is none: perhaps --teacher was forgotten.
         advice += ", or give --teacher or --method"
-    return f"--{key} is given, but method {options.method!r} has no {key}: {advice}"
+    flag = key.replace("_", "-")
+    return f"--{flag} is given, but method {options.method!r} has no {flag}: {advice}"

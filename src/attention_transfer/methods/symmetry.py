@@ -28,7 +28,7 @@ def symmetry_loss(model: nn.Module, x: Tensor, y: Tensor, squared: bool = True) 
     Raises:
         UserError: as `input_gradient`.
     """
-    squared = check_switch("squared", squared)
+    squared = check_switch(squared, "squared")
     check_batch(x, y)
     images, labels = torch.cat([x, x.flip(-1)]), torch.cat([y, y])
     j, flipped = input_gradient(model, images, labels, create_graph=True).chunk(2)

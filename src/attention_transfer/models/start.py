@@ -69,7 +69,7 @@ def load_network(
             f"the {role} {spec} has no trained weights: give a run folder{alternative}, "
             f"or {_weights_flag(role)} FILE"
         )
-    preprocess = saved or _pretrained_preprocess(module, mean, std)
+    preprocess = saved or _pretrained_preprocess(module, mean, std, fixed_size(module))
     return Network(module.eval(), spec, tuple(classes), preprocess, fingerprint)
 
 
@@ -126,13 +126,14 @@ def start_network(
     if spec.startswith(ZOO):
         weights = weights or spec
     module = create_model(architecture(spec), len(classes))
-    preprocess = Preprocess(mean, std, fixed_size(module))
+    size = fixed_size(module)
+    preprocess = Preprocess(mean, std, size)
     data_mean = preprocess.mean
     pretrained = spec.endswith(":pretrained")
     notes: list[str | None] = []
     if weights is None:
         if pretrained:
-            preprocess = _pretrained_preprocess(module, mean, std)
+            preprocess = _pretrained_preprocess(module, mean, std, size)
             head_classes = pretrained_classes(spec)
             if head_classes not in (None, len(classes)):
                 notes.append(
@@ -149,14 +150,14 @@ def start_network(
         new_head = not run.matches_classes(classes)
         note = load_backbone(module, run.module.state_dict(), source, new_head)
         notes += [f"the student starts from {source}", note]
-        preprocess = Preprocess(*run.preprocess.statistics, fixed_size(module))
+        preprocess = Preprocess(*run.preprocess.statistics, size)
     else:
         note = load_backbone(module, read_state_dict(weights, module.state_dict()), weights)
         notes += [f"the student starts from {weights}", note]
-        preprocess = _pretrained_preprocess(module, mean, std)
+        preprocess = _pretrained_preprocess(module, mean, std, size)
         if (saved := saved_preprocess(weights)) is not None:
             # The student takes images of the data's size, unless its own size is fixed.
-            preprocess, preprocess.size = saved, fixed_size(module)
+            preprocess = Preprocess(*saved.statistics, size)
     if not torch.equal(preprocess.mean, data_mean):
         values = ", ".join(f"{value:.3g}" for value in preprocess.mean.flatten().tolist())
         notes.append(
@@ -168,13 +169,16 @@ def start_network(
 
 
 def _pretrained_preprocess(
-    module: nn.Module, mean: Sequence[float], std: Sequence[float]
+    module: nn.Module,
+    mean: Sequence[float],
+    std: Sequence[float],
+    size: tuple[int, int] | None,
 ) -> Preprocess:
     """The normalisation of a library's pretrained weights if known, else the data's."""
     config = getattr(module, "pretrained_cfg", None)
     if isinstance(config, dict) and "mean" in config and "std" in config:
         mean, std = config["mean"], config["std"]
-    return Preprocess(mean, std, fixed_size(module))
+    return Preprocess(mean, std, size)
 
 
 def check_network(network: Network, images: Tensor, name: str) -> None:

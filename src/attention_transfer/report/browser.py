@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -91,7 +92,7 @@ def make_browser(rows: list[SettingRow], budget: int = BUDGET) -> Browser | None
     used = 0
     for image in ranked:
         described = _describe_image(networks, image, number=len(images) + 1)
-        used += len(described.picture) + _text_length(described.data)
+        used += len(described.picture) + len(json.dumps(described.data))
         if used > budget and images:
             break
         images.append(described)
@@ -121,15 +122,6 @@ def _best_student(networks: list[_Network]) -> int:
         if network.row.role == "student" and network.row.error is not None:
             errors[i] = network.row.error.mean
     return min(errors, key=errors.__getitem__, default=len(networks) - 1)
-
-
-def _text_length(tree: Any) -> int:
-    """The approximate number of characters of the pictures in a description."""
-    if isinstance(tree, dict):
-        return sum(_text_length(value) for value in tree.values())
-    if isinstance(tree, list):
-        return sum(map(_text_length, tree))
-    return len(tree) if isinstance(tree, str) else 8
 
 
 def _stored_maps(row: SettingRow, rows: list[SettingRow]) -> StoredMaps | None:
@@ -280,7 +272,7 @@ def _describe_maps(
                 stage |= _describe_difference(stage_maps[k], teacher.maps[peer][t])
         stages.append(stage)
     answer, label = maps.predictions[k], maps.labels[k]
-    is_correct = maps.is_correct(k) if answer and label else None
+    is_correct = answer == label if answer and label else None
     return {"answer": answer, "correct": is_correct, "stages": stages}
 
 

@@ -45,9 +45,6 @@ class StoredMaps:
         pixels = [image.tobytes() for image in self.images]
         return {key: i for i, key in enumerate(zip(pixels, self.labels, strict=True))}
 
-    def is_correct(self, index: int) -> bool:
-        return self.labels[index] == self.predictions[index]
-
 
 @dataclass
 class StoredPredictions:
@@ -84,17 +81,11 @@ class LoadedRun:
     @property
     def command(self) -> str:
         """`train` or `distill`."""
-        if self.config.get("command"):
-            return str(self.config["command"])
-        # Old run folders do not record their command.
-        if self.config.get("teacher") or self.config.get("method"):
-            return "distill"
-        return "train"
+        return str(self.config.get("command") or "distill")
 
     @property
     def model(self) -> str:
-        model = self.config.get("model") or self.config.get("student")
-        return str(model or get_nested(self.summary, "model") or "?")
+        return str(self.config.get("model") or get_nested(self.summary, "model") or "?")
 
     @property
     def seed(self) -> Any:

@@ -14,13 +14,10 @@ from .formats import MISSING, data_name, model_name, option_value
 from .load_run import LoadedRun
 
 SPECS: dict[str, OptionSpec] = option_specs(Recipe)
-# Keys of old run folders that are no longer options.
-RETIRED_KEYS = ("out", "seeds", "second_order")
 # Options that may differ between the runs of one row.
 PER_RUN_OPTIONS = (
     "seed",
     *(key for key, spec in SPECS.items() if not spec.changes_numbers),
-    *RETIRED_KEYS,
 )
 
 # The methods that read each option.

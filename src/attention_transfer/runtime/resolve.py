@@ -140,5 +140,5 @@ def can_compile(device: str) -> bool:
 
 def synchronize(device: torch.device) -> None:
     """Waits for the kernels of a GPU, which run asynchronously."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)

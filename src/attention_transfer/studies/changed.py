@@ -15,7 +15,16 @@ from .table_file import Table
 
 LONGEST = 150  # characters of a file's name
 # Options that make a study a different one, besides those of its runs.
-STUDY_OPTIONS = ("recipe", "data", "student", "teacher", "methods", "values", "conventions")
+STUDY_OPTIONS = (
+    "recipe",
+    "data",
+    "student",
+    "teacher",
+    "methods",
+    "values",
+    "conventions",
+    "pairs",
+)
 
 
 @dataclass(frozen=True)
@@ -75,6 +84,8 @@ def changes_of_study(
     changed = {key: given[key] for key in STUDY_OPTIONS if key in given}
     if "data" in changed:
         changed["data"] = _kind(options.data)
+    if options.seeds < StudyOptions.seeds:
+        changed["seeds"] = options.seeds
     return Changes(changed | {key: changes[key] for key in SMALLER if key in changes})
 
 

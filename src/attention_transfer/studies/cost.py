@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -43,8 +44,12 @@ RATIOS = "The teacher's cost over the student's"
 Line = dict[str, Any]
 
 
-def run_cost(options: StudyOptions, changes: Mapping[str, Any], console: Console) -> None:
+def run_cost(
+    options: StudyOptions, changes: Mapping[str, Any], stem: Path, console: Console
+) -> None:
     """Measures every network of the pairs in every form, interleaved; writes table and plot.
+
+    The files are named `stem` and an ending.
 
     Raises:
         UserError: for a pair without a colon, and an unknown network.
@@ -53,12 +58,11 @@ def run_cost(options: StudyOptions, changes: Mapping[str, Any], console: Console
     runtime = resolve_runtime(from_mapping(RuntimeOptions, device))
     size = {"batch_size": changes.get("batch_size", BATCH)}
     batch = from_mapping(TrainingOptions, size).batch_size
-    stem = options.out / "study-cost"
+    pairs = list(options.pairs or PAIRS)
     lines_file, _, page_file, picture = table_files(stem)
     check_table_files([lines_file, page_file, picture], options.force)
     lines: list[Line] = []
     notes: list[str] = []
-    pairs = list(options.pairs or PAIRS)
     for pair in pairs:
         names = split_pair(pair)
         if options.dry_run:

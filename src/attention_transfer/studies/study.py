@@ -64,6 +64,8 @@ def run_study(
                 f"--{key} is given, but study {name} does not read it: leave it out "
                 f"(studies that read it: {', '.join(READ_BY[key])})"
             )
+    changed = changes_of_study(options, given, changes)
+    stem = options.out / changed.stem(f"study-{name}")
     if name == "cost":
         from .cost import run_cost
 
@@ -71,12 +73,10 @@ def run_study(
         if unused:
             flag = unused[0].replace("_", "-")
             raise UserError(f"--{flag} is given, but study cost trains nothing: leave it out")
-        run_cost(options, changes, console)
+        run_cost(options, changes, stem, console)
         return
-    changed = changes_of_study(options, given, changes)
     table = TABLES[name](options, changes)
     plan = make_plan(table, table.rows, options.seeds, options.out, {}, changes)
-    stem = options.out / changed.stem(f"study-{name}")
     check_table_files(table_files(stem), options.force)
     if not carry_out_plan(plan, options, console):
         return

@@ -51,7 +51,7 @@ def localisation_notes(data: TableData) -> list[str]:
             estimate = rank_correlation(accuracy, [run[key] for run in runs])
             if estimate is not None:
                 text = f"Rank correlation of accuracy and {label.removesuffix(', %')}, {name}: "
-                notes.append(text + described(estimate, ".2f"))
+                notes.append(text + estimate_text(estimate))
     alone = {c.setting.partition(", ")[2]: c for c in data.cells if c.setting.startswith("student")}
     for cell in data.cells:
         method, _, length = cell.setting.partition(", ")
@@ -63,8 +63,8 @@ def localisation_notes(data: TableData) -> list[str]:
     return notes
 
 
-def described(estimate: Estimate, form: str) -> str:
-    return f"{estimate.value:{form}}{_interval(estimate)}, p = {estimate.p:.2g}, n = {estimate.n}"
+def estimate_text(estimate: Estimate) -> str:
+    return f"{estimate.value:.2f}{_interval(estimate)}, p = {estimate.p:.2g}, n = {estimate.n}"
 
 
 def _interval(estimate: Estimate) -> str:

@@ -58,7 +58,7 @@ class AttentionWatch(TorchFunctionMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.running: dict[str, Callable[[], AttentionCall | None]] = {}
+        self.running: dict[str, Callable[[], AttentionCall | None] | None] = {}
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
@@ -70,13 +70,6 @@ class AttentionWatch(TorchFunctionMode):
                 # Not read yet, because only the last call in a layer counts.
                 self.running[layer] = partial(read, *args, **kwargs)
         return func(*args, **kwargs)
-
-    def start(self, layer: str) -> None:
-        self.running[layer] = _no_call
-
-
-def _no_call() -> None:
-    return None
 
 
 def _kernel_call(

@@ -112,9 +112,9 @@ class _CaptureState(threading.local):
         if not self.active:
             return
         self._check_new(layer)
-        call = self.attention.running.pop(layer)()
+        call = self.attention.running.pop(layer)
         self.features[layer] = patch_attention(
-            call, layer, self.image, self.batch, hints, self.class_token
+            call and call(), layer, self.image, self.batch, hints, self.class_token
         )
 
     def _check_new(self, layer: str) -> None:
@@ -167,7 +167,7 @@ class _AttentionPreHook(_Hook):
 
     def __call__(self, module: nn.Module, args: Any, output: Any = None) -> None:
         if self.state.active:
-            self.state.attention.start(self.layer)
+            self.state.attention.running[self.layer] = None
 
 
 def _remove_copied_hooks(module: nn.Module) -> None:
@@ -227,7 +227,7 @@ class Tap:
             if not isinstance(layer, str):
                 raise UserError(f"layers has {shown(layer)}: expected names")
         self.layers = tuple(dict.fromkeys(layers))
-        self.attention = check_switch("attention", attention)
+        self.attention = check_switch(attention, "attention")
         self._state = _CaptureState(_Copies(), has_class_token(model))
         # A module that is registered under two names can be tapped by either.
         modules = dict(model.named_modules(remove_duplicate=False))

@@ -14,7 +14,6 @@ from ..data.decode import UnreadableImageError
 from ..errors import UserError
 from ..methods.registry import method_names
 from ..models.network import check_weights, run_fingerprint
-from ..options import AUTO
 from ..run_folder import RunFolder, write_json
 from ..store.header import is_store, read_header
 from .images import open_images
@@ -34,10 +33,9 @@ FINGERPRINTS = {
 
 
 def check_folder(folder: RunFolder, recipe: Recipe) -> Recipe:
-    """The recipe, with the order of methods and the default β of the run in the folder.
+    """The recipe, with the order of methods of the run in the folder.
 
-    The order of the methods affects the rounding of their sum. The default β may have changed since
-    the run was started.
+    The order of the methods affects the rounding of their sum.
 
     Raises:
         UserError: for a folder with other content, or a run of another recipe.
@@ -46,7 +44,6 @@ def check_folder(folder: RunFolder, recipe: Recipe) -> Recipe:
         _check_new(folder)
         return recipe
     _check_written_by_run(folder, recipe)
-    recipe = _keep_old_beta(folder, recipe)
     record = folder.environment()
     precision = (record.get("auto") or {}).get("precision")
     if precision is not None and recipe.precision not in ("auto", precision):
@@ -73,7 +70,7 @@ def check_finished(folder: RunFolder, recipe: Recipe) -> None:
     """
     if not folder.exists:
         raise UserError(f"{folder} has a summary.json and no config.yaml: remove the folder")
-    _check_same(folder, _keep_old_beta(folder, recipe))
+    _check_same(folder, recipe)
     # A summary.json that was copied from another run has the hash of other weights.
     if folder.student_file.is_file():
         check_weights(folder, run_fingerprint(folder.path))
@@ -100,16 +97,6 @@ def _check_written_by_run(folder: RunFolder, recipe: Recipe) -> None:
         raise UserError(
             f"--out {folder} has a config.yaml, but no run wrote it: choose a new folder"
         )
-
-
-def _keep_old_beta(folder: RunFolder, recipe: Recipe) -> Recipe:
-    """The recipe, with the default β of a run that was started before "auto" was the default.
-
-    The config.yaml of such a run has `beta: null`, which meant 1000.
-    """
-    if recipe.beta == AUTO and folder.config().get("beta", AUTO) is None:
-        return replace(recipe, beta=None)
-    return recipe
 
 
 def _differences(recipe: Recipe, config: dict[str, Any], teacher: str | None) -> list[str]:

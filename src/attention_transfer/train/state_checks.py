@@ -30,7 +30,7 @@ def load_optimization(optimizer: Optimizer, scheduler: LRScheduler, state: dict[
     Raises:
         ValueError: for an impossible value, naming it.
     """
-    numbers = {key: state[key] for key in CheckpointNumbers.model_fields if key in state}
+    numbers = {key: state[key] for key in CheckpointNumbers.model_fields}
     validated(numbers, CheckpointNumbers, "it")
     _load_optimizer(optimizer, state["optimizer"])
     _load_scheduler(scheduler, state["scheduler"], state["step"])

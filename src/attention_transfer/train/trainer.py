@@ -230,26 +230,23 @@ class Trainer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues from `state`. Early checkpoints lack lr, seed, rows and unreadable."""
+        """Continues from `state`, as `state_dict` returned it."""
         self.step, self.seconds = state["step"], state["seconds"]
         if self.step > self.total_steps:
             raise ValueError(f"its step is {self.step} of {self.total_steps}")
-        if state.get("seed", self.options.seed) != self.options.seed:
+        if state["seed"] != self.options.seed:
             raise ValueError(f"it is of seed {state['seed']}")
         load_optimization(self.optimizer, self.scheduler, state)
         self.module.load_state_dict(state["transfer"])
         if self.average is not None:
             self.average.load_state_dict(state["average"])
         self.meter.load_state_dict(state["meter"], self.fabric)
-        self.lr = state.get("lr", self.lr)
-        self._add_unreadable(state.get("unreadable", []))
+        self.lr = state["lr"]
+        self._add_unreadable(state["unreadable"])
         torch.set_rng_state(state["rng"].cpu())
         if state["cuda_rng"] is not None:
             torch.cuda.set_rng_state(state["cuda_rng"].cpu())
-        if "rows" in state:
-            self.rows = state["rows"]
-        else:
-            self.rows = [row for row in self.folder.metrics() if row["step"] <= self.step]
+        self.rows = state["rows"]
 
     def _add_unreadable(self, rows: list[int]) -> None:
         """Adds to the unreadable images, which are counted at the end of the run."""
@@ -346,8 +343,8 @@ class Trainer:
 
     def _elapsed(self) -> float:
         """Seconds since the start of the epoch."""
-        if self.fabric.device.type == "cuda":
-            torch.cuda.synchronize()  # the last steps may still be running
+        if self.fabric.device.type != "cpu":
+            torch.accelerator.synchronize()  # the last steps may still be running
         return time.perf_counter() - self._epoch_start
 
     def _save(self) -> None:
