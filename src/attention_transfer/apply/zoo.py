@@ -10,6 +10,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from ..data.spec import data_name
 from ..run_folder import RunFolder
 
 
@@ -46,8 +47,8 @@ def print_zoo(entries: Sequence[ZooEntry], console: Console) -> None:
     if not entries:
         console.print("this version of the package has no trained networks")
         return
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column("name", overflow="fold")
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
+    table.add_column("name", no_wrap=True)
     table.add_column("network", overflow="fold")
     table.add_column("data", overflow="fold")
     for header in ("classes", "error %", "MB"):
@@ -56,11 +57,12 @@ def print_zoo(entries: Sequence[ZooEntry], console: Console) -> None:
         table.add_row(
             entry.name,
             entry.model,
-            entry.data,
+            data_name(entry.data),
             str(entry.classes),
             f"{entry.error:.2f}",
             f"{entry.bytes / 1e6:.1f}",
         )
     console.print(table)
+    console.print()
     for entry in entries:
         console.out(f"{entry.name}: {entry.command}")
