@@ -17,7 +17,7 @@ $(READY): pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	@touch $@
 
-demo: $(READY)  ## the whole story on built-in data, 15 minutes on a 2-core CPU
+demo: $(READY)  ## the whole story on built-in data, 15 to 22 minutes on a 2-core CPU
 	$(BIN)/attention-transfer demo
 
 test: $(READY)  ## all tests; more of them run where ../shared is present
