@@ -43,7 +43,7 @@ from attention_transfer.bench.data import (
 from attention_transfer.bench.measure import Measure, interleave, report, timed
 from attention_transfer.bench.workload import start
 from attention_transfer.data.transforms import AugmentDraw, make_transform
-from attention_transfer.runtime.process import thread_count
+from attention_transfer.runtime.process import use_threads
 
 BASELINE = "authors 224"
 
@@ -54,7 +54,7 @@ def run(options: BenchOptions, console: Console, json_file: Path | None) -> None
     batch, cores = loader_batch(options), available_cores()
     count = TIMED_BATCHES * batch
     notes = []
-    with jpeg_files(options.data) as files, thread_count(1):
+    with jpeg_files(options.data) as files, use_threads(1):
         measures = {}
         for name, (module, make) in DECODERS.items():
             if find_spec(module) is None:

@@ -44,29 +44,6 @@ def test_to_moves_all_tensors():
     assert {moved.images.device.type, moved.labels.device.type, moved.boxes.device.type} == {"meta"}
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"images": torch.zeros(2, 4, 4, 3)}, "images must be uint8"),
-        (
-            {"images": torch.zeros(2, 3, 4, 4, dtype=torch.uint8)},
-            r"shape \(N, H, W, 3\), got torch.uint8 \(2, 3, 4, 4\)",
-        ),
-        ({"labels": torch.zeros(3, dtype=torch.int64)}, r"labels must be int64 of shape \(2,\)"),
-        ({"labels": torch.zeros(2)}, "labels must be int64"),
-        ({"boxes": torch.zeros(2, 3, dtype=torch.int64)}, r"boxes must be int64 of shape \(2, 4\)"),
-        ({"files": ("a",)}, "files has 1 names for 2 images"),
-    ],
-)
-def test_wrong_tensors_are_named(change, message):
-    good = {
-        "images": torch.zeros(2, 4, 4, 3, dtype=torch.uint8),
-        "labels": torch.zeros(2, dtype=torch.int64),
-    }
-    with pytest.raises(UserError, match=message):
-        ImageSet(**(good | {"classes": ("a",)} | change))
-
-
 def test_balanced_subset_is_even_seeded_and_sorted():
     labels = torch.randint(0, 7, (2000,), generator=make_generator(3))
     chosen = balanced_subset(labels, 100, seed=5)

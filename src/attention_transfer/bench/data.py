@@ -38,7 +38,7 @@ from ..data.stream import Stream, StreamSet
 from ..data.transforms import make_transform
 from ..errors import UserError
 from ..models.trained import Preprocess
-from ..runtime.process import thread_count
+from ..runtime.process import use_threads
 from .authors import MEAN, STD, authors_loader
 from .measure import Measure, interleave, report, timed
 from .options import BenchOptions
@@ -63,7 +63,7 @@ def run(options: BenchOptions, console: Console, json_file: Path | None) -> None
     batch = loader_batch(options)
     cores = available_cores()
     # One thread per process: the libraries have different defaults.
-    with jpeg_files(options.data) as files, thread_count(1):
+    with jpeg_files(options.data) as files, use_threads(1):
         measures = {
             "authors": _authors(images, options),
             "resident": _resident(images, options),

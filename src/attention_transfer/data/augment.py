@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..errors import UserError
 from .images import ImageSet
-from .plan import EpochPlan, EpochPlanner, TrainingBatch, check_step
+from .plan import EpochPlan, EpochPlanner, TrainingBatch
 
 
 class Augment(EpochPlanner):
@@ -44,7 +44,6 @@ class Augment(EpochPlanner):
 
     def batch(self, plan: EpochPlan, step: int) -> TrainingBatch:
         """Batch `step`."""
-        check_step(plan, step)
         part = slice(step * plan.batch_size, (step + 1) * plan.batch_size)
         images = plan.order[part]
         height, width = self.images.image_size

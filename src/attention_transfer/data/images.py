@@ -30,23 +30,10 @@ class ImageSet:
     bad: ClassVar[frozenset[int]] = frozenset()
 
     def __post_init__(self) -> None:
-        if self.images.dtype != torch.uint8 or self.images.ndim != 4 or self.images.shape[-1] != 3:
-            raise _wrong_tensor("images", "uint8 of shape (N, H, W, 3)", self.images)
-        count = len(self.images)
-        if self.labels.dtype != torch.int64 or self.labels.shape != (count,):
-            raise _wrong_tensor("labels", f"int64 of shape ({count},)", self.labels)
-        boxes = self.boxes
-        if boxes is not None and (boxes.dtype != torch.int64 or boxes.shape != (count, 4)):
-            raise _wrong_tensor("boxes", f"int64 of shape ({count}, 4)", boxes)
-        if self.files is not None and len(self.files) != count:
-            raise UserError(
-                f"files has {len(self.files)} names for {count} images: give one name per image"
-            )
         if self.rows is None:
+            count = len(self.images)
             object.__setattr__(self, "rows", torch.arange(count))
             object.__setattr__(self, "source_size", count)
-        if self.rows.dtype != torch.int64 or self.rows.shape != (count,):
-            raise _wrong_tensor("rows", f"int64 of shape ({count},)", self.rows)
         # `Augment` reads whole pixels from a flat view.
         object.__setattr__(self, "images", self.images.contiguous())
 
@@ -103,12 +90,6 @@ def resize_images(images: ImageSet, size: int) -> ImageSet:
     return replace(images, images=torch.cat(resized), boxes=boxes)
 
 
-def _wrong_tensor(name: str, expected: str, tensor: Tensor) -> UserError:
-    return UserError(
-        f"{name} must be {expected}, got {tensor.dtype} {tuple(tensor.shape)}: convert them"
-    )
-
-
 def balanced_subset(labels: Tensor, n: int, seed: int) -> Tensor:
     """Sorted indices (min(n, N),) int64 of a random subset of `labels` (N,), balanced over classes.
 
@@ -158,13 +139,8 @@ def channel_statistics(images: Tensor) -> tuple[Triple, Triple]:
     mean = total / len(pixels)
     # At least one grey level, so that a constant channel is not divided by zero.
     std = (squares / len(pixels) - mean * mean).clamp_min(1.0).sqrt()
-    return as_rgb_triple((mean / 255).tolist()), as_rgb_triple((std / 255).tolist())
-
-
-def as_rgb_triple(values: Sequence[float]) -> Triple:
-    """Three numbers as floats."""
-    red, green, blue = values
-    return float(red), float(green), float(blue)
+    means, stds = (mean / 255).tolist(), (std / 255).tolist()
+    return (means[0], means[1], means[2]), (stds[0], stds[1], stds[2])
 
 
 def make_generator(*key: int) -> torch.Generator:

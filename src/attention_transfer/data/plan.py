@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from ..errors import UserError
 from .images import make_generator
 
 if TYPE_CHECKING:
@@ -76,7 +75,6 @@ class EpochPlanner:
 
     def epoch(self, seed: int, epoch: int, batch_size: int) -> EpochPlan:
         """Plans an epoch."""
-        self._check(batch_size, len(self.images))
         generator = make_generator(seed, epoch)
         # Keep the order of these draws: it determines the numbers with which old runs continue.
         order = torch.randperm(len(self.images), generator=generator)
@@ -92,7 +90,6 @@ class EpochPlanner:
         Processes do not split its batches, because that would drop the remainder. With several
         processes, each plans its own share, such as `index[rank::world]`.
         """
-        self._check(batch_size, len(index))
         plan = self._plan_view(view, index.cpu(), batch_size)
         return replace(plan, split=False)
 
@@ -114,18 +111,3 @@ class EpochPlanner:
         flip = torch.rand(count, generator=generator) < (0.5 if self._flip else 0.0)
         noise = torch.randint(0, 1 << 31, (count,), generator=generator)
         return dy, dx, flip, noise
-
-    @staticmethod
-    def _check(batch_size: int, count: int) -> None:
-        if batch_size < 1:
-            raise UserError(
-                f"batch_size must be at least 1, got {batch_size}: choose a larger batch_size"
-            )
-        if not count:
-            raise UserError("cannot plan an epoch without images: open data that has some")
-
-
-def check_step(plan: EpochPlan, step: int) -> None:
-    """Raises `IndexError` if the epoch has no batch `step`."""
-    if not 0 <= step < len(plan):
-        raise IndexError(f"step {step} is outside of the epoch's {len(plan)} batches")

@@ -23,7 +23,7 @@ from .decode import (
     unreadable_message,
 )
 from .images import ImageSet
-from .plan import EpochPlan, EpochPlanner, TrainingBatch, check_step
+from .plan import EpochPlan, EpochPlanner, TrainingBatch
 from .reader import Reader
 from .transforms import AugmentDraw, CenterCrop, Transform
 
@@ -187,7 +187,6 @@ class Stream(EpochPlanner):
 
         Workers prepare the following steps ahead; a step out of order restarts them.
         """
-        check_step(plan, step)
         is_next = self._next is not None and self._next[0] is plan and self._next[1] == step
         if self._batches is None or not is_next:
             self._batches = None  # ends the old workers before new ones start

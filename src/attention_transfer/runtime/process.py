@@ -90,7 +90,7 @@ def deterministic_algorithms(enabled: bool) -> Iterator[None]:
 
 
 @contextmanager
-def thread_count(threads: int | None = None) -> Iterator[None]:
+def use_threads(threads: int | None = None) -> Iterator[None]:
     """Uses this number of threads inside the block; afterwards the number is as it was before."""
     before = torch.get_num_threads()
     if threads is not None:

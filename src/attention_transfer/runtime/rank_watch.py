@@ -148,8 +148,10 @@ def _accept(store: Store, count: int, seconds: float) -> dict[int, socket.socket
         while len(peers) < count:
             connection, _ = server.accept()
             connection.settimeout(seconds)
-            # At most 100 bytes: another program may send anything.
-            words = connection.makefile("rb").readline(100).decode(errors="replace").split()
+            # At most 100 bytes: another program may send anything. Unbuffered, so that what follows
+            # the line is left for `_listen`.
+            line = connection.makefile("rb", buffering=0).readline(100)
+            words = line.decode(errors="replace").split()
             connection.settimeout(None)  # `_listen` waits as long as the run lasts
             if len(words) == 2 and words[0] == token:
                 peers[int(words[1])] = connection

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,11 +13,12 @@ from ..trust import executed_file
 from .header import TeacherRecord
 
 
-def teacher_record(network: Any, precision: str | None = None) -> TeacherRecord:
+def teacher_record(network: Any) -> TeacherRecord:
     """The record of a `models.network.Network`."""
     fingerprint = network_fingerprint(network.module, network.preprocess)
     if (code := executed_file(network.name)) is not None:
-        fingerprint = with_code(fingerprint, code)
+        # With other code it is another network.
+        fingerprint = hashlib.sha256(fingerprint.encode() + code.read_bytes()).hexdigest()
     return TeacherRecord(
         network.name,
         fingerprint,
@@ -26,7 +26,6 @@ def teacher_record(network: Any, precision: str | None = None) -> TeacherRecord:
         network.has_class_names,
         str(run_path(network.folder).resolve()) if network.folder else None,
         network.fingerprint,
-        precision,
     )
 
 
@@ -42,11 +41,6 @@ def network_fingerprint(network: nn.Module, preprocess: object = None) -> str:
         if isinstance(module, nn.Module):
             _add(digest, module)
     return digest.hexdigest()
-
-
-def with_code(fingerprint: str, file: Path) -> str:
-    """The fingerprint of a network that a Python file makes: another code, another network."""
-    return hashlib.sha256(fingerprint.encode() + file.read_bytes()).hexdigest()
 
 
 def _add(digest: hashlib._Hash, module: nn.Module) -> None:

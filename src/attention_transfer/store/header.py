@@ -39,7 +39,6 @@ class TeacherRecord:
     has_class_names: bool = True
     folder: str | None = None  # its run
     weights: str | None = None  # SHA-256 of its file of weights
-    precision: str | None = None
     numbers: dict[str, float] = dataclasses.field(default_factory=dict)
 
     @property

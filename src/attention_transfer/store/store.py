@@ -300,7 +300,7 @@ class TeacherStore:
             start, ends[dtype] = ends[dtype], ends[dtype] + math.prod(shape)
             part = flat[dtype][start : ends[dtype]].reshape(shape)
             array.take(view, index, part)
-            if array.entry.name == CLASSES and not _in_range(part, self.classes):
+            if array.entry.name == CLASSES and (part.min() < 0 or part.max() >= self.classes):
                 raise UserError(
                     f"{self.folder / array.entry.file} is damaged: it has classes beyond the "
                     f"{self.classes} of the teacher; remove the store and fill it again"
@@ -365,10 +365,6 @@ def normalized_map(features: Tensor, options: MapOptions) -> Tensor:
     if options.axis == "space":
         values = values.unflatten(1, as_grid(features).shape[2:])
     return values
-
-
-def _in_range(classes: Values, count: int) -> bool:
-    return bool(classes.min() >= 0 and classes.max() < count)
 
 
 def _to_device(values: NDArray[Any], device: torch.device | str) -> Tensor:

@@ -24,7 +24,7 @@ from ..models.create import create_model
 from ..models.network import fixed_size, metadata, save_student
 from ..models.trained import Preprocess
 from ..run_folder import RunFolder, read_json, write_json
-from ..runtime.process import make_fabric, set_up_process, thread_count
+from ..runtime.process import make_fabric, set_up_process, use_threads
 from ..runtime.resolve import resolve_runtime, synchronize
 from ..train.assemble import assemble, make_trainer
 from ..train.images import open_images
@@ -110,7 +110,7 @@ def measure(recipe: Recipe, teacher: str | None, threads: int) -> Speed:
         compile="off",
         log=None,
     )
-    with thread_count(threads), tempfile.TemporaryDirectory() as folder:
+    with use_threads(threads), tempfile.TemporaryDirectory() as folder:
         if teacher is not None:
             data = open_images(recipe, recipe.augment, recipe, recipe.seed)
             name = teacher.removesuffix(":pretrained")

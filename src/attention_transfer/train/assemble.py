@@ -154,7 +154,8 @@ def make_trainer(
     if fabric.all_reduce(streamed, reduce_op="sum") not in (0, fabric.world_size):
         raise UserError("the images fit in memory on some ranks only: pass --stream on")
     val = components.data.val.to(fabric.device)
-    loader = make_loader(recipe, fabric, components.data.train)
+    rank, world = fabric.global_rank, fabric.world_size
+    loader = make_loader(recipe, components.data.train, fabric.device, rank, world)
     network: nn.Module = components.inference(runtime)
     transfer = components.transfer.to(fabric.device)
     # The average of the weights is not part of the transfer.

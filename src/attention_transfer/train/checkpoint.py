@@ -1,7 +1,7 @@
 """checkpoint.pt and the previous checkpoint: written atomically, and read with their checksums.
 
 torch.save writes a zip archive with a CRC-32 of each tensor. torch.load does not check it, so
-`_read` does. Checkpoints from every version of this package have this checksum.
+`_read` does.
 """
 
 from __future__ import annotations
@@ -16,9 +16,6 @@ import torch
 
 from ..errors import RunError, first_line
 from ..run_folder import RunFolder, replacing
-
-# The keys of the first version of the format; older checkpoints may lack keys added later.
-KEYS = {"transfer", "optimizer", "scheduler", "meter", "step", "seconds", "rng", "cuda_rng"}
 
 
 def save_checkpoint(folder: RunFolder, state: dict[str, Any]) -> None:
@@ -106,6 +103,6 @@ def _read(file: Path, device: torch.device) -> dict[str, Any]:
     except Exception as error:
         # torch's message is not shown: it advises to load the file with its pickled code.
         raise _DamageError("it is no checkpoint of a run") from error
-    if not isinstance(state, dict) or not state.keys() >= KEYS:
+    if not isinstance(state, dict):
         raise _DamageError("it is no checkpoint of a run")
     return state

@@ -31,8 +31,9 @@ def fill(
     console: Console,
 ) -> None:
     """Adds the missing outputs; each process runs the teacher on its share of the images."""
-    loader = make_loader(options, fabric, data.train)
-    share = torch.arange(len(data.train))[fabric.global_rank :: fabric.world_size]
+    rank, world = fabric.global_rank, fabric.world_size
+    loader = make_loader(options, data.train, fabric.device, rank, world)
+    share = torch.arange(len(data.train))[rank::world]
     views = store.header.view_count
     with Progress(console=console, disable=not console.is_terminal, transient=True) as progress:
         task = progress.add_task("", total=views * len(share))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from lightning.fabric import Fabric
 
 from ..data.augment import Augment
 from ..data.dataset import Dataset, Images
@@ -63,19 +62,17 @@ def open_images(
     )
 
 
-def make_loader(options: AugmentOptions, fabric: Fabric, images: Images) -> Augment | Stream:
-    """The loader of the training batches: from memory, or decoded while training."""
-    return augment_on(options, images, fabric.device, fabric.global_rank, fabric.world_size)
-
-
-def augment_on(
+def make_loader(
     options: AugmentOptions,
     images: Images,
     device: torch.device | str,
     rank: int = 0,
     world: int = 1,
 ) -> Augment | Stream:
-    """As `make_loader`, for a device and one of several processes."""
+    """The loader of the training batches, from memory or decoded while training.
+
+    `rank` of `world` is the process that the batches are for.
+    """
     if isinstance(images, ImageSet):
         return Augment(images.to(device), options.crop_padding, options.flip, options.views)
     transform = make_transform(options, images.size)

@@ -25,7 +25,7 @@ from ..store.options import StoreOptions
 from ..store.store import TeacherStore
 from ..taps import evaluating, parse_pairs, resolve_pairs, tap
 from ..teacher import TeacherOutput
-from .images import augment_on
+from .images import make_loader
 
 if TYPE_CHECKING:
     from ..config import Recipe
@@ -158,7 +158,7 @@ def example_outputs(
         return stored
     if teacher is None:  # some of the images cannot be read
         return store.sample(len(index))
-    loader = augment_on(augment, images, "cpu")
+    loader = make_loader(augment, images, "cpu")
     x, _, rows = loader.batch(loader.view_plan(0, index, len(index)), 0)
     inputs = teacher.preprocess(as_input(x))
     module, attention = teacher.module, store.reads_attention

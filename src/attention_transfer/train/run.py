@@ -19,7 +19,7 @@ from ..runtime.process import (
     local_rank,
     make_fabric,
     set_up_process,
-    thread_count,
+    use_threads,
 )
 from ..runtime.resolve import RuntimeConfig, resolve_runtime
 from ..second_order import BatchStatisticsWarning
@@ -84,7 +84,7 @@ def run(
         stack.enter_context(ranks.propagate_failures())
         stack.enter_context(deterministic_algorithms(recipe.deterministic))
         # A run that continues has the number of threads of its start, the next run has its own.
-        stack.enter_context(thread_count())
+        stack.enter_context(use_threads())
         return _train(recipe, folder, loggers, console, jobs, draw_maps)
 
 

@@ -73,7 +73,7 @@ def _teach(options: TeachOptions, console: Console) -> dict[str, Any]:
     header = plan_store(
         network.module,
         example,
-        teacher_record(network, runtime.precision),
+        teacher_record(network),
         images_record(data),
         view_options(options),
         options.layers,

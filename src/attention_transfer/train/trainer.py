@@ -274,11 +274,6 @@ class Trainer:
         if first or self.step == recorded[-1]:
             return epoch, first
         # An unreadable validation image ended the run after the last step of an epoch.
-        if not self.meter.all_images(self.fabric):
-            raise RunError(
-                f"epoch {epoch} is missing in metrics.jsonl of {self.folder}: restore the file, or "
-                "start anew"
-            )
         return epoch - 1, self.steps_per_epoch
 
     def _batch(self, plan: EpochPlan, step: int) -> TrainingBatch:
