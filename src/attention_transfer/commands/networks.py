@@ -207,7 +207,7 @@ def zoo(arguments: dict[str, Any]) -> None:
     """List the trained networks of the package; use one as the model zoo:NAME."""
     options = from_mapping(ZooOptions, arguments)
     check_json(options.json, options.force)
-    from ..apply.zoo import ZooEntry, print_zoo
+    from ..report.zoo import ZooEntry, print_zoo
 
     entries = [ZooEntry.read(name) for name in zoo_names()]
     print_zoo(entries, make_console())

@@ -1,4 +1,4 @@
-"""Parses a data spec: its name, path and columns; hints for a path that does not exist."""
+"""Parses the path and the columns of a data spec, with hints for a path that does not exist."""
 
 from __future__ import annotations
 
@@ -9,16 +9,6 @@ from pathlib import Path
 
 from ..errors import UserError, nearest
 from .options import COLUMNS
-
-
-def data_name(spec: str) -> str:
-    """The name of a data set without its folder: `cifar10:/data/cifar` -> `cifar10`."""
-    kind, _, location = spec.partition(":")
-    if kind in ("folder", "parquet") and location:
-        return location.rstrip("/").rpartition("/")[-1]
-    if kind == "hub" and location:
-        return location
-    return kind
 
 
 def existing_folder(spec: str, place: str, expected: str) -> Path:

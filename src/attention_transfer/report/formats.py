@@ -68,6 +68,16 @@ def model_name(model: str) -> str:
     return model
 
 
+def data_name(data: Any) -> str:
+    """The name of a data set without its folder: `cifar10:/data/cifar` -> `cifar10`."""
+    kind, _, location = str(data).partition(":")
+    if kind in ("folder", "parquet") and location:
+        return location.rstrip("/").rpartition("/")[-1]
+    if kind == "hub" and location:
+        return location
+    return kind
+
+
 def option_value(value: Any) -> str:
     """The value of an option as one line of text."""
     if isinstance(value, dict):

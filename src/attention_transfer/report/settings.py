@@ -8,10 +8,9 @@ from pathlib import PurePath
 from typing import Any
 
 from ..config import Recipe
-from ..data.spec import data_name
 from ..methods.options import ActivationOptions, DistillationOptions, GradientOptions
 from ..options import OptionSpec, option_specs
-from .formats import MISSING, model_name, option_value
+from .formats import MISSING, data_name, model_name, option_value
 from .load_run import LoadedRun
 
 SPECS: dict[str, OptionSpec] = option_specs(Recipe)
@@ -83,5 +82,5 @@ def option_text(name: str, options: dict[str, Any]) -> str:
     if name == "model":
         return model_name(str(value))
     if name == "data":
-        return data_name(str(value))
+        return data_name(value)
     return option_value(value)

@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from ..data.spec import data_name
 from ..errors import plural
 from ..stats import Spread
-from .formats import count, significant
+from .formats import count, data_name, significant
 from .load_run import finite_number
 from .rows import SettingRow, error_percent, teacher_name
 
@@ -37,7 +36,7 @@ def title(rows: list[SettingRow]) -> str:
 def data_names(rows: list[SettingRow]) -> list[str]:
     """The names of the rows' data sets, each once."""
     data = [row.first.config.get("data") for row in rows]
-    return list(dict.fromkeys(data_name(str(name)) for name in data if name))
+    return list(dict.fromkeys(data_name(name) for name in data if name))
 
 
 def _list_names(names: Iterable[str | None]) -> str:

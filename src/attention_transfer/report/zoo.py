@@ -10,8 +10,8 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from ..data.spec import data_name
 from ..run_folder import RunFolder
+from .formats import data_name
 
 
 @dataclass(frozen=True)
