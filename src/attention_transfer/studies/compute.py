@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from typing import Any
+from warnings import catch_warnings, simplefilter
 
 import torch
 from torch import Tensor, nn
@@ -15,23 +16,36 @@ from torch.utils.flop_counter import flop_registry
 from ..config import Recipe
 from ..methods.registry import create_methods, needs_teacher
 from ..models.create import create_model
+from ..models.network import load_run_network
+from ..second_order import BatchStatisticsWarning
 from ..transfer import Transfer
+from .plan import is_trained
 
 IMAGES, SIZE = 4, 32
 CLASSES = 10
 
 
 def step_flops(recipe: Recipe, teacher: str, method: str) -> float:
-    """FLOPs per image of a step's forward and backward pass, including the teacher's forward."""
+    """FLOPs per image of a step's forward and backward pass, including the teacher's forward.
+
+    `teacher` is a model's name or a run folder.
+    """
     # Weights and schedules add no FLOPs, and the recipe's may not fit `method`.
     methods = create_methods(replace(recipe, method=method, beta=None, decay=None))
     torch.manual_seed(0)
-    student = create_model(recipe.model, CLASSES)
-    teacher_module = create_model(teacher, CLASSES).eval() if needs_teacher(method) else None
+    teacher_module, classes = None, CLASSES
+    if needs_teacher(method):
+        if is_trained(teacher):
+            trained = load_run_network(teacher, recipe.trust_code)
+            teacher_module, classes = trained.module, len(trained.classes)
+        else:
+            teacher_module = create_model(teacher, classes).eval()
+    student = create_model(recipe.model, classes)
     x = torch.rand(IMAGES, 3, SIZE, SIZE)
     transfer = Transfer(student, teacher_module, methods, example=x)
-    with _FlopCounter() as counter:
-        transfer(x, torch.arange(IMAGES) % CLASSES, torch.tensor(0.0)).loss.backward()
+    with _FlopCounter() as counter, catch_warnings():
+        simplefilter("ignore", BatchStatisticsWarning)  # the runs print it
+        transfer(x, torch.arange(IMAGES) % classes, torch.tensor(0.0)).loss.backward()
     return counter.total / IMAGES
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from warnings import catch_warnings, simplefilter
 
 import torch
 from pydantic import RootModel
@@ -26,6 +27,7 @@ from ..models.trained import Preprocess
 from ..run_folder import RunFolder, read_json, write_json
 from ..runtime.process import make_fabric, set_up_process, use_threads
 from ..runtime.resolve import resolve_runtime, synchronize
+from ..second_order import BatchStatisticsWarning
 from ..train.assemble import assemble, make_trainer
 from ..train.images import open_images
 from ..train.progress import ProgressBar
@@ -72,10 +74,12 @@ def run_seconds(
     seconds = {}
     for task in tasks:
         recipe = task.recipe
-        teacher = recipes[recipe.teacher].model if recipe.teacher else None
-        key = json.dumps([*(getattr(recipe, name) for name in KIND_KEYS), teacher, threads])
+        planned = recipes.get(recipe.teacher or "")  # none for a teacher that is trained already
+        untrained = planned.model if planned else None
+        options = [getattr(recipe, name) for name in KIND_KEYS]
+        key = json.dumps([*options, untrained or recipe.teacher, threads])
         if key not in kept:
-            kept[key] = vars(measure(recipe, teacher, threads))
+            kept[key] = vars(measure(recipe, untrained, threads))
             write_json(file, kept)
         speed = Speed(**kept[key])
         data = json.dumps([recipe.data, recipe.limit_train, recipe.limit_val, recipe.val_split])
@@ -92,17 +96,17 @@ def run_seconds(
     return seconds
 
 
-def measure(recipe: Recipe, teacher: str | None, threads: int) -> Speed:
-    """Times a few steps of a run without writing it; its teacher may be untrained.
+def measure(recipe: Recipe, untrained: str | None, threads: int) -> Speed:
+    """Times a few steps of a run without writing it.
 
-    The teacher runs in each step, even if the run will read a store.
+    The teacher runs in each step, even if the run will read a store. `untrained` is the model that
+    replaces a teacher which has not been trained yet.
     """
     images = (STEPS + WARM_UP_STEPS) * recipe.batch_size
     recipe = replace(
         recipe,
         model=recipe.model.removesuffix(":pretrained"),
         student_weights=None,
-        teacher=None,
         limit_train=min(images, recipe.limit_train or images),
         limit_val=VAL_IMAGES,
         views=None,
@@ -110,12 +114,17 @@ def measure(recipe: Recipe, teacher: str | None, threads: int) -> Speed:
         compile="off",
         log=None,
     )
-    with use_threads(threads), tempfile.TemporaryDirectory() as folder:
-        if teacher is not None:
-            data = open_images(recipe, recipe.augment, recipe, recipe.seed)
-            name = teacher.removesuffix(":pretrained")
-            write_untrained_run(RunFolder(Path(folder) / "teacher"), name, data)
+    with (
+        use_threads(threads),
+        tempfile.TemporaryDirectory() as folder,
+        catch_warnings(),
+    ):
+        simplefilter("ignore", BatchStatisticsWarning)  # each run prints it
+        if untrained is not None:
             recipe = replace(recipe, teacher=str(Path(folder) / "teacher"))
+            data = open_images(recipe, recipe.augment, recipe, recipe.seed)
+            name = untrained.removesuffix(":pretrained")
+            write_untrained_run(RunFolder(Path(folder) / "teacher"), name, data)
         return _measure(recipe, RunFolder(Path(folder) / "run"))
 
 

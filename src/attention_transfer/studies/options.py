@@ -96,7 +96,13 @@ class StudyOptions(PlanOptions):
 
     study: Annotated[str, option(f"{', '.join(STUDIES)}.", positional=True)]
     student: Annotated[str, option("Student network.", default_text="the study's")] = ""
-    teacher: Annotated[str, option("Teacher network.", default_text="the study's")] = ""
+    teacher: Annotated[
+        str,
+        option(
+            "Teacher: a run folder or zoo:NAME, or a network that the study trains.",
+            default_text="the study's",
+        ),
+    ] = ""
     recipe: Annotated[
         str,
         option(

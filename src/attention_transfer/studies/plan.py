@@ -16,7 +16,7 @@ from ..launch import Task
 from ..methods.base import can_learn_from_store
 from ..methods.registry import create_methods, needs_teacher
 from ..options import from_mapping, option_specs
-from ..run_folder import RunFolder
+from ..run_folder import ZOO, RunFolder, is_folder_name
 from ..store.header import view_options
 from ..train.options import TrainingOptions
 from .table_file import TEACHER, Row, Table
@@ -185,6 +185,8 @@ class _Planner:
     def _teacher(self, row: Row) -> RunFolder | None:
         if row.teacher is None:
             return None
+        if is_trained(row.teacher):
+            return _trained_teacher(row)
         start, after = self._start(row.teacher)
         recipe = self._recipe(
             *self._layers(row, self.table.teacher_recipe or self.table.recipe),
@@ -205,7 +207,7 @@ class _Planner:
         if options.get("method", "none") != "none":
             roles["command"] = "distill"
             if teacher is not None and needs_teacher(options["method"]):
-                roles["teacher"] = str(teacher)
+                roles["teacher"] = _place(row, teacher)
                 after = (*after, teacher)
         recipe = self._recipe(*self._layers(row, self.table.recipe), options, start, roles)
         if (
@@ -214,8 +216,12 @@ class _Planner:
             and can_learn_from_store(create_methods(recipe))
         ):
             # One store for all runs with this teacher, these images and these views.
-            place = teacher.path.relative_to(self.plan.root / "runs") / store_name(recipe)
-            recipe = replace(recipe, store=str(self.plan.root / "stores" / place))
+            runs, place = self.plan.root / "runs", _place(row, teacher)
+            name = Path(f"{teacher.path.name}-{_digest({'teacher': place})}")
+            if teacher.path.is_relative_to(runs):
+                name = teacher.path.relative_to(runs)
+            store = self.plan.root / "stores" / name / store_name(recipe)
+            recipe = replace(recipe, store=str(store))
         return recipe, after
 
     def _start(self, model: str) -> tuple[dict[str, Any], tuple[RunFolder, ...]]:
@@ -244,6 +250,33 @@ class _Planner:
         milestones = dict.fromkeys(1 + round((m - 1) * factor) for m in recipe.milestones)
         # A milestone at epoch 1 would only lower the initial rate.
         return replace(recipe, milestones=tuple(m for m in milestones if 1 < m <= recipe.epochs))
+
+
+def is_trained(teacher: str) -> bool:
+    """Whether a row's teacher is a run folder or `zoo:NAME`; a table trains all others."""
+    # The name of a network stays one if a folder of the same name exists.
+    is_network = re.fullmatch(r"(wrn|nin)-[\w-]+", teacher) is not None
+    return not is_network and is_folder_name(teacher)
+
+
+def _trained_teacher(row: Row) -> RunFolder:
+    assert row.teacher is not None
+    run = RunFolder.open(row.teacher)
+    if not run.finished:
+        raise UserError(
+            f"the teacher {row.teacher} is not finished: run its command again to continue it"
+        )
+    if row.teacher_options:
+        raise UserError(
+            f"row {row.key} has teacher_options, but its teacher is trained: leave them out"
+        )
+    return RunFolder(run.path.resolve())
+
+
+def _place(row: Row, teacher: RunFolder) -> str:
+    """The teacher of a row in recipes: `zoo:NAME`, the same on all machines, or its folder."""
+    assert row.teacher is not None
+    return row.teacher if row.teacher.startswith(ZOO) else str(teacher)
 
 
 def _epochs_of_milestones(layers: Sequence[Mapping[str, Any]]) -> int | None:

@@ -73,7 +73,7 @@ class TableData:
 # The numbers of a finished run that a table needs.
 NEEDED = (
     *("seed", "model", "method", "data", "epochs", "parameters", "flops", "seconds"),
-    *("images_per_second", "val_accuracy", "val_loss", "train_loss"),
+    *("val_accuracy", "val_loss", "train_loss"),
 )
 
 
@@ -87,6 +87,7 @@ def summarize(folder: RunFolder) -> Line | None:
     missing = [key for key in NEEDED if (summary | final).get(key) is None]
     if missing:
         raise UserError(f"{folder.summary_file} is damaged: it lacks {', '.join(missing)}")
+    speed = summary.get("images_per_second")  # None for zoo:NAME
     line: Line = {
         "seed": summary["seed"],
         "model": summary["model"],
@@ -100,7 +101,7 @@ def summarize(folder: RunFolder) -> Line | None:
         "parameters": summary["parameters"],
         "flops": summary["flops"],
         "minutes": round(summary["seconds"] / 60, 2),
-        "images_per_second": round(summary["images_per_second"], 1),
+        "images_per_second": None if speed is None else round(speed, 1),
         "commit": environment.get("commit"),
         "precision": (environment.get("auto") or {}).get("precision"),
         "hardware": environment.get("hardware"),
