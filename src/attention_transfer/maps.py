@@ -58,7 +58,7 @@ def attention_map(
             also for features that are not finite, or whose |A|^p is not.
     """
     options = make_options(MapOptions, kind, p, axis)
-    q = _raw_map(validated(features, "features"), options)
+    q = _raw_map(checked_features(features, "features"), options)
     if check_switch(normalize, "normalize"):
         q = normalize_map(q)
     if not torch.compiler.is_compiling():
@@ -183,8 +183,8 @@ def paired_maps(
         # The scale of a stored map does not matter: resizing is linear, the result is normalised.
         teacher = teacher.as_features()
         teacher_options = LossOptions("sum", 1.0, options.axis, resize=options.resize)
-    student = validated(student, f"student features of {name}")
-    teacher = validated(teacher, f"teacher features of {name}")
+    student = checked_features(student, f"student features of {name}")
+    teacher = checked_features(teacher, f"teacher features of {name}")
     check_same_device(student, f"{name}: the student", teacher, "the teacher")
     if student.shape[0] != teacher.shape[0]:
         raise UserError(
@@ -300,7 +300,7 @@ def convert_beta(beta: float, source: str, target: str, positions: int) -> float
     return beta * positions / 2
 
 
-def validated(features: Tensor, name: str) -> Tensor:
+def checked_features(features: Tensor, name: str) -> Tensor:
     """The features, unchanged.
 
     Raises:

@@ -70,9 +70,9 @@ def maps(
             and for unknown layers.
     """
     check_choice("kind", kind, KINDS)
-    check_images(images, "images", "(N, C, H, W)")
+    check_float_images(images, "images", "(N, C, H, W)")
     if pictures is not None:
-        check_images(pictures, "pictures", "(N, 3, H, W)")
+        check_float_images(pictures, "pictures", "(N, 3, H, W)")
     if not isinstance(tile, int) or tile < SMALLEST_TILE:
         raise UserError(
             f"tile is {shown(tile)}: expected a whole number of pixels, at least {SMALLEST_TILE}"
@@ -93,7 +93,7 @@ def maps(
     return maps_figure(columns, _as_pixels(images if pictures is None else pictures), tile)
 
 
-def check_images(images: Tensor, name: str, shape: str) -> None:
+def check_float_images(images: Tensor, name: str, shape: str) -> None:
     """Raises `UserError` for anything but floating-point images with four axes."""
     check_floats(images, name, shape)
     if images.ndim != 4:

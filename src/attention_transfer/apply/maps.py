@@ -27,8 +27,8 @@ from .load import image_files, load_at_own_sizes
 BOXED_IMAGES = 500
 BATCH = 128
 
-# (title, predicted classes or None, {stage: maps (K, h, w)}), as in report.MapColumn
-Column = tuple[str, list[str] | None, dict[str, np.ndarray]]
+# (title, predicted classes or None, {stage: maps (K, h, w)}), the arguments of report.MapColumn
+NetworkMaps = tuple[str, list[str] | None, dict[str, np.ndarray]]
 
 
 def stage_maps(
@@ -170,7 +170,7 @@ def _at_size_of(masks: Tensor, maps: Tensor) -> Tensor:
 
 def map_columns(
     names: list[str], images: str, limit: int, kind: str, p: float, trust_code: bool = False
-) -> tuple[np.ndarray, list[Column], list[str]]:
+) -> tuple[np.ndarray, list[NetworkMaps], list[str]]:
     """Images (K, H, W, 3), a column of the figure for each network, and notes for the user.
 
     Each network gets the images at its own input size. The `kind` gradient adds the map of
@@ -198,7 +198,7 @@ def map_columns(
 
 def _column(
     name: str, network: Network, x: Tensor, kind: str, p: float
-) -> tuple[Column, list[str]]:
+) -> tuple[NetworkMaps, list[str]]:
     """The column of a network, and notes for the user."""
     model = InferenceModel(network.module, network.preprocess, "fp32").eval()
     run_once(network, x[:1], name)  # its errors mention the network and the size

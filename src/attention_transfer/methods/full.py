@@ -39,8 +39,8 @@ def full_activation_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
 def normalised_difference(student: Tensor, teacher: Tensor) -> Tensor:
     """`full_activation_loss` without the check for finite features."""
-    student = maps.validated(student, "student features")
-    teacher = maps.validated(teacher, "teacher features")
+    student = maps.checked_features(student, "student features")
+    teacher = maps.checked_features(teacher, "teacher features")
     if student.shape != teacher.shape:
         raise UserError(
             f"student features are {tuple(student.shape)}, the teacher's {tuple(teacher.shape)}: "
@@ -107,8 +107,8 @@ class FullActivationTransfer(PairedBetaMethod):
         self.adapters = nn.ModuleList()
         for (student_layer, teacher_layer), s, t in zip(pairs, student, teacher, strict=True):
             assert isinstance(t, Tensor), "no store: needs_live_teacher"
-            maps.validated(s, f"student features of {student_layer}")
-            maps.validated(t, f"teacher features of {teacher_layer}")
+            maps.checked_features(s, f"student features of {student_layer}")
+            maps.checked_features(t, f"teacher features of {teacher_layer}")
             in_channels, out_channels = maps.as_grid(s).shape[1], maps.as_grid(t).shape[1]
             adapter: nn.Module = nn.Identity()
             if in_channels != out_channels:

@@ -149,7 +149,7 @@ class Header:
                 f"{folder} is the store of another teacher: {self.teacher.name} with other weights "
                 f"or preprocessing than {wanted.teacher.name}; {advice}"
             )
-        self.check_images(folder, wanted.images)
+        self.check_same_images(folder, wanted.images)
         for key, value in wanted.views.items():
             self.check_view_option(folder, key, value)
         for key in ("dtype", "top_k"):
@@ -159,7 +159,7 @@ class Header:
                     f"{folder} is a store with {key} {stored}, not {expected}: {advice}"
                 )
 
-    def check_images(self, folder: Path, images: ImagesRecord) -> None:
+    def check_same_images(self, folder: Path, images: ImagesRecord) -> None:
         """Raises `UserError` if the store has other images."""
         if replace(self.images, spec=images.spec) != images:
             raise UserError(

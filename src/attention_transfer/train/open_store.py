@@ -174,7 +174,7 @@ def store_as_teacher(folder: str, data: Dataset) -> TeacherStore:
     """
     store = TeacherStore(folder)
     header = store.header
-    header.check_images(store.folder, images_record(data))
+    header.check_same_images(store.folder, images_record(data))
     teacher = header.teacher
     name = f"the teacher of {folder}"
     check_classes(teacher.classes, data.classes, teacher.has_class_names, name)
