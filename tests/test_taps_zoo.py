@@ -55,6 +55,12 @@ OTHERS = {
         64,
         [(f"features.{k}", 2**j) for j, k in enumerate((2, 6, 13, 20, 27))],
     ),
+    # Their stages end in a LayerNorm, whose map is flat: the last block before it counts.
+    "timm/pvt_v2_b0": (64, [(f"{name}.blocks.1", 4 * 2**j) for j, name in enumerate(FOUR)]),
+    "timm/gcvit_xxtiny": (
+        224,
+        [*((name, 4 * 2**j) for j, name in enumerate(FOUR[:3])), ("stages.3.blocks.1", 32)],
+    ),
     "timm/convnext_atto": (64, [(name, 4 * 2**j) for j, name in enumerate(FOUR)]),
     "torchvision/convnext_tiny": (
         64,

@@ -122,6 +122,7 @@ class InBox(Record):
     stages: list[str] | None = None
     in_box: list[float | None] | None = None
     pointing: list[float | None] | None = None
+    random_pointing: list[float | None] | None = None
     box_area: float | None = None
     images: Count | None = None
 

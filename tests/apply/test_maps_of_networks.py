@@ -11,7 +11,14 @@ from test_export import make_run
 
 import attention_transfer as at
 from attention_transfer.apply.inference import InferenceModel, as_input
-from attention_transfer.apply.maps import box_masks, gradient_map, map_columns, share_inside
+from attention_transfer.apply.maps import (
+    at_centres,
+    box_masks,
+    gradient_map,
+    map_columns,
+    peak_inside,
+    share_inside,
+)
 from attention_transfer.models.network import load_trained
 
 
@@ -22,6 +29,25 @@ def test_attention_inside_a_box():
     left[:, :, 0] = 1
     shares = share_inside(torch.cat([torch.ones(1, 4, 4), left]), inside)
     assert shares.tolist() == pytest.approx([0.5, 1.0])
+
+
+def test_the_peak_of_a_map_is_the_centre_of_its_largest_cell():
+    masks = box_masks(torch.tensor([[0, 0, 16, 16], [16, 16, 17, 17], [20, 0, 64, 16]]), (64, 64))
+    cells = at_centres(masks, (2, 2))  # the centres are at pixels 16 and 48
+    assert cells.int().tolist() == [[[0, 0], [0, 0]], [[1, 0], [0, 0]], [[0, 0], [0, 0]]]
+    maps = torch.tensor([[[1.0, 0.0], [0.0, 0.0]]]).repeat(3, 1, 1)
+    assert peak_inside(maps, cells).tolist() == [False, True, False]
+    whole = torch.ones(2, 2, 2, dtype=torch.bool)
+    flat_and_zero = torch.stack([torch.ones(2, 2), torch.zeros(2, 2)])
+    assert peak_inside(flat_and_zero, whole).tolist() == [False, False]
+
+
+def test_a_random_peak_is_in_the_box_as_often_as_a_cell():
+    generator = torch.Generator().manual_seed(0)
+    masks = box_masks(torch.tensor([[8, 8, 40, 56]]), (64, 64)).expand(4000, 64, 64)
+    cells = at_centres(masks, (4, 4))
+    rate = peak_inside(torch.rand(4000, 4, 4, generator=generator), cells).float().mean()
+    assert rate == pytest.approx(cells.float().mean().item(), abs=0.03)
 
 
 def test_boxes_are_half_open():

@@ -50,6 +50,22 @@ class PreActivation(nn.Module):
         return self.conv2(self.relu(self.bn2(self.conv1(x)))) + self.shortcut(x)
 
 
+class Block(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.inner = nn.Sequential(nn.Conv2d(width, width, 3, padding=1), nn.ReLU())
+
+    def forward(self, x):
+        return x + self.inner(x)
+
+
+class ChannelNorm(nn.LayerNorm):
+    """As timm's LayerNorm2d."""
+
+    def forward(self, x):
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
 class TestStages:
     @pytest.mark.parametrize("name", ["wrn-10-1", "wrn-10-2", "wrn-16-1"])
     def test_wrn(self, name):
@@ -70,6 +86,30 @@ class TestStages:
         assert [s.size for s in listed[-4:]] == [(16, 16), (8, 8), (4, 4), (2, 2)]
         # The stem is a stage of its own.
         assert len(listed) == 5 and listed[0].size == (32, 32)
+
+    def test_a_layer_norm_after_the_blocks_is_not_the_end(self):
+        class Stage(nn.Module):
+            def __init__(self, width):
+                super().__init__()
+                self.down = nn.Conv2d(width // 2, width, 2, stride=2)
+                self.blocks = nn.ModuleList(Block(width) for _ in range(2))
+                self.norm = nn.LayerNorm(width)
+
+            def forward(self, x):
+                x = self.down(x)
+                for block in self.blocks:
+                    x = block(x)
+                return self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+        model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), Stage(16), Stage(32))
+        assert names(model, 32) == ["0", "1.blocks.1", "2.blocks.1"]
+        _, features = at.tap(model, ["1", "1.blocks.1"])(torch.rand(2, 3, 32, 32))
+        flat, drawn = (at.attention_map(features[layer]) for layer in ("1", "1.blocks.1"))
+        assert flat.std(1).max() < 1e-3 * drawn.std(1).min()
+
+    def test_a_layer_norm_alone_is_not_the_end(self):
+        model = nn.Sequential(Block(3), ChannelNorm(3), nn.Conv2d(3, 8, 2, 2), ChannelNorm(8))
+        assert names(model, 32) == ["0", "2"]
 
     def test_small_images_end_early(self):
         # Of 32×32 images, layer4 makes 1×1.

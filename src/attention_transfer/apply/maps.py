@@ -111,9 +111,10 @@ def attention_in_box(
 ) -> dict[str, Any] | None:
     """How well each stage's attention agrees with the object's box; None if no box is known.
 
-    A map is resized bilinearly to the image. `in_box` is the mean share of its sum inside the box;
-    `pointing` is the share of images whose largest value is inside it (the pointing game, Zhang et
-    al. 2016). `box_area` is chance for both: the share of a uniform map, the rate of a random peak.
+    `in_box` is the mean share of the map's sum inside the box, after the map was resized bilinearly
+    to the image; `box_area`, the share of a uniform map, is chance. `pointing` is the share of
+    images in which the centre of the map's largest cell is inside the box (the pointing game, Zhang
+    et al. 2016); `random_pointing` is that of a random cell.
     """
     if images.boxes is None or not layers:
         return None
@@ -125,17 +126,20 @@ def attention_in_box(
     chosen = images.subset(boxed)
     assert chosen.boxes is not None
     masks = box_masks(chosen.boxes, chosen.image_size).to(network.device)
-    shares, hits = [], []
+    shares, hits, random_hits = [], [], []
     for start in range(0, len(chosen), BATCH):
         part = slice(start, start + BATCH)
         x = as_input(chosen.batch(part).to(network.device))
         _, maps = stage_maps(network, layers, x)
         shares.append(torch.stack([share_inside(m, masks[part]) for m in maps]))
-        hits.append(torch.stack([peak_inside(m, masks[part]) for m in maps]))
+        at_cells = [at_centres(masks[part], (m.shape[1], m.shape[2])) for m in maps]
+        hits.append(torch.stack([peak_inside(m, c) for m, c in zip(maps, at_cells, strict=True)]))
+        random_hits.append(torch.stack([c.float().mean((1, 2)) for c in at_cells]))
     return {
         "stages": layers,
         "in_box": torch.cat(shares, 1).mean(1).tolist(),
         "pointing": torch.cat(hits, 1).float().mean(1).tolist(),
+        "random_pointing": torch.cat(random_hits, 1).mean(1).tolist(),
         "box_area": masks.float().mean().item(),
         "images": len(chosen),
     }
@@ -150,22 +154,27 @@ def box_masks(boxes: Tensor, size: tuple[int, int]) -> Tensor:
 
 def share_inside(maps: Tensor, masks: Tensor) -> Tensor:
     """The share of each map (N, h, w) inside its mask (N, H, W): (N,)."""
-    full = _at_size_of(masks, maps)
+    size = masks.shape[1:]
+    full = F.interpolate(maps[:, None], size, mode="bilinear", align_corners=False)[:, 0]
     # A map of zeros has no attention inside: 0, not 0/0.
     return (full * masks).sum((1, 2)) / full.sum((1, 2)).clamp_min(1e-12)
 
 
-def peak_inside(maps: Tensor, masks: Tensor) -> Tensor:
-    """Whether the largest value of each map (N, h, w) is in its mask (N, H, W): (N,) bool."""
-    full = _at_size_of(masks, maps)
-    peaks = full.flatten(1).argmax(1, keepdim=True)
-    # A map of zeros has no largest value.
-    return masks.flatten(1).gather(1, peaks)[:, 0] & (full.amax((1, 2)) > 0)
+def peak_inside(maps: Tensor, cells: Tensor) -> Tensor:
+    """Whether the largest value of each map (N, h, w) is in a marked cell (N, h, w): (N,) bool."""
+    peaks = maps.flatten(1).argmax(1, keepdim=True)
+    # A flat map has no largest value.
+    is_flat = maps.amax((1, 2)) == maps.amin((1, 2))
+    return cells.flatten(1).gather(1, peaks)[:, 0] & ~is_flat
 
 
-def _at_size_of(masks: Tensor, maps: Tensor) -> Tensor:
-    size = masks.shape[1:]
-    return F.interpolate(maps[:, None], size, mode="bilinear", align_corners=False)[:, 0]
+def at_centres(masks: Tensor, size: tuple[int, int]) -> Tensor:
+    """The values of masks (N, H, W) at the centres of a grid's cells: (N, h, w)."""
+    rows, columns = (
+        ((torch.arange(cells, device=masks.device) + 0.5) * pixels / cells).long()
+        for cells, pixels in zip(size, masks.shape[1:], strict=True)
+    )
+    return masks[:, rows[:, None], columns]
 
 
 def map_columns(

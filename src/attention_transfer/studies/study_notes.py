@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import statistics
+
 from ..report.formats import signed
 from ..stats import Estimate, paired_difference, rank_correlation
 from .summaries import Line, TableData
@@ -45,6 +47,11 @@ def localisation_notes(data: TableData) -> list[str]:
         "Networks of one method or one length are not independent of each other, so the intervals "
         "of the correlations are too narrow."
     ]
+    chance = {"in the box": "box_area", "in the pointing game": "random_pointing"}
+    for place, key in chance.items():
+        values = [run[key] for run in every_run if run.get(key) is not None]
+        if values:
+            notes.append(f"Chance {place}: {statistics.mean(values):.1f} %.")
     for key, label in MEASURES.items():
         for name, runs in {"all networks": every_run, **groups, **by_length}.items():
             accuracy = [100 - run["error"] for run in runs]

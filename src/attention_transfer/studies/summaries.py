@@ -116,7 +116,7 @@ def summarize(folder: RunFolder) -> Line | None:
     attention = summary.get("attention") or {}
     if attention.get("box_area") is not None:
         line["box_area"] = round(100 * attention["box_area"], 2)
-    for key in ("in_box", "pointing"):
+    for key in ("in_box", "pointing", "random_pointing"):
         share = (attention.get(key) or [None])[-1]  # of the last stage
         if share is not None:
             line[key] = round(100 * share, 2)

@@ -145,7 +145,8 @@ def _from_feature_info(model: nn.Module, root: Call, traced: dict[Size | None, C
     for size, call in last.items():
         # DenseNet lists `norm5` last, which belongs to the next stage; the stage ends before it.
         peer = traced.get(size, call)
-        if isinstance(call.module, ELEMENTWISE) and peer.depth <= call.depth:
+        is_after_the_stage = isinstance(call.module, ELEMENTWISE) or _ends_in_norm(call)
+        if is_after_the_stage and peer.depth <= call.depth:
             last[size] = peer
     return list(last.values())
 
@@ -157,6 +158,8 @@ def _last_at_each_size(root: Call, size: Size) -> dict[Size | None, Call]:
         if times_called[call.name] > 1:
             continue  # a tap cannot distinguish the calls of a ReLU or pooling that is shared
         before = last.get(call.size)
+        if before is not None and _normalises_positions(call.module):
+            continue
         # BN-ReLU after a block is a pre-activation and belongs to the next stage, such as WRN's
         # `bn` after `group2`. After a single convolution, it is the end of conv-BN-ReLU.
         is_preactivation = (
@@ -168,6 +171,11 @@ def _last_at_each_size(root: Call, size: Size) -> dict[Size | None, Call]:
         if not is_preactivation:
             last[call.size] = call
     return last
+
+
+def _normalises_positions(module: nn.Module) -> bool:
+    """Whether a layer gives each position the same energy, so that its attention map is flat."""
+    return isinstance(module, (nn.LayerNorm, nn.RMSNorm)) and len(module.normalized_shape) == 1
 
 
 def _ends_in_weights(call: Call) -> bool:
@@ -231,11 +239,14 @@ def _lowers_at_end(call: Call, size: Size) -> bool:
 def _ends_in_norm(call: Call) -> bool:
     """Whether the call is a sequence of equal blocks followed by a norm.
 
-    In the encoder of torchvision's vision transformer, the stage is the last block, not the norm.
+    In the encoder of torchvision's vision transformer, and in the stages of PVTv2, the stage is the
+    last block, not the norm.
     """
     if len(call.children) < 2 or not isinstance(call.children[-1].module, NORMS):
         return False
     blocks = call.children[-2]
+    if blocks.name.rpartition(".")[2].isdigit():  # PVTv2's stages call the blocks of a list
+        return bool(blocks.children) and blocks.size == call.size
     if not isinstance(blocks.module, nn.Sequential) or not blocks.children:
         return False
     types = {type(block.module) for block in blocks.children}
