@@ -107,6 +107,10 @@ class TestStages:
         flat, drawn = (at.attention_map(features[layer]) for layer in ("1", "1.blocks.1"))
         assert flat.std(1).max() < 1e-3 * drawn.std(1).min()
 
+    def test_a_batch_norm_after_the_blocks_is_the_end(self):
+        blocks = nn.Sequential(Block(3), Block(3), nn.BatchNorm2d(3))
+        assert names(nn.Sequential(blocks, nn.Conv2d(3, 8, 2, 2)), 32) == ["0", "1"]
+
     def test_a_layer_norm_alone_is_not_the_end(self):
         model = nn.Sequential(Block(3), ChannelNorm(3), nn.Conv2d(3, 8, 2, 2), ChannelNorm(8))
         assert names(model, 32) == ["0", "2"]

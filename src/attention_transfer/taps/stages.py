@@ -244,8 +244,9 @@ def _ends_in_norm(call: Call) -> bool:
     """
     if len(call.children) < 2 or not isinstance(call.children[-1].module, NORMS):
         return False
-    blocks = call.children[-2]
-    if blocks.name.rpartition(".")[2].isdigit():  # PVTv2's stages call the blocks of a list
+    *_, blocks, norm = call.children
+    in_list = blocks.name.rpartition(".")[2].isdigit()  # PVTv2's stages call the blocks of a list
+    if in_list and _normalises_positions(norm.module):
         return bool(blocks.children) and blocks.size == call.size
     if not isinstance(blocks.module, nn.Sequential) or not blocks.children:
         return False
