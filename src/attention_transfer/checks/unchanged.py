@@ -22,9 +22,8 @@ def trial_step(transfer: Transfer, device: torch.device) -> Iterator[None]:
         random_states_kept(device),
         # Compiling for one batch would take longer than the step.
         torch.compiler.set_stance("force_eager"),
-        warnings.catch_warnings(),
+        warnings.catch_warnings(action="ignore", category=BatchStatisticsWarning),
     ):
-        warnings.simplefilter("ignore", BatchStatisticsWarning)
         yield
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-from warnings import catch_warnings, simplefilter
+from warnings import catch_warnings
 
 import torch
 from pydantic import RootModel
@@ -117,9 +117,8 @@ def measure(recipe: Recipe, untrained: str | None, threads: int) -> Speed:
     with (
         use_threads(threads),
         tempfile.TemporaryDirectory() as folder,
-        catch_warnings(),
+        catch_warnings(action="ignore", category=BatchStatisticsWarning),  # each run prints it
     ):
-        simplefilter("ignore", BatchStatisticsWarning)  # each run prints it
         if untrained is not None:
             recipe = replace(recipe, teacher=str(Path(folder) / "teacher"))
             data = open_images(recipe, recipe.augment, recipe, recipe.seed)

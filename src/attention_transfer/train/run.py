@@ -7,7 +7,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from warnings import catch_warnings, simplefilter
+from warnings import catch_warnings
 
 from rich.console import Console
 
@@ -116,8 +116,11 @@ def _train(
 
     with Loggers(loggers, folder, recipe.to_dict(), progress.say) as logs:
         trainer.log = logs.write
-        with resume.allow_changed_images(folder, fabric.is_global_zero), catch_warnings():
-            simplefilter("ignore", BatchStatisticsWarning)  # the dry step has printed it
+        with (
+            resume.allow_changed_images(folder, fabric.is_global_zero),
+            # The dry step has printed it.
+            catch_warnings(action="ignore", category=BatchStatisticsWarning),
+        ):
             rows = trainer.train()
         fabric.barrier()
         if not fabric.is_global_zero:
