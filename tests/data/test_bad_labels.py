@@ -130,7 +130,7 @@ def test_files_that_hold_images_in_different_ways(table, png, tmp_path):
     for images in ([png] * 4, [1, 2, 3, 4], ["a"] * 4):
         other = pa.table({"image": images, "label": [0, 0, 1, 1]})
         pq.write_table(other, tmp_path / "table" / "train-1.parquet")
-        assert f"the files of {tmp_path}/table hold images in several ways (" in refusal(spec)
+        assert f"the files of {tmp_path}/table store images as different types (" in refusal(spec)
     (tmp_path / "table" / "train-1.parquet").unlink()
     pq.write_table(
         pa.table({"image": [png] * 4, "label": [0, 0, 1, 1]}), tmp_path / "table" / "val-0.parquet"

@@ -87,6 +87,9 @@ def test_the_cache_is_used_and_named(made, tmp_path, monkeypatch, capfd):
     folder.rename(cache / folder.name)
     assert len(open_data(kind).val) == 10
     assert capfd.readouterr() == ("", f"downloading {kind} into {cache}\n")
+    # A read-only cache has no room for a lock.
+    monkeypatch.setattr("attention_transfer.data.cifar.FileLock", fail)
+    assert len(open_data(kind).val) == 10
 
 
 def test_damaged_and_missing_files(made, tmp_path, monkeypatch):

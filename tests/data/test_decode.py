@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from attention_transfer.data import decode
+from attention_transfer.data.reader import Reader
 from attention_transfer.errors import UserError
 
 
@@ -167,27 +168,40 @@ def test_boxes_follow_resize_and_crop():
     assert decode.fit_boxes(boxes, sizes, 6).tolist() == expected
 
 
+class Encodings(Reader):
+    def __init__(self, images):
+        self.images = images
+
+    def __len__(self):
+        return len(self.images)
+
+    def encoded(self, i):
+        return self.images[i]
+
+
 def test_default_size(picture):
     def size(*shapes):
-        return decode.default_size([encode(picture(*shape)) for shape in shapes])
+        return Encodings([encode(picture(*shape)) for shape in shapes]).default_size()
 
     assert size((40, 40), (40, 40)) == 40
     assert size((40, 30), (40, 30)) == 64
     assert size((40, 40), (96, 96)) == 64
     assert size((200, 120), (97, 110), (50, 50)) == 224
-    assert decode.default_size([b"bad", None]) == 64
+    assert Encodings([b"bad", None]).default_size() == 64
 
 
 def test_memory_is_asked_before_it_is_taken(monkeypatch):
     monkeypatch.setattr(decode, "available_memory", lambda: 10 * 2**30)
-    decode.check_memory("folder:x", 40_000, 224)
+    decode.check_memory("folder:x", 40_000, 224, True)
     with pytest.raises(
         UserError,
-        match=r"folder:x: 50000 images of 224x224 take 7.01 GiB.*60% of the 10.00 GiB.*lower",
+        match=r"folder:x: 50000 images of 224x224 take 7.01 GiB.*60% of the 10.00 GiB.*stream",
     ):
-        decode.check_memory("folder:x", 50_000, 224)
+        decode.check_memory("folder:x", 50_000, 224, True)
+    with pytest.raises(UserError, match="or limit_val$"):
+        decode.check_memory("cifar10", 50_000, 224, False)
     monkeypatch.setattr(decode, "available_memory", lambda: None)
-    decode.check_memory("folder:x", 10**9, 224)
+    decode.check_memory("folder:x", 10**9, 224, True)
 
 
 def test_this_machine_has_memory():

@@ -183,7 +183,7 @@ def empty(*parts):
         (empty("train"), "train is empty: expected a folder of images for each class"),
         (empty("val"), "val is empty"),
         (remove("val", "cat"), "val lacks the class folder 'cat' of train/"),
-        (remove("train", "cat"), "val has a class folder 'cat' that train/ lacks"),
+        (remove("train", "cat"), "train lacks the class folder 'cat' of val/"),
         (
             empty("train", "cat"),
             "the class folder .*cat has no images: expected files ending in .bmp",

@@ -74,6 +74,13 @@ def test_shards_row_groups_and_names(write, picture):
     assert data.train.files[4] == "train-00001-of-00002.parquet:0"
 
 
+def test_a_split_called_valid(write):
+    write("train-0.parquet")
+    root = write("valid-0.parquet", labels=(1,))
+    data = open_data(f"parquet:{root}")
+    assert data.val.labels.tolist() == [1] and data.notes == ()
+
+
 def test_limit_decodes_only_the_wanted_rows(write, encoded, picture):
     write("train-0.parquet", labels=[i % 3 for i in range(30)], group=4)
     root = write("val-0.parquet")

@@ -107,6 +107,14 @@ def test_a_class_that_train_lacks_is_named(shard):
         open_data(f"wds:{root}")
 
 
+def test_a_word_among_numeric_labels_is_named(shard):
+    shard("train-0.tar")
+    root = shard("val-0.tar", labels=(0, "cat"))
+    message = r"val-0\.tar, sample \./part/0001: the label 'cat' is a word, but the training labels"
+    with pytest.raises(UserError, match=message):
+        open_data(f"wds:{root}")
+
+
 @pytest.mark.parametrize("missing", ["png", "cls"])
 def test_an_incomplete_sample_is_named_or_skipped(shard, picture, missing):
     samples = [{"png": png(picture, i), "cls": b"%d" % (i % 2)} for i in range(4)]

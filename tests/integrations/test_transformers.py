@@ -66,6 +66,31 @@ def test_the_loss_is_that_of_transfer(tmp_path):
     close(loss, outputs.loss + 0.75 * 3 * term, 1e-5)
 
 
+def test_smoothed_labels_do_not_switch_the_transfer_off(tmp_path):
+    trainer = make_trainer(tmp_path, arguments={"label_smoothing_factor": 0.1})
+    trainer.state.max_steps = 4
+    x, labels = pixels(4), torch.arange(4) % CLASSES
+    trainer.student.train()
+    loss = trainer.compute_loss(trainer.model, {"pixel_values": x, "labels": labels})
+    out = trainer.transfer_model.transfer(x, labels, 0.0)
+    close(loss, out.loss, 1e-5)
+    smoothed = torch.nn.functional.cross_entropy(out.logits, labels, label_smoothing=0.1)
+    close(out.parts["ce"], smoothed, 1e-5)
+    assert out.parts["at"] > 0
+
+
+def test_a_training_batch_without_labels_is_refused(tmp_path):
+    trainer = make_trainer(tmp_path)
+    trainer.transfer_model.train()
+    with pytest.raises(at.UserError, match="lacks labels"):
+        trainer.transfer_model(pixels(4))
+
+
+def test_a_loss_function_of_the_users_is_refused(tmp_path):
+    with pytest.raises(at.UserError, match="leave it out"):
+        make_trainer(tmp_path, compute_loss_func=lambda outputs, labels: 0)
+
+
 def test_trains_evaluates_and_saves_the_student(tmp_path):
     trainer = make_trainer(tmp_path)
     before = trainer.student.classifier.weight.detach().clone()

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from torchvision import models
 
@@ -211,6 +212,13 @@ class TestPretrained:
             match="torchvision/resnet18:pretrained could not be fetched.*--teacher-weights",
         ):
             create_model("torchvision/resnet18:pretrained", 5)
+
+    def test_a_damaged_file_in_the_cache(self, monkeypatch, tmp_path):
+        file = tmp_path / "model.safetensors"
+        file.write_bytes(b"cut short")
+        monkeypatch.setattr(timm, "create_model", lambda *_, **__: load_file(file))
+        with pytest.raises(UserError, match="timm/resnet18:pretrained could not be fetched: .*"):
+            create_model("timm/resnet18:pretrained", 5)
 
     def test_no_pretrained_weights(self):
         bare = next(n for n in timm.list_models("resnet*") if not timm.is_model_pretrained(n))

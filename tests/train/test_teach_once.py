@@ -166,12 +166,12 @@ def test_methods_that_need_the_teacher_keep_nothing(taught, tmp_path, teacher_ca
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"views": 3}, "a store of other views: views is 2 in the store and 3 in this command"),
+        ({"views": 3}, "a store of other outputs: views is 2 in the store and 3 in this command"),
         (
             {"crop_padding": 2},
-            "a store of other views: crop_padding is 4 in the store and 2 in this command",
+            "a store of other outputs: crop_padding is 4 in the store and 2 in this command",
         ),
-        ({"top_k": 3}, "was filled with --top-k None"),
+        ({"top_k": 3}, "top_k is all in the store and 3 in this command"),
         ({"teacher_weights": "x.pt"}, "is a store and has no weights"),
         ({"kind": "max"}, r"has the maps one\.sum2, two\.sum2: expected|no stage of the student"),
         ({"limit_train": 256}, "lacks .* of the .* views of images that this run needs"),

@@ -60,25 +60,29 @@ def open_cifar(kind: str, place: str, options: DataOptions) -> Source:
 def download(kind: str) -> tuple[Path, str]:
     """Downloads into the cache folder if needed; returns it and the name of its data folder."""
     root = cache_folder(kind)
+    data_set = _torchvision_class(kind, BASE_FOLDER[kind])
+    # The lock would need a folder that can be written.
+    with contextlib.suppress(OSError, RuntimeError, EOFError):
+        data_set(root=str(root), train=True)  # verifies its files
+        return root, BASE_FOLDER[kind]
     try:
         root.mkdir(parents=True, exist_ok=True)
         with FileLock(root / LOCK_FILE):
-            _download(kind, root)
+            if not (root / BASE_FOLDER[kind]).is_dir():
+                print(f"downloading {kind} into {root}", file=sys.stderr)
+            # torchvision draws a progress bar on standard error, and verifies an existing download.
+            with (
+                contextlib.redirect_stdout(io.StringIO()),
+                contextlib.redirect_stderr(io.StringIO()),
+            ):
+                # The archive also contains the test images.
+                data_set(root=str(root), train=True, download=True)
     except (OSError, RuntimeError, EOFError, tarfile.TarError) as error:
         raise UserError(
             f"cannot download {kind} into {root} ({first_line(error)}): expected "
             f"{BASE_FOLDER[kind]}/ there; check the network, or write {kind}:FOLDER for your copy"
         ) from error
     return root, BASE_FOLDER[kind]
-
-
-def _download(kind: str, root: Path) -> None:
-    if not (root / BASE_FOLDER[kind]).is_dir():
-        print(f"downloading {kind} into {root}", file=sys.stderr)
-    # torchvision draws a progress bar on standard error, and verifies an existing download.
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        # The archive also contains the test images.
-        _torchvision_class(kind, BASE_FOLDER[kind])(root=str(root), train=True, download=True)
 
 
 def _torchvision_class(kind: str, base_folder: str) -> Any:

@@ -7,7 +7,7 @@ import io
 import os
 import struct
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -204,28 +204,17 @@ def fit_boxes(
     return fitted
 
 
-def default_size(encoded: Iterable[Encoded]) -> int:
-    """The size of the images if they are square and of one size, else 64 or 224 by median side."""
-    sizes = []
-    for data in encoded:
-        # Errors for damaged images are raised later, when they are decoded.
-        with contextlib.suppress(Exception), open_image(data) as image:
-            sizes.append(image.size)
-    if len(set(sizes)) == 1 and sizes[0][0] == sizes[0][1]:
-        return int(sizes[0][0])
-    if not sizes or np.median([min(size) for size in sizes]) <= 96:
-        return 64
-    return 224
-
-
-def check_memory(spec: str, count: int, size: int) -> None:
+def check_memory(spec: str, count: int, size: int, streamable: bool) -> None:
     """Raises `UserError` if `count` decoded images of `size` x `size` do not fit into memory."""
     needed, free = count * size * size * 3, available_memory()
     if free is not None and needed > MEMORY_SHARE * free:
+        way_out = "lower image_size, limit_train or limit_val"
+        if streamable:
+            way_out += ", or stream them (--stream on)"
         raise UserError(
             f"{spec}: {count} images of {size}x{size} take {needed / 2**30:.2f} GiB decoded, "
             f"expected at most {MEMORY_SHARE:.0%} of the {free / 2**30:.2f} GiB of free memory; "
-            "lower image_size, limit_train or limit_val, or stream them (--stream on)"
+            f"{way_out}"
         )
 
 

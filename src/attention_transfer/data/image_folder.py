@@ -11,11 +11,10 @@ from ..errors import UserError
 from .options import DataOptions
 from .reader import FileReader
 from .source import Labelled, Source, source_in_files
-from .spec import unique_names, visible_files
+from .spec import VAL_NAMES, unique_names, visible_files
 
 # torchvision.datasets.folder.IMG_EXTENSIONS
 EXTENSIONS = frozenset((".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"))
-VAL_FOLDERS = ("val", "valid", "validation", "test")
 BOX_COLUMNS = ("file", "x_min", "y_min", "x_max", "y_max")
 NO_BOX = (0, 0, 0, 0)
 
@@ -29,7 +28,7 @@ def open_folder(path: Path, options: DataOptions) -> Source:
     x_max, y_max in pixels of the upright image, both ends inside the box). Raises `UserError` for
     missing, empty or unequal folders and for malformed CSV files.
     """
-    val_folders = [name for name in VAL_FOLDERS if (path / name).is_dir()]
+    val_folders = [name for name in VAL_NAMES if (path / name).is_dir()]
     train_folder = "train"
     if not val_folders and not (path / "train").is_dir() and find_images(path, "*/*"):
         train_folder = "."
@@ -95,19 +94,14 @@ def list_files(path: Path, split: str, folders: list[str]) -> tuple[list[Path], 
 
 
 def _check_same_classes(path: Path, train: list[str], split: str) -> None:
-    val = class_folders(path, split)
-    for name in train:
-        if name not in val:
-            raise UserError(
-                f"{path / split} lacks the class folder {name!r} of train/: expected the same; "
-                "add or remove it"
-            )
-    for name in val:
-        if name not in train:
-            raise UserError(
-                f"{path / split} has a class folder {name!r} that train/ lacks: expected the same; "
-                "remove it"
-            )
+    for name in sorted(set(train) ^ set(class_folders(path, split))):
+        lacking, having = ("train", split)
+        if name in train:
+            lacking, having = (split, "train")
+        raise UserError(
+            f"{path / lacking} lacks the class folder {name!r} of {having}/: expected the same; "
+            "add or remove it"
+        )
 
 
 def _read_class_names(path: Path) -> dict[str, str]:

@@ -75,7 +75,7 @@ class ImageSet:
 
 
 def resize_images(images: ImageSet, size: int) -> ImageSet:
-    """Square images resized to `size`, bilinear with antialiasing; boxes grow to whole pixels."""
+    """Square images resized to `size`, bilinear with antialiasing; boxes are rounded outwards."""
     old = images.image_size[0]
     resized = []
     for piece in torch.split(images.images, 1024):

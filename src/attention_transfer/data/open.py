@@ -67,8 +67,19 @@ def open_data(
         val = replace(val, short_side=round(size * val_resize))
     count = len(train) + len(val)
     if not _is_streamed(options, streamable, count * size**2 * 3, memory):
-        check_memory(spec, count, size)
-        return _resident(spec, source, train, val, shown, notes, size)
+        check_memory(spec, count, size, streamable)
+        native_size = train.image_size[0]
+        train_images, bad_train = _decode(spec, "training", train, size)
+        val_images, bad_val = _decode(spec, "validation", val, size)
+        if source.statistics is not None and native_size == size:
+            mean, std = source.statistics
+        else:  # resizing smooths, which lowers the standard deviation
+            mean, std = channel_statistics(train_images.images)
+        if bad_val:  # the others have other indices now
+            shown = balanced_subset(val_images.labels, SHOWN_IMAGES, 0)
+        skipped = source.skipped + bad_train + bad_val
+        record = data_record(source, size)
+        return Dataset(spec, train_images, val_images, mean, std, record, skipped, notes, shown)
     assert isinstance(train, StreamSet), "it is streamable"
     assert isinstance(val, StreamSet), "it is from the same kind of files"
     sample = train.select(balanced_subset(train.labels, STATISTICS_IMAGES, 0))
@@ -79,38 +90,10 @@ def open_data(
     return Dataset(spec, train, val, mean, std, record, source.skipped, notes, shown)
 
 
-def _resident(
-    spec: str,
-    source: Source,
-    train: Images,
-    val: Images,
-    shown: Tensor,
-    notes: tuple[str, ...],
-    size: int,
-) -> Dataset:
-    train_images, train_skipped = _decode(spec, "training", train, size)
-    val_images, val_skipped = _decode(spec, "validation", val, size)
-    if source.statistics is not None and train.image_size[0] == size:
-        mean, std = source.statistics
-    else:  # resizing smooths, which lowers the standard deviation
-        mean, std = channel_statistics(train_images.images)
-    skipped = source.skipped + train_skipped + val_skipped
-    if val_skipped:  # the others have other indices now
-        shown = balanced_subset(val_images.labels, SHOWN_IMAGES, 0)
-    record = data_record(source, size)
-    return Dataset(spec, train_images, val_images, mean, std, record, skipped, notes, shown)
-
-
-def count_images(options: DataOptions, seed: int) -> tuple[int, int]:
-    """The numbers of training and validation images, without decoding any."""
-    train, val, _, _ = _select(_open_source(options), options, seed)
-    return len(train), len(val)
-
-
-def has_boxes(options: DataOptions) -> bool:
-    """Whether the validation images have boxes of objects; decodes no image."""
-    _, val, _, _ = _select(_open_source(options), options, seed=0)
-    return val.boxes is not None
+def list_images(options: DataOptions) -> tuple[Images, Images]:
+    """The training and validation images of seed 0, not decoded."""
+    train, val, _, _ = _select(_open_source(options), options, seed=0)
+    return train, val
 
 
 def prepare_data(spec: str) -> None:
@@ -268,19 +251,16 @@ def _is_streamed(options: DataOptions, streamable: bool, needed: int, memory: in
     if options.stream != "auto" or not streamable:
         return options.stream == "on"
     limits = [limit for limit in (memory_budget(), memory) if limit is not None]
-    return bool(limits) and needed > min(limits)
+    return any(needed > limit for limit in limits)
 
 
 def _decode(spec: str, name: str, images: Images, size: int) -> tuple[ImageSet, int]:
     """All images at `size`, and the number of unreadable ones that were left out."""
-    skipped = 0
+    count = len(images)
     if isinstance(images, StreamSet):
-        images, skipped = images.load(torch.arange(len(images)))
+        images = images.subset(torch.arange(count))
     if not len(images):
-        raise UserError(
-            f"{spec}: none of the {skipped} {name} images can be read; expected some; "
-            "check the files"
-        )
+        raise UserError(f"{spec}: none of the {count} {name} images can be read: check the files")
     if images.image_size[0] != size:
         images = resize_images(images, size)
-    return images, skipped
+    return images, count - len(images)

@@ -120,6 +120,10 @@ class AugmentOptions:
     ] = None
 
 
+# The options of the other augmentation, by `augment`.
+UNUSED_OPTIONS = {"crop": ("crop_scale", "crop_ratio"), "imagenet": ("crop_padding",)}
+
+
 def data_defaults(spec: str) -> dict[str, Any]:
     """The options whose default differs for this data."""
     if spec == "digits":
@@ -134,8 +138,7 @@ def check_augment(options: AugmentOptions, stream: str) -> None:
         value = getattr(options, key)
         if len(value) != 2 or not 0 < value[0] <= value[1] <= highest or value[1] == math.inf:
             raise UserError(f"{key} is {value!r}: expected {specs[key].expected}")
-    unused = {"crop": ("crop_scale", "crop_ratio"), "imagenet": ("crop_padding",)}
-    for key in unused[options.augment]:
+    for key in UNUSED_OPTIONS[options.augment]:
         if getattr(options, key) != specs[key].default:
             raise UserError(
                 f"{specs[key].flags[0]} is given, but --augment {options.augment} has none: "

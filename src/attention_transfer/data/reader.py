@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from .decode import Encoded, default_size
+from .decode import Encoded, open_image
 
 
 class Reader:
@@ -40,9 +41,20 @@ class Reader:
         raise NotImplementedError
 
     def default_size(self) -> int:
-        """Image size in pixels if none is given, from the headers of about 1,000 images."""
-        every = max(1, len(self) // 1000)
-        return default_size(self.encoded(i) for i in range(0, len(self), every))
+        """Image size in pixels if none is given, from the headers of about 1,000 images.
+
+        It is the images' own size if they are square and of one size, else 64 or 224.
+        """
+        sizes = []
+        for i in range(0, len(self), max(1, len(self) // 1000)):
+            # Errors for damaged images are raised later, when they are decoded.
+            with contextlib.suppress(Exception), open_image(self.encoded(i)) as image:
+                sizes.append(image.size)
+        if len(set(sizes)) == 1 and sizes[0][0] == sizes[0][1]:
+            return int(sizes[0][0])
+        if not sizes or np.median([min(size) for size in sizes]) <= 96:
+            return 64
+        return 224
 
 
 class PackedStrings(Sequence[str]):

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import glob
+import math
 import os
 import re
 import shutil
 import string
 import sys
 import urllib.request
-from collections.abc import Iterable, Iterator
 from hashlib import sha256
 from http.client import HTTPException
-from itertools import islice
+from itertools import product
 from pathlib import Path
 from urllib.parse import quote
 
@@ -22,12 +22,10 @@ from ..cache import cache_folder
 from ..errors import UserError, first_line
 from ..run_folder import replacing
 from .cifar import LOCK_FILE
-from .image_folder import VAL_FOLDERS
-from .spec import expanded, nearest_path, visible_files
+from .spec import VAL_NAMES, expanded, nearest_path, visible_files
 
 EXPECTED = "expected a folder with train-*.tar, or a pattern like shards/{train,val}-{000..099}.tar"
 MOST_SHARDS = 100_000
-MOST_BRACES = 20  # `_expanded` calls itself for each brace
 BRACE = re.compile(r"\{([^{}]*)\}")
 # At most 18 digits: no shard has a longer number, and `int` refuses very long ones.
 NUMBERS = re.compile(r"(\d{1,18})\.\.(\d{1,18})")
@@ -48,7 +46,7 @@ def find_shards(place: str) -> tuple[list[Path], list[Path]]:
     folder = expanded(f"wds:{place}", place)
     if os.path.isdir(folder):
         train, val = visible_files(folder, "*train*.tar"), list[Path]()
-        for name in VAL_FOLDERS:
+        for name in VAL_NAMES:
             val = val or visible_files(folder, f"*{name}*.tar")
     else:
         train, val = (_matching_files(part, place) for part in _split_pattern(str(folder)))
@@ -83,28 +81,20 @@ def expand_braces(pattern: str) -> list[str]:
     Raises:
         UserError: for more than 100,000 names.
     """
-    names = []
-    if pattern.count("{") <= MOST_BRACES:
-        names = list(islice(_expanded(pattern), MOST_SHARDS + 1))
-        if len(names) <= MOST_SHARDS:
-            return names
-    raise UserError(
-        f"wds:{pattern} names too many shards: expected at most {MOST_SHARDS:,} in at most "
-        f"{MOST_BRACES} braces; check its numbers"
-    )
+    if not pattern:
+        return []
+    parts = BRACE.split(pattern)  # every second part is the content of a brace
+    choices = [_brace_words(part) if k % 2 else [part] for k, part in enumerate(parts)]
+    if math.prod(len(words) for words in choices) > MOST_SHARDS:
+        raise UserError(
+            f"wds:{pattern} names too many shards: expected at most {MOST_SHARDS:,} in all; "
+            "check its numbers"
+        )
+    return ["".join(words) for words in product(*choices)]
 
 
-def _expanded(pattern: str) -> Iterator[str]:
-    brace = BRACE.search(pattern)
-    if brace is None:
-        if pattern:
-            yield pattern
-        return
-    for word in _brace_words(brace[1]):
-        yield from _expanded(pattern[: brace.start()] + word + pattern[brace.end() :])
-
-
-def _brace_words(content: str) -> Iterable[str]:
+def _brace_words(content: str) -> list[str]:
+    """The words of a brace; of a long range only as many as already are too many."""
     numbers = NUMBERS.fullmatch(content)
     if not numbers:
         return content.split(",")
@@ -115,7 +105,7 @@ def _brace_words(content: str) -> Iterable[str]:
     values = range(first, last + 1)
     if last < first:
         values = range(first, last - 1, -1)
-    return (f"{i:0{width}}" for i in values)
+    return [f"{i:0{width}}" for i in values[: MOST_SHARDS + 1]]
 
 
 def _matching_files(pattern: str, place: str) -> list[Path]:

@@ -10,6 +10,9 @@ from pathlib import Path
 from ..errors import UserError, nearest
 from .options import COLUMNS
 
+# Names of a validation split. `test` is last, because its labels are often not published.
+VAL_NAMES = ("validation", "val", "valid", "test")
+
 
 def existing_folder(spec: str, place: str, expected: str) -> Path:
     """The folder that `place` names; the error for a missing one mentions `expected`."""

@@ -35,8 +35,8 @@ PREFETCH = 2  # batches per worker
 class StreamSet:
     """Images that stay in their files, with the interface of `ImageSet`.
 
-    `boxes` are in pixels of the files, to tell which boxes are known; the boxes of a `subset` are
-    in pixels of its images.
+    `boxes` are in pixels of the original files, and only tell which images have one. `subset`
+    returns boxes in pixels of its decoded images.
     """
 
     reader: Reader
@@ -47,7 +47,7 @@ class StreamSet:
     short_side: int | None = None  # of the image before the center crop, `size` by default
     on_bad_image: str = "error"
     workers: int = 0
-    bad: set[int] = field(default_factory=set)  # numbers in 0 to N - 1 of images found unreadable
+    bad: set[int] = field(default_factory=set)  # indices of images that could not be read
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -71,16 +71,9 @@ class StreamSet:
 
     def subset(self, indices: Tensor) -> ImageSet:
         """The images at `indices` (M,), decoded; unreadable ones are left out or raise."""
-        return self.load(indices)[0]
-
-    def load(self, indices: Tensor) -> tuple[ImageSet, int]:
-        """Like `subset`, and the number of unreadable images that were left out."""
         images, sizes = self._decode(indices.cpu())
         good = torch.from_numpy(np.flatnonzero(sizes[:, 0]))
-        skipped = len(images) - len(good)
-        if skipped:
-            images = images.subset(good)
-        return images, skipped
+        return images if len(good) == len(images) else images.subset(good)
 
     def select(self, indices: Tensor) -> StreamSet:
         """The images at `indices` (M,); nothing is decoded."""
@@ -143,7 +136,7 @@ class StreamSet:
         """
         if not batch.bad:
             return
-        # A readable substitute has the number of another image; without any, all numbers are bad.
+        # A substitute has the index of a readable image: if all are bad, none could be read.
         all_bad = all(i in batch.bad for i in batch.index.tolist())
         first = batch.bad[min(batch.bad)]
         if self.on_bad_image != "skip":

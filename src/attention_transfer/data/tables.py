@@ -26,10 +26,8 @@ from .labels import Labels, class_names
 from .options import DataOptions
 from .reader import Reader, file_size
 from .source import Labelled, Source, source_in_files
-from .spec import visible_files
+from .spec import VAL_NAMES, visible_files
 
-# `test` is last, because its labels are often not published.
-VAL_SPLITS = ("validation", "val", "test")
 HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)
 # Several times CIFAR-10, so that it opens without a copy and without importing `datasets`.
 IN_MEMORY_BYTES = 512 << 20
@@ -54,7 +52,7 @@ def open_parquet(
             f"parquet:{path} {state}: expected Hugging Face's layout; rename the files, or check "
             "the path"
         )
-    splits = {name: split_files(folder, name) for name in ("train", *VAL_SPLITS)}
+    splits = {name: split_files(folder, name) for name in ("train", *VAL_NAMES)}
     first = splits["train"][0]
     schema = _open_file(first).schema_arrow
     columns = find_columns(schema, str(first), f"parquet:{path}", image, label)
@@ -103,7 +101,7 @@ def _open_splits(
     train, val = read(train_name), None
     check_guess(*train, columns)
     # A data set of the hub may have only a test split, which is then the training split.
-    present = [name for name in VAL_SPLITS if splits.get(name) and name != train_name]
+    present = [name for name in VAL_NAMES if splits.get(name) and name != train_name]
     if options.val_split is None and present:
         val = read(present[0])
     return source_in_files(train, val, columns.classes or class_names(*train), options)
@@ -165,8 +163,8 @@ def _read_parquet(files: Sequence[Path], columns: Columns) -> Labelled:
             table = pyarrow.concat_tables(images, promote_options="permissive")
         except pyarrow.ArrowTypeError as error:
             raise UserError(
-                f"the files of {files[0].parent} hold images in several ways "
-                f"({first_line(error)}): expected one type for all; rewrite some"
+                f"the files of {files[0].parent} store images as different types "
+                f"({first_line(error)}): expected one type in all files; rewrite the others"
             ) from error
     else:
         table = _arrow_copy(files, columns.image)
@@ -301,7 +299,7 @@ class TableReader(Reader):
             return file.parent / path
         linked = (file.parent / path).resolve()
         if not linked.is_relative_to(file.parent.resolve()) or is_special(linked):
-            return None  # a table names no other file of the machine, and no pipe
+            return None  # a table may name no file elsewhere on the machine, and no pipe
         return linked
 
     def _origin(self, i: int) -> tuple[Path, int]:

@@ -215,9 +215,13 @@ def _labelled(shards: Sequence[Path], samples: Sequence[Sample], use_words: bool
     if use_words:
         labels = [str(sample.label) for sample in samples]
     else:
-        # A word among the validation labels becomes -1, which is not a class.
-        numbers = [-1 if isinstance(s.label, str) else s.label for s in samples]
-        labels = np.array(numbers, dtype=np.int64)
+        for sample in samples:
+            if isinstance(sample.label, str):
+                raise UserError(
+                    f"{shards[sample.shard]}, sample {sample.name}: the label {sample.label!r} is "
+                    "a word, but the training labels are numbers; correct it"
+                )
+        labels = np.array([sample.label for sample in samples], dtype=np.int64)
     return TarReader(shards, samples), labels
 
 
@@ -248,11 +252,8 @@ class TarReader(Reader):
         for name in self._names:
             yield os.fsencode(name)
 
-    def _shard(self, i: int) -> Path:
-        return self.shards[int(self._places[i, 0])]
-
     def file(self, i: int) -> str:
-        return f"{self._shard(i).name}:{self._names[i]}"
+        return f"{self.shards[self._places[i, 0]].name}:{self._names[i]}"
 
     def location(self, i: int) -> str:
-        return f"{self._shard(i)}, sample {self._names[i]}"
+        return f"{self.shards[self._places[i, 0]]}, sample {self._names[i]}"

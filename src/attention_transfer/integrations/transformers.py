@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -39,7 +38,8 @@ class AttentionTransferTrainer(Trainer):
         kwargs: as in `Trainer`: `train_dataset`, `eval_dataset`, `data_collator`, ….
 
     Raises:
-        UserError: (a ValueError) as `Transfer`.
+        UserError: (a ValueError) as `Transfer`, and for `compute_loss_func` or several GPUs in one
+            process.
     """
 
     def __init__(
@@ -56,12 +56,24 @@ class AttentionTransferTrainer(Trainer):
         if not isinstance(pairs, str):
             # `Logits` holds each network as its child `model`.
             pairs = [(f"model.{s}", f"model.{t}") for s, t in pairs]
+        if kwargs.get("compute_loss_func") is not None:
+            raise UserError(
+                "compute_loss_func is given, but the loss is that of the methods and the "
+                "cross-entropy: leave it out, or write your loss as a Method"
+            )
         methods = [ActivationTransfer()] if methods is None else methods
         device = next(model.parameters()).device
         transfer = Transfer(
-            Logits(model), Logits(teacher.to(device)), methods, pairs, example.to(device)
+            Logits(model),
+            Logits(teacher.to(device)),
+            methods,
+            pairs,
+            example.to(device),
+            label_smoothing=getattr(args, "label_smoothing_factor", 0.0),
         )
         super().__init__(model=TransferModel(transfer), args=args, **kwargs)
+        # `Transfer` smooths the labels; the Trainer would take them out of the batch.
+        self.label_smoother = None
         if self.args.n_gpu > 1:
             raise UserError(
                 "nn.DataParallel copies the model in every step, without its hooks: start one "
@@ -83,18 +95,13 @@ class AttentionTransferTrainer(Trainer):
         )
         return super().compute_loss(model, inputs, *args, **kwargs)
 
-    @contextmanager
-    def _student_as_model(self) -> Iterator[nn.Module]:
-        """Makes the student the Trainer's model, so that the files contain only the student."""
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        # With the student as its model, the Trainer writes only the student.
         trained, self.model = self.model, self.student
         try:
-            yield self.model
+            super()._save(output_dir, self.model.state_dict())
         finally:
             self.model = trained
-
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        with self._student_as_model() as student:
-            super()._save(output_dir, student.state_dict())
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         # The file may have older names than the modules; `from_pretrained` converts them.
@@ -129,13 +136,16 @@ class TransferModel(nn.Module):
         super().__init__()
         self.transfer = transfer
         self.progress = 0.0
+        self.config = getattr(self.student, "config", None)  # the Trainer reads it
 
     @property
     def student(self) -> nn.Module:
         return self.transfer.student.get_submodule("model")
 
     def forward(self, pixel_values: Tensor, labels: Tensor | None = None) -> Any:
-        if labels is None or not self.training:
+        if not self.training:
             return self.student(pixel_values=pixel_values, labels=labels)
+        if labels is None:
+            raise UserError("a training batch lacks labels: expected pixel_values and labels")
         out = self.transfer(pixel_values, labels, self.progress)
         return {"loss": out.loss, "logits": out.logits}

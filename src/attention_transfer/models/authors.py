@@ -33,8 +33,8 @@ class AuthorsRun:
     """A run of the authors' scripts; `model` is the student of a distillation.
 
     Both networks take images (N, 3, H, W), RGB, in [0, 1], with their preprocessing inside.
-    `options` are those of the log's first line, empty if it is cut short. `classes` are known from
-    our exports; without them, `class_names` of the networks are "0", "1" and so on.
+    `options` are the first line of the log; empty if that line is cut short. `classes` are known
+    from our exports; without them, `class_names` of the networks are "0", "1" and so on.
     """
 
     model: TrainedNetwork

@@ -39,7 +39,8 @@ def create_model(name: str, num_classes: int) -> nn.Module:
             `timm/resnet18[:pretrained]`, `torchvision/resnet18[:pretrained]`, `zoo:NAME` (a trained
             network of the package), or `FILE.py:FACTORY`, your own function, called with the
             keyword `num_classes` if it takes that.
-        num_classes: the number of classes, at least 1. Pretrained weights keep all but the head.
+        num_classes: the number of classes, at least 1. For another number than
+            that of its weights, a pretrained network gets a new head.
 
     Raises:
         UserError: for any other name (the message has the nearest), a depth that is not 6n + 4, a
@@ -208,10 +209,12 @@ def _create_torchvision(name: str, num_classes: int, pretrained: bool) -> nn.Mod
 
 def _download(name: str, make: Callable[[], nn.Module]) -> nn.Module:
     """A model with weights from the internet, or from the library's cache."""
+    from safetensors import SafetensorError
+
     try:
         with quiet(logging.ERROR):  # timm and huggingface_hub log each retry
             return make()
-    except (OSError, RuntimeError) as error:  # a RuntimeError: the file is cut short or damaged
+    except (OSError, RuntimeError, SafetensorError) as error:  # the last two: a damaged file
         reason = " ".join(str(error).split()[:25]) or type(error).__name__
         raise UserError(
             f"the weights of {name}:pretrained could not be fetched: {reason} (offline, give "

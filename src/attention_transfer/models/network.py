@@ -279,4 +279,6 @@ def run_fingerprint(folder: str | Path) -> str | None:
 
 
 def file_fingerprint(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()
+    """The SHA-256 of a file."""
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -29,6 +29,10 @@ class StoredArray:
         self.folder, self.entry = folder, entry
         self.row_shape = entry.shape[2:]
 
+    def __reduce__(self) -> tuple[type[StoredArray], tuple[Path, ArrayEntry]]:
+        # The copy opens the files again: pickling a memory map would copy it into memory.
+        return StoredArray, (self.folder, self.entry)
+
     @staticmethod
     def create(folder: Path, entry: ArrayEntry) -> None:
         """Makes both files at their full size. They are sparse: they take space as they fill."""
@@ -69,10 +73,9 @@ class StoredArray:
         """Which of the rows are filled."""
         return np.take(self._filled[view], rows).view(np.bool_)
 
-    def take(self, view: int, rows: Rows, out: Values) -> None:
-        """Copies the rows into `out` (B, ...), which is contiguous."""
-        # The default mode would copy twice, to leave `out` alone if a row does not exist.
-        np.take(self._values[view], rows, axis=0, out=out, mode="clip")
+    def take(self, view: int, rows: Rows) -> Values:
+        """A copy of the rows (B, ...)."""
+        return np.take(self._values[view], rows, axis=0)
 
     def write(self, view: int, rows: Rows, values: Values) -> None:
         """Writes rows, each once, then marks them: a killed process marks no unfinished row.

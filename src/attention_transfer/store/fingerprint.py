@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Any
 
 import torch
 from torch import nn
 
+from ..models.network import Network
 from ..run_folder import run_path
 from ..trust import executed_file
 from .header import TeacherRecord
 
 
-def teacher_record(network: Any) -> TeacherRecord:
-    """The record of a `models.network.Network`."""
+def teacher_record(network: Network) -> TeacherRecord:
     fingerprint = network_fingerprint(network.module, network.preprocess)
     if (code := executed_file(network.name)) is not None:
         # With other code it is another network.

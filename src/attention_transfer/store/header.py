@@ -15,6 +15,7 @@ from urllib.parse import quote
 from pydantic import Field, TypeAdapter
 
 from ..cache import cache_folder
+from ..data.options import UNUSED_OPTIONS, AugmentOptions
 from ..errors import UserError, shown
 from ..map_options import MapOptions
 from ..options import option_specs
@@ -55,9 +56,6 @@ class ImagesRecord:
     fingerprint: str
     count: Size
     size: tuple[Size, Size] | None = None
-
-
-VIEW_KEYS = ("views", "augment", "flip", "crop_padding", "crop_scale", "crop_ratio")
 
 
 @dataclass(frozen=True)
@@ -143,21 +141,14 @@ class Header:
 
     def check_same(self, folder: Path, wanted: Header) -> None:
         """Raises `UserError` unless the store in `folder` has the teacher and views of `wanted`."""
-        advice = "choose another folder (--store; for teach --out)"
         if self.teacher.fingerprint != wanted.teacher.fingerprint:
             raise UserError(
-                f"{folder} is the store of another teacher: {self.teacher.name} with other weights "
-                f"or preprocessing than {wanted.teacher.name}; {advice}"
+                f"{folder} is the store of another teacher: the weights or the preprocessing of "
+                f"{self.teacher.name} differ from those of {wanted.teacher.name}; choose another "
+                "folder (--store; for teach --out)"
             )
         self.check_same_images(folder, wanted.images)
-        for key, value in wanted.views.items():
-            self.check_view_option(folder, key, value)
-        for key in ("dtype", "top_k"):
-            stored, expected = getattr(self, key), getattr(wanted, key)
-            if stored != expected:
-                raise UserError(
-                    f"{folder} is a store with {key} {stored}, not {expected}: {advice}"
-                )
+        self.check_options(folder, wanted.views, wanted.dtype, wanted.top_k)
 
     def check_same_images(self, folder: Path, images: ImagesRecord) -> None:
         """Raises `UserError` if the store has other images."""
@@ -167,14 +158,17 @@ class Header:
                 f"{_describe(self.images)}, not {_describe(images)}"
             )
 
-    def check_view_option(self, folder: Path, key: str, value: Any) -> None:
-        """Raises `UserError` if the views were made with another value of an option."""
-        stored = _plain(self.views.get(key))
-        if stored != _plain(value):
-            raise UserError(
-                f"{folder} is a store of other views: "
-                f"{key} is {stored} in the store and {_plain(value)} in this command"
-            )
+    def check_options(self, folder: Path, views: Views, dtype: str, top_k: int | None) -> None:
+        """Raises `UserError` if the store was filled with other options."""
+        stored = self.views | {"store_dtype": self.dtype, "top_k": self.top_k or "all"}
+        wanted = views | {"store_dtype": dtype, "top_k": top_k or "all"}
+        for key, value in wanted.items():
+            have = _plain(stored.get(key))
+            if have != _plain(value):
+                raise UserError(
+                    f"{folder} is a store of other outputs: "
+                    f"{key} is {have} in the store and {_plain(value)} in this command"
+                )
 
 
 def read_header(folder: Path) -> Header:
@@ -252,18 +246,19 @@ def check_new(folder: Path) -> None:
 
 
 def _may_be_of_a_store(path: Path) -> bool:
-    """Whether a file may be of a store without its header, which is written last."""
+    """Whether a file may belong to an unfinished store: its header is written last."""
     # Hidden files do not count: a killed process leaves partial ones.
     if path.name[0] == "." or path.name.endswith(".filled.npy"):
         return True
-    # An array is written after its marks; an array without marks is somebody's own.
+    # An array is written after its marks; an array without marks is a user's own.
     return path.suffix == ".npy" and path.with_suffix(".filled.npy").exists()
 
 
 def view_options(options: Any) -> Views:
     """The number of views, and the augmentation options that their crops and flips depend on."""
-    unused = ("crop_scale", "crop_ratio") if options.augment == "crop" else ("crop_padding",)
-    return {key: _plain(getattr(options, key)) for key in VIEW_KEYS if key not in unused}
+    unused = UNUSED_OPTIONS[options.augment]
+    keys = [key for key in option_specs(AugmentOptions) if key not in unused]
+    return {key: _plain(getattr(options, key)) for key in keys}
 
 
 def store_defaults(teacher: str | None) -> dict[str, Any]:
@@ -272,7 +267,8 @@ def store_defaults(teacher: str | None) -> dict[str, Any]:
         return {}
     header = read_header(Path(str(teacher)))
     # No other key of the file becomes an option of the run.
-    views = {key: value for key, value in header.views.items() if key in VIEW_KEYS}
+    known = option_specs(AugmentOptions)
+    views = {key: value for key, value in header.views.items() if key in known}
     defaults: dict[str, Any] = {"data": header.images.spec, **views}
     defaults |= {"store_dtype": header.dtype, "top_k": header.top_k}
     if header.images.size is not None:
@@ -293,14 +289,7 @@ def check_store(options: Any, teacher: str | None) -> None:
     header = read_header(folder)
     if options.teacher_weights is not None:
         raise UserError(f"{folder} is a store and has no weights: leave --teacher-weights out")
-    for key, value in view_options(options).items():
-        header.check_view_option(folder, key, value)
-    for key, stored, wanted in (
-        ("store-dtype", header.dtype, options.store_dtype),
-        ("top-k", header.top_k, options.top_k),
-    ):
-        if stored != wanted:
-            raise UserError(f"{folder} was filled with --{key} {stored}: leave --{key} out")
+    header.check_options(folder, view_options(options), options.store_dtype, options.top_k)
 
 
 def idle_options(options: Any, teacher: str | None, learns: bool) -> dict[str, str]:

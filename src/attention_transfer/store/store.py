@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import copy
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -36,7 +36,7 @@ class TeacherStore:
 
     Attributes:
         header: the teacher, images and views.
-        note: why the store is no longer written to, such as a full disk; None while it is.
+        note: the reason why writing stopped, such as a full disk; else None.
 
     Raises:
         UserError: (a ValueError) for a folder that is not a store, or is damaged.
@@ -88,10 +88,6 @@ class TeacherStore:
             ) from error
         return cls(path)
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        # The copy opens the files again: pickling a memory map would copy it into memory.
-        return _reopen, (self.folder, [array.entry.name for array in self._arrays])
-
     def stages(self, options: MapOptions) -> list[Stage]:
         """The teacher's stages whose maps under these options are in the store.
 
@@ -121,8 +117,7 @@ class TeacherStore:
             if name not in present:
                 raise self._has_no(name)
         # Not the constructor, which would read and check the files again.
-        selected = TeacherStore.__new__(TeacherStore)
-        selected.__dict__.update(self.__dict__)
+        selected = copy.copy(self)
         logits = [entry.name for entry in self.header.arrays if entry.layer is None]
         selected._use([*logits, *names])
         return selected
@@ -140,13 +135,11 @@ class TeacherStore:
 
     def filled(self, rows: Tensor, view: int = 0) -> Tensor:
         """For each image, whether `read` has all outputs: bool (B,)."""
-        return torch.from_numpy(self._filled(self._index(rows, view), view))
-
-    def _filled(self, index: NDArray[np.int64], view: int) -> NDArray[np.bool_]:
+        index = self._index(rows, view)
         filled = np.ones(len(index), np.bool_)
         for array in self._arrays:
             filled &= array.filled(view, index)
-        return filled
+        return torch.from_numpy(filled)
 
     def count_missing(self, rows: Tensor, views: Sequence[int]) -> int:
         """Number of pairs (image, view) for which an output is missing."""
@@ -166,11 +159,10 @@ class TeacherStore:
         """
         output = self.read_if_filled(rows, view, device)
         if output is None:
-            index = self._index(rows, view)
-            missing = index[~self._filled(index, view)]
+            missing = torch.as_tensor(rows)[~self.filled(rows, view)]
             raise UserError(
                 f"{self.folder} has no row {missing[0]} of view {view} ({len(missing)} of "
-                f"{len(index)} are missing): fill it (attention-transfer teach), or add them"
+                f"{len(rows)} are missing): fill it (attention-transfer teach), or add them"
             )
         return output
 
@@ -178,10 +170,9 @@ class TeacherStore:
         self, rows: Tensor, view: int = 0, device: torch.device | str = "cpu"
     ) -> TeacherOutput | None:
         """As `read`, but None if an output is missing."""
-        index = self._index(rows, view)
-        if not self._filled(index, view).all():
+        if not self.has(rows, view):
             return None
-        return self._output(*self._gather(index, view), device)
+        return self._output(self._gather(self._index(rows, view), view), device)
 
     def add(
         self,
@@ -222,11 +213,11 @@ class TeacherStore:
                 self._write(index, view, encoded)
             except OSError as error:
                 self.note = f"{self.folder} cannot be written ({error.strerror})"
-        parts, flat = self._gather(index, view)
+        parts = self._gather(index, view)
         for array, part, values in zip(self._arrays, parts, encoded, strict=True):
             absent = ~array.filled(view, index)
             part[absent] = values[absent]
-        return self._output(parts, flat, logits.device)
+        return self._output(parts, logits.device)
 
     def sample(self, count: int) -> TeacherOutput:
         """The outputs for `count` evenly spaced images of view 0 that have outputs.
@@ -275,7 +266,7 @@ class TeacherStore:
         ]
 
     def _index(self, rows: Tensor, view: int) -> Rows:
-        """The rows as a NumPy array; `np.take` with mode="clip" would not check their range."""
+        """The rows as a NumPy array, which would take a negative number from the end."""
         index: Rows = torch.as_tensor(rows).cpu().numpy().astype(np.int64, copy=False)
         count, views = self.header.images.count, self.header.view_count
         if not 0 <= view < views:
@@ -284,40 +275,21 @@ class TeacherStore:
             raise UserError(f"rows are {rows}: expected numbers (B,) from 0 to {count - 1}")
         return index
 
-    def _gather(self, index: Rows, view: int) -> tuple[list[Values], dict[str, NDArray[Any]]]:
-        """The rows of each array (B, ...), as views of one flat array for each dtype."""
-        sizes: dict[str, int] = {}
-        for array in self._arrays:
-            size = len(index) * math.prod(array.row_shape)
-            sizes[array.entry.dtype] = sizes.get(array.entry.dtype, 0) + size
-        # One flat array for each dtype, so that a batch needs one copy to the device.
-        flat = {dtype: np.empty(size, dtype) for dtype, size in sizes.items()}
-        ends = dict.fromkeys(flat, 0)
-        parts: list[Values] = []
-        for array in self._arrays:
-            dtype = array.entry.dtype
-            shape = (len(index), *array.row_shape)
-            start, ends[dtype] = ends[dtype], ends[dtype] + math.prod(shape)
-            part = flat[dtype][start : ends[dtype]].reshape(shape)
-            array.take(view, index, part)
+    def _gather(self, index: Rows, view: int) -> list[Values]:
+        """The rows of each array (B, ...)."""
+        parts = [array.take(view, index) for array in self._arrays]
+        for array, part in zip(self._arrays, parts, strict=True):
             if array.entry.name == CLASSES and (part.min() < 0 or part.max() >= self.classes):
                 raise UserError(
                     f"{self.folder / array.entry.file} is damaged: it has classes beyond the "
                     f"{self.classes} of the teacher; remove the store and fill it again"
                 )
-            parts.append(part)
-        return parts, flat
+        return parts
 
-    def _output(
-        self, parts: Sequence[Values], flat: Mapping[str, NDArray[Any]], device: torch.device | str
-    ) -> TeacherOutput:
-        on_device = {dtype: _to_device(values, device) for dtype, values in flat.items()}
-        ends = dict.fromkeys(flat, 0)
-        tensors: dict[str, Tensor] = {}
+    def _output(self, parts: Sequence[Values], device: torch.device | str) -> TeacherOutput:
+        tensors = {}
         for array, part in zip(self._arrays, parts, strict=True):
-            dtype = array.entry.dtype
-            start, ends[dtype] = ends[dtype], ends[dtype] + part.size
-            tensors[array.entry.name] = on_device[dtype][start : ends[dtype]].view(part.shape)
+            tensors[array.entry.name] = _to_device(part, device)
         logits = tensors.pop(LOGITS, None)
         if (classes := tensors.pop(CLASSES, None)) is not None and logits is not None:
             logits = top_k.decode(logits, classes, self.classes)
@@ -374,9 +346,3 @@ def _to_device(values: NDArray[Any], device: torch.device | str) -> Tensor:
         tensor = tensor.pin_memory()
     tensor = tensor.to(device, non_blocking=True)
     return tensor.float() if tensor.is_floating_point() else tensor.long()
-
-
-def _reopen(folder: Path, names: list[str]) -> TeacherStore:
-    store = TeacherStore(folder)
-    store._use(names)
-    return store

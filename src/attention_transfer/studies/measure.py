@@ -19,7 +19,7 @@ from rich.console import Console
 from ..apply.inference import as_input
 from ..config import Recipe
 from ..data.dataset import Dataset
-from ..data.open import count_images
+from ..data.open import list_images
 from ..launch import Task
 from ..models.create import create_model
 from ..models.network import fixed_size, metadata, save_student
@@ -69,7 +69,7 @@ def run_seconds(
         file: caches the measurements, so that they are not repeated when a plan continues.
     """
     kept: dict[str, Any] = read_json(file, MeasuredSpeeds) or {}
-    counts: dict[str, tuple[int, int]] = {}
+    counts: dict[str, list[int]] = {}
     threads = max(1, torch.get_num_threads() // jobs)
     seconds = {}
     for task in tasks:
@@ -84,7 +84,7 @@ def run_seconds(
         speed = Speed(**kept[key])
         data = json.dumps([recipe.data, recipe.limit_train, recipe.limit_val, recipe.val_split])
         if data not in counts:
-            counts[data] = count_images(recipe, seed=0)
+            counts[data] = [len(images) for images in list_images(recipe)]
         train, val = counts[data]
         steps_per_epoch = max(1, train // recipe.batch_size)
         steps = steps_per_epoch * recipe.epochs

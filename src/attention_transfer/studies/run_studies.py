@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..config import Recipe, layered_recipe, named_recipe
-from ..data.open import count_images, has_boxes
+from ..data.open import list_images
 from ..errors import UserError
 from .options import StudyOptions
 from .table_file import Table, parse_table
@@ -73,7 +73,7 @@ def few_labels_table(options: StudyOptions, changes: dict[str, Any]) -> Table:
     """A row for each share of the labels; the teacher sees all of them."""
     base = _student_recipe(options, changes)
     limit = base.limit_train if "limit_train" in changes else None
-    images, _ = count_images(replace(base, limit_train=limit), seed=0)
+    images, _ = list_images(replace(base, limit_train=limit))
     epochs = base.epochs
     # The user's changes apply to the teacher as they are, and to the students by their share.
     teacher = {"limit_train": None} | _take(changes, "limit_train")
@@ -83,7 +83,7 @@ def few_labels_table(options: StudyOptions, changes: dict[str, Any]) -> Table:
         percent = number(word, "values")
         if not 0 < percent <= 100:
             raise UserError(f"values has {word}: expected shares in percent, above 0, at most 100")
-        count = max(1, round(images * percent / 100))
+        count = max(1, round(len(images) * percent / 100))
         budget = {"limit_train": count, "epochs": round(epochs * (100 / percent) ** STRETCH)}
         settings = {
             method_name(method): method_keys(method) | budget
@@ -139,7 +139,8 @@ def same_architecture_table(options: StudyOptions, changes: dict[str, Any]) -> T
 def localisation_table(options: StudyOptions, changes: dict[str, Any]) -> Table:
     """Networks of different accuracy: methods, each trained for several numbers of epochs."""
     base = _student_recipe(options, changes)
-    if not has_boxes(base):
+    _, val = list_images(base)
+    if val.boxes is None:
         raise UserError(
             f"study localisation needs boxes of objects, but {base.data} has none: "
             "expected --data digits, or folder:PATH with a boxes.csv"

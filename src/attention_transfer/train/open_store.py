@@ -20,8 +20,8 @@ from ..models.network import Network, check_classes
 from ..models.start import load_network
 from ..store.create import plan_store
 from ..store.fingerprint import teacher_record
-from ..store.header import ImagesRecord, default_folder, is_store, view_options
-from ..store.options import StoreOptions
+from ..store.header import Header, ImagesRecord, default_folder, is_store, view_options
+from ..store.options import PrecisionOptions
 from ..store.store import TeacherStore
 from ..taps import evaluating, parse_pairs, resolve_pairs, tap
 from ..teacher import TeacherOutput
@@ -87,7 +87,9 @@ def open_store(
             inputs = x, teacher.preprocess(example)
             layers = resolve_pairs(pairs, student.module, teacher.module, *inputs)
         names = [t for _, t in layers]
-        store = store_of_run(recipe, recipe, data, teacher, example, names, options)
+        header = plan_for(recipe, recipe, data, teacher, example, names, options)
+        folder = default_folder(header) if recipe.store is None else Path(recipe.store)
+        store = TeacherStore.create(folder, header).select(names, options)
     outputs = example_outputs(store, recipe, data.train, index, teacher)
     views = views_of(recipe)
     missing, total = store.count_missing(data.train.rows, views), len(data.train) * len(views)
@@ -107,24 +109,21 @@ def views_of(recipe: Recipe) -> range:
     return range(min(recipe.views, recipe.epochs))
 
 
-def store_of_run(
-    options: StoreOptions,
+def plan_for(
+    options: PrecisionOptions,
     augment: AugmentOptions,
     data: Dataset,
     teacher: Network,
     example: Tensor,
-    layers: Sequence[str],
+    layers: Sequence[str] | None,
     map_options: MapOptions | None,
-) -> TeacherStore:
-    """Opens or creates the store that a run with a teacher reads and fills.
+) -> Header:
+    """Plans the store of a teacher's outputs for views of the training images.
 
     Args:
-        layers: the teacher's layers of the pairs.
-
-    Raises:
-        UserError: for a folder with other content, or one that cannot be written.
+        layers: the teacher's layers whose maps are stored; None for all its stages.
     """
-    header = plan_store(
+    return plan_store(
         teacher.module,
         example,
         teacher_record(teacher),
@@ -136,8 +135,6 @@ def store_of_run(
         options.top_k,
         teacher.preprocess,
     )
-    folder = default_folder(header) if options.store is None else Path(options.store)
-    return TeacherStore.create(folder, header).select(layers, map_options)
 
 
 def example_outputs(

@@ -23,15 +23,13 @@ from ..models.start import check_network, load_network
 from ..runtime import ranks
 from ..runtime.process import make_fabric, set_up_process
 from ..runtime.resolve import RuntimeConfig, count_flops, resolve_runtime
-from ..store.create import plan_store
-from ..store.fingerprint import teacher_record
-from ..store.header import Header, is_store, view_options
+from ..store.header import Header, is_store
 from ..store.options import TeachOptions
 from ..store.store import TeacherStore
 from ..taps import Tap
 from . import fill_store
 from .images import open_images
-from .open_store import images_record
+from .open_store import plan_for
 
 
 def teach(options: TeachOptions, console: Console) -> dict[str, Any]:
@@ -70,18 +68,7 @@ def _teach(options: TeachOptions, console: Console) -> dict[str, Any]:
     check_network(network, example, f"the teacher {options.teacher}")
     flops = count_flops(network.module, network.preprocess(example[:1]))
     runtime = resolve_runtime(options, float(flops * len(data.train) * options.views))
-    header = plan_store(
-        network.module,
-        example,
-        teacher_record(network),
-        images_record(data),
-        view_options(options),
-        options.layers,
-        options.map_options,
-        options.store_dtype,
-        options.top_k,
-        network.preprocess,
-    )
+    header = plan_for(options, options, data, network, example, options.layers, options.map_options)
     if options.dry_run:
         print_plan(header, options.out, console)
         return _store_numbers(header, options.out)
