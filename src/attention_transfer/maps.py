@@ -144,7 +144,7 @@ def pair_losses(
             term = term * weight
         terms.append(term)
     if not terms:
-        raise UserError("at_loss got no pair of features: expected at least one")
+        raise UserError("no pair of features: expected at least one")
     return terms
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from .arguments import check_finite, check_module, check_same_device, check_switch, check_tensor
-from .errors import UserError
+from .errors import UserError, first_few, plural
 from .numerics import check_logits, cross_entropy
 from .ops.convolution import TwiceDifferentiable
 
@@ -189,6 +189,6 @@ def batch_dependence(model: nn.Module, name: str) -> str | None:
     if not layers:
         return None
     return (
-        f"{len(layers)} layers of {name} normalise by their batch ({layers[0]}, …), "
-        "so its input gradients depend on the rest of the batch"
+        f"{name} uses statistics of the batch in {plural(len(layers), 'layer')} "
+        f"({first_few(layers, 1)}), so its input gradients depend on the rest of the batch"
     )

@@ -65,7 +65,7 @@ class Store(Protocol):
     ) -> TeacherOutput:
         """The teacher's outputs for one view of some images."""
 
-    def sample(self, count: int) -> TeacherOutput:
+    def sample(self, count: int, device: torch.device | str = "cpu") -> TeacherOutput:
         """Outputs for some stored images; placeholders of the right shape if there are none."""
 
 

@@ -47,8 +47,8 @@ class Transfer(nn.Module):
     Copies (deepcopy, pickle, `AveragedModel`) have their own networks and are not compiled.
 
     Args:
-        student: images (N, C, H, W) -> logits (N, K). A compiled or wrapped student is unwrapped;
-            of a loaded model that contains its preprocessing, `.network` is trained, in place.
+        student: images (N, C, H, W) -> logits (N, K). A compiled or wrapped student is unwrapped.
+            If a loaded model contains its preprocessing, its `.network` is trained, in place.
         teacher: the same, trained; None if no method needs a teacher. A `TeacherStore` replaces the
             network: see `forward`.
         methods: `ActivationTransfer`, `KnowledgeDistillation`, …; by default labels only. A method
@@ -56,10 +56,11 @@ class Transfer(nn.Module):
         pairs: [(student layer, teacher layer)], or "auto": the stages of equal stride (needs
             `example`); "last2": the last two of these, and so on.
         example: a batch of training images, (N, C, H, W); the networks run on it in eval mode.
+            Several processes need the same example, because β = "auto" is computed from it.
         student_transform, teacher_transform: each network's preprocessing, such as normalisation.
         label_smoothing: of the cross-entropy, in [0, 1); input gradients take the plain labels.
-        example_teacher: the teacher's outputs for the example, if they are known. By default a
-            store takes those of other images, which it has.
+        example_teacher: the teacher's outputs for the example, if they are known. By default the
+            teacher runs on the example; a store gives its outputs for other images.
 
     Raises:
         UserError: (a ValueError) if a teacher or an example that a method needs is missing, no
@@ -99,7 +100,7 @@ class Transfer(nn.Module):
         self._frozen: tuple[FrozenTeacher, ...] = ()
         self.store: Store | None = None
         self.map_options = maps_to_read(methods, teacher)
-        # Whether attention is read instead of features: from the student, from the teacher.
+        # (student, teacher): whether attention is read instead of features.
         self._attention = False, False
         for method in methods:
             if method.needs_features:  # `check_methods` has found that they agree
@@ -163,7 +164,7 @@ class Transfer(nn.Module):
             # In the first call, because the caller may set the student's mode after construction.
             self._checked_first_batch = True
             if text := self.batch_dependence_warning():
-                warnings.warn(text, BatchStatisticsWarning, stacklevel=2)
+                warnings.warn(text, BatchStatisticsWarning, stacklevel=4)  # the caller
         if teacher is None:
             if self.store is not None:
                 raise UserError(
@@ -303,7 +304,7 @@ class Transfer(nn.Module):
         self, x: Tensor, teacher: TeacherOutput | None
     ) -> list[Tensor | StoredMap]:
         if teacher is None and self.store is not None:
-            teacher = self.store.sample(len(x))
+            teacher = self.store.sample(len(x), x.device)
         elif teacher is None:
             # The method of the class, as the instance's may be compiled for another batch size.
             teacher = Transfer.run_teacher(self, x)

@@ -68,7 +68,7 @@ class TestASoundTransfer:
 
 
 class TestNothingIsChanged:
-    @pytest.mark.filterwarnings("ignore:1 layers of the student normalise by their batch")
+    @pytest.mark.filterwarnings("ignore:the student uses statistics of the batch in 1 layer")
     @pytest.mark.parametrize("training", [True, False])
     @pytest.mark.parametrize("gradient", [True, False])
     def test_bit_for_bit(self, training, gradient):

@@ -179,7 +179,7 @@ def averaged(a: dict[str, Tensor], b: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: (value + b[name]) / 2 for name, value in a.items()}
 
 
-@pytest.mark.filterwarnings("ignore:.*layers of the student normalise")
+@pytest.mark.filterwarnings("ignore:.*the student uses statistics of the batch")
 def test_one_process_against_two(tmp_path):
     """The mean over the ranks is that of the global batch, for the parts and the gradients.
 

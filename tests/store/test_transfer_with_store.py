@@ -189,3 +189,34 @@ def test_auto_beta_comes_from_images_that_are_there(tmp_path):
     live = at.Transfer(Net(), teacher(), [at.ActivationTransfer()], example=x)
     said = kept.store.read(ROWS.sort().values)
     assert_same(kept(x, y, teacher=said).parts, live(x, y).parts, rtol=1e-4, atol=1e-6)
+
+
+def test_maps_of_other_images_are_on_the_device_of_the_student(tmp_path, monkeypatch):
+    store = filled(tmp_path / "store")
+    transfer = at.Transfer(Net(), store, [at.ActivationTransfer(beta=1)], example=batch()[0])
+    devices = []
+
+    def sample(count, device="cpu"):
+        devices.append(device)
+        return store.sample(count, device)
+
+    monkeypatch.setattr(transfer.store, "sample", sample)
+    transfer.features(batch()[0])
+    assert devices == [torch.device("cpu")]
+    assert store.sample(2, "meta").logits.device.type == "meta"
+    empty = at.create_store(tmp_path / "empty", teacher(), batch()[0], images=10, views=2)
+    output = empty.sample(2, "meta")
+    assert {t.device.type for t in (output.logits, *output.maps.values())} == {"meta"}
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_store_and_auto_beta_on_a_gpu(tmp_path):
+    store = filled(tmp_path / "store")
+    x, y = (t.cuda() for t in batch())
+    known = store.read(ROWS, 1, "cuda")
+    methods = [at.ActivationTransfer()]
+    transfer = at.Transfer(Net().cuda(), store, methods, example=x, example_teacher=known)
+    transfer.features(x)
+    transfer(x, y, teacher=known).loss.backward()
+    # DDP broadcasts the buffers, and NCCL needs them on the GPU.
+    assert {buffer.device.type for buffer in transfer.buffers()} == {"cuda"}

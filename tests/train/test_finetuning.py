@@ -150,9 +150,9 @@ def test_the_warning_about_batch_normalisation_names_the_flag(command, tmp_path)
     line = f"distill --student {student} --method symmetry --max-steps 2 {FLAGS} --lr 0.01"
     said = command(f"{line} --out a")
     assert said.status == 0, said.err
-    assert "2 layers of the student normalise by their batch" in said.out
+    assert "the student uses statistics of the batch in 2 layers" in said.out
     assert "(--freeze-bn; in Python, put these layers in eval mode)" in said.out
-    assert "normalise by their batch" not in command(f"{line} --out b --freeze-bn").out
+    assert "statistics of the batch" not in command(f"{line} --out b --freeze-bn").out
 
 
 def test_nothing_to_freeze(tmp_path):

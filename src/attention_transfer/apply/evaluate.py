@@ -44,7 +44,8 @@ def evaluate_network(
 
     `name` is a run folder, or a model with trained weights as for a teacher. `spec` names the data,
     by default that of the run. `precision` is by default that of the run, and fp32 for models.
-    `trust_code`: the run may name a network FILE.py:FACTORY; if `name` is one, it is trusted.
+    `trust_code`: allow a run whose network is FILE.py:FACTORY; a `name` of that form is trusted
+    in any case.
 
     Raises:
         UserError: for a network without trained weights, for data with other classes, and without

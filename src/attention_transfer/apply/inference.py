@@ -53,8 +53,8 @@ def profile(
     batch = image.repeat(batch_size, 1, 1, 1).to(memory_format=torch.channels_last)
     with evaluating(network):
         flops = count_flops(network, image)
-        batch_seconds = _median_seconds(network, batch)
-        image_seconds = _median_seconds(network, image)
+        batch_seconds = median_seconds(network, batch)
+        image_seconds = median_seconds(network, image)
     return {
         "parameters": sum(p.numel() for p in network.module.parameters()),
         "flops": flops,
@@ -66,10 +66,11 @@ def profile(
     }
 
 
-def _median_seconds(network: nn.Module, x: Tensor) -> float:
+def median_seconds(network: nn.Module, x: Tensor, min_run_time: float = 0.2) -> float:
+    """Seconds of `network(x)`, measured for `min_run_time` seconds or more."""
     from torch.utils.benchmark import Timer
 
     names = {"network": network, "x": x}
     # Timer's own default is one thread.
     timer = Timer("network(x)", globals=names, num_threads=torch.get_num_threads())
-    return timer.blocked_autorange(min_run_time=0.2).median
+    return timer.blocked_autorange(min_run_time=min_run_time).median

@@ -47,7 +47,8 @@ def load_by_name(name: str, trust_code: bool = False) -> Network:
     """The network of a run, or a model by name with trained or random weights.
 
     Args:
-        trust_code: a run may name a network FILE.py:FACTORY; if `name` is one, it is trusted.
+        trust_code: allow a run whose network is FILE.py:FACTORY; a `name` of that form is trusted
+            in any case.
 
     Raises:
         UserError: for a folder that is not a finished run, and for an unknown model.

@@ -14,7 +14,7 @@ from ..data.dataset import Images
 from ..data.decode import decode_into
 from ..data.images import ImageSet, balanced_subset
 from ..data.open import open_data
-from ..errors import UserError
+from ..errors import UserError, about
 from ..maps import as_grid, attention_map
 from ..models.network import Network
 from ..models.start import run_once
@@ -45,10 +45,8 @@ def stage_maps(
             logits, features = tapped(network.preprocess(x))
         maps = []
         for layer, f in features.items():
-            try:
+            with about(layer):
                 maps.append(map_on_grid(f, kind, p))
-            except UserError as error:
-                raise UserError(f"{layer}: {error}") from error
         return logits.float(), maps
 
 
@@ -222,10 +220,8 @@ def _column(
         layers, map_kind = _attention_or_sum(model, layers, x)
         if map_kind == "sum":
             notes.append(f"{name} has no attention layers: its maps are of kind sum")
-    try:
+    with about(name):
         logits, maps = stage_maps(model, layers, x, map_kind, p)
-    except UserError as error:
-        raise UserError(f"{name}: {error}") from error
     by_stage = {layer: m.numpy() for layer, m in zip(layers, maps, strict=True)}
     if kind == "gradient":
         by_stage["input gradient"] = gradient_map(model, x).numpy()

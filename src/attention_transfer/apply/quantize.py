@@ -9,7 +9,9 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -92,7 +94,7 @@ def _quantize(exact: Path, out: Path, images: Images) -> None:
         quantize_static(
             prepared,
             out,
-            _calibration(images),
+            SimpleNamespace(get_next=partial(next, _batches(images), None)),
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=list(QUANTIZED),
             per_channel=True,
@@ -109,20 +111,6 @@ def _quantize(exact: Path, out: Path, images: Images) -> None:
     for other in [entry for entry in model.opset_import if entry.domain not in used]:
         model.opset_import.remove(other)
     onnx.save(model, out)
-
-
-def _calibration(images: Images) -> Any:
-    """The images in batches, as a reader for onnxruntime."""
-    from onnxruntime.quantization import CalibrationDataReader
-
-    class Reader(CalibrationDataReader):
-        def __init__(self) -> None:
-            self.batches = _batches(images)
-
-        def get_next(self) -> dict[str, Any] | None:
-            return next(self.batches, None)
-
-    return Reader()
 
 
 def _batches(images: Images) -> Iterator[dict[str, Any]]:

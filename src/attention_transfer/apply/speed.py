@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import statistics
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from ..models.network import load_trained, run_fingerprint
-from ..runtime.resolve import synchronize
 from ..taps import evaluating
+from .inference import median_seconds
 from .load import inference_model
 
 ROUNDS = 9
@@ -76,16 +75,9 @@ def _spread(values: list[float]) -> dict[str, float]:
 
 
 def _seconds(model: nn.Module, images: Tensor) -> float:
-    """Seconds per call: the mean over the calls of one round."""
+    """Seconds per call in one round."""
     with evaluating(model):
-        calls, start = 0, time.perf_counter()
-        while True:
-            model(images)
-            calls += 1
-            synchronize(images.device)
-            elapsed = time.perf_counter() - start
-            if elapsed > ROUND_SECONDS:
-                return elapsed / calls
+        return median_seconds(model, images, ROUND_SECONDS)
 
 
 def _peak_mib(model: nn.Module, images: Tensor) -> float | None:

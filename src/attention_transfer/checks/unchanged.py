@@ -16,7 +16,7 @@ from ..transfer import Transfer
 
 @contextmanager
 def trial_step(transfer: Transfer, device: torch.device) -> Iterator[None]:
-    """For an eager step that leaves networks, transfer and random states as they were."""
+    """Runs the block in eager mode, then restores the networks, `transfer` and random states."""
     with (
         unchanged(transfer),
         random_states_kept(device),

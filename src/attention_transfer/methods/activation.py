@@ -36,8 +36,8 @@ class ActivationTransfer(PairedBetaMethod):
             training images. A pair that cannot teach is left out.
         kind, p, convention, resize, norm, axis, weights: as in `at_loss`.
         decay: `constant`, `linear` or `cosine` (both to zero), `step` (×0.2 at 30, 60 and 80 % of
-            the training), or `warm-up` (from zero over the first tenth), alone or before one of
-            them (`warm-up+linear`).
+            the training), or `warm-up` (from zero over the first tenth), alone or before a fall
+            (`warm-up+linear`).
         teacher_kind: the kind of the teacher's maps, if it differs from `kind`. "attention" is the
             class token's attention in a transformer's block; `kind="attention"` reads it from the
             student as well; see `tap`.
@@ -96,29 +96,29 @@ class ActivationTransfer(PairedBetaMethod):
                 f"weights has {len(self.pair_weights)} numbers for {len(pairs)} pairs: "
                 "expected one for each pair"
             )
-        # Dicts, so that an error names the layers.
-        names = [f"pair {j} ({s} ← {t})" for j, (s, t) in enumerate(pairs)]
-        students = dict(zip(names, student, strict=True))
-        maps.map_loss(students, dict(zip(names, teacher, strict=True)), self.options)
+        if not pairs:
+            raise UserError("no pair of features: expected at least one")
+        teacher_maps = []
+        for j, ((s, t), fs, ft) in enumerate(zip(pairs, student, teacher, strict=True)):
+            _, y = maps.paired_maps(fs, ft, self.options, f"pair {j} ({s} ← {t})")
+            teacher_maps.append(y.cpu().double())  # MPS has no float64
         if self.is_auto:
-            spreads = [self._spread(s, t) for s, t in zip(student, teacher, strict=True)]
-            self.set_auto_betas(pairs, student, spreads, self._units(student, teacher))
+            spreads = [self._spread(y) for y in teacher_maps]
+            self.set_auto_betas(pairs, student, spreads, self._units(teacher_maps))
 
-    def _units(self, student: StudentLayers, teacher: TeacherLayers) -> list[float]:
+    def _units(self, teacher_maps: list[Tensor]) -> list[float]:
         """The β of each pair for which its term is ½‖D‖², or ½‖D‖ under `paper`."""
-        units = self.pair_weights or [1.0] * len(student)
+        units = self.pair_weights or [1.0] * len(teacher_maps)
         convention = self.options.convention
         if convention == "paper":
             return units
-        converted = []
-        for unit, fs, ft in zip(units, student, teacher, strict=True):
-            positions = maps.paired_maps(fs, ft, self.options)[0].shape[1]
-            converted.append(maps.convert_beta(unit, "caffe", convention, positions))
-        return converted
+        return [
+            maps.convert_beta(unit, "caffe", convention, y.shape[1])
+            for unit, y in zip(units, teacher_maps, strict=True)
+        ]
 
-    def _spread(self, student: Tensor, teacher: Tensor | StoredMap) -> float:
-        """The distance of the teacher's maps from their mean over the images, unbiased."""
-        y = maps.paired_maps(student, teacher, self.options)[1].double()
+    def _spread(self, y: Tensor) -> float:
+        """The distance of the teacher's maps (N, M) from their mean over the images, unbiased."""
         options = self.options
         # The spread is a mean of ½‖·‖², the convention `caffe`, which does not depend on M.
         if options.convention == "authors":

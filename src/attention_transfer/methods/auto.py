@@ -27,7 +27,7 @@ class PairedBetaMethod(BetaMethod):
     """
 
     has_auto_beta = True
-    what = "map"  # the name, for messages, of what the method compares
+    what = "map"  # what the method compares, for messages
 
     def __init__(self, beta: float | str, decay: str):
         super().__init__(beta, decay)
@@ -91,7 +91,7 @@ class PairedBetaMethod(BetaMethod):
         betas = [AUTO_WEIGHT / sum(used) * unit for unit in units]
         for j in self.left_out:
             betas[j] = 0.0
-        self.auto_betas = torch.tensor(betas)
+        self.auto_betas = torch.tensor(betas, device=student[0].device)
         # From the buffer, so that a continued run has the same values: the buffer is float32.
         self._auto_betas = self.auto_betas.tolist()
 

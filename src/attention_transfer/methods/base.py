@@ -65,11 +65,13 @@ class Method(nn.Module):
     needs_live_teacher: ClassVar[str | None] = None
     # The attention maps that it reads from a store, if any.
     map_options: MapOptions | None = None
-    # Whether it reads attention instead of features: from the student, from the teacher.
+    # (student, teacher): whether it reads attention instead of features.
     reads_attention: tuple[bool, bool] = (False, False)
     # {name of another method: {option: its default if both are chosen}}
     defaults_with: ClassVar[dict[str, dict[str, Any]]] = {}
     decay: str = "constant"
+    # Whether a student may begin to learn the labels late, even if the weight is right.
+    starts_slowly: bool = False
 
     @property
     def belongs_to_a_transfer(self) -> bool:
@@ -91,11 +93,6 @@ class Method(nn.Module):
     def cross_entropy_share(self, progress: TrainingFraction = None) -> float | Tensor:
         """The factor that this method leaves to the cross-entropy."""
         return 1.0
-
-    @property
-    def starts_slowly(self) -> bool:
-        """Whether a student may begin to learn the labels late, even if the weight is right."""
-        return False
 
     def weight_advice(self, change: str) -> str:
         """Advice for a weight that is too small or too large; `change` is "raise" or "lower"."""
@@ -127,16 +124,13 @@ class BetaMethod(Method):
         # Under "auto" each pair has its own weight, and β is 1.
         self.is_auto = self.has_auto_beta and beta == AUTO
         self.beta = 1.0 if self.is_auto else check_weight(beta, "beta")
+        self.starts_slowly = self.is_auto
 
     def weight(self, progress: TrainingFraction) -> float | Tensor:
         return self.beta * schedule_factor(self.decay, progress)
 
     def weights(self, progress: TrainingFraction) -> dict[str, float]:
         return {"beta": float(self.weight(progress))}
-
-    @property
-    def starts_slowly(self) -> bool:
-        return self.is_auto
 
     def weight_advice(self, change: str) -> str:
         if not self.has_auto_beta:

@@ -96,10 +96,6 @@ class KnowledgeDistillation(Method):
     def cross_entropy_share(self, progress: TrainingFraction = None) -> float | Tensor:
         return 1 - self.weight(progress)
 
-    @property
-    def starts_slowly(self) -> bool:
-        return True
-
     def weight_advice(self, change: str) -> str:
         if change == "raise":
             return "raise --alpha"

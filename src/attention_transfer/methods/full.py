@@ -125,7 +125,7 @@ class FullActivationTransfer(PairedBetaMethod):
         for j, (fs, ft) in enumerate(zip(student, teacher, strict=True)):
             assert isinstance(ft, Tensor), "no store: needs_live_teacher"
             features = _on_one_grid(fs, ft, f"pair {j}")[1]
-            y = maps.normalize_map(features.flatten(1)).double()
+            y = maps.normalize_map(features.flatten(1)).cpu().double()  # MPS has no float64
             freedom = max(1, len(y) - 1)
             spreads.append(float((y - y.mean(0)).square().sum() / 2 / freedom))
             units.append(y.shape[1] / 2)  # the loss is a mean over the elements

@@ -131,7 +131,7 @@ def _by_method(
     """{method: value} of --beta or --decay; empty if it is not given."""
     value = getattr(options, key)
     if value is None:
-        # The recipes of the paper have None.
+        # None means the published β, for the paper's recipes; config.py gives the others auto.
         return {"at": PUBLISHED_BETA} if key == "beta" and "at" in parameters else {}
     having = [name for name, accepted in parameters.items() if key in accepted]
     if not having:

@@ -1,7 +1,7 @@
 """The activation loss with a hand-written backward, for eager mode; `maps` has the plain formulas.
 
-Q = Σ_c |A_c|^p (or max_c), Y = Q / r, r = max(‖Q‖₂, 1e-12). With g = ∂L/∂Y, where the rest of the
-loss has the size N×M:
+Q = Σ_c |A_c|^p (or max_c), Y = Q / r, r = max(‖Q‖₂, 1e-12). With g = ∂L/∂Y, of
+size N×M as in the rest of the loss:
     ∂L/∂Q   = (g − Y·⟨Y, g⟩) / r      (without the projection where ‖Q‖₂ is below the bound)
     ∂L/∂A_c = ∂L/∂Q · p·|A_c|^{p−1}·sign(A_c)      for `sum`; for `max` at the arg-max channel only
 Backward keeps A in its own dtype (no float32 copy), r of each sample, and tensors of the size N×M.

@@ -219,19 +219,19 @@ class TeacherStore:
             part[absent] = values[absent]
         return self._output(parts, logits.device)
 
-    def sample(self, count: int) -> TeacherOutput:
+    def sample(self, count: int, device: torch.device | str = "cpu") -> TeacherOutput:
         """The outputs for `count` evenly spaced images of view 0 that have outputs.
 
         If no image has outputs, the logits are 0 and the maps are uniform.
         """
         rows = self.filled(torch.arange(self.header.images.count)).nonzero().flatten()
         if len(rows):
-            return self.read(rows[torch.linspace(0, len(rows) - 1, count).long()])
+            return self.read(rows[torch.linspace(0, len(rows) - 1, count).long()], device=device)
         maps = {}
         for array in self._arrays:
             if array.entry.layer is not None:
-                maps[array.entry.name] = torch.ones(count, *array.row_shape)
-        return TeacherOutput(torch.zeros(count, self.classes), maps=maps)
+                maps[array.entry.name] = torch.ones(count, *array.row_shape, device=device)
+        return TeacherOutput(torch.zeros(count, self.classes, device=device), maps=maps)
 
     @property
     def classes(self) -> int:
