@@ -140,6 +140,8 @@ def test_maps_are_upsampled_smoothly():
         ({"pictures": torch.rand(3, 16, 16)}, r"pictures has the shape \(3, 16, 16\)"),
         ({"tile": 0}, "tile is 0: expected a whole number of pixels, at least 8"),
         ({"classes": ["cat"]}, "there are 1 classes for 3 logits"),
+        ({"layers": "two"}, "'two'"),
+        ({"models": "net"}, "models is 'net'"),
     ],
 )
 def test_wrong_arguments_of_maps(x, arguments, message):

@@ -78,6 +78,7 @@ def maps(
             f"tile is {shown(tile)}: expected a whole number of pixels, at least {SMALLEST_TILE}"
         )
     if not isinstance(models, Mapping):
+        check_module(models, "models")
         models = {"": models}
     if isinstance(layers, Mapping) and (unknown := sorted(layers.keys() - models.keys())):
         raise UserError(
@@ -122,9 +123,8 @@ def _column(
     reduction = kind
     if kind == "gradient":
         reduction = "sum"
-    layers = list(dict.fromkeys(layers))
     logits, drawn = stage_maps(network, layers, x, reduction, p)
-    by_layer = {layer: _as_array(m) for layer, m in zip(layers, drawn, strict=True)}
+    by_layer = {layer: _as_array(m) for layer, m in zip(dict.fromkeys(layers), drawn, strict=True)}
     if kind == "gradient":
         with evaluating(module):
             gradient = input_gradient(module, x, logits.argmax(1))

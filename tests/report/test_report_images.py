@@ -140,6 +140,17 @@ def test_confusions_without_a_student_alone_are_against_the_teacher(tmp_path, ma
     assert (comparison.corrected, comparison.spoiled) == (0, 1)
 
 
+def test_confusions_of_seeds_with_other_classes_are_left_out(tmp_path, make_run):
+    runs = [make_run(tmp_path, name, "at", seed, 30) for seed, name in enumerate(("one", "two"))]
+    for run in runs:
+        write_answers(run, [0, 0, 1, 1, 2, 0], teacher=[0, 0, 1, 1, 2, 2])
+    with np.load(runs[1].predictions_file) as file:
+        arrays = dict(file) | {"classes": np.array([*CLASSES, "eel"])}
+    np.savez(runs[1].predictions_file, **arrays)
+    (comparison,) = compare_confusions(group_runs([read_run(run) for run in runs]))
+    assert comparison.images == 6
+
+
 def test_confusions_need_the_same_images(tmp_path, make_run):
     alone, at = (make_run(tmp_path, name, name, 0, 30) for name in ("none", "at"))
     write_answers(alone, [0, 0, 1, 1, 2, 2], labels=[0, 1, 0, 1, 2, 2])

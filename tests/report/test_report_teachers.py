@@ -170,6 +170,14 @@ def test_top5_half_a_line_and_an_unfinished_log_of_the_authors(tmp_path):
         read_run(RunFolder(folder))
 
 
+def test_an_epoch_that_is_no_number(tmp_path):
+    folder = write_authors(tmp_path / "run", epochs=2)
+    text = (folder / "log.txt").read_text()
+    (folder / "log.txt").write_text(text.replace('"epoch": 1}', '"epoch": [1]}'))
+    run = read_run(RunFolder(folder))
+    assert [row["epoch"] for row in run.metrics] == [None, 2]
+
+
 def test_compare_takes_folders_of_the_authors(command, tmp_path):
     write_authors(tmp_path / "run", beta=1000.0, alpha=0.9, teacher_id="elsewhere")
     said = command("compare run --out r.html")

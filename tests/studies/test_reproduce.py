@@ -145,7 +145,7 @@ def test_somebodys_file_is_no_table(command: Command, again: Path, suffix):
     mine = again / "out" / f"mine-seeds=2-epochs=1-limit_train=64{suffix}"
     mine.write_text('{"title": "mine"}')
     said = command(f"{LINE} --seeds 2")
-    assert said.status == 2 and f"{mine.name} exists, and no table of this tool" in said.err
+    assert said.status == 2 and f"{mine.name} exists, and is no table of this tool" in said.err
     assert mine.read_text() == '{"title": "mine"}'
     assert command(f"{LINE} --seeds 2 --force").status == 0
     assert mine.read_text() != '{"title": "mine"}'

@@ -243,8 +243,11 @@ def test_activations_that_are_kept():
         ("study cost --seeds 3", "--seeds is given, but study cost does not read it"),
         ("study cost --epochs 3", "trains nothing"),
         ("study beta --pairs a:b", "does not read it"),
-        ("study beta --conventions mine", "expected authors, paper, caffe"),
+        ("study beta --conventions mine", "expected one of authors, paper, caffe"),
         ("study few-labels --values 0", "expected positive numbers"),
+        ("study few-labels --values 101", "at most 100"),
+        ("study localisation --values 1.5", "expected whole numbers"),
+        ("study cost --pairs wrn-10-1:wrn-10-1,oops", "expected TEACHER:STUDENT"),
         ("study cost --pairs wrn-10-1", "expected TEACHER:STUDENT"),
     ],
 )
@@ -256,5 +259,6 @@ def test_mistakes_are_one_line(command: Command, line, words):
 
 def test_names_of_pairs():
     assert split_pair("timm/a:pretrained:zoo:b") == ("timm/a:pretrained", "zoo:b")
+    assert split_pair("nets.py:make:wrn-16-1") == ("nets.py:make", "wrn-16-1")
     with pytest.raises(UserError):
         split_pair("a:b:c")

@@ -99,6 +99,7 @@ def test_an_unknown_table_names_the_nearest():
             "unknown setting of mine, row None:a, 'DK'",
         ),
         ({"options": {"method": "at"}}, "options has method: expected it in settings"),
+        ({"settings": {"teacher": {}}}, "mine: a setting is called teacher"),
         ({"settings": {"KD": {"teacher": "zoo:x"}}}, "KD has teacher: expected it in rows"),
         ({"settings": {"KD": {"trust-code": True}}}, "expected it as the flag --trust-code"),
         ({"teacher_options": {"trust_code": True}}, "expected it as the flag --trust-code"),

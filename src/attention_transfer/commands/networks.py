@@ -191,7 +191,7 @@ def view(arguments: dict[str, Any]) -> None:
             host = f"[{host}]"
         print(f"http://{host}:{port}/ shows {plural(len(viewer.viewed), 'network')}", flush=True)
         serve(viewer, listening)
-    # `serve` returns after Ctrl-C or SIGTERM, with which every command ends with status 130.
+    # After Ctrl-C or SIGTERM `serve` returns; every command then ends with status 130.
     raise KeyboardInterrupt("the page is closed")
 
 

@@ -1,4 +1,4 @@
-"""The class `Command`."""
+"""`Command`: its function, its options and its help."""
 
 from __future__ import annotations
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,7 +10,6 @@ from ..config import recipe_from_flags
 from ..console import make_console
 from ..options import Int, from_mapping, option, option_specs
 from ..outputs import Force, JsonFile, check_json, write_numbers
-from ..run_folder import RunFolder
 from ..store.options import teach_groups, teach_options
 from .launch_options import LaunchOptions, distill_groups, train_groups
 from .shared import Command
@@ -44,17 +42,8 @@ def _launch(command: str, arguments: dict[str, Any]) -> None:
     if global_rank() == 0 and all(folder.finished for folder in folders):
         for line in next_steps(launch.out, folders):
             print(line)
-        write_numbers(launch.json, _summaries(folders))
-
-
-def _summaries(folders: Sequence[RunFolder]) -> dict[str, Any]:
-    """The summary.json of each finished run, with its folder."""
-    runs = []
-    for folder in folders:
-        summary = folder.summary()
-        if summary is not None:
-            runs.append({"folder": str(folder), **summary})
-    return {"runs": runs}
+        summaries = [{"folder": str(folder)} | (folder.summary() or {}) for folder in folders]
+        write_numbers(launch.json, {"runs": summaries})
 
 
 def teach(arguments: dict[str, Any]) -> None:

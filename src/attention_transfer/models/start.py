@@ -187,7 +187,8 @@ def check_network(network: Network, images: Tensor, name: str) -> None:
     Raises:
         UserError: if it fails on them, or returns anything but logits (N, classes).
     """
-    outputs = check_logits(run_once(network, images, name), name)
+    advice = " (if it is made for another size, give that as --image-size)"
+    outputs = check_logits(run_once(network, images, name, advice), name)
     classes = len(network.classes)
     if outputs.shape[1] != classes:
         raise UserError(
@@ -196,8 +197,10 @@ def check_network(network: Network, images: Tensor, name: str) -> None:
         )
 
 
-def run_once(network: Network, images: Tensor, name: str) -> Any:
-    """The output of a network for these images, in eval mode; errors call it `name`.
+def run_once(network: Network, images: Tensor, name: str, advice: str = "") -> Any:
+    """The output of a network for these images, in eval mode.
+
+    Errors call the network `name` and end with `advice`.
 
     Raises:
         UserError: with the network's error if it fails, for example because images are too small.
@@ -211,6 +214,5 @@ def run_once(network: Network, images: Tensor, name: str) -> Any:
         reason = " ".join(str(error).split()[:30])
         raise UserError(
             f"{name} fails on images of {height}×{width}{user_code_location(error)}: "
-            f"{type(error).__name__}: {reason} (if it is made for another size, give that as "
-            "--image-size)"
+            f"{type(error).__name__}: {reason}{advice}"
         ) from error

@@ -36,7 +36,7 @@ def read_authors_run(folder: Path) -> LoadedRun:
     options = epochs[0] if epochs else {}
     run = LoadedRun(folder, _config(folder, options, epochs))
     # A run that was continued after a crash logged some epochs twice.
-    by_epoch = {epoch.get("epoch"): _metrics(epoch) for epoch in epochs}
+    by_epoch = {row["epoch"]: row for row in map(_metrics, epochs)}
     run.metrics = list(by_epoch.values())
     last = run.metrics[-1] if run.metrics else {}
     planned = finite_number(options.get("epochs"))
@@ -83,7 +83,8 @@ def _model(options: dict[str, Any]) -> str:
 
 def _metrics(epoch: dict[str, Any]) -> dict[str, Any]:
     """An epoch's metrics under our names; the ImageNet script logs top-1 and top-5 accuracy."""
-    row: dict[str, Any] = {"epoch": epoch.get("epoch")}
+    number = finite_number(epoch.get("epoch"))
+    row: dict[str, Any] = {"epoch": None if number is None else int(number)}
     for ours, theirs in (("train_loss", "train_loss"), ("val_loss", "test_loss")):
         row[ours] = finite_number(epoch.get(theirs))
     for part, theirs in (("train", "train_acc"), ("val", "test_acc")):

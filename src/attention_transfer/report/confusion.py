@@ -68,6 +68,7 @@ def _compare(row: SettingRow) -> ConfusionComparison | None:
     if not pairs:
         return None
     classes = pairs[0][0].classes
+    pairs = [pair for pair in pairs if pair[0].classes == classes]  # the data may have changed
     before = after = np.zeros((len(classes), len(classes)))
     corrected = spoiled = 0
     for student, answers in pairs:

@@ -115,7 +115,7 @@ class LoadedRun:
 
     @cached_property
     def predictions(self) -> StoredPredictions | None:
-        """The predictions for all validation images; None if the run, such as an old one, has none.
+        """The predictions for all validation images; None if the run stored none.
 
         Raises:
             UserError: if predictions.npz cannot be read.

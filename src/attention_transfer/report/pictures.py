@@ -146,13 +146,9 @@ def image_address(image: np.ndarray) -> str:
     """An image (H, W, 3) uint8 as a picture inside a page; small images are lossless."""
     from PIL import Image
 
-    height, width = image.shape[:2]
-    scale = LARGEST_IMAGE / max(height, width)
     picture = Image.fromarray(image)
-    if scale < 1:
-        size = max(1, round(width * scale)), max(1, round(height * scale))
-        picture = picture.resize(size, Image.Resampling.LANCZOS)
-    if max(height, width) <= TILE:
+    picture.thumbnail((LARGEST_IMAGE, LARGEST_IMAGE), Image.Resampling.LANCZOS)
+    if max(image.shape[:2]) <= TILE:
         return _address(picture, lossless=True)
     return _address(picture, quality=85)
 

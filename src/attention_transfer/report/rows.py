@@ -103,7 +103,7 @@ class SettingRow:
         return student / teacher
 
     def speed(self, *keys: str) -> float | None:
-        """A number measured together with the other rows; all seeds have the same network."""
+        """A number of `run.speed`, from the first seed that has one: all have the same network."""
         values = (finite_number(get_nested(run.speed, *keys)) for run in self.runs)
         return next((value for value in values if value is not None), None)
 

@@ -24,7 +24,7 @@ Kind = Literal["setting", "result", "cost"]
 DESCRIPTIONS = {
     "seeds": "finished runs",
     "error %": "validation error, mean ± sample standard deviation",
-    "fp32 error %": "of the weights in float32, as exported, if error % is under bfloat16",
+    "fp32 error %": "error of the exported float32 weights, if the run was trained in bfloat16",
     "median": "median error over the seeds, %",
     "min–max": "lowest and highest error, %",
     "Δ alone": "points of error against the student alone; below zero is better",
@@ -35,7 +35,7 @@ DESCRIPTIONS = {
     "inference images/s": "forward only, in batches of 128: median, and lowest to highest",
     "latency ms": "forward of one image: median, and lowest to highest",
     "peak MiB": "of a forward pass of 128 images, beyond the weights",
-    "precision": "in which the runs were trained and their speeds were measured",
+    "precision": "of the training and of the speed measurement",
     "training images/s": "of the run: median over the epochs",
     "minutes": "to train one seed",
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,17 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from ..console import make_console
+from ..errors import UserError
 from ..launch import Task, attempt, run_tasks
 from ..train.finish import describe_summary
 from ..train.resume import check_finished
 
 
 def check_runs(tasks: Iterable[Task]) -> None:
-    """Raises `UserError` if the finished run of a task is another one. Others check themselves."""
+    """Raises `UserError` if a task's folder holds another finished run.
+
+    Unfinished runs are checked when they continue.
+    """
     for task in tasks:
         if task.folder.finished:
             check_finished(task.folder, task.recipe)
@@ -125,7 +130,9 @@ class RunsProgress(Progress):
     def _read_progress(self) -> None:
         done = sum(self._seconds[path] for path in self._ended)
         for path, (task, line) in list(self._running.items()):
-            rows = task.folder.metrics()
+            rows: list[dict[str, Any]] = []
+            with suppress(UserError):  # a damaged file: the run itself reports it
+                rows = task.folder.metrics()
             if rows:
                 share = rows[-1]["epoch"] / task.recipe.epochs
                 error = 100 * (1 - rows[-1]["val_accuracy"])

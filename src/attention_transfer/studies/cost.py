@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,7 @@ def run_cost(
 ) -> None:
     """Measures every network of the pairs in every form, interleaved; writes table and plot.
 
-    The files are named `stem` and an ending.
+    The files are those of `table_files(stem)`.
 
     Raises:
         UserError: for a pair without a colon, and an unknown network.
@@ -58,20 +59,20 @@ def run_cost(
     runtime = resolve_runtime(from_mapping(RuntimeOptions, device))
     size = {"batch_size": changes.get("batch_size", BATCH)}
     batch = from_mapping(TrainingOptions, size).batch_size
-    pairs = list(options.pairs or PAIRS)
+    pairs = {pair: split_pair(pair) for pair in options.pairs or PAIRS}
     lines_file, _, page_file, picture = table_files(stem)
     check_table_files([lines_file, page_file, picture], options.force)
     lines: list[Line] = []
     notes: list[str] = []
-    for pair in pairs:
-        names = split_pair(pair)
+    for pair, names in pairs.items():
         if options.dry_run:
             console.out(f"{pair}: {ROUNDS} rounds of each form")
             continue
         with console.status(pair):
-            lines += measure_pair(pair, names, runtime.device, batch, notes)
+            trust_code = bool(changes.get("trust_code"))
+            lines += measure_pair(pair, names, runtime.device, batch, notes, trust_code)
     if options.dry_run:
-        write_numbers(options.json, {"pairs": pairs, "rounds": ROUNDS})
+        write_numbers(options.json, {"pairs": [*pairs], "rounds": ROUNDS})
         return
     machine = environment(runtime)
     title = f"Costs, batches of {batch}, on {machine_name(machine)}"
@@ -93,23 +94,27 @@ def run_cost(
 
 
 def split_pair(pair: str) -> tuple[str, str]:
-    """Splits `teacher:student`; names of models may contain colons (`:pretrained`)."""
-    # Characters that no name has stand in for the colons inside names.
-    words = pair.replace(":pretrained", "\0").replace("zoo:", "\1").split(":")
-    if len(words) != 2 or not all(words):
+    """Splits `teacher:student`; names of models may contain colons."""
+    name = r"(zoo:[^:]+|[^:]+\.py:\w+|[^:]+(?::pretrained)?)"
+    match = re.fullmatch(f"{name}:{name}", pair)
+    if match is None:
         raise UserError(f"pairs has {pair!r}: expected TEACHER:STUDENT")
-    teacher, student = (w.replace("\0", ":pretrained").replace("\1", "zoo:") for w in words)
-    return teacher, student
+    return match[1], match[2]
 
 
 def measure_pair(
-    pair: str, names: tuple[str, str], device: str, batch: int, notes: list[str]
+    pair: str,
+    names: tuple[str, str],
+    device: str,
+    batch: int,
+    notes: list[str],
+    trust_code: bool = False,
 ) -> list[Line]:
     """A line for each network and form."""
     forms: dict[tuple[str, str], tuple[nn.Module, Tensor]] = {}
     facts: dict[str, Line] = {}
     for role, name in zip(("teacher", "student"), names, strict=True):
-        network = load_by_name(name)
+        network = load_by_name(name, trust_code)
         size = own_size(name, network) or (224, 224)
         images = torch.rand(batch, 3, *size, device=device)
         images = images.to(memory_format=torch.channels_last)

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, Field
 
 from ..data.options import COLUMNS
-from ..options import Bool, Int, comma_separated, option
+from ..options import Bool, Float, Int, comma_separated, option
 from ..outputs import Force, JsonFile
 
 TABLES = ("table1", "table2", "table3", "table4", "table5")
@@ -46,6 +46,8 @@ def named_specs(value: Any) -> Any:
 
 SEEDS = 5  # of the paper's tables
 Names = Annotated[tuple[str, ...], BeforeValidator(comma_separated)]
+Positive = Annotated[Float, Field(gt=0, allow_inf_nan=False)]
+Positives = Annotated[tuple[Positive, ...], BeforeValidator(comma_separated)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,11 +118,11 @@ class StudyOptions(PlanOptions):
         option("Methods to compare.", expected="methods, like at,kd", default_text="the study's"),
     ] = ()
     values: Annotated[
-        Names,
+        Positives,
         option(
             "beta: values of β; few-labels: shares of the training images, in percent; "
             "localisation: epochs of each network.",
-            expected="numbers, like 0.3,1,3",
+            expected="positive numbers, like 0.3,1,3",
             default_text="the study's",
         ),
     ] = ()

@@ -21,8 +21,8 @@ from ..store.header import view_options
 from ..train.options import TrainingOptions
 from .table_file import TEACHER, Row, Table
 
-# Not in the digest as they are: the folder's name has model, method and seed, and other runs are
-# added relative to the root.
+# The folder's name contains model, method and seed; paths of other runs enter the digest relative
+# to the root.
 NOT_IN_DIGEST = ("seed", "teacher", "student_weights", "model", "method")
 
 
@@ -177,7 +177,7 @@ class _Planner:
         options = self.table.options | row.options
         spec = self.data.get(row.data or "")
         if spec is not None:
-            # In its place in the order, so that the options stay above the defaults of the data.
+            # A layer below the options, so that they override the defaults of the data.
             layers.append({"data": spec})
             options.pop("data", None)
         return [*layers, options]

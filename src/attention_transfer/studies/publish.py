@@ -27,7 +27,8 @@ def check_table_files(files: list[Path], force: bool) -> None:
     """Raises `UserError` if a table would replace files that no table wrote.
 
     Args:
-        files: what is written, the JSON lines first: a folder with files of a table has them.
+        files: the files to write, the JSON lines first: they show whether existing files are a
+            table's.
     """
     existing = [file for file in files if file.exists()]
     for file in existing:
@@ -35,7 +36,7 @@ def check_table_files(files: list[Path], force: bool) -> None:
             raise UserError(f"{file} is no file: choose another --out")
     if existing and not force and not is_table_data(files[0]):
         raise UserError(
-            f"{existing[0]} exists, and no table of this tool: choose another --out, or add "
+            f"{existing[0]} exists, and is no table of this tool: choose another --out, or add "
             "--force to replace it"
         )
 

@@ -143,4 +143,6 @@ def check_complete(plan: Plan) -> None:
         return
     left = len(plan.unfinished)
     first = next(iter(plan.errors.values()))
-    raise RunError(f"{left} of {plural(len(plan.tasks), 'run')} are not finished; first: {first}")
+    raise RunError(
+        f"{left} of {plural(len(plan.tasks), 'run')} are not finished; the first error: {first}"
+    )

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 from ..config import Recipe, layered_recipe, named_recipe
 from ..data.open import list_images
-from ..errors import UserError
+from ..errors import UserError, check_choice
 from .options import StudyOptions
 from .table_file import Table, parse_table
 
@@ -23,13 +22,13 @@ BETAS = {
 }
 DECAYS = ("constant", "linear")
 SHARES = (1.0, 10.0, 100.0)  # of the labels, in percent
-# Fewer labels get more epochs, by the root of the factor: between equal epochs and equal steps.
+# Fewer labels get more epochs, by the square root: between equal epochs and equal steps.
 STRETCH = 0.5
 METHOD_NAMES = {"none": "student alone", "at": "AT", "kd": "KD", "at+kd": "AT+KD", "full": "F-ActT"}
 # Chosen in short runs (results/cifar10-gradient.md); AT has β = auto.
 GRADIENT_BETA = 0.02
 GRADIENT_METHODS = ("gradient", "symmetry", "min-l2")
-# Where the settings have epochs of their own, the user's are those of the teacher.
+# If the settings have their own epochs, the user's --epochs applies to the teacher.
 LENGTH = ("epochs", "milestones")
 # A teacher of the same network must have another seed than the student.
 TEACHER_SEED = 1000
@@ -54,9 +53,8 @@ def beta_table(options: StudyOptions, changes: dict[str, Any]) -> Table:
     """Settings for every convention, decay and β."""
     settings: Settings = {"student alone": {"method": "none"}}
     for convention in options.conventions or tuple(BETAS):
-        if convention not in BETAS:
-            raise UserError(f"convention {convention!r}: expected {', '.join(BETAS)}")
-        values = [number(word, "values") for word in options.values] or BETAS[convention]
+        check_choice("convention", convention, BETAS)
+        values = options.values or BETAS[convention]
         for decay in DECAYS:
             for beta in values:
                 keys = {"beta": beta, "convention": convention, "decay": decay}
@@ -75,14 +73,13 @@ def few_labels_table(options: StudyOptions, changes: dict[str, Any]) -> Table:
     limit = base.limit_train if "limit_train" in changes else None
     images, _ = list_images(replace(base, limit_train=limit))
     epochs = base.epochs
-    # The user's changes apply to the teacher as they are, and to the students by their share.
+    # The teacher gets the user's limit, each student its share of it.
     teacher = {"limit_train": None} | _take(changes, "limit_train")
     run_length = _take(changes, *LENGTH)
     rows = []
-    for word in options.values or tuple(map(str, SHARES)):
-        percent = number(word, "values")
-        if not 0 < percent <= 100:
-            raise UserError(f"values has {word}: expected shares in percent, above 0, at most 100")
+    for percent in options.values or SHARES:
+        if percent > 100:
+            raise UserError(f"values has {percent:g}: expected shares in percent, at most 100")
         count = max(1, round(len(images) * percent / 100))
         budget = {"limit_train": count, "epochs": round(epochs * (100 / percent) ** STRETCH)}
         settings = {
@@ -149,7 +146,9 @@ def localisation_table(options: StudyOptions, changes: dict[str, Any]) -> Table:
     shares = (1 / 12, 1 / 4, 1 / 2, 1.0)
     lengths = [max(1, round(epochs * share)) for share in shares]
     if options.values:
-        lengths = [whole_number(word, "values") for word in options.values]
+        lengths = [round(epochs) for epochs in options.values]
+        if lengths != [*options.values]:
+            raise UserError("values are numbers of epochs here: expected whole numbers, like 1,3,6")
     settings: Settings = {}
     for method in ("none", *(options.methods or ("at", "kd", "at+kd"))):
         for length in dict.fromkeys(lengths):
@@ -201,29 +200,6 @@ def _table(
         "rows": [pair | row for row in rows or [{}]],
     }
     return parse_table(values, f"study {options.study}")
-
-
-def number(word: str, flag: str) -> float:
-    """A positive number of a flag.
-
-    Raises:
-        UserError: for anything else.
-    """
-    try:
-        value = float(word)
-    except ValueError:
-        value = math.nan
-    if not 0 < value < math.inf:
-        raise UserError(f"{flag} has {word!r}: expected positive numbers")
-    return value
-
-
-def whole_number(word: str, flag: str) -> int:
-    """As `number`, for whole numbers."""
-    value = number(word, flag)
-    if not value.is_integer():
-        raise UserError(f"{flag} has {word!r}: expected whole numbers of epochs")
-    return int(value)
 
 
 TABLES: dict[str, Callable[[StudyOptions, dict[str, Any]], Table]] = {

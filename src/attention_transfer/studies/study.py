@@ -69,7 +69,7 @@ def run_study(
     if name == "cost":
         from .cost import run_cost
 
-        unused = [key for key in changes if key not in ("device", "batch_size")]
+        unused = [key for key in changes if key not in ("device", "batch_size", "trust_code")]
         if unused:
             flag = unused[0].replace("_", "-")
             raise UserError(f"--{flag} is given, but study cost trains nothing: leave it out")

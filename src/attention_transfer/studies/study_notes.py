@@ -30,7 +30,9 @@ def study_notes(name: str, data: TableData) -> list[str]:
     if name == "mechanisms":
         notes.append("Each setting has as many epochs as the FLOPs of AT allow.")
     if name == "few-labels":
-        notes.append("Fewer labels get more epochs, by the root of the factor.")
+        notes.append(
+            "Fewer labels get more epochs, by the square root: 1 % of them, 10 times the epochs."
+        )
     if name == "localisation":
         notes += localisation_notes(data)
     return notes

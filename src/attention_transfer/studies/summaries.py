@@ -127,7 +127,7 @@ def _error_percent(accuracy: float) -> float:
     return round(100 * (1 - accuracy), 4)
 
 
-# The first line of a table's JSON lines has one of these beside its title.
+# The first line of a table's JSON lines has a title and one of these keys.
 TABLE_KEYS = {"metrics", "environment"}
 
 

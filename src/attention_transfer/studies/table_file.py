@@ -105,6 +105,12 @@ def parse_table(values: Mapping[str, Any], name: str) -> Table:
         place = ".".join(map(str, first["loc"]))
         hint = nearest(str(first["loc"][-1]), Table.model_fields | Row.model_fields)
         raise UserError(f"{name}: {place}: {first['msg']}{hint}") from None
+    for names in (table.settings, *(row.settings or {} for row in table.rows)):
+        if TEACHER in names:
+            raise UserError(
+                f"{name}: a setting is called {TEACHER}, like the teacher's own row: expected "
+                "another name"
+            )
     _check_keys(table, name)
     _check_rows(table, name)
     for row in table.rows:
