@@ -69,6 +69,23 @@ class TestLayers:
             preflight(make(at.FullActivationTransfer(), **{side: net}), *batch(8)) == []
         )  # channels tell it enough
 
+    @pytest.mark.parametrize("side", ["student", "teacher"])
+    def test_a_norm_of_each_position(self, side):
+        class ChannelNorm(nn.LayerNorm):
+            def forward(self, x):
+                return super().forward(x.movedim(1, -1)).movedim(-1, 1)
+
+        net = Net()
+        norm = ChannelNorm(net.two[0].out_channels)
+        nn.init.uniform_(norm.weight, 0.5, 2)  # so that the map is not quite uniform
+        net.two.norm = norm
+        pair = {"student": ("two.norm", "two"), "teacher": ("two", "two.norm")}
+        assert_only(
+            "warning",
+            f"the {side}'s layer two.norm is a ChannelNorm, which gives each position nearly",
+            findings_of(make(at.ActivationTransfer(), pairs=[pair[side]], **{side: net})),
+        )
+
     def test_one_position(self):
         class Pooled(Net):
             def __init__(self, **options):

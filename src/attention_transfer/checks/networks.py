@@ -13,7 +13,13 @@ from ..errors import UserError, first_few
 from ..map_inputs import StoredMap
 from ..maps import attention_map
 from ..methods.activation import ActivationTransfer
-from ..taps import depth_share, try_stages, unwrap
+from ..taps import (
+    depth_share,
+    normalises_positions,
+    split_preprocessing,
+    try_stages,
+    unwrap,
+)
 from ..transfer import Transfer
 from .findings import STAGES_HINT, Finding, NetworkIO, networks
 
@@ -106,14 +112,26 @@ def check_layers(transfer: Transfer, features: Features, x: Tensor) -> Iterator[
     spatial = any(method.options.axis == "space" for method in attention)
     # If all images are equal, equal features are no fault.
     images_differ = bool((x != x[:1]).any())
+    nets = dict(networks(transfer))
     for j, side in enumerate(("student", "teacher")):
         layers = {pair[j]: f for pair, f in zip(transfer.pairs, features[j], strict=True)}
         for layer, feature in layers.items():
             if isinstance(feature, StoredMap):
                 feature = feature.as_features()
             problem = _feature_problem(feature, images_differ, spatial)
+            if problem is None and spatial and side in nets:
+                problem = _norm_problem(nets[side], layer)
             if problem is not None:
                 yield Finding(problem.level, f"the {side}'s layer {layer} {problem.text}")
+
+
+def _norm_problem(network: nn.Module, layer: str) -> Finding | None:
+    """The finding for a layer whose map is flat up to its weights."""
+    module = split_preprocessing(network)[0].get_submodule(layer)
+    if not normalises_positions(module):
+        return None
+    text = f"is a {type(module).__name__}, which gives each position nearly the same energy"
+    return Finding("warning", f"{text}, so its map says little: choose the layer before it")
 
 
 def _feature_problem(feature: Tensor, images_differ: bool, spatial: bool) -> Finding | None:

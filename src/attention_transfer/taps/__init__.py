@@ -13,5 +13,5 @@ from .pairs import (
     resolve_pairs,
     unpaired_stages,
 )
-from .stages import Stage, stages, try_stages
+from .stages import Stage, normalises_positions, stages, try_stages
 from .trace import depth_share

@@ -158,7 +158,7 @@ def _last_at_each_size(root: Call, size: Size) -> dict[Size | None, Call]:
         if times_called[call.name] > 1:
             continue  # a tap cannot distinguish the calls of a ReLU or pooling that is shared
         before = last.get(call.size)
-        if before is not None and _normalises_positions(call.module):
+        if before is not None and normalises_positions(call.module):
             continue
         # BN-ReLU after a block is a pre-activation and belongs to the next stage, such as WRN's
         # `bn` after `group2`. After a single convolution, it is the end of conv-BN-ReLU.
@@ -173,7 +173,7 @@ def _last_at_each_size(root: Call, size: Size) -> dict[Size | None, Call]:
     return last
 
 
-def _normalises_positions(module: nn.Module) -> bool:
+def normalises_positions(module: nn.Module) -> bool:
     """Whether a layer gives each position the same energy, so that its attention map is flat."""
     return isinstance(module, (nn.LayerNorm, nn.RMSNorm)) and len(module.normalized_shape) == 1
 
@@ -246,7 +246,7 @@ def _ends_in_norm(call: Call) -> bool:
         return False
     *_, blocks, norm = call.children
     in_list = blocks.name.rpartition(".")[2].isdigit()  # PVTv2's stages call the blocks of a list
-    if in_list and _normalises_positions(norm.module):
+    if in_list and normalises_positions(norm.module):
         return bool(blocks.children) and blocks.size == call.size
     if not isinstance(blocks.module, nn.Sequential) or not blocks.children:
         return False
