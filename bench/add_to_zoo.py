@@ -51,6 +51,7 @@ def add(run: Path, name: str, half: bool, data: str | None, about: str) -> Path:
         )
         stored = RunFolder(folder).summary() or {}
         stored["stored_accuracy"] = metrics["accuracy"]
+        stored["attention"] = metrics.get("attention")
         write_json(folder / "summary.json", stored)
         card = model_card(name, stored, RunFolder(folder), about)
         (folder / "README.md").write_text(card)

@@ -128,9 +128,8 @@ def stacked(
     cells = []
     for table in tables:
         names = only or [cell.setting for cell in table.cells]
-        found = (table.cell("", name) for name in names)
-        name = table.title if row is None else row
-        cells += [replace(cell, row=name) for cell in found if cell is not None]
+        found = (cell for name in names for cell in table.cells if cell.setting == name)
+        cells += [replace(cell, row=table.title if row is None else row) for cell in found]
     return TableData({}, cells)
 
 

@@ -323,7 +323,12 @@ def test_evaluate(command, student_run, tmp_path):
     assert (said.status, said.err) == (0, "")
     assert f"error {100 * (1 - accuracy):.2f} %" in said.out
     assert "on 100 images" in said.out
-    assert json.loads((tmp_path / "found.json").read_text())["accuracy"] == accuracy
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["accuracy"] == accuracy
+    attention = json.loads((student_run / "summary.json").read_text())["attention"]
+    assert found["attention"] == attention
+    text = f"attention of the last stage: {100 * attention['in_box'][-1]:.1f} % in the box"
+    assert text in said.out and f"on {attention['images']} images" in said.out
 
 
 def test_evaluate_on_other_data(command, mistake, teacher_run, tmp_path):

@@ -161,7 +161,7 @@ def test_correlations_are_those_of_the_runs():
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        (f"study localisation {NETS} {SMALL} --methods at --values 1 --seeds 2", "AT, 1 epochs"),
+        (f"study localisation {NETS} {SMALL} --methods at --values 1 --seeds 2", "AT, 1 epoch"),
         (f"study same-architecture {NETS} {SMALL} --methods kd --seeds 2", "same: WRN-10-1"),
     ],
 )

@@ -22,6 +22,7 @@ from ..models.start import check_network, load_network
 from ..run_folder import RunFolder, is_folder_name, replacing
 from .inference import as_input
 from .load import inference_model
+from .maps import attention_in_box, layer_names
 
 EVALUATION_BATCH = 500
 # Streamed images are large, and each worker prefetches a few batches.
@@ -41,6 +42,8 @@ def evaluate_network(
     trust_code: bool = False,
 ) -> dict[str, Any]:
     """Loss and accuracy of a trained network on validation images.
+
+    If the data has boxes of objects, `attention` says how well the attention agrees with them.
 
     `name` is a run folder, or a model with trained weights as for a teacher. `spec` names the data,
     by default that of the run. `precision` is by default that of the run, and fp32 for models.
@@ -64,9 +67,13 @@ def evaluate_network(
         check_network(network, as_input(data.val.batch(slice(0, 2))), name)
     network.check_classes(data.classes, name)
     model = inference_model(network, device, precision)
-    metrics = evaluate(model, data.val.to(model.device), EVALUATION_BATCH, model.device)
+    images = data.val.to(model.device)
+    metrics = evaluate(model, images, EVALUATION_BATCH, model.device)
     about = {"images": len(data.val), "precision": model.precision}
-    return {"run": name, "data": data.spec, **metrics, **about}
+    numbers = {"run": name, "data": data.spec, **metrics, **about}
+    if images.boxes is not None:
+        numbers["attention"] = attention_in_box(model, layer_names(model, images), images)
+    return numbers
 
 
 def run_and_data(

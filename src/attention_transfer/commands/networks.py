@@ -48,6 +48,14 @@ def evaluate(arguments: dict[str, Any]) -> None:
         f"loss {numbers['loss']:.4f} on {plural(numbers['images'], 'image')} "
         f"in {numbers['precision']}"
     )
+    if (attention := numbers.get("attention")) is not None:
+        share, hits = attention["in_box"][-1], attention["pointing"][-1]
+        area, random = attention["box_area"], attention["random_pointing"][-1]
+        print(
+            f"attention of the last stage: {100 * share:.1f} % in the box "
+            f"(chance {100 * area:.1f} %), pointing game {100 * hits:.1f} % "
+            f"(chance {100 * random:.1f} %) on {plural(attention['images'], 'image')}"
+        )
     write_numbers(options.json, numbers)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..config import Recipe, layered_recipe, named_recipe
 from ..data.open import list_images
-from ..errors import UserError, check_choice
+from ..errors import UserError, check_choice, plural
 from .options import StudyOptions
 from .table_file import Table, parse_table
 
@@ -152,7 +152,7 @@ def localisation_table(options: StudyOptions, changes: dict[str, Any]) -> Table:
     settings: Settings = {}
     for method in ("none", *(options.methods or ("at", "kd", "at+kd"))):
         for length in dict.fromkeys(lengths):
-            name = f"{method_name(method)}, {length} epochs"
+            name = f"{method_name(method)}, {plural(length, 'epoch')}"
             settings[name] = method_keys(method) | {"epochs": length}
     return _table("Attention and the object", options, settings, recipe_options=run_length)
 

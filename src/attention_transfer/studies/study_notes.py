@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import statistics
 
-from ..report.formats import signed
+from ..errors import plural
+from ..report.formats import MINUS, signed
 from ..stats import Estimate, paired_difference, rank_correlation
 from .summaries import Line, TableData
 from .table_file import TEACHER
@@ -44,7 +45,7 @@ def localisation_notes(data: TableData) -> list[str]:
     every_run = [run for runs in groups.values() for run in runs]
     by_length: dict[str, list[Line]] = {}
     for run in (run for name, runs in groups.items() if name != TEACHER for run in runs):
-        by_length.setdefault(f"after {run['epochs']} epochs", []).append(run)
+        by_length.setdefault(f"after {plural(run['epochs'], 'epoch')}", []).append(run)
     notes = [
         "Networks of one method or one length are not independent of each other, so the intervals "
         "of the correlations are too narrow."
@@ -73,7 +74,8 @@ def localisation_notes(data: TableData) -> list[str]:
 
 
 def estimate_text(estimate: Estimate) -> str:
-    return f"{estimate.value:.2f}{_interval(estimate)}, p = {estimate.p:.2g}, n = {estimate.n}"
+    value = f"{estimate.value:.2f}".replace("-", MINUS)
+    return f"{value}{_interval(estimate)}, p = {estimate.p:.2g}, n = {estimate.n}"
 
 
 def _interval(estimate: Estimate) -> str:
