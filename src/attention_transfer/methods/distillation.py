@@ -73,6 +73,7 @@ class KnowledgeDistillation(Method):
 
     name = "kd"
     needs_teacher = True
+    starts_slowly = True
 
     def __init__(self, alpha: float = 0.9, temperature: float = 4.0, decay: str = "constant"):
         super().__init__()
